@@ -1,0 +1,399 @@
+#include "layer.h"
+
+#include <ATen/Parallel.h>
+#include <ATen/ops/addmm.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/mm.h>
+#include <ATen/ops/sum.h>
+#include <ATen/ops/zeros.h>
+
+#include <algorithm>
+#include <atomic>
+#include <numeric>
+#include <string>
+
+#include "capability.h"
+#include "schedule.h"
+
+namespace sstkern {
+
+namespace {
+
+std::atomic<int64_t> forward_runs{0}, backward_runs{0}, latest_threads{0};
+
+// Multiply-adds a thread should have in the time loop at least: waking one costs about as long as this many take.
+constexpr int64_t kThreadWork = 1 << 17;
+
+Cell cell_by_name(std::string_view name) {
+  if (name == "lstm") return Cell::lstm;
+  if (name == "gru") return Cell::gru;
+  if (name == "rnn_tanh") return Cell::rnn_tanh;
+  if (name == "rnn_relu") return Cell::rnn_relu;
+  TORCH_CHECK_VALUE(false, "cell '", std::string(name), "' has no CPU kernel; there is one for lstm, gru, rnn_tanh and rnn_relu");
+}
+
+// bfloat16 and float16 are storage only: a call computes in float32.
+at::ScalarType compute_type(at::ScalarType type) { return type == at::kBFloat16 || type == at::kHalf ? at::kFloat : type; }
+
+at::Tensor prepare(const at::Tensor& tensor) { return tensor.to(compute_type(tensor.scalar_type())).contiguous(); }
+
+struct Weights {
+  at::Tensor ih, hh, bias_ih, bias_hh, hr;  // as torch.nn names them; undefined where the layer has none
+};
+
+struct Sizes {
+  int64_t steps, batch, input, hidden, output, directions;
+};
+
+void check_size(const char* name, const at::Tensor& tensor, at::IntArrayRef expected, const at::Tensor& x) {
+  TORCH_CHECK(tensor.sizes() == expected, name, ": expected shape ", expected, ", got ", tensor.sizes());
+  TORCH_CHECK(tensor.scalar_type() == x.scalar_type(), name, ": expected dtype ", x.scalar_type(), " like x, got ", tensor.scalar_type());
+  TORCH_CHECK(tensor.device() == x.device(), name, ": expected device ", x.device(), " like x, got ", tensor.device());
+}
+
+// The operators' arguments, checked: whatever is read below lies inside its tensor.
+template <class T>
+struct Arguments {
+  Kernels<T> kernels;
+  Sizes size;
+  at::ScalarType type;
+  at::Tensor x;
+  std::vector<Weights> weights;
+  at::Tensor h0, states0;  // (directions, batch, .); states0 undefined where the cell carries h alone
+  BatchSchedule schedule;
+
+  Arguments(Cell cell, const at::Tensor& x, at::TensorList given, at::TensorList hx, const std::optional<at::Tensor>& lengths,
+            bool has_bias, bool bidirectional)
+      : kernels(kernels_for<T>(cell)),
+        size(sizes(x, given, bidirectional, kernels.gates)),
+        type(x.scalar_type()),
+        x(x.to(compute_type(type))),
+        schedule(lengths, size.steps, size.batch) {
+    const int64_t per_direction = static_cast<int64_t>(given.size()) / size.directions, gates = kernels.gates * size.hidden;
+    const bool projected = per_direction == 3 + 2 * has_bias;
+    TORCH_CHECK(projected || per_direction == 2 + 2 * has_bias, "weights: expected ", 2 + 2 * has_bias, " (or one more with a projection) for each direction, got ",
+                given.size(), " for ", size.directions, " direction(s)");
+    TORCH_CHECK(!projected || kernels.projects, "weights: this cell has no projection (weight_hr)");
+    for (int64_t d = 0; d < size.directions; ++d) {
+      const at::TensorList mine = given.slice(d * per_direction, per_direction);
+      check_size("weight_ih", mine[0], {gates, size.input}, x);
+      check_size("weight_hh", mine[1], {gates, size.output}, x);
+      Weights w{prepare(mine[0]), prepare(mine[1]), {}, {}, {}};
+      if (has_bias) {
+        check_size("bias_ih", mine[2], {gates}, x);
+        check_size("bias_hh", mine[3], {gates}, x);
+        w.bias_ih = prepare(mine[2]);
+        w.bias_hh = prepare(mine[3]);
+      }
+      if (projected) {
+        check_size("weight_hr", mine[per_direction - 1], {size.output, size.hidden}, x);
+        w.hr = prepare(mine[per_direction - 1]);
+      }
+      TORCH_CHECK(projected || size.output == size.hidden, "weight_hh: expected ", size.hidden, " columns without a projection, got ", size.output);
+      weights.push_back(std::move(w));
+    }
+    TORCH_CHECK(static_cast<int64_t>(hx.size()) == 1 + kernels.states, "hx: expected ", 1 + kernels.states, " state(s), got ", hx.size());
+    check_size("h_0", hx[0], {size.directions, size.batch, size.output}, x);
+    h0 = prepare(hx[0]);
+    if (kernels.states == 0) return;
+    check_size("c_0", hx[1], {size.directions, size.batch, size.hidden}, x);
+    states0 = prepare(hx[1]);
+  }
+
+  bool projected() const { return weights[0].hr.defined(); }
+  int64_t gates() const { return kernels.gates * size.hidden; }
+  int64_t states() const { return kernels.states * size.hidden; }
+  int64_t extras() const { return (kernels.states + kernels.extras) * size.hidden; }
+  int64_t all_rows() const { return size.steps * size.batch; }
+  // gates and extras of a direction, and its hidden states where there is a projection.
+  int64_t saved_per_direction() const { return projected() ? 3 : 2; }
+
+  at::Tensor empty(at::IntArrayRef shape) const { return at::empty(shape, x.options()); }
+  at::Tensor zeros(at::IntArrayRef shape) const { return at::zeros(shape, x.options()); }
+  at::Tensor as_given(const at::Tensor& tensor) const { return tensor.to(type); }
+
+ private:
+  static Sizes sizes(const at::Tensor& x, at::TensorList given, bool bidirectional, int64_t gates) {
+    TORCH_CHECK(x.dim() == 3, "x: expected 3 dimensions (time steps, batch, features), got shape ", x.sizes());
+    const int64_t directions = bidirectional ? 2 : 1;
+    TORCH_CHECK(given.size() >= 2 && given.size() % directions == 0, "weights: got ", given.size(), " tensors for ", directions, " direction(s)");
+    TORCH_CHECK(given[0].dim() == 2 && given[1].dim() == 2, "weight_ih and weight_hh: expected 2 dimensions, got shapes ", given[0].sizes(),
+                " and ", given[1].sizes());
+    return {x.size(0), x.size(1), x.size(2), given[1].size(0) / gates, given[1].size(1), directions};
+  }
+};
+
+template <class T>
+const T* read(const at::Tensor& tensor) {
+  return tensor.defined() ? tensor.const_data_ptr<T>() : nullptr;
+}
+
+template <class T>
+T* write(const at::Tensor& tensor) {
+  return tensor.defined() ? tensor.mutable_data_ptr<T>() : nullptr;
+}
+
+template <class T>
+at::Tensor pack_plain(const Arguments<T>& a, const at::Tensor& matrix) {
+  const int64_t depth = matrix.size(0), columns = matrix.size(1);
+  at::Tensor packed = a.empty({a.kernels.plain_packed_size(depth, columns)});
+  a.kernels.pack_plain(read<T>(matrix), depth, columns, matrix.stride(0), matrix.stride(1), write<T>(packed));
+  return packed;
+}
+
+template <class T>
+at::Tensor pack_recurrent(const Arguments<T>& a, const at::Tensor& weight_hh) {
+  at::Tensor packed = a.empty({a.kernels.recurrent_packed_size(a.size.hidden, a.size.output)});
+  a.kernels.pack_recurrent(read<T>(weight_hh), a.size.hidden, a.size.output, write<T>(packed));
+  return packed;
+}
+
+// Runs run(direction, first position, count, working memory) over all positions of all directions. Rows of a batch are independent:
+// a thread takes a range of positions through all time steps and waits for nobody.
+template <class Row, class T, class Run>
+void share_among_threads(const Arguments<T>& a, const Run& run) {
+  const int64_t work = a.size.directions * a.schedule.rows() * a.gates() * a.size.output;
+  const int64_t threads = std::clamp<int64_t>(work / kThreadWork, 1, at::in_parallel_region() ? 1 : at::get_num_threads());
+  const std::vector<int64_t> bounds = a.schedule.split(threads / std::gcd(threads, a.size.directions));
+  const int64_t ranges = static_cast<int64_t>(bounds.size()) - 1, tasks = ranges * a.size.directions;
+  std::vector<Row> rows(a.size.directions * a.size.batch);
+  std::atomic<int64_t> took_part{0};
+  const auto run_tasks = [&](int64_t begin, int64_t end) {
+    ++took_part;
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t direction = task / ranges, first = bounds[task % ranges], count = bounds[task % ranges + 1] - first;
+      run(direction, first, count, rows.data() + direction * a.size.batch + first);
+    }
+  };
+  if (threads == 1)
+    run_tasks(0, tasks);
+  else
+    at::parallel_for(0, tasks, 1, run_tasks);
+  latest_threads = took_part.load();
+}
+
+template <class T>
+Recurrence<T> recurrence(const Arguments<T>& a, int64_t direction) {
+  Recurrence<T> r;
+  r.schedule = a.schedule.view();
+  r.reverse = direction == 1;
+  r.hidden_size = a.size.hidden;
+  r.output_size = a.size.output;
+  r.h0 = read<T>(a.h0) + direction * a.size.batch * a.size.output;
+  r.states0 = a.kernels.states ? read<T>(a.states0) + direction * a.size.batch * a.states() : nullptr;
+  r.output_row = a.size.directions * a.size.output;
+  r.output_step = a.size.batch * r.output_row;
+  return r;
+}
+
+using LayerResult = std::tuple<at::Tensor, std::vector<at::Tensor>, std::vector<at::Tensor>>;
+
+template <class T>
+LayerResult forward(const Arguments<T>& a, bool save_for_backward) {
+  const Sizes& size = a.size;
+  const at::Tensor x = a.schedule.gather(a.x);
+  at::Tensor output = a.empty({size.steps, size.batch, size.directions * size.output});
+  at::Tensor h_n = a.empty({size.directions, size.batch, size.output});
+  at::Tensor states_n = a.empty({size.directions, size.batch, a.states()});
+  // Rows for every time step, though only the valid ones are touched: a shape that does not depend on the lengths' values.
+  const int64_t kept = save_for_backward ? a.all_rows() : size.batch;
+  std::vector<at::Tensor> saved, packed;
+  std::vector<Forward<T>> calls;
+  for (int64_t d = 0; d < size.directions; ++d) {
+    const Weights& w = a.weights[d];
+    at::Tensor gates = a.empty({a.all_rows(), a.gates()}), extras = a.empty({kept, a.extras()});
+    at::Tensor rows = gates.narrow(0, 0, a.schedule.rows());
+    if (w.bias_ih.defined())
+      at::addmm_out(rows, w.bias_ih, x, w.ih.t());
+    else
+      at::mm_out(rows, x, w.ih.t());
+    Forward<T> f{recurrence(a, d)};
+    packed.push_back(pack_recurrent(a, w.hh));
+    f.weight_hh = read<T>(packed.back());
+    f.bias_hh = read<T>(w.bias_hh);
+    f.output = write<T>(output) + d * size.output;
+    f.h_n = write<T>(h_n) + d * size.batch * size.output;
+    f.states_n = write<T>(states_n) + d * size.batch * a.states();
+    f.gates = write<T>(gates);
+    f.extras = write<T>(extras);
+    f.save_for_backward = save_for_backward;
+    saved.insert(saved.end(), {gates, extras});
+    f.weight_hr = nullptr;
+    f.hidden = nullptr;
+    if (a.projected()) {
+      packed.push_back(pack_plain(a, w.hr.t()));
+      f.weight_hr = read<T>(packed.back());
+      saved.push_back(a.empty({kept, size.hidden}));
+      f.hidden = write<T>(saved.back());
+    }
+    calls.push_back(f);
+  }
+  share_among_threads<ForwardRow<T>>(a, [&](int64_t direction, int64_t first, int64_t count, ForwardRow<T>* rows) {
+    a.kernels.forward(calls[direction], first, count, rows);
+  });
+  ++forward_runs;
+  if (!save_for_backward) saved.clear();
+  // A rounded output would not be the h that the recurrence went on with.
+  if (save_for_backward && a.type != output.scalar_type()) saved.push_back(output);
+  std::vector<at::Tensor> hx_n{a.as_given(h_n)};
+  if (a.kernels.states) hx_n.push_back(a.as_given(states_n));
+  return {a.as_given(output), hx_n, saved};
+}
+
+// Which gradients a call wants, in the order of its flat inputs: x, every weight, every state.
+struct Wanted {
+  const c10::List<bool>& flags;
+  int64_t per_direction, weights;
+
+  bool x() const { return flags[0]; }
+  bool weight(int64_t direction, int64_t index) const { return flags[1 + direction * per_direction + index]; }
+  bool state(int64_t index) const { return flags[1 + weights + index]; }
+};
+
+template <class T>
+struct BackwardBuffers {
+  at::Tensor dgates_x, dgates_h, dh_total, dhidden, weight_hh, weight_hr;
+};
+
+template <class T>
+std::vector<at::Tensor> backward(const Arguments<T>& a, const at::Tensor& given_output, at::TensorList saved,
+                                 const std::optional<at::Tensor>& given_grad_output, at::TensorList grad_hx, const c10::List<bool>& needs) {
+  const Sizes& size = a.size;
+  const int64_t rows = a.schedule.rows(), per_direction = a.saved_per_direction(), weights = (2 + 2 * a.weights[0].bias_ih.defined() + a.projected());
+  const at::Tensor output = a.type == a.x.scalar_type() ? given_output.contiguous() : saved.back();
+  at::Tensor grad_output;
+  if (given_grad_output.has_value()) grad_output = prepare(*given_grad_output);
+  at::Tensor dh = prepare(grad_hx[0]).clone(), dstates;
+  if (a.kernels.states) dstates = prepare(grad_hx[1]).clone();
+
+  std::vector<BackwardBuffers<T>> buffers;
+  std::vector<Backward<T>> calls;
+  for (int64_t d = 0; d < size.directions; ++d) {
+    const Weights& w = a.weights[d];
+    BackwardBuffers<T> b;
+    b.dgates_x = a.empty({rows, a.gates()});
+    b.dgates_h = a.kernels.same_gate_gradients ? b.dgates_x : a.empty({rows, a.gates()});
+    b.weight_hh = pack_plain(a, w.hh);
+    if (a.projected()) {
+      b.weight_hr = pack_plain(a, w.hr);
+      b.dh_total = a.empty({rows, size.output});
+      b.dhidden = a.empty({size.batch, size.hidden});
+    }
+    Backward<T> f{recurrence(a, d)};
+    f.weight_hh = read<T>(b.weight_hh);
+    f.weight_hr = read<T>(b.weight_hr);
+    f.output = read<T>(output) + d * size.output;
+    f.grad_output = grad_output.defined() ? read<T>(grad_output) + d * size.output : nullptr;
+    f.gates = read<T>(saved[d * per_direction]);
+    f.extras = read<T>(saved[d * per_direction + 1]);
+    f.dgates_x = write<T>(b.dgates_x);
+    f.dgates_h = write<T>(b.dgates_h);
+    f.dh_total = write<T>(b.dh_total);
+    f.dhidden = write<T>(b.dhidden);
+    f.dh = write<T>(dh) + d * size.batch * size.output;
+    f.dstates = a.kernels.states ? write<T>(dstates) + d * size.batch * a.states() : nullptr;
+    buffers.push_back(b);
+    calls.push_back(f);
+  }
+  share_among_threads<BackwardRow<T>>(a, [&](int64_t direction, int64_t first, int64_t count, BackwardRow<T>* working) {
+    a.kernels.backward(calls[direction], first, count, working);
+  });
+  ++backward_runs;
+
+  // After the loop every gradient is one matrix product over all valid rows.
+  const Wanted wanted{needs, weights, weights * size.directions};
+  std::vector<at::Tensor> gradients;
+  if (wanted.x()) {
+    at::Tensor dx = at::mm(buffers[0].dgates_x, a.weights[0].ih);
+    if (size.directions == 2) dx.addmm_(buffers[1].dgates_x, a.weights[1].ih);
+    gradients.push_back(a.schedule.scatter(dx));
+  }
+  at::Tensor x;
+  for (int64_t d = 0; d < size.directions; ++d) {
+    const BackwardBuffers<T>& b = buffers[d];
+    int64_t index = 0;
+    if (wanted.weight(d, index++)) {
+      if (!x.defined()) x = a.schedule.gather(a.x);
+      gradients.push_back(at::mm(b.dgates_x.t(), x));
+    }
+    if (wanted.weight(d, index++)) {
+      const at::Tensor h_previous = a.schedule.gather_previous(output.narrow(2, d * size.output, size.output), a.h0[d], d == 1);
+      gradients.push_back(at::mm(b.dgates_h.t(), h_previous));
+    }
+    if (a.weights[d].bias_ih.defined()) {
+      const bool bias_ih = wanted.weight(d, index++), bias_hh = wanted.weight(d, index++);
+      if (bias_ih) gradients.push_back(b.dgates_x.sum(0));
+      if (bias_hh) gradients.push_back(bias_ih && a.kernels.same_gate_gradients ? gradients.back().clone() : b.dgates_h.sum(0));
+    }
+    if (a.projected() && wanted.weight(d, index++))
+      gradients.push_back(at::mm(b.dh_total.t(), saved[d * per_direction + 2].narrow(0, 0, rows)));
+  }
+  if (wanted.state(0)) gradients.push_back(dh);
+  if (a.kernels.states && wanted.state(1)) gradients.push_back(dstates);
+  for (at::Tensor& gradient : gradients) gradient = a.as_given(gradient);
+  return gradients;
+}
+
+template <class T>
+void check_backward(const Arguments<T>& a, const at::Tensor& output, at::TensorList saved, const std::optional<at::Tensor>& grad_output,
+                    at::TensorList grad_hx, size_t weights, const c10::List<bool>& needs) {
+  const Sizes& size = a.size;
+  const bool rounded = a.type != a.x.scalar_type();
+  TORCH_CHECK(static_cast<int64_t>(saved.size()) == size.directions * a.saved_per_direction() + rounded, "saved: expected ",
+              size.directions * a.saved_per_direction() + rounded, " tensors, got ", saved.size(),
+              "; was the forward called with save_for_backward?");
+  const std::vector<int64_t> output_shape{size.steps, size.batch, size.directions * size.output};
+  for (int64_t d = 0; d < size.directions; ++d) {
+    const at::TensorList mine = saved.slice(d * a.saved_per_direction(), a.saved_per_direction());
+    check_size("saved gates", mine[0], {a.all_rows(), a.gates()}, a.x);
+    check_size("saved states", mine[1], {a.all_rows(), a.extras()}, a.x);
+    if (a.projected()) check_size("saved hidden states", mine[2], {a.all_rows(), size.hidden}, a.x);
+  }
+  for (const at::Tensor& tensor : saved) TORCH_CHECK(tensor.is_contiguous(), "saved: expected contiguous tensors");
+  if (rounded) check_size("saved output", saved.back(), output_shape, a.x);
+  TORCH_CHECK(output.sizes() == output_shape, "output: expected shape ", output_shape, ", got ", output.sizes());
+  TORCH_CHECK(output.scalar_type() == a.type, "output: expected dtype ", a.type, ", got ", output.scalar_type());
+  if (grad_output.has_value())
+    TORCH_CHECK(grad_output->sizes() == output_shape && grad_output->scalar_type() == a.type, "grad_output: expected shape ", output_shape,
+                " and dtype ", a.type, ", got ", grad_output->sizes(), " and ", grad_output->scalar_type());
+  TORCH_CHECK(static_cast<int64_t>(grad_hx.size()) == 1 + a.kernels.states, "grad_hx: expected ", 1 + a.kernels.states, " tensors, got ", grad_hx.size());
+  for (size_t i = 0; i < grad_hx.size(); ++i) {
+    const at::Tensor& state = i == 0 ? a.h0 : a.states0;
+    TORCH_CHECK(grad_hx[i].sizes() == state.sizes() && grad_hx[i].scalar_type() == a.type, "grad_hx: expected shape ", state.sizes(), " and dtype ",
+                a.type, ", got ", grad_hx[i].sizes(), " and ", grad_hx[i].scalar_type());
+  }
+  TORCH_CHECK(needs.size() == 1 + weights + grad_hx.size(), "needs: expected ", 1 + weights + grad_hx.size(), " flags, got ", needs.size());
+}
+
+// Calls run(T{}) with the type that a call with tensors like `x` computes in.
+template <class Run>
+auto in_compute_type(const at::Tensor& x, const Run& run) {
+  const at::ScalarType type = compute_type(x.scalar_type());
+  TORCH_CHECK(type == at::kFloat || type == at::kDouble, "x: expected float32, float64, bfloat16 or float16, got ", x.scalar_type());
+  return type == at::kFloat ? run(float{}) : run(double{});
+}
+
+}  // namespace
+
+LayerResult layer(std::string_view cell, const at::Tensor& x, at::TensorList weights, at::TensorList hx,
+                  const std::optional<at::Tensor>& lengths, bool has_bias, bool bidirectional, bool save_for_backward) {
+  return in_compute_type(x, [&](auto type) {
+    const Arguments<decltype(type)> arguments(cell_by_name(cell), x, weights, hx, lengths, has_bias, bidirectional);
+    return forward(arguments, save_for_backward);
+  });
+}
+
+std::vector<at::Tensor> layer_backward(std::string_view cell, const at::Tensor& x, at::TensorList weights, at::TensorList hx,
+                                       const std::optional<at::Tensor>& lengths, bool has_bias, bool bidirectional,
+                                       const at::Tensor& output, at::TensorList saved, const std::optional<at::Tensor>& grad_output,
+                                       at::TensorList grad_hx, const c10::List<bool>& needs) {
+  return in_compute_type(x, [&](auto type) {
+    const Arguments<decltype(type)> arguments(cell_by_name(cell), x, weights, hx, lengths, has_bias, bidirectional);
+    check_backward(arguments, output, saved, grad_output, grad_hx, weights.size(), needs);
+    return backward(arguments, output, saved, grad_output, grad_hx, needs);
+  });
+}
+
+std::vector<int64_t> cpu_runs() { return {forward_runs, backward_runs, latest_threads}; }
+
+}  // namespace sstkern

@@ -1,0 +1,15 @@
+// Binds the kernels to the operators whose schemas sstkern/operators.py holds.
+#include <torch/library.h>
+
+#include "capability.h"
+#include "layer.h"
+
+TORCH_LIBRARY_IMPL(sstkern, CPU, m) {
+  m.impl("layer", &sstkern::layer);
+  m.impl("layer_backward", &sstkern::layer_backward);
+}
+
+TORCH_LIBRARY_IMPL(sstkern, CompositeExplicitAutograd, m) {
+  m.impl("cpu_capability", [] { return sstkern::cpu_capability(); });
+  m.impl("cpu_runs", &sstkern::cpu_runs);
+}

@@ -1,0 +1,73 @@
+"""Builds the CPU engine against the torch it will run with. Everything static is in pyproject.toml."""
+
+import json
+import os
+import sys
+import sysconfig
+from glob import glob
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+
+def import_torch_version() -> str | None:
+    """The version of the torch of this environment, or None without one.
+
+    `pip install .` runs this file in an isolated environment without torch: the environment the package is being installed into is
+    then looked at, since an extension works only with the torch it was compiled for.
+    """
+    try:
+        import torch
+    except ImportError:
+        sys.path.append(sysconfig.get_path("purelib"))
+        try:
+            import torch
+        except ImportError:
+            return None
+    return torch.__version__
+
+
+def extension_arguments(torch_version: str) -> dict:
+    from torch.utils.cpp_extension import BuildExtension, CppExtension
+
+    class Build(BuildExtension):
+        """Leaves a note of the torch compiled for, which `import sstkern` reads before it loads the binary."""
+
+        def run(self):
+            super().run()
+            package = Path(__file__).parent / "sstkern" if self.inplace else Path(self.build_lib) / "sstkern"
+            (package / "_build_info.json").write_text(json.dumps({"torch": torch_version}) + "\n")
+
+    extension = CppExtension(
+        "sstkern._cpu",
+        sorted(glob("csrc/*.cpp")),
+        depends=glob("csrc/**/*.h", recursive=True),
+        # Compiled with OpenMP but not linked with it: at::parallel_for then meets the runtime torch itself brings, and one pool of
+        # threads obeys torch.set_num_threads. A second runtime would have threads of its own.
+        extra_compile_args=["-O3", "-g0", "-fopenmp", "-Wall"],
+    )
+    return {"ext_modules": [extension], "cmdclass": {"build_ext": Build}}
+
+
+def arguments() -> dict:
+    if os.environ.get("SSTKERN_NO_EXTENSION") == "1":
+        return {}
+    torch_version = import_torch_version()
+    if torch_version is None:
+        print("sstkern: torch is not installed here, so the CPU engine is not built; install torch, then sstkern again", file=sys.stderr)
+        return {}
+    return extension_arguments(torch_version)
+
+
+train = ["accelerate>=1.0", "matplotlib>=3.8", "pooch>=1.8", "rich>=13", "safetensors>=0.4", "tensorboard>=2.14", "typer>=0.12"]
+bench = ["matplotlib>=3.8", "pytest-benchmark>=4"]
+dev = ["clang-format", "hypothesis>=6.100", "ninja", "pytest>=8", "ruff"]
+
+setup(
+    packages=find_packages(include=["sstkern", "sstkern.*"]),
+    package_data={"sstkern": ["_build_info.json"]},
+    install_requires=["torch>=2.11", "numpy>=1.26", "triton>=3.6; platform_system == 'Linux'"],
+    extras_require={"train": train, "bench": bench, "dev": sorted({*train, *bench, *dev})},
+    entry_points={"console_scripts": ["sstkern = sstkern.cli:app"]},
+    **arguments(),
+)
