@@ -1,0 +1,21 @@
+"""Text for the classifiers: vocabulary, SST-2 and TSV reading, length-bucketed batches."""
+
+from sstkern.text.batches import UNLABELLED, Batch, Batches, collate
+from sstkern.text.demo import demo
+from sstkern.text.sst2 import load
+from sstkern.text.tsv import Examples, read_tsv
+from sstkern.text.vocabulary import PAD, UNK, Vocabulary
+
+__all__ = [
+    "PAD",
+    "UNK",
+    "UNLABELLED",
+    "Batch",
+    "Batches",
+    "Examples",
+    "Vocabulary",
+    "collate",
+    "demo",
+    "load",
+    "read_tsv",
+]

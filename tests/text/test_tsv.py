@@ -1,0 +1,74 @@
+import pytest
+
+from sstkern.text import Examples, read_tsv
+
+
+@pytest.mark.parametrize(
+    ("content", "sentences", "labels"),
+    [
+        (b"sentence\tlabel\na b \t1\nc\t0\n", ["a b ", "c"], [1, 0]),
+        (b"sentence\tlabel\na\t1", ["a"], [1]),
+        (b"sentence\tlabel\na\t1\n\n\r\n\n", ["a"], [1]),
+        (b"sentence\tlabel\r\na\t1\r\nb\t0\r\n", ["a", "b"], [1, 0]),
+        (b"\xef\xbb\xbfsentence\tlabel\na\t1\n", ["a"], [1]),
+        (b"label\tnote\tsentence\n2147483647\tx\ta\n", ["a"], [2147483647]),
+        (b'sentence\tlabel\n"a\t1\nb"\t0\n', ['"a', 'b"'], [1, 0]),
+        (b"sentence\tlabel\na\rb\t1\n", ["a\rb"], [1]),
+        ("sentence\tlabel\na\u2028b\x0cé\t1\n".encode(), ["a\u2028b\x0cé"], [1]),
+        (b"sentence\tlabel\n\t1\n", [""], [1]),
+    ],
+    ids=[
+        "plain",
+        "unended",
+        "blank-end",
+        "crlf",
+        "bom",
+        "columns",
+        "quotes",
+        "stray-cr",
+        "separators",
+        "empty-sentence",
+    ],
+)
+def test_reads(tmp_path, content, sentences, labels):
+    file = tmp_path / "x.tsv"
+    file.write_bytes(content)
+    assert read_tsv(file) == Examples(sentences, labels)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "line 1: found an empty file, expected a header with 'sentence' and 'label'"),
+        (b"\n\n", "line 1: found an empty file"),
+        (b"a\t1\n", r"line 1: found columns \['a', '1'\], expected a header with 'sentence' and 'label'"),
+        (b"label\tsentence\tlabel\n", r"line 1: found columns \['label', 'sentence', 'label'\]"),
+        (b"sentence\tlabel\n", "line 2: found the end of the file, expected an example"),
+        (b"sentence\tlabel\na\t1\nb\t1\t\n", "line 3: found 3 columns, expected 2"),
+        (b"sentence\tlabel\na\t1\n\nb\t1\n", "line 3: found 1 columns, expected 2"),
+        (b"sentence\tlabel\na\tgood\n", "line 2: found label 'good', expected an integer from 0 to 2147483647"),
+        (b"sentence\tlabel\na\t-1\n", "line 2: found label '-1'"),
+        (b"sentence\tlabel\na\t1.0\n", "line 2: found label '1.0'"),
+        ("sentence\tlabel\na\t\u0661\n".encode(), "line 2: found label '\u0661'"),
+        (b"sentence\tlabel\na\t2147483648\n", "line 2: found label '2147483648'"),
+        (b"sentence\tlabel\na\t1\nb\xff\t1\n", "line 3: found byte 0xff, expected UTF-8"),
+    ],
+)
+def test_names_the_place_of_a_fault(tmp_path, content, message):
+    file = tmp_path / "x.tsv"
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"x\.tsv, {message}"):
+        read_tsv(file)
+
+
+def test_names_a_missing_file(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"x\.tsv"):
+        read_tsv(tmp_path / "x.tsv")
+
+
+def test_examples_are_sentences_with_labels():
+    examples = Examples(["a", "b"], [0, 2])
+    assert (len(examples), examples.num_classes) == (2, 3)
+    assert Examples([], []).num_classes == 0
+    with pytest.raises(ValueError, match="1 sentences and 2 labels"):
+        Examples(["a"], [0, 1])
