@@ -1,0 +1,14 @@
+"""Long short-term memory: Hochreiter and Schmidhuber 1997 with forget gates (Gers et al. 2000), as torch.nn.LSTM writes it."""
+
+from torch import Tensor, sigmoid, tanh
+
+from sstkern.cells.cell import Cell, Parameters, States
+
+
+def step(gates_x: Tensor, gates_h: Tensor, states: States, parameters: Parameters) -> States:
+    i, f, g, o = (gates_x + gates_h).chunk(4, dim=-1)
+    c = sigmoid(f) * states[1] + sigmoid(i) * tanh(g)
+    return sigmoid(o) * tanh(c), c
+
+
+LSTM = Cell(name="lstm", gates=4, states=("h", "c"), saves=("c",), step=step, projects=True)

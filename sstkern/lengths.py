@@ -1,0 +1,74 @@
+"""Sequences of different lengths: a padded Tensor with lengths or a PackedSequence, one form inside."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+
+Lengths = Tensor | Sequence[int]
+
+
+class Padded(NamedTuple):
+    """A batch as the operators take it, and the way back to what the caller gave."""
+
+    x: Tensor
+    """(T, B, I)"""
+    lengths: Tensor | None
+    """int64 (B,)"""
+    batched: bool
+    restore: Callable[[Tensor], Tensor | PackedSequence]
+    """Gives an output (T, B, features) the form of the input."""
+
+
+def to_padded(input: Tensor | PackedSequence, lengths: Lengths | None, batch_first: bool) -> Padded:
+    """Takes (T, I), (T, B, I), with batch_first (B, T, I), or a PackedSequence. Raises TypeError or ValueError for anything else."""
+    if isinstance(input, PackedSequence):
+        if lengths is not None:
+            raise ValueError("lengths: a PackedSequence has its own lengths; give one or the other")
+        return _from_packed(input)
+    if not isinstance(input, Tensor):
+        raise TypeError(f"input: expected a Tensor or a PackedSequence, got {type(input).__name__}")
+    if input.dim() == 2:
+        if lengths is not None:
+            raise ValueError("lengths: an unbatched input (2-D) is one whole sequence; cut it instead of giving lengths")
+        return Padded(input.unsqueeze(1), None, False, lambda output: output.squeeze(1))
+    if input.dim() != 3:
+        raise ValueError(f"input: expected 2-D (unbatched) or 3-D (batched), got {input.dim()}-D")
+    x = input.transpose(0, 1) if batch_first else input
+    checked = None if lengths is None else _check(lengths, batch=x.size(1))
+    return Padded(x, checked, True, lambda output: output.transpose(0, 1) if batch_first else output)
+
+
+def check_values(lengths: Tensor, steps: int) -> None:
+    """Raises ValueError unless every length is from 0 to `steps`."""
+    for b, length in enumerate(lengths.tolist()):
+        if not 0 <= length <= steps:
+            raise ValueError(f"lengths[{b}] is {length}; allowed are 0 to {steps}, the number of time steps")
+
+
+def _check(lengths: Lengths, batch: int) -> Tensor:
+    tensor = lengths if isinstance(lengths, Tensor) else _to_tensor(lengths)
+    if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
+        raise TypeError(f"lengths: expected integers, got {tensor.dtype}")
+    if tensor.dim() != 1 or tensor.size(0) != batch:
+        raise ValueError(f"lengths: expected one for each of {batch} sequences, got shape {tuple(tensor.shape)}")
+    return tensor.to("cpu", torch.int64)
+
+
+def _to_tensor(lengths: Sequence[int]) -> Tensor:
+    tensor = torch.tensor(lengths)
+    return tensor.long() if tensor.numel() == 0 else tensor  # torch.tensor([]) is float32
+
+
+def _from_packed(packed: PackedSequence) -> Padded:
+    x, lengths = pad_packed_sequence(packed)
+
+    def restore(output: Tensor) -> PackedSequence:
+        order = packed.sorted_indices
+        by_length, sorted_lengths = (output, lengths) if order is None else (output[:, order], lengths[order.cpu()])
+        data = pack_padded_sequence(by_length, sorted_lengths).data
+        return PackedSequence(data, packed.batch_sizes, order, packed.unsorted_indices)
+
+    return Padded(x, lengths, True, restore)

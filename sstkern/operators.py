@@ -1,0 +1,172 @@
+"""The operators `sstkern::layer` and `sstkern::layer_backward`: schemas, fake shapes, autograd and autocast.
+
+One operator runs one recurrent layer, all its directions; `reference.layer` says what its arguments and results are. The schemas live
+here, and an engine only adds implementations: the C++ extension does so for CPU tensors. Everything else, and a machine without the
+extension, has the reference engine's.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from sstkern import reference
+from sstkern.cells import CELLS
+from sstkern.engines import CPU_CELLS, CPU_DTYPES, extension_problem
+from sstkern.weights import by_direction
+
+_library = torch.library.Library("sstkern", "DEF")
+_LAYER = "str cell, Tensor x, Tensor[] weights, Tensor[] hx, Tensor? lengths, bool has_bias, bool bidirectional"
+# save_for_backward: without it `saved` is empty and there is no backward.
+_library.define(f"layer({_LAYER}, bool save_for_backward) -> (Tensor output, Tensor[] hx_n, Tensor[] saved)")
+# needs: which gradients to return, a flag each for x, every weight, every state; the result holds just those, in that order.
+_library.define(
+    f"layer_backward({_LAYER}, Tensor output, Tensor[] saved, Tensor? grad_output, Tensor[] grad_hx, bool[] needs) -> Tensor[]"
+)
+_library.define("cpu_capability() -> str")
+_library.define("cpu_runs() -> int[]")
+
+
+def _reference_layer(cell, x, weights, hx, lengths, has_bias, bidirectional, save_for_backward):
+    output, hx_n = reference.layer(CELLS[cell], x, weights, hx, lengths, has_bias, bidirectional)
+    return output, hx_n, []
+
+
+def _reference_backward(
+    cell, x, weights, hx, lengths, has_bias, bidirectional, output, saved, grad_output, grad_hx, needs
+):
+    inputs = [tensor.detach().requires_grad_() for tensor in (x, *weights, *hx)]
+    with torch.enable_grad():
+        results = _flat_reference(cell, inputs, len(weights), lengths, has_bias, bidirectional)
+    grads = [torch.zeros_like(output) if grad_output is None else grad_output, *grad_hx]
+    wanted = [tensor for tensor, need in zip(inputs, needs, strict=True) if need]
+    return list(torch.autograd.grad(results, wanted, grads, materialize_grads=True))
+
+
+def _flat_reference(cell, inputs: Sequence[Tensor], weights: int, lengths, has_bias, bidirectional) -> list[Tensor]:
+    x, *rest = inputs
+    output, hx_n = reference.layer(CELLS[cell], x, rest[:weights], rest[weights:], lengths, has_bias, bidirectional)
+    return [output, *hx_n]
+
+
+_library.impl("layer", _reference_layer, "CompositeExplicitAutograd")
+_library.impl("layer_backward", _reference_backward, "CompositeExplicitAutograd")
+
+
+@torch.library.register_fake("sstkern::layer", lib=_library)
+def _fake_layer(cell, x, weights, hx, lengths, has_bias, bidirectional, save_for_backward):
+    layers = by_direction(CELLS[cell], weights, has_bias, bidirectional)
+    output = x.new_empty(x.size(0), x.size(1), len(layers) * layers[0].output_size)
+    saved = _fake_saved(cell, x, layers, output) if save_for_backward and _has_cpu_kernel(cell, x) else []
+    return output, [state.new_empty(state.shape) for state in hx], saved
+
+
+def _fake_saved(cell, x, layers, output) -> list[Tensor]:
+    dtype = x.dtype if x.dtype == torch.float64 else torch.float32
+    saved = []
+    for layer in layers:
+        rows, gates = x.size(0) * x.size(1), layer.weight_hh.size(0)
+        hidden_size = gates // CELLS[cell].gates
+        widths = [gates, len(CELLS[cell].saves) * hidden_size] + [hidden_size] * (layer.weight_hr is not None)
+        saved += [x.new_empty(rows, width, dtype=dtype) for width in widths]
+    return saved if dtype == x.dtype else [*saved, output.new_empty(output.shape, dtype=dtype)]
+
+
+def _has_cpu_kernel(cell: str, x: Tensor) -> bool:
+    return x.device.type == "cpu" and cell in CPU_CELLS and x.dtype in CPU_DTYPES and extension_problem() is None
+
+
+@torch.library.register_fake("sstkern::layer_backward", lib=_library)
+def _fake_backward(cell, x, weights, hx, lengths, has_bias, bidirectional, output, saved, grad_output, grad_hx, needs):
+    return [
+        tensor.new_empty(tensor.shape) for tensor, need in zip((x, *weights, *hx), needs, strict=True) if need
+    ]
+
+
+def _setup_layer(ctx, inputs, output):
+    cell, x, weights, hx, lengths, has_bias, bidirectional, _ = inputs
+    result, _, saved = output
+    ctx.call = cell, has_bias, bidirectional
+    ctx.counts = len(weights), len(hx)
+    ctx.save_for_backward(x, *weights, *hx, lengths, result, *saved)
+    ctx.mark_non_differentiable(*saved)
+    ctx.set_materialize_grads(False)
+
+
+def _layer_gradient(ctx, grad_output, grad_hx, _grad_saved):
+    (cell, has_bias, bidirectional), (weights, states) = ctx.call, ctx.counts
+    x, *rest = ctx.saved_tensors
+    weights, hx, (lengths, output, *saved) = rest[:weights], rest[weights : weights + states], rest[weights + states :]
+    grad_hx = [torch.zeros_like(state) if grad is None else grad for state, grad in zip(hx, grad_hx, strict=True)]
+    needs = [ctx.needs_input_grad[1], *ctx.needs_input_grad[2], *ctx.needs_input_grad[3]]
+    grads = iter(
+        torch.ops.sstkern.layer_backward(
+            cell, x, weights, hx, lengths, has_bias, bidirectional, output, saved, grad_output, grad_hx, needs
+        )
+    )
+    dx, *drest = [next(grads) if need else None for need in needs]
+    return None, dx, drest[: len(weights)], drest[len(weights) :], None, None, None, None
+
+
+torch.library.register_autograd("sstkern::layer", _layer_gradient, setup_context=_setup_layer, lib=_library)
+
+
+def _setup_backward(ctx, inputs, output):
+    cell, x, weights, hx, lengths, has_bias, bidirectional, result, saved, grad_output, grad_hx, needs = inputs
+    ctx.call = cell, lengths, has_bias, bidirectional, needs, len(saved)
+    ctx.counts = len(weights), len(hx)
+    ctx.save_for_backward(result, grad_output, x, *weights, *hx, *grad_hx)
+
+
+def _backward_gradient(ctx, grads):
+    """Second derivatives, of any order: the reference engine's first derivative, differentiated."""
+    (cell, lengths, has_bias, bidirectional, needs, saved), (weights, states) = ctx.call, ctx.counts
+    output, grad_output, *tensors = ctx.saved_tensors
+    with torch.enable_grad():
+        # The caller's own tensors: what is recorded here may itself be differentiated.
+        aliases = [tensor.view_as(tensor) if tensor.requires_grad else tensor.detach().requires_grad_() for tensor in tensors]
+        inputs, grad_hx = aliases[: 1 + weights + states], aliases[1 + weights + states :]
+        grad_output = torch.zeros_like(output) if grad_output is None else grad_output
+        grad_output = grad_output.view_as(grad_output) if grad_output.requires_grad else grad_output.detach().requires_grad_()
+        results = _flat_reference(cell, inputs, weights, lengths, has_bias, bidirectional)
+        wanted = [tensor for tensor, need in zip(inputs, needs, strict=True) if need]
+        first = torch.autograd.grad(results, wanted, [grad_output, *grad_hx], create_graph=True, materialize_grads=True)
+        second = torch.autograd.grad(first, [grad_output, *aliases], grads, create_graph=torch.is_grad_enabled(), allow_unused=True)
+    dgrad_output, dx, *rest = second
+    dweights, dhx, dgrad_hx = rest[:weights], rest[weights : weights + states], rest[weights + states :]
+    return None, dx, dweights, dhx, None, None, None, None, [None] * saved, dgrad_output, dgrad_hx, None
+
+
+torch.library.register_autograd("sstkern::layer_backward", _backward_gradient, setup_context=_setup_backward, lib=_library)
+
+
+def _autocast(device: str):
+    """float32, bfloat16 and float16 tensors are cast to the dtype autocast asks for; float64 stays, as in torch's own operators."""
+
+    def layer(cell, x, weights, hx, lengths, has_bias, bidirectional, save_for_backward):
+        dtype = torch.get_autocast_dtype(device)
+
+        def cast(tensor: Tensor) -> Tensor:
+            return tensor if tensor.dtype == torch.float64 else tensor.to(dtype)
+
+        with torch.amp.autocast(device, enabled=False), torch._C._ExcludeDispatchKeyGuard(_autocast_keys(device)):
+            return torch.ops.sstkern.layer(
+                cell,
+                cast(x),
+                [cast(weight) for weight in weights],
+                [cast(state) for state in hx],
+                lengths,
+                has_bias,
+                bidirectional,
+                save_for_backward,
+            )
+
+    return layer
+
+
+def _autocast_keys(device: str) -> torch._C.DispatchKeySet:
+    return torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, f"Autocast{device.upper()}"))
+
+
+for _device in ("cpu", "cuda"):
+    _library.impl("layer", _autocast(_device), f"Autocast{_device.upper()}")

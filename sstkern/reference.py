@@ -1,0 +1,68 @@
+"""The specification: every layer in plain PyTorch, in any floating dtype, differentiable any number of times.
+
+The other engines compute what this file says, faster. T time steps, B batch, I input_size, H hidden_size, P proj_size (H without a
+projection), D directions, G gates.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+
+from sstkern.cells import Cell
+from sstkern.cells.cell import States
+from sstkern.lengths import check_values
+from sstkern.weights import Weights, by_direction
+
+
+def layer(
+    cell: Cell,
+    x: Tensor,
+    weights: Sequence[Tensor],
+    hx: Sequence[Tensor],
+    lengths: Tensor | None,
+    has_bias: bool,
+    bidirectional: bool,
+) -> tuple[Tensor, list[Tensor]]:
+    """One recurrent layer, all its directions.
+
+    x: (T, B, I). weights: as `by_direction` takes them. hx: the states before the first step, h (D, B, P) and the cell's others (D, B, H).
+    lengths: int64 (B,) from 0 to T, or None where every sequence has T steps.
+
+    Returns the output (T, B, D * P), zero past a sequence's length, and the states after each sequence's last step, shaped like hx.
+    What x holds past a length is never used.
+    """
+    if lengths is None:
+        lengths = torch.full((x.size(1),), x.size(0), device=x.device)
+    check_values(lengths, x.size(0))
+    valid = torch.arange(x.size(0), device=x.device)[:, None] < lengths.to(x.device)  # (T, B)
+    x = torch.where(valid[..., None], x, 0)
+    outputs, finals = [], []
+    for d, direction in enumerate(by_direction(cell, weights, has_bias, bidirectional)):
+        output, final = _recurrence(cell, x, valid, direction, tuple(state[d] for state in hx), reverse=d == 1)
+        outputs.append(output)
+        finals.append(final)
+    return torch.cat(outputs, dim=-1), [torch.stack(state) for state in zip(*finals, strict=True)]
+
+
+def _recurrence(cell: Cell, x: Tensor, valid: Tensor, w: Weights, states: States, reverse: bool) -> tuple[Tensor, States]:
+    """One direction. A step outside a sequence leaves its states alone, so a reversed sequence starts at its own last step."""
+    gates_x = linear(x, w.weight_ih, w.bias_ih)  # (T, B, G * H)
+    outputs = [x.new_zeros(x.size(1), w.output_size)] * x.size(0)
+    for t in reversed(range(x.size(0))) if reverse else range(x.size(0)):
+        now = valid[t, :, None]
+        stepped = _step(cell, gates_x[t], states, w)
+        states = tuple(torch.where(now, new, old) for new, old in zip(stepped, states, strict=True))
+        outputs[t] = torch.where(now, stepped[0], 0)
+    return torch.stack(outputs) if outputs else x.new_zeros(0, x.size(1), w.output_size), states
+
+
+def _step(cell: Cell, gates_x: Tensor, states: States, w: Weights) -> States:
+    gates_h = linear(states[0], w.weight_hh, w.bias_hh)
+    if cell.reduce is not None:
+        gates_h = cell.reduce(gates_h, w.parameters)
+    h, *others = cell.step(gates_x, gates_h, states, w.parameters)
+    if w.weight_hr is not None:
+        h = linear(h, w.weight_hr)
+    return h, *others
