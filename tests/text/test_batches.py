@@ -79,9 +79,17 @@ def test_the_order_depends_on_the_seed_and_the_epoch_alone():
 
 
 def test_without_shuffling_the_shortest_come_first_in_every_epoch():
-    made = Batches(sentences_of([3, 1, 2, 1, 3]), None, 2, shuffle=False)
+    made = Batches(sentences_of([2, 0, 1] * 30), None, 30, shuffle=False)
     for number in (0, 1):
-        assert [batch.indices.tolist() for batch in made.epoch(number)] == [[1, 3], [2, 0], [4]]
+        order = [batch.indices.tolist() for batch in made.epoch(number)]
+        assert order == [list(range(1, 90, 3)), list(range(2, 90, 3)), list(range(0, 90, 3))]
+
+
+def test_a_sentence_keeps_changing_company():
+    # Two pools; sorting all the sentences at once would give the same batches in every epoch.
+    made = Batches(sentences_of(list(range(2 * batches.POOL * 4))), None, 4)
+    company = {frozenset(batch.indices.tolist()) for number in (0, 1) for batch in made.epoch(number)}
+    assert len(company) > 1.9 * len(made)
 
 
 @pytest.mark.parametrize("start", [0, 3, 13])
