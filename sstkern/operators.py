@@ -78,9 +78,7 @@ def _has_cpu_kernel(cell: str, x: Tensor) -> bool:
 
 @torch.library.register_fake("sstkern::layer_backward", lib=_library)
 def _fake_backward(cell, x, weights, hx, lengths, has_bias, bidirectional, output, saved, grad_output, grad_hx, needs):
-    return [
-        tensor.new_empty(tensor.shape) for tensor, need in zip((x, *weights, *hx), needs, strict=True) if need
-    ]
+    return [tensor.new_empty(tensor.shape) for tensor, need in zip((x, *weights, *hx), needs, strict=True) if need]
 
 
 def _setup_layer(ctx, inputs, output):
@@ -124,20 +122,28 @@ def _backward_gradient(ctx, grads):
     output, grad_output, *tensors = ctx.saved_tensors
     with torch.enable_grad():
         # The caller's own tensors: what is recorded here may itself be differentiated.
-        aliases = [tensor.view_as(tensor) if tensor.requires_grad else tensor.detach().requires_grad_() for tensor in tensors]
+        aliases = [
+            tensor.view_as(tensor) if tensor.requires_grad else tensor.detach().requires_grad_() for tensor in tensors
+        ]
         inputs, grad_hx = aliases[: 1 + weights + states], aliases[1 + weights + states :]
         grad_output = torch.zeros_like(output) if grad_output is None else grad_output
-        grad_output = grad_output.view_as(grad_output) if grad_output.requires_grad else grad_output.detach().requires_grad_()
+        grad_output = (
+            grad_output.view_as(grad_output) if grad_output.requires_grad else grad_output.detach().requires_grad_()
+        )
         results = _flat_reference(cell, inputs, weights, lengths, has_bias, bidirectional)
         wanted = [tensor for tensor, need in zip(inputs, needs, strict=True) if need]
         first = torch.autograd.grad(results, wanted, [grad_output, *grad_hx], create_graph=True, materialize_grads=True)
-        second = torch.autograd.grad(first, [grad_output, *aliases], grads, create_graph=torch.is_grad_enabled(), allow_unused=True)
+        second = torch.autograd.grad(
+            first, [grad_output, *aliases], grads, create_graph=torch.is_grad_enabled(), allow_unused=True
+        )
     dgrad_output, dx, *rest = second
     dweights, dhx, dgrad_hx = rest[:weights], rest[weights : weights + states], rest[weights + states :]
     return None, dx, dweights, dhx, None, None, None, None, [None] * saved, dgrad_output, dgrad_hx, None
 
 
-torch.library.register_autograd("sstkern::layer_backward", _backward_gradient, setup_context=_setup_backward, lib=_library)
+torch.library.register_autograd(
+    "sstkern::layer_backward", _backward_gradient, setup_context=_setup_backward, lib=_library
+)
 
 
 def _autocast(device: str):

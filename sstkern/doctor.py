@@ -1,0 +1,38 @@
+"""What this installation has, what it lacks, and how to get it."""
+
+import importlib.util
+import platform
+from importlib.metadata import PackageNotFoundError, version
+
+import torch
+
+from sstkern.engines import extension_problem
+
+
+def report() -> list[tuple[str, str]]:
+    """Pairs of a heading and what was found."""
+    problem = extension_problem()
+    return [
+        ("sstkern", _version("sstkern")),
+        ("python", platform.python_version()),
+        ("torch", torch.__version__),
+        ("triton", _version("triton")),
+        ("C++ extension", "built" if problem is None else problem),
+        ("instruction set", torch.ops.sstkern.cpu_capability() if problem is None else "none: needs the C++ extension"),
+        ("threads", f"{torch.get_num_threads()} (torch.set_num_threads changes it)"),
+        ("GPU", torch.cuda.get_device_name() if torch.cuda.is_available() else "none that torch can use"),
+        ("training", _training()),
+    ]
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return f"not installed; get it with 'pip install {package}'"
+
+
+def _training() -> str:
+    needed = ("accelerate", "matplotlib", "pooch", "rich", "safetensors", "tensorboard", "typer")
+    missing = [name for name in needed if importlib.util.find_spec(name) is None]
+    return f"lacks {', '.join(missing)}; get them with 'pip install \"sstkern[train]\"'" if missing else "ready"

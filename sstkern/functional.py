@@ -1,0 +1,171 @@
+"""The layers and cells without parameters of their own.
+
+T time steps, B batch, I input_size, H hidden_size, P proj_size (H without a projection), L num_layers, D directions.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.functional import dropout as drop
+from torch.nn.utils.rnn import PackedSequence
+
+from sstkern import engines, reference
+from sstkern.cells import CELLS, Cell
+from sstkern.lengths import Lengths, Padded, to_padded
+from sstkern.weights import by_direction
+
+Input = Tensor | PackedSequence
+
+
+def lstm(
+    input: Input,
+    weights: Sequence[Tensor],
+    hx: tuple[Tensor, Tensor] | None = None,
+    *,
+    lengths: Lengths | None = None,
+    bias: bool = True,
+    num_layers: int = 1,
+    dropout: float = 0.0,
+    training: bool = False,
+    bidirectional: bool = False,
+    batch_first: bool = False,
+) -> tuple[Input, tuple[Tensor, Tensor]]:
+    """A long short-term memory, as torch.nn.LSTM computes it.
+
+    input: (T, B, I), with batch_first (B, T, I), unbatched (T, I), or a PackedSequence. weights: for each layer and direction
+    weight_ih (4H, I or DP), weight_hh (4H, P), with bias bias_ih (4H,) and bias_hh (4H,), with a projection weight_hr (P, H), in that
+    order, as torch.nn.LSTM's `_flat_weights`. hx: h_0 (L * D, B, P) and c_0 (L * D, B, H); zeros by default. lengths: B integers from 0
+    to T, in any order; what input holds past a length is never read. dropout: between layers, when training.
+
+    Returns the output (T, B, D * P) in the form of the input, zero past a length, and (h_n, c_n), the states after each sequence's last
+    step, shaped like hx. Raises ValueError, TypeError or RuntimeError, as torch.nn.LSTM does, naming the argument.
+    """
+    options = _Options(lengths, bias, num_layers, dropout if training else 0.0, bidirectional, batch_first)
+    output, (h_n, c_n) = _run(CELLS["lstm"], input, weights, hx, options)
+    return output, (h_n, c_n)
+
+
+def _one_state(cell: Cell, described: str, gates: str):
+    def layer(
+        input: Input,
+        weights: Sequence[Tensor],
+        hx: Tensor | None = None,
+        *,
+        lengths: Lengths | None = None,
+        bias: bool = True,
+        num_layers: int = 1,
+        dropout: float = 0.0,
+        training: bool = False,
+        bidirectional: bool = False,
+        batch_first: bool = False,
+    ) -> tuple[Input, Tensor]:
+        options = _Options(lengths, bias, num_layers, dropout if training else 0.0, bidirectional, batch_first)
+        output, (h_n,) = _run(cell, input, weights, None if hx is None else (hx,), options)
+        return output, h_n
+
+    layer.__name__ = layer.__qualname__ = cell.name
+    layer.__doc__ = f"{described} Arguments as for `lstm`, with {gates}, without a projection; hx is h_0 (L * D, B, H). Returns output and h_n."
+    return layer
+
+
+gru = _one_state(CELLS["gru"], "A gated recurrent unit, as torch.nn.GRU computes it.", "3H rows in the weights")
+rnn_tanh = _one_state(
+    CELLS["rnn_tanh"], "A simple recurrent network, as torch.nn.RNN computes it.", "H rows in the weights"
+)
+rnn_relu = _one_state(CELLS["rnn_relu"], "As `rnn_tanh`, with relu.", "H rows in the weights")
+
+
+def cell_step(
+    cell: str, input: Tensor, hx: Sequence[Tensor] | None, weights: Sequence[Tensor], bias: bool = True
+) -> tuple[Tensor, ...]:
+    """One time step of the cell "lstm", "gru", "rnn_tanh" or "rnn_relu", as torch.nn's LSTMCell, GRUCell and RNNCell compute it.
+
+    input: (B, I) or (I,). hx: the cell's states, (B, H) or (H,) each; zeros by default. weights: weight_ih (G * H, I),
+    weight_hh (G * H, H) and with bias bias_ih, bias_hh. Returns the new states, h first. Raises as torch.nn's cells do.
+    """
+    if input.dim() not in (1, 2):
+        raise ValueError(f"input: expected 1-D (unbatched) or 2-D (batched), got {input.dim()}-D")
+    x = input.unsqueeze(0)
+    states = None if hx is None else tuple(state.unsqueeze(0) for state in hx)
+    _, states = _run(CELLS[cell], x, weights, states, _Options(bias=bias))
+    return tuple(state.squeeze(0) for state in states)
+
+
+class _Options:
+    """What the caller asked of all layers together."""
+
+    def __init__(self, lengths=None, bias=True, num_layers=1, dropout=0.0, bidirectional=False, batch_first=False):
+        self.lengths, self.bias, self.num_layers = lengths, bias, num_layers
+        self.dropout, self.bidirectional, self.batch_first = dropout, bidirectional, batch_first
+
+    @property
+    def directions(self) -> int:
+        return 2 if self.bidirectional else 1
+
+
+def _run(
+    cell: Cell, input: Input, weights: Sequence[Tensor], hx: Sequence[Tensor] | None, options: _Options
+) -> tuple[Input, list[Tensor]]:
+    padded = to_padded(input, options.lengths, options.batch_first)
+    count, rest = divmod(len(weights), options.num_layers)
+    if rest:
+        raise ValueError(f"weights: {len(weights)} tensors do not divide over num_layers={options.num_layers}")
+    layers = [list(weights[i * count : (i + 1) * count]) for i in range(options.num_layers)]
+    _check_input(padded.x, layers[0][0])
+    states = _states(cell, padded, layers, hx, options)
+    x, finals = padded.x, []
+    for i, layer in enumerate(layers):
+        if i > 0 and options.dropout:
+            x = drop(x, options.dropout)
+        mine = [state[i * options.directions : (i + 1) * options.directions] for state in states]
+        x, final = _layer(cell, x, layer, mine, padded.lengths, options)
+        finals.append(final)
+    hx_n = [torch.cat(state) if options.num_layers > 1 else state[0] for state in zip(*finals, strict=True)]
+    return padded.restore(x), hx_n if padded.batched else [state.squeeze(1) for state in hx_n]
+
+
+def _layer(cell: Cell, x: Tensor, weights: list[Tensor], hx: list[Tensor], lengths: Tensor | None, options: _Options):
+    if engines.choose(cell, x) == "reference":
+        return reference.layer(cell, x, weights, hx, lengths, options.bias, options.bidirectional)
+    save = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, *weights, *hx))
+    output, hx_n, _ = torch.ops.sstkern.layer(
+        cell.name, x, weights, hx, lengths, options.bias, options.bidirectional, save
+    )
+    return output, hx_n
+
+
+def _check_input(x: Tensor, weight_ih: Tensor) -> None:
+    if x.size(-1) != weight_ih.size(1):
+        raise RuntimeError(f"input: expected {weight_ih.size(1)} features (input_size), got {x.size(-1)}")
+    if x.device != weight_ih.device:
+        raise RuntimeError(f"input: is on {x.device}, but the weights are on {weight_ih.device}; move one of them")
+    if x.dtype != weight_ih.dtype and not torch.is_autocast_enabled(x.device.type):
+        raise ValueError(f"input: expected dtype {weight_ih.dtype} like the weights, got {x.dtype}")
+
+
+def _states(
+    cell: Cell, padded: Padded, layers: list[list[Tensor]], hx: Sequence[Tensor] | None, options: _Options
+) -> list[Tensor]:
+    weights = by_direction(cell, layers[0], options.bias, options.bidirectional)[0]
+    rows, batch, x = options.num_layers * options.directions, padded.x.size(1), padded.x
+    hidden_size = weights.weight_hh.size(0) // cell.gates
+    shapes = [(rows, batch, weights.output_size if name == "h" else hidden_size) for name in cell.states]
+    if hx is None:
+        return [x.new_zeros(shape) for shape in shapes]
+    if isinstance(hx, Tensor) or len(hx) != len(shapes):
+        raise RuntimeError(f"hx: expected {len(shapes)} states ({', '.join(cell.states)}), got {_described(hx)}")
+    states = [state if padded.batched else state.unsqueeze(1) for state in hx]
+    for name, state, given, shape in zip(cell.states, states, hx, shapes, strict=True):
+        if tuple(state.shape) != shape:
+            allowed = shape if padded.batched else (shape[0], shape[2])
+            raise RuntimeError(f"hx: expected {name}_0 of shape {allowed}, got {tuple(given.shape)}")
+        if state.device != x.device:
+            raise RuntimeError(f"hx: {name}_0 is on {state.device}, but the input is on {x.device}; move one of them")
+        if state.dtype != x.dtype and not torch.is_autocast_enabled(x.device.type):
+            raise RuntimeError(f"hx: expected {name}_0 of dtype {x.dtype} like the input, got {state.dtype}")
+    return states
+
+
+def _described(hx: Tensor | Sequence[Tensor]) -> str:
+    return f"a Tensor of shape {tuple(hx.shape)}" if isinstance(hx, Tensor) else f"{len(hx)}"
