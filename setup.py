@@ -54,12 +54,23 @@ def arguments() -> dict:
         return {}
     torch_version = import_torch_version()
     if torch_version is None:
-        print("sstkern: torch is not installed here, so the CPU engine is not built; install torch, then sstkern again", file=sys.stderr)
+        print(
+            "sstkern: torch is not installed here, so the CPU engine is not built; install torch, then sstkern again",
+            file=sys.stderr,
+        )
         return {}
     return extension_arguments(torch_version)
 
 
-train = ["accelerate>=1.0", "matplotlib>=3.8", "pooch>=1.8", "rich>=13", "safetensors>=0.4", "tensorboard>=2.14", "typer>=0.12"]
+train = [
+    "accelerate>=1.0",
+    "matplotlib>=3.8",
+    "pooch>=1.8",
+    "rich>=13",
+    "safetensors>=0.4",
+    "tensorboard>=2.14",
+    "typer>=0.12",
+]
 bench = ["matplotlib>=3.8", "pytest-benchmark>=4"]
 dev = ["clang-format", "hypothesis>=6.100", "ninja", "pytest>=8", "ruff"]
 

@@ -195,7 +195,7 @@ LayerResult forward(const Arguments<T>& a, bool save_for_backward) {
   at::Tensor output = a.empty({size.steps, size.batch, size.directions * size.output});
   at::Tensor h_n = a.empty({size.directions, size.batch, size.output});
   at::Tensor states_n = a.empty({size.directions, size.batch, a.states()});
-  // Rows for every time step, though only the valid ones are touched: a shape that does not depend on the lengths' values.
+  // Rows for every time step, though only the valid ones are used: a shape that does not depend on the lengths' values.
   const int64_t kept = save_for_backward ? a.all_rows() : size.batch;
   std::vector<at::Tensor> saved, packed;
   std::vector<Forward<T>> calls;
@@ -233,6 +233,8 @@ LayerResult forward(const Arguments<T>& a, bool save_for_backward) {
   });
   ++forward_runs;
   if (!save_for_backward) saved.clear();
+  // The rows nobody used: what an operator returns is the same bits for the same input.
+  for (const at::Tensor& tensor : saved) tensor.narrow(0, a.schedule.rows(), a.all_rows() - a.schedule.rows()).zero_();
   // A rounded output would not be the h that the recurrence went on with.
   if (save_for_backward && a.type != output.scalar_type()) saved.push_back(output);
   std::vector<at::Tensor> hx_n{a.as_given(h_n)};

@@ -36,11 +36,18 @@ def _reference_backward(
     cell, x, weights, hx, lengths, has_bias, bidirectional, output, saved, grad_output, grad_hx, needs
 ):
     inputs = [tensor.detach().requires_grad_() for tensor in (x, *weights, *hx)]
-    with torch.enable_grad():
+    with torch.enable_grad(), _autograd_again():
         results = _flat_reference(cell, inputs, len(weights), lengths, has_bias, bidirectional)
     grads = [torch.zeros_like(output) if grad_output is None else grad_output, *grad_hx]
     wanted = [tensor for tensor, need in zip(inputs, needs, strict=True) if need]
     return list(torch.autograd.grad(results, wanted, grads, materialize_grads=True))
+
+
+def _autograd_again():
+    """The dispatcher excludes autograd while an operator's implementation runs; this one differentiates inside."""
+    autograd = torch._C.DispatchKeySet(torch._C.DispatchKey.AutogradFunctionality)
+    included, excluded = torch._C._dispatch_tls_local_include_set(), torch._C._dispatch_tls_local_exclude_set()
+    return torch._C._ForceDispatchKeyGuard(included, excluded - autograd)
 
 
 def _flat_reference(cell, inputs: Sequence[Tensor], weights: int, lengths, has_bias, bidirectional) -> list[Tensor]:
@@ -176,3 +183,5 @@ def _autocast_keys(device: str) -> torch._C.DispatchKeySet:
 
 for _device in ("cpu", "cuda"):
     _library.impl("layer", _autocast(_device), f"Autocast{_device.upper()}")
+
+extension_problem()  # loads the C++ implementations, now that their operators exist
