@@ -95,8 +95,7 @@ struct PlainTile {
         const int64_t column = begin + c * width;
         sum[r][c] = accumulate && column < columns ? load(out(first + r) + column, columns - column) : Vec<T>{};
       }
-    multiply<T, R, kPlainColumns>(
-        sum, [&](int r) { return in(first + r); }, depth, packed + begin * depth);
+    multiply<T, R, kPlainColumns>(sum, [&](int r) { return in(first + r); }, depth, packed + begin * depth);
     for (int r = 0; r < R; ++r)
       for (int c = 0; c < kPlainColumns; ++c) {
         const int64_t column = begin + c * width;
@@ -106,14 +105,12 @@ struct PlainTile {
 };
 
 template <class T, class In, class Out>
-inline void plain_product(const In& in, const Out& out, int64_t count, int64_t depth, int64_t columns, const T* packed,
-                          bool accumulate) {
+inline void plain_product(const In& in, const Out& out, int64_t count, int64_t depth, int64_t columns, const T* packed, bool accumulate) {
   constexpr int rows = kTileRows<kPlainColumns>;
   for (int64_t panel = 0; panel < plain_panels<T>(columns); ++panel)
     for (int64_t first = 0; first < count; first += rows) {
       const int64_t left = count - first;
-      with_rows<rows>(left < rows ? left : rows,
-                      PlainTile<T, In, Out>{in, out, first, depth, columns, panel, packed, accumulate});
+      with_rows<rows>(left < rows ? left : rows, PlainTile<T, In, Out>{in, out, first, depth, columns, panel, packed, accumulate});
     }
 }
 

@@ -22,8 +22,8 @@ struct Recurrence {
   Schedule schedule;
   bool reverse;
   int64_t hidden_size, output_size;
-  const T* h0;       // (B, P)
-  const T* states0;  // (B, states * H)
+  const T* h0;                      // (B, P)
+  const T* states0;                 // (B, states * H)
   int64_t output_step, output_row;  // strides of output and its gradient: element (t, b, p) is at t * step + b * row + p
 };
 
@@ -87,10 +87,10 @@ struct Kernels {
 enum class Cell { lstm, gru, rnn_tanh, rnn_relu };
 
 // One set of kernels for every instruction set this build has.
-#define SSTKERN_DECLARE_LEVEL(level)      \
-  namespace level {                       \
-  Kernels<float> float_kernels(Cell);     \
-  Kernels<double> double_kernels(Cell);   \
+#define SSTKERN_DECLARE_LEVEL(level)    \
+  namespace level {                     \
+  Kernels<float> float_kernels(Cell);   \
+  Kernels<double> double_kernels(Cell); \
   }
 SSTKERN_DECLARE_LEVEL(baseline)
 #if defined(__x86_64__)

@@ -71,8 +71,8 @@ struct Arguments {
         schedule(lengths, size.steps, size.batch) {
     const int64_t per_direction = static_cast<int64_t>(given.size()) / size.directions, gates = kernels.gates * size.hidden;
     const bool projected = per_direction == 3 + 2 * has_bias;
-    TORCH_CHECK(projected || per_direction == 2 + 2 * has_bias, "weights: expected ", 2 + 2 * has_bias, " (or one more with a projection) for each direction, got ",
-                given.size(), " for ", size.directions, " direction(s)");
+    TORCH_CHECK(projected || per_direction == 2 + 2 * has_bias, "weights: expected ", 2 + 2 * has_bias,
+                " (or one more with a projection) for each direction, got ", given.size(), " for ", size.directions, " direction(s)");
     TORCH_CHECK(!projected || kernels.projects, "weights: this cell has no projection (weight_hr)");
     for (int64_t d = 0; d < size.directions; ++d) {
       const at::TensorList mine = given.slice(d * per_direction, per_direction);
@@ -89,7 +89,8 @@ struct Arguments {
         check_size("weight_hr", mine[per_direction - 1], {size.output, size.hidden}, x);
         w.hr = prepare(mine[per_direction - 1]);
       }
-      TORCH_CHECK(projected || size.output == size.hidden, "weight_hh: expected ", size.hidden, " columns without a projection, got ", size.output);
+      TORCH_CHECK(projected || size.output == size.hidden, "weight_hh: expected ", size.hidden, " columns without a projection, got ",
+                  size.output);
       weights.push_back(std::move(w));
     }
     TORCH_CHECK(static_cast<int64_t>(hx.size()) == 1 + kernels.states, "hx: expected ", 1 + kernels.states, " state(s), got ", hx.size());
@@ -116,7 +117,8 @@ struct Arguments {
   static Sizes sizes(const at::Tensor& x, at::TensorList given, bool bidirectional, int64_t gates) {
     TORCH_CHECK(x.dim() == 3, "x: expected 3 dimensions (time steps, batch, features), got shape ", x.sizes());
     const int64_t directions = bidirectional ? 2 : 1;
-    TORCH_CHECK(given.size() >= 2 && given.size() % directions == 0, "weights: got ", given.size(), " tensors for ", directions, " direction(s)");
+    TORCH_CHECK(given.size() >= 2 && given.size() % directions == 0, "weights: got ", given.size(), " tensors for ", directions,
+                " direction(s)");
     TORCH_CHECK(given[0].dim() == 2 && given[1].dim() == 2, "weight_ih and weight_hh: expected 2 dimensions, got shapes ", given[0].sizes(),
                 " and ", given[1].sizes());
     return {x.size(0), x.size(1), x.size(2), given[1].size(0) / gates, given[1].size(1), directions};
@@ -261,7 +263,8 @@ template <class T>
 std::vector<at::Tensor> backward(const Arguments<T>& a, const at::Tensor& given_output, at::TensorList saved,
                                  const std::optional<at::Tensor>& given_grad_output, at::TensorList grad_hx, const c10::List<bool>& needs) {
   const Sizes& size = a.size;
-  const int64_t rows = a.schedule.rows(), per_direction = a.saved_per_direction(), weights = (2 + 2 * a.weights[0].bias_ih.defined() + a.projected());
+  const int64_t rows = a.schedule.rows(), per_direction = a.saved_per_direction(),
+                weights = (2 + 2 * a.weights[0].bias_ih.defined() + a.projected());
   const at::Tensor output = a.type == a.x.scalar_type() ? given_output.contiguous() : saved.back();
   at::Tensor grad_output;
   if (given_grad_output.has_value()) grad_output = prepare(*given_grad_output);
@@ -358,11 +361,12 @@ void check_backward(const Arguments<T>& a, const at::Tensor& output, at::TensorL
   if (grad_output.has_value())
     TORCH_CHECK(grad_output->sizes() == output_shape && grad_output->scalar_type() == a.type, "grad_output: expected shape ", output_shape,
                 " and dtype ", a.type, ", got ", grad_output->sizes(), " and ", grad_output->scalar_type());
-  TORCH_CHECK(static_cast<int64_t>(grad_hx.size()) == 1 + a.kernels.states, "grad_hx: expected ", 1 + a.kernels.states, " tensors, got ", grad_hx.size());
+  TORCH_CHECK(static_cast<int64_t>(grad_hx.size()) == 1 + a.kernels.states, "grad_hx: expected ", 1 + a.kernels.states, " tensors, got ",
+              grad_hx.size());
   for (size_t i = 0; i < grad_hx.size(); ++i) {
     const at::Tensor& state = i == 0 ? a.h0 : a.states0;
-    TORCH_CHECK(grad_hx[i].sizes() == state.sizes() && grad_hx[i].scalar_type() == a.type, "grad_hx: expected shape ", state.sizes(), " and dtype ",
-                a.type, ", got ", grad_hx[i].sizes(), " and ", grad_hx[i].scalar_type());
+    TORCH_CHECK(grad_hx[i].sizes() == state.sizes() && grad_hx[i].scalar_type() == a.type, "grad_hx: expected shape ", state.sizes(),
+                " and dtype ", a.type, ", got ", grad_hx[i].sizes(), " and ", grad_hx[i].scalar_type());
   }
   TORCH_CHECK(needs.size() == 1 + weights + grad_hx.size(), "needs: expected ", 1 + weights + grad_hx.size(), " flags, got ", needs.size());
 }

@@ -84,14 +84,12 @@ struct ForwardTile {
     Vec<T> sum[R][Panel::columns];
     for (int c = 0; c < Panel::columns; ++c) {
       const int64_t unit = begin + c / Step::gates * width;
-      const Vec<T> bias = f.bias_hh && unit < hidden_size
-                              ? load(f.bias_hh + c % Step::gates * hidden_size + unit, hidden_size - unit)
-                              : Vec<T>{};
+      const Vec<T> bias =
+          f.bias_hh && unit < hidden_size ? load(f.bias_hh + c % Step::gates * hidden_size + unit, hidden_size - unit) : Vec<T>{};
       for (int r = 0; r < R; ++r) sum[r][c] = bias;
     }
     multiply<T, R, Panel::columns>(
-        sum, [this](int r) { return rows[r].h_previous; }, f.output_size,
-        f.weight_hh + panel * Panel::columns * width * f.output_size);
+        sum, [this](int r) { return rows[r].h_previous; }, f.output_size, f.weight_hh + panel * Panel::columns * width * f.output_size);
     for (int r = 0; r < R; ++r)
       for (int block = 0; block < Step::unit_blocks; ++block) {
         const int64_t unit = begin + block * width;
@@ -200,8 +198,7 @@ inline void backward(const Backward<T>& f, int64_t first, int64_t count, Backwar
     for (int64_t i = 0; i < active; ++i) {
       const int64_t p = first + i, b = schedule.order[p], row = schedule.offset[t] + p;
       rows[i].h_previous = previous_h(f, f.output, t, p);
-      rows[i].states_previous =
-          first_step(f, t, p) ? f.states0 + b * states : f.extras + (schedule.offset[previous(f, t)] + p) * extras;
+      rows[i].states_previous = first_step(f, t, p) ? f.states0 + b * states : f.extras + (schedule.offset[previous(f, t)] + p) * extras;
       rows[i].gates = f.gates + row * gates;
       rows[i].extras = f.extras + row * extras;
       rows[i].grad_output = f.grad_output ? f.grad_output + t * f.output_step + b * f.output_row : nullptr;
@@ -216,13 +213,13 @@ inline void backward(const Backward<T>& f, int64_t first, int64_t count, Backwar
       for (int64_t i = 0; i < active; ++i)
         for (int64_t k = 0; k < output_size; ++k)
           rows[i].dh_total[k] = rows[i].dh[k] + (rows[i].grad_output ? rows[i].grad_output[k] : T(0));
-      plain_product<T>([rows](int64_t i) { return rows[i].dh_total; }, [rows](int64_t i) { return rows[i].dhidden; }, active,
-                       output_size, hidden_size, f.weight_hr, false);
+      plain_product<T>([rows](int64_t i) { return rows[i].dh_total; }, [rows](int64_t i) { return rows[i].dhidden; }, active, output_size,
+                       hidden_size, f.weight_hr, false);
     }
     for (int64_t i = 0; i < active; ++i)
       for (int64_t unit = 0; unit < hidden_size; unit += Simd<T>::width) backward_step<T, Step>(f, rows[i], unit);
-    plain_product<T>([rows](int64_t i) { return rows[i].dgates_h; }, [rows](int64_t i) { return rows[i].dh; }, active, gates,
-                     output_size, f.weight_hh, Step::uses_h);
+    plain_product<T>([rows](int64_t i) { return rows[i].dgates_h; }, [rows](int64_t i) { return rows[i].dh; }, active, gates, output_size,
+                     f.weight_hh, Step::uses_h);
   }
 }
 

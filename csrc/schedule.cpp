@@ -78,8 +78,7 @@ at::Tensor BatchSchedule::gather(const at::Tensor& padded) const {
   const int64_t per_step = std::max<int64_t>(1, rows_ / std::max<int64_t>(1, steps_));
   at::parallel_for(0, steps_, grain(size * per_step), [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t)
-      for (int64_t p = 0; p < active_[t]; ++p)
-        std::memcpy(target + (offset_[t] + p) * size, source + t * step + order_[p] * row, size);
+      for (int64_t p = 0; p < active_[t]; ++p) std::memcpy(target + (offset_[t] + p) * size, source + t * step + order_[p] * row, size);
   });
   return rows;
 }

@@ -9,7 +9,7 @@ namespace SSTKERN_LEVEL {
 template <class T>
 struct Lstm {
   using V = Vec<T>;
-  static constexpr int gates = 4;  // i, f, g, o
+  static constexpr int gates = 4;   // i, f, g, o
   static constexpr int states = 1;  // c, beside h
   static constexpr int extras = 0;
   static constexpr int unit_blocks = 1;

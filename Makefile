@@ -1,0 +1,42 @@
+# The environment and the extension are made when a target first needs them, and again when what they are made from has changed.
+VENV := .venv
+PYTHON := $(VENV)/bin/python
+CPP := $(wildcard csrc/*.cpp csrc/*.h csrc/cells/*.h)
+
+.PHONY: help train test lint format bench clean
+.DEFAULT_GOAL := help
+
+help: ## this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+train: $(VENV)/built ## train a fused LSTM classifier on SST-2 (ARGS="..." adds options)
+	$(VENV)/bin/sstkern train $(ARGS)
+
+test: $(VENV)/built ## the whole test suite (ARGS="..." adds pytest options)
+	$(PYTHON) -m pytest $(ARGS)
+
+lint: $(VENV)/built ## check style of Python and C++
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/clang-format --dry-run --Werror $(CPP)
+
+format: $(VENV)/built ## rewrite Python and C++ in that style
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+	$(VENV)/bin/clang-format -i $(CPP)
+
+bench: $(VENV)/built ## time our layers beside torch.nn's
+	$(PYTHON) -m pytest benchmarks --benchmark-only $(ARGS)
+
+clean: ## remove the environment and everything built
+	rm -rf $(VENV) build dist *.egg-info sstkern/*.so sstkern/_build_info.json
+
+$(VENV)/installed: requirements.txt setup.py pyproject.toml
+	test -x $(PYTHON) || python3 -m venv $(VENV)
+	$(PYTHON) -m pip install --quiet --requirement requirements.txt
+	SSTKERN_NO_EXTENSION=1 $(PYTHON) -m pip install --quiet --no-build-isolation --no-deps --editable .
+	touch $@
+
+$(VENV)/built: $(VENV)/installed $(CPP)
+	$(PYTHON) setup.py --quiet build_ext --inplace
+	touch $@
