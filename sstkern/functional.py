@@ -65,20 +65,18 @@ def _one_state(cell: Cell, described: str, gates: str):
         return output, h_n
 
     layer.__name__ = layer.__qualname__ = cell.name
-    layer.__doc__ = f"{described} Arguments as for `lstm`, with {gates}, without a projection; hx is h_0 (L * D, B, H). Returns output and h_n."
+    layer.__doc__ = (
+        f"{described} Arguments as for `lstm`, with {gates}, without a projection; hx is h_0 (L * D, B, H). Returns output and h_n."
+    )
     return layer
 
 
 gru = _one_state(CELLS["gru"], "A gated recurrent unit, as torch.nn.GRU computes it.", "3H rows in the weights")
-rnn_tanh = _one_state(
-    CELLS["rnn_tanh"], "A simple recurrent network, as torch.nn.RNN computes it.", "H rows in the weights"
-)
+rnn_tanh = _one_state(CELLS["rnn_tanh"], "A simple recurrent network, as torch.nn.RNN computes it.", "H rows in the weights")
 rnn_relu = _one_state(CELLS["rnn_relu"], "As `rnn_tanh`, with relu.", "H rows in the weights")
 
 
-def cell_step(
-    cell: str, input: Tensor, hx: Sequence[Tensor] | None, weights: Sequence[Tensor], bias: bool = True
-) -> tuple[Tensor, ...]:
+def cell_step(cell: str, input: Tensor, hx: Sequence[Tensor] | None, weights: Sequence[Tensor], bias: bool = True) -> tuple[Tensor, ...]:
     """One time step of the cell "lstm", "gru", "rnn_tanh" or "rnn_relu", as torch.nn's LSTMCell, GRUCell and RNNCell compute it.
 
     input: (B, I) or (I,). hx: the cell's states, (B, H) or (H,) each; zeros by default. weights: weight_ih (G * H, I),
@@ -104,9 +102,7 @@ class _Options:
         return 2 if self.bidirectional else 1
 
 
-def _run(
-    cell: Cell, input: Input, weights: Sequence[Tensor], hx: Sequence[Tensor] | None, options: _Options
-) -> tuple[Input, list[Tensor]]:
+def _run(cell: Cell, input: Input, weights: Sequence[Tensor], hx: Sequence[Tensor] | None, options: _Options) -> tuple[Input, list[Tensor]]:
     padded = to_padded(input, options.lengths, options.batch_first)
     count, rest = divmod(len(weights), options.num_layers)
     if rest:
@@ -129,9 +125,7 @@ def _layer(cell: Cell, x: Tensor, weights: list[Tensor], hx: list[Tensor], lengt
     if engines.choose(cell, x) == "reference":
         return reference.layer(cell, x, weights, hx, lengths, options.bias, options.bidirectional)
     save = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, *weights, *hx))
-    output, hx_n, _ = torch.ops.sstkern.layer(
-        cell.name, x, weights, hx, lengths, options.bias, options.bidirectional, save
-    )
+    output, hx_n, _ = torch.ops.sstkern.layer(cell.name, x, weights, hx, lengths, options.bias, options.bidirectional, save)
     return output, hx_n
 
 
@@ -144,9 +138,7 @@ def _check_input(x: Tensor, weight_ih: Tensor) -> None:
         raise ValueError(f"input: expected dtype {weight_ih.dtype} like the weights, got {x.dtype}")
 
 
-def _states(
-    cell: Cell, padded: Padded, layers: list[list[Tensor]], hx: Sequence[Tensor] | None, options: _Options
-) -> list[Tensor]:
+def _states(cell: Cell, padded: Padded, layers: list[list[Tensor]], hx: Sequence[Tensor] | None, options: _Options) -> list[Tensor]:
     weights = by_direction(cell, layers[0], options.bias, options.bidirectional)[0]
     rows, batch, x = options.num_layers * options.directions, padded.x.size(1), padded.x
     hidden_size = weights.weight_hh.size(0) // cell.gates

@@ -32,9 +32,7 @@ def to_padded(input: Tensor | PackedSequence, lengths: Lengths | None, batch_fir
         raise TypeError(f"input: expected a Tensor or a PackedSequence, got {type(input).__name__}")
     if input.dim() == 2:
         if lengths is not None:
-            raise ValueError(
-                "lengths: an unbatched input (2-D) is one whole sequence; cut it instead of giving lengths"
-            )
+            raise ValueError("lengths: an unbatched input (2-D) is one whole sequence; cut it instead of giving lengths")
         return Padded(input.unsqueeze(1), None, False, lambda output: output.squeeze(1))
     if input.dim() != 3:
         raise ValueError(f"input: expected 2-D (unbatched) or 3-D (batched), got {input.dim()}-D")

@@ -70,9 +70,7 @@ class RNN(_Recurrent):
     bidirectional=False, device=None, dtype=None. Raises ValueError for a nonlinearity other than "tanh" or "relu", and for proj_size.
     """
 
-    def __init__(
-        self, input_size: int, hidden_size: int, num_layers: int = 1, nonlinearity: str = "tanh", *args, **kwargs
-    ):
+    def __init__(self, input_size: int, hidden_size: int, num_layers: int = 1, nonlinearity: str = "tanh", *args, **kwargs):
         _refuse_projection(type(self), kwargs)
         _check_nonlinearity(nonlinearity)
         super().__init__(f"RNN_{nonlinearity.upper()}", input_size, hidden_size, num_layers, *args, **kwargs)
@@ -154,9 +152,7 @@ class RNNCell(_RecurrentCell):
 
 def _refuse_projection(module: type, kwargs: dict) -> None:
     if kwargs.get("proj_size", 0):
-        raise ValueError(
-            f"proj_size: only LSTM has a projection, {module.__name__} has none; got {kwargs['proj_size']}"
-        )
+        raise ValueError(f"proj_size: only LSTM has a projection, {module.__name__} has none; got {kwargs['proj_size']}")
 
 
 def _check_nonlinearity(nonlinearity: str) -> None:

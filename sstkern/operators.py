@@ -20,9 +20,7 @@ _LAYER = "str cell, Tensor x, Tensor[] weights, Tensor[] hx, Tensor? lengths, bo
 # save_for_backward: without it `saved` is empty and there is no backward.
 _library.define(f"layer({_LAYER}, bool save_for_backward) -> (Tensor output, Tensor[] hx_n, Tensor[] saved)")
 # needs: which gradients to return, a flag each for x, every weight, every state; the result holds just those, in that order.
-_library.define(
-    f"layer_backward({_LAYER}, Tensor output, Tensor[] saved, Tensor? grad_output, Tensor[] grad_hx, bool[] needs) -> Tensor[]"
-)
+_library.define(f"layer_backward({_LAYER}, Tensor output, Tensor[] saved, Tensor? grad_output, Tensor[] grad_hx, bool[] needs) -> Tensor[]")
 _library.define("cpu_capability() -> str")
 _library.define("cpu_runs() -> int[]")
 
@@ -32,9 +30,7 @@ def _reference_layer(cell, x, weights, hx, lengths, has_bias, bidirectional, sav
     return output, hx_n, []
 
 
-def _reference_backward(
-    cell, x, weights, hx, lengths, has_bias, bidirectional, output, saved, grad_output, grad_hx, needs
-):
+def _reference_backward(cell, x, weights, hx, lengths, has_bias, bidirectional, output, saved, grad_output, grad_hx, needs):
     inputs = [tensor.detach().requires_grad_() for tensor in (x, *weights, *hx)]
     with torch.enable_grad(), _autograd_again():
         results = _flat_reference(cell, inputs, len(weights), lengths, has_bias, bidirectional)
@@ -105,9 +101,7 @@ def _layer_gradient(ctx, grad_output, grad_hx, _grad_saved):
     grad_hx = [torch.zeros_like(state) if grad is None else grad for state, grad in zip(hx, grad_hx, strict=True)]
     needs = [ctx.needs_input_grad[1], *ctx.needs_input_grad[2], *ctx.needs_input_grad[3]]
     grads = iter(
-        torch.ops.sstkern.layer_backward(
-            cell, x, weights, hx, lengths, has_bias, bidirectional, output, saved, grad_output, grad_hx, needs
-        )
+        torch.ops.sstkern.layer_backward(cell, x, weights, hx, lengths, has_bias, bidirectional, output, saved, grad_output, grad_hx, needs)
     )
     dx, *drest = [next(grads) if need else None for need in needs]
     return None, dx, drest[: len(weights)], drest[len(weights) :], None, None, None, None
@@ -129,28 +123,20 @@ def _backward_gradient(ctx, grads):
     output, grad_output, *tensors = ctx.saved_tensors
     with torch.enable_grad():
         # The caller's own tensors: what is recorded here may itself be differentiated.
-        aliases = [
-            tensor.view_as(tensor) if tensor.requires_grad else tensor.detach().requires_grad_() for tensor in tensors
-        ]
+        aliases = [tensor.view_as(tensor) if tensor.requires_grad else tensor.detach().requires_grad_() for tensor in tensors]
         inputs, grad_hx = aliases[: 1 + weights + states], aliases[1 + weights + states :]
         grad_output = torch.zeros_like(output) if grad_output is None else grad_output
-        grad_output = (
-            grad_output.view_as(grad_output) if grad_output.requires_grad else grad_output.detach().requires_grad_()
-        )
+        grad_output = grad_output.view_as(grad_output) if grad_output.requires_grad else grad_output.detach().requires_grad_()
         results = _flat_reference(cell, inputs, weights, lengths, has_bias, bidirectional)
         wanted = [tensor for tensor, need in zip(inputs, needs, strict=True) if need]
         first = torch.autograd.grad(results, wanted, [grad_output, *grad_hx], create_graph=True, materialize_grads=True)
-        second = torch.autograd.grad(
-            first, [grad_output, *aliases], grads, create_graph=torch.is_grad_enabled(), allow_unused=True
-        )
+        second = torch.autograd.grad(first, [grad_output, *aliases], grads, create_graph=torch.is_grad_enabled(), allow_unused=True)
     dgrad_output, dx, *rest = second
     dweights, dhx, dgrad_hx = rest[:weights], rest[weights : weights + states], rest[weights + states :]
     return None, dx, dweights, dhx, None, None, None, None, [None] * saved, dgrad_output, dgrad_hx, None
 
 
-torch.library.register_autograd(
-    "sstkern::layer_backward", _backward_gradient, setup_context=_setup_backward, lib=_library
-)
+torch.library.register_autograd("sstkern::layer_backward", _backward_gradient, setup_context=_setup_backward, lib=_library)
 
 
 def _autocast(device: str):

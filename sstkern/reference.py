@@ -46,9 +46,7 @@ def layer(
     return torch.cat(outputs, dim=-1), [torch.stack(state) for state in zip(*finals, strict=True)]
 
 
-def _recurrence(
-    cell: Cell, x: Tensor, valid: Tensor, w: Weights, states: States, reverse: bool
-) -> tuple[Tensor, States]:
+def _recurrence(cell: Cell, x: Tensor, valid: Tensor, w: Weights, states: States, reverse: bool) -> tuple[Tensor, States]:
     """One direction. A step outside a sequence leaves its states alone, so a reversed sequence starts at its own last step."""
     gates_x = linear(x, w.weight_ih, w.bias_ih)  # (T, B, G * H)
     outputs = [x.new_zeros(x.size(1), w.output_size)] * x.size(0)
