@@ -1,0 +1,369 @@
+"""Checkpoints: folders of safetensors and JSON files that a fault at any moment leaves loadable.
+
+A checkpoint holds
+
+* ``config.json``: the format's version, the model's configuration, the number of classes, the training options;
+* ``vocabulary.json``: the tokens in the order of their ids;
+* ``model.safetensors``: the weights;
+
+and, if training can go on from it,
+
+* ``training_state.json``: see :class:`TrainingState`;
+* ``optimizer.safetensors``: AdamW's moments, as ``<parameter>.exp_avg`` and so on;
+* ``processes.safetensors``: what each process holds, one row a process: random generators and running totals.
+
+Nothing read from a checkpoint is unpickled or executed.
+"""
+
+import dataclasses
+import json
+import math
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TypeVar, get_origin
+
+import torch
+from torch import Tensor
+
+from sstkern.models import Classifier, ModelConfig
+from sstkern.text import Batches, Vocabulary
+from sstkern.text.atomic import write_atomically
+
+FORMAT = 1
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    """How to train (see :mod:`sstkern.trainer`).
+
+    Attributes:
+        data: a folder with train.tsv and dev.tsv, or ``demo``; None is SST-2 (see :func:`sstkern.text.load`).
+        valid: a TSV file to validate on instead of the data's own dev.tsv.
+        min_count: a word that is rarer in the training data is unknown.
+        epochs: the most passes over the training data.
+        batch_size: sentences per step and process.
+        lr: AdamW's learning rate.
+        weight_decay: AdamW's weight decay.
+        clip: the largest norm of the gradient; a longer one is scaled down to it.
+        patience: epochs without a better accuracy on the validation set before training stops.
+        seed: decides the initial weights, the order of the batches and dropout; 0 or more.
+        threads: CPU threads of a process; None leaves it to PyTorch.
+
+    Raises:
+        ValueError: a field has a value that is not allowed; the message names it and what is.
+    """
+
+    data: str | None = None
+    valid: str | None = None
+    min_count: int = 2
+    epochs: int = 8
+    batch_size: int = 64
+    lr: float = 2e-3
+    weight_decay: float = 0.01
+    clip: float = 1.0
+    patience: int = 3
+    seed: int = 0
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, least in (("min_count", 1), ("epochs", 1), ("batch_size", 1), ("patience", 1), ("seed", 0)):
+            value = getattr(self, name)
+            if type(value) is not int or value < least:
+                raise ValueError(f"{name} must be an integer of at least {least}, not {value!r}")
+        if self.threads is not None and (type(self.threads) is not int or self.threads < 1):
+            raise ValueError(f"threads must be an integer of at least 1, or None, not {self.threads!r}")
+        for name in ("lr", "clip"):
+            value = getattr(self, name)
+            if type(value) not in (int, float) or not 0 < value < math.inf:
+                raise ValueError(f"{name} must be a number above 0, not {value!r}")
+        if type(self.weight_decay) not in (int, float) or not 0 <= self.weight_decay < math.inf:
+            raise ValueError(f"weight_decay must be a number of at least 0, not {self.weight_decay!r}")
+
+
+@dataclass
+class TrainingState:
+    """How far a training run has come.
+
+    Attributes:
+        data_sha256: of the training and validation examples; a run goes on with the same data only.
+        processes: that train together; a run goes on with as many only.
+        step: optimizer steps so far.
+        epoch: epochs finished.
+        batch: batches of the epoch under way that are done.
+        best_accuracy: on the validation set, of the best model saved; -1 before the first.
+        epochs_without_gain: epochs since then.
+        metrics_bytes: length of the file of metrics.
+        loss_scale: state of float16's gradient scaler; empty without one.
+    """
+
+    data_sha256: str
+    processes: int
+    step: int = 0
+    epoch: int = 0
+    batch: int = 0
+    best_accuracy: float = -1.0
+    epochs_without_gain: int = 0
+    metrics_bytes: int = 0
+    loss_scale: dict[str, float] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value, expected = getattr(self, field.name), get_origin(field.type) or field.type
+            if not isinstance(value, expected):
+                raise ValueError(f"found {field.name} {value!r}, expected the type {expected.__name__}")
+
+
+@dataclass
+class TextClassifier:
+    """A trained model with its vocabulary.
+
+    Attributes:
+        model: the classifier, in evaluation mode when it comes from :func:`load_model`.
+        vocabulary: the tokens it knows.
+        classes: number of classes; the labels are 0 to ``classes - 1``, those of the training data.
+        options: how it was trained.
+    """
+
+    model: Classifier
+    vocabulary: Vocabulary
+    classes: int
+    options: TrainingOptions
+
+    def predict(self, texts: Sequence[str]) -> list[tuple[int, float]]:
+        """Classify texts: for each, in order, its most probable label and that label's probability, from 0 to 1.
+
+        Raises:
+            TypeError: ``texts`` is a single string.
+        """
+        if isinstance(texts, str):
+            raise TypeError("texts is a string, expected several, such as a list of strings")
+        device = self.model.linear.weight.device
+        answers: list[tuple[int, float]] = [(0, 0.0)] * len(texts)
+        self.model.eval()
+        encoded = [self.vocabulary.encode(text) for text in texts]
+        with torch.inference_mode():
+            for batch in Batches(encoded, None, batch_size=256, shuffle=False).epoch(0):
+                logits = self.model(batch.ids.to(device), batch.lengths.to(device))
+                probabilities, labels = logits.float().softmax(1).max(1)
+                rows = (batch.indices.tolist(), labels.tolist(), probabilities.tolist())
+                for index, label, probability in zip(*rows, strict=True):
+                    answers[index] = (label, probability)
+        return answers
+
+
+def save(
+    folder: Path,
+    classifier: TextClassifier,
+    state: TrainingState | None = None,
+    optimizer: Mapping[str, Tensor] | None = None,
+    processes: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Write a checkpoint in the place of the one in ``folder``; the last three arguments, together, allow resuming.
+
+    Raises:
+        OSError: a write failed, for instance on a full disk. The previous checkpoint is whole and still loads.
+    """
+    config = {
+        "format": FORMAT,
+        "model": asdict(classifier.model.config),
+        "classes": classifier.classes,
+        "training": asdict(classifier.options),
+    }
+    with _replacing(folder) as new:
+        _write_json(new / "config.json", config)
+        classifier.vocabulary.save(new / "vocabulary.json")
+        _write_tensors(new / "model.safetensors", classifier.model.state_dict())
+        if state is not None:
+            _write_json(new / "training_state.json", asdict(state))
+            _write_tensors(new / "optimizer.safetensors", optimizer)
+            _write_tensors(new / "processes.safetensors", processes)
+
+
+def find(path: str | Path) -> Path:
+    """The checkpoint that ``path`` means: itself, or in the folder of a run its best, or else its last.
+
+    Raises:
+        ValueError: there is none.
+    """
+    path = Path(path)
+    for folder in (path, path / "best", path / "last"):
+        for candidate in (folder, _previous(folder)):
+            if (candidate / "config.json").is_file():
+                return candidate
+    raise ValueError(f"{path} holds no checkpoint: expected config.json in it, in {path / 'best'} or {path / 'last'}")
+
+
+def load_model(path: str | Path, device: str | torch.device = "cpu") -> TextClassifier:
+    """Load the model of a checkpoint, or the best one of a run's folder.
+
+    Raises:
+        ValueError: a file is missing or damaged, the format is another one, or the weights do not fit the
+            configuration. The message names the file, what it holds and what is expected.
+    """
+    folder = find(path)
+    config = read_config(folder)
+    vocabulary_file = folder / "vocabulary.json"
+    with _missing_is_value_error(vocabulary_file):
+        vocabulary = Vocabulary.load(vocabulary_file)
+    try:
+        model = Classifier(len(vocabulary), config["classes"], config["model"])
+    except RuntimeError as error:
+        raise ValueError(f"{folder / 'config.json'}: found sizes that do not fit into memory ({error})") from error
+    weights = read_tensors(folder / "model.safetensors", model.state_dict())
+    model.load_state_dict(weights, assign=True)
+    return TextClassifier(model.to(device).eval(), vocabulary, config["classes"], config["training"])
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The content of a checkpoint's ``config.json``: ``model`` (a ModelConfig), ``classes``,
+    ``training`` (TrainingOptions).
+
+    Raises:
+        ValueError: the file is missing or damaged, of another format, or a value is not allowed.
+    """
+    path = folder / "config.json"
+    values = read_json(path)
+    found = values.get("format")
+    if found != FORMAT:
+        raise ValueError(f"{path}: found format {found!r}, expected {FORMAT}")
+    classes = values.get("classes")
+    if type(classes) is not int or classes < 1:
+        raise ValueError(f"{path}: found classes {classes!r}, expected an integer of at least 1")
+    model, training = (
+        build(kind, values.get(name), path) for name, kind in (("model", ModelConfig), ("training", TrainingOptions))
+    )
+    return {"model": model, "classes": classes, "training": training}
+
+
+def read_state(folder: Path) -> TrainingState:
+    """How far the run had come that saved the checkpoint.
+
+    Raises:
+        ValueError: the file is missing or damaged.
+    """
+    path = folder / "training_state.json"
+    return build(TrainingState, read_json(path), path)
+
+
+def read_tensors(path: Path, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Read a safetensors file whose tensors have the names, shapes and dtypes of ``expected``.
+
+    Raises:
+        ValueError: the file is missing or damaged, or its tensors are others.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    with _missing_is_value_error(path):
+        data = path.read_bytes()
+    try:
+        # Copies, because the tensors share one buffer that is not aligned as a new tensor is.
+        found = {name: tensor.clone() for name, tensor in load(data).items()}
+    except (SafetensorError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{path} is damaged: found {len(data)} bytes, expected safetensors ({error})") from error
+    for name in sorted(found.keys() | expected.keys()):
+        there, wanted = _describe(found.get(name)), _describe(expected.get(name))
+        if there != wanted:
+            raise ValueError(f"{path}: found {there} under the name {name}, expected {wanted}")
+    return found
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON file that holds an object.
+
+    Raises:
+        ValueError: the file is missing, or holds something else.
+    """
+    with _missing_is_value_error(path):
+        data = path.read_bytes()
+    try:
+        values = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged: found {len(data)} bytes, expected JSON ({error})") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: found a {type(values).__name__}, expected an object")
+    return values
+
+
+def build(kind: type[T], values: object, path: Path) -> T:
+    """Make a dataclass from the JSON object that holds its fields.
+
+    Raises:
+        ValueError: a field is missing or unknown, or its value is not allowed; the message names ``path``.
+    """
+    expected = sorted(field.name for field in dataclasses.fields(kind))
+    found = sorted(values) if isinstance(values, dict) else values
+    if found != expected:
+        raise ValueError(f"{path}: found the fields {found}, expected {expected}")
+    try:
+        return kind(**values)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+@contextmanager
+def _replacing(folder: Path) -> Iterator[Path]:
+    """An empty folder to fill, which then takes the place of ``folder``.
+
+    A filled folder cannot be replaced in one step. So the old one is renamed away first; a reader that finds none in
+    its place takes that one.
+    """
+    new, old = folder.with_name(folder.name + ".new"), _previous(folder)
+    shutil.rmtree(new, ignore_errors=True)
+    try:
+        new.mkdir(parents=True)
+        yield new
+        _sync_folder(new)
+        if folder.exists():
+            shutil.rmtree(old, ignore_errors=True)
+            folder.rename(old)
+        new.rename(folder)
+        _sync_folder(folder.parent)
+    except OSError:
+        shutil.rmtree(new, ignore_errors=True)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _previous(folder: Path) -> Path:
+    return folder.with_name(folder.name + ".old")
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the names in a folder last through a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _write_json(path: Path, values: Mapping[str, Any]) -> None:
+    write_atomically(path, (json.dumps(values, indent=2) + "\n").encode())
+
+
+def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    from safetensors.torch import save
+
+    # Encoded in memory, so that a full disk is an ordinary OSError from an ordinary write.
+    write_atomically(path, save({name: tensor.contiguous() for name, tensor in tensors.items()}))
+
+
+@contextmanager
+def _missing_is_value_error(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise ValueError(f"{path} is missing; the checkpoint is not complete") from error
+
+
+def _describe(tensor: Tensor | None) -> str:
+    if tensor is None:
+        return "no tensor"
+    return f"a tensor of shape {list(tensor.shape)} and {str(tensor.dtype).removeprefix('torch.')}"

@@ -1,0 +1,226 @@
+"""The command `sstkern`: train, evaluate, predict, doctor."""
+
+import json
+import shlex
+import sys
+from collections.abc import Iterable
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import torch
+
+from sstkern.checkpoint import TrainingOptions, find, load_model, read_config
+from sstkern.models import Cell, ModelConfig, Pooling
+
+try:
+    import typer
+    from typer.core import TyperGroup
+except ModuleNotFoundError as error:
+    raise SystemExit(f'sstkern: {error.name} is not installed: pip install "sstkern[train]"') from None
+
+T = TypeVar("T")
+
+NOT_FOR_AVERAGE = ("layers", "hidden_size", "bidirectional", "pooling")
+
+
+class OneLineErrors(TyperGroup):
+    """A group of commands whose expected errors are one line on stderr and exit code 1."""
+
+    def invoke(self, ctx: typer.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            raise  # typer ends in silence when the reader of a pipe is gone
+        except ModuleNotFoundError as error:
+            message = f'{error.name} is not installed: pip install "sstkern[train]"'
+        except (ValueError, OSError, FloatingPointError) as error:
+            message = str(error)
+        typer.echo(f"sstkern: {message}", err=True)
+        raise typer.Exit(1)
+
+
+app = typer.Typer(
+    cls=OneLineErrors,
+    help="Text classifiers on fused recurrent layers.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Model = Annotated[Path, typer.Option(help="Folder of a run, whose best model is taken, or of one checkpoint.")]
+
+
+@app.command()
+def train(
+    ctx: typer.Context,
+    data: Annotated[
+        str | None,
+        typer.Option(help="Folder with train.tsv and dev.tsv; 'demo' generates sentences.", show_default="SST-2"),
+    ] = None,
+    valid: Annotated[
+        str | None, typer.Option(help="TSV file to validate on.", show_default="the data's own dev.tsv")
+    ] = None,
+    cell: Annotated[
+        Cell, typer.Option(help="Recurrent cell; 'average' is the mean of the word vectors.")
+    ] = ModelConfig.cell,
+    layers: Annotated[int, typer.Option(help="Stacked recurrent layers.")] = ModelConfig.layers,
+    hidden_size: Annotated[int, typer.Option(help="Units of a layer, in each direction.")] = ModelConfig.hidden_size,
+    embedding_size: Annotated[int, typer.Option(help="Numbers in a word vector.")] = ModelConfig.embedding_size,
+    bidirectional: Annotated[bool, typer.Option("--bidirectional", help="Also read from the end.")] = False,
+    dropout: Annotated[float, typer.Option(help="Share of numbers set to 0 in training.")] = ModelConfig.dropout,
+    pooling: Annotated[
+        Pooling, typer.Option(help="How the steps become one sentence vector; 'last' is the final state.")
+    ] = ModelConfig.pooling,
+    min_count: Annotated[
+        int, typer.Option(help="Words that are rarer in the training data are unknown.")
+    ] = TrainingOptions.min_count,
+    epochs: Annotated[int, typer.Option(help="The most passes over the training data.")] = TrainingOptions.epochs,
+    batch_size: Annotated[int, typer.Option(help="Sentences per step and process.")] = TrainingOptions.batch_size,
+    lr: Annotated[float, typer.Option(help="AdamW's learning rate.")] = TrainingOptions.lr,
+    weight_decay: Annotated[float, typer.Option(help="AdamW's weight decay.")] = TrainingOptions.weight_decay,
+    clip: Annotated[float, typer.Option(help="The largest norm of the gradient.")] = TrainingOptions.clip,
+    patience: Annotated[
+        int, typer.Option(help="Epochs without a better accuracy before training stops.")
+    ] = TrainingOptions.patience,
+    seed: Annotated[
+        int, typer.Option(help="Decides initial weights, order of batches and dropout.")
+    ] = TrainingOptions.seed,
+    threads: Annotated[
+        int | None, typer.Option(help="CPU threads of a process.", show_default="PyTorch's choice")
+    ] = TrainingOptions.threads,
+    output: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the run, new or empty.", show_default="runs/CELL, or CELL-2, CELL-3, ..."),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run in --output, by default the newest of the cell.")
+    ] = False,
+) -> None:
+    """Train a classifier, on one process or, under torchrun or `accelerate launch`, on several."""
+    from sstkern.trainer import Run
+
+    # The options have the names of the fields they set.
+    values = ctx.params | {"data": _absolute(data), "valid": _absolute(valid)}
+    given = {name: values[name] for name in values if ctx.get_parameter_source(name).name == "COMMANDLINE"}
+    if cell == "average" and (useless := _flags(name for name in NOT_FOR_AVERAGE if name in given)):
+        raise typer.BadParameter(f"{useless}: the cell 'average' has no recurrent layer")
+    if resume:
+        folder = output or _runs(cell)[-1]
+        _check_given(folder, given)
+        run = Run.resume(folder)
+    else:
+        run = Run.start(_fill(ModelConfig, values), _fill(TrainingOptions, values), output or _runs(cell)[0])
+    _train(run)
+
+
+def _train(run: Any) -> None:
+    tell = run.accelerator.print  # on the main process only
+    parameters = sum(parameter.numel() for parameter in run.classifier.model.parameters())
+    tell(f"data: {run.data.description}")
+    tell(
+        f"{len(run.data.train):,} sentences to train on, {len(run.data.valid):,} to validate on, "
+        f"{len(run.classifier.vocabulary):,} tokens, {parameters:,} parameters on {run.accelerator.device}"
+    )
+    if not run.train():
+        what = "and saved" if run.saved else "but not saved: an earlier checkpoint is kept"
+        tell(f"interrupted at step {run.state.step} {what}; to go on:")
+        tell(f"  sstkern train --resume --output {shlex.quote(str(run.output))}")
+        raise typer.Exit(130)
+    speed = run.throughput()
+    tell(f"validation accuracy {run.state.best_accuracy:.4f}, the best of {run.state.epoch} epochs")
+    tell(f"{run.output}: best (the model), last (to resume), metrics.jsonl, training.png, tensorboard")
+    if speed.torch is None:
+        tell(f"{speed.sstkern:,.0f} tokens/s, measured in this run")
+    else:
+        tell(
+            f"sstkern {speed.sstkern:,.0f} tokens/s, torch.nn {speed.torch:,.0f} tokens/s "
+            f"(x {speed.sstkern / speed.torch:.2f}), measured in this run"
+        )
+    run.accelerator.end_training()
+    if not run.saved:
+        raise typer.Exit(1)
+
+
+@app.command()
+def evaluate(
+    model: Model,
+    data: Annotated[Path, typer.Option(help="TSV file with the columns 'sentence' and 'label'.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Print a model's accuracy and loss on labelled sentences."""
+    from sstkern.text import read_tsv
+    from sstkern.trainer import check_labels, evaluate
+
+    classifier = load_model(model, _device())
+    examples = read_tsv(data)
+    check_labels(examples, classifier.classes, data)
+    encoded = [classifier.vocabulary.encode(sentence) for sentence in examples.sentences]
+    result = evaluate(classifier.model, encoded, examples.labels)
+    if as_json:
+        typer.echo(json.dumps(asdict(result)))
+    else:
+        typer.echo(f"accuracy {result.accuracy:.4f}, loss {result.loss:.4f} on {result.examples:,} sentences")
+
+
+@app.command()
+def predict(
+    model: Model,
+    texts: Annotated[
+        list[str] | None, typer.Argument(help="Texts, one an argument.", show_default="the lines of stdin")
+    ] = None,
+) -> None:
+    """Print, for each text, the most probable label, a tab, and its probability."""
+    classifier = load_model(model, _device())
+    # Line by line, so that answers come as the lines do.
+    for batch in [texts] if texts else ([line] for line in sys.stdin):
+        for label, probability in classifier.predict(batch):
+            typer.echo(f"{label}\t{probability:.4f}")
+        sys.stdout.flush()
+
+
+@app.command()
+def doctor() -> None:
+    """Print what sstkern finds on this machine, what is missing, and how to get it."""
+    from sstkern.doctor import report
+
+    for name, finding in report():
+        typer.echo(f"{name}: {finding}")
+
+
+def _runs(cell: str) -> list[Path]:
+    """The default folders of a cell's runs: first the next new one, then those that exist, the newest last."""
+    existing: list[Path] = []
+    folder = Path("runs", cell)
+    while folder.exists():
+        existing.append(folder)
+        folder = Path("runs", f"{cell}-{len(existing) + 1}")
+    return [folder, *existing]
+
+
+def _check_given(folder: Path, given: dict[str, Any]) -> None:
+    """Raise ValueError if an option contradicts what the run in ``folder`` was started with."""
+    config = read_config(find(folder / "last"))
+    started = asdict(config["model"]) | asdict(config["training"])
+    wrong = [name for name in given if name in started and given[name] != started[name]]
+    if wrong:
+        was = ", ".join(f"{name} {started[name]}" for name in wrong)
+        raise ValueError(f"{_flags(wrong)}: the run in {folder} was started with {was} and goes on with that only")
+
+
+def _fill(kind: type[T], values: dict[str, Any]) -> T:
+    """Make a dataclass from the values that have the names of its fields."""
+    return kind(**{field.name: values[field.name] for field in fields(kind)})
+
+
+def _flags(names: Iterable[str]) -> str:
+    return ", ".join(f"--{name.replace('_', '-')}" for name in names)
+
+
+def _absolute(path: str | None) -> str | None:
+    """Data's path, such that a run can be resumed from another working directory."""
+    return path if path in (None, "demo") else str(Path(path).resolve())
+
+
+def _device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"

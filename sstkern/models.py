@@ -1,0 +1,149 @@
+"""Thin text classifiers: embedding, one recurrent encoder, pooling over the valid steps, a linear layer."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from sstkern import GRU, LSTM, RNN
+
+Cell = Literal["average", "rnn", "gru", "lstm"]
+Pooling = Literal["last", "mean", "max", "attention"]
+
+RECURRENT: dict[str, type[nn.Module]] = {"rnn": RNN, "gru": GRU, "lstm": LSTM}
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The shape of a :class:`Classifier`.
+
+    The cell ``average`` is the mean of the word vectors: it has no recurrence, and ``layers``, ``hidden_size``,
+    ``bidirectional`` and ``pooling`` do not apply to it.
+
+    Attributes:
+        cell: ``average``, ``rnn``, ``gru`` or ``lstm``.
+        layers: stacked recurrent layers, at least 1.
+        hidden_size: units of a layer, in each direction.
+        embedding_size: numbers in a word vector.
+        bidirectional: also read the sentence from its end.
+        dropout: share of numbers set to 0 in training: on the word vectors, between layers and on the sentence vector.
+        pooling: how the steps become one sentence vector: ``last`` (the final state of the last layer), ``mean``,
+            ``max`` or ``attention`` (a learned weighted mean).
+
+    Raises:
+        ValueError: a field has a value that is not allowed; the message names it and what is.
+    """
+
+    cell: Cell = "lstm"
+    layers: int = 1
+    hidden_size: int = 128
+    embedding_size: int = 128
+    bidirectional: bool = False
+    dropout: float = 0.5
+    pooling: Pooling = "max"
+
+    def __post_init__(self) -> None:
+        for name, choices in (("cell", get_args(Cell)), ("pooling", get_args(Pooling))):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} must be one of {', '.join(choices)}, not {getattr(self, name)!r}")
+        for name in ("layers", "hidden_size", "embedding_size"):
+            value = getattr(self, name)
+            if type(value) is not int or value < 1:
+                raise ValueError(f"{name} must be an integer of at least 1, not {value!r}")
+        if type(self.bidirectional) is not bool:
+            raise ValueError(f"bidirectional must be True or False, not {self.bidirectional!r}")
+        if type(self.dropout) not in (int, float) or not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must be a number from 0 to below 1, not {self.dropout!r}")
+
+
+class Classifier(nn.Module):
+    """Embedding, dropout, encoder, pooling, dropout, linear.
+
+    Args:
+        vocabulary_size: number of token ids; id 0 is padding.
+        classes: number of classes.
+        config: what lies in between.
+        recurrent: the recurrent layer of each cell. Any class with the arguments of ``torch.nn.LSTM`` whose forward
+            also takes ``lengths`` will do.
+    """
+
+    def __init__(
+        self,
+        vocabulary_size: int,
+        classes: int,
+        config: ModelConfig,
+        recurrent: Mapping[str, type[nn.Module]] = RECURRENT,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Embedding(vocabulary_size, config.embedding_size, padding_idx=0)
+        self.dropout = nn.Dropout(config.dropout)
+        if config.cell == "average":
+            self.encoder = None
+            features = config.embedding_size
+        else:
+            self.encoder = recurrent[config.cell](
+                config.embedding_size,
+                config.hidden_size,
+                num_layers=config.layers,
+                batch_first=True,
+                dropout=config.dropout if config.layers > 1 else 0.0,
+                bidirectional=config.bidirectional,
+            )
+            features = config.hidden_size * (2 if config.bidirectional else 1)
+            if config.pooling == "attention":
+                self.attention = nn.Linear(features, 1)
+        self.linear = nn.Linear(features, classes)
+
+    def forward(self, ids: Tensor, lengths: Tensor) -> Tensor:
+        """Score every class for every sentence.
+
+        Args:
+            ids: (B, T) int64 token ids; what lies past a sentence's length is not read.
+            lengths: (B,) int64, each from 0 to T. A sentence of length 0 has the sentence vector 0.
+
+        Returns:
+            (B, classes) logits in the dtype of the weights.
+        """
+        embedded = self.dropout(self.embedding(ids))
+        return self.linear(self.dropout(self._sentence_vectors(embedded, lengths)))
+
+    def _sentence_vectors(self, embedded: Tensor, lengths: Tensor) -> Tensor:
+        if self.encoder is None:
+            return _mean(embedded, lengths)
+        outputs, final = self.encoder(embedded, lengths=lengths)
+        match self.config.pooling:
+            case "last":
+                hidden = final[0] if isinstance(final, tuple) else final
+                directions = 2 if self.config.bidirectional else 1
+                return hidden[-directions:].transpose(0, 1).flatten(1)
+            case "mean":
+                return _mean(outputs, lengths)
+            case "max":
+                return _max(outputs, lengths)
+            case "attention":
+                return _weighted_mean(outputs, self.attention(outputs), lengths)
+
+
+def _valid(steps: Tensor, lengths: Tensor) -> Tensor:
+    """(B, T, 1) bool: the steps within each sentence."""
+    return (torch.arange(steps.shape[1], device=steps.device) < lengths[:, None])[..., None]
+
+
+def _mean(steps: Tensor, lengths: Tensor) -> Tensor:
+    total = steps.masked_fill(~_valid(steps, lengths), 0).sum(1)
+    return total / lengths.clamp(min=1)[:, None]
+
+
+def _max(steps: Tensor, lengths: Tensor) -> Tensor:
+    highest = steps.masked_fill(~_valid(steps, lengths), -torch.inf).amax(1)
+    return highest.masked_fill(lengths[:, None] == 0, 0)
+
+
+def _weighted_mean(steps: Tensor, scores: Tensor, lengths: Tensor) -> Tensor:
+    valid = _valid(steps, lengths)
+    # The lowest finite number, not -inf: a sentence of length 0 would have a softmax of 0 / 0.
+    weights = scores.masked_fill(~valid, torch.finfo(scores.dtype).min).softmax(1)
+    return (weights * steps).masked_fill(~valid, 0).sum(1)

@@ -1,0 +1,525 @@
+"""The thin trainer: AdamW on cross entropy, on one process or, through Accelerate, on several.
+
+Only the main process writes. A run's folder holds ``best`` and ``last`` (see :mod:`sstkern.checkpoint`),
+``metrics.jsonl``, TensorBoard's events and, at the end, ``training.png``.
+"""
+
+import hashlib
+import json
+import math
+import signal
+import statistics
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator, PartialState
+from accelerate.utils import broadcast, set_seed
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+from torch.utils.tensorboard import SummaryWriter
+
+from sstkern import checkpoint
+from sstkern.checkpoint import TextClassifier, TrainingOptions, TrainingState
+from sstkern.models import RECURRENT, Classifier, ModelConfig
+from sstkern.plots import plot_training
+from sstkern.text import Batch, Batches, Examples, Vocabulary, load, read_tsv
+
+STEPS_PER_LINE = 50  # steps between two lines of metrics.jsonl
+EVALUATION_BATCH = 256
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Cross entropy (nats per sentence) and accuracy (0 to 1) on ``examples`` sentences."""
+
+    loss: float
+    accuracy: float
+    examples: int
+
+
+def evaluate(model: Classifier, encoded: list[list[int]], labels: list[int]) -> Evaluation:
+    """Evaluate a model, which is left in evaluation mode, on encoded sentences and their labels."""
+    device = model.linear.weight.device
+    model.eval()
+    loss, correct = 0.0, 0
+    with torch.inference_mode():
+        for batch in Batches(encoded, labels, EVALUATION_BATCH, shuffle=False).epoch(0):
+            ids, lengths, classes, _ = (tensor.to(device) for tensor in batch)
+            logits = model(ids, lengths).float()
+            loss += cross_entropy(logits, classes, reduction="sum").item()
+            correct += int((logits.argmax(1) == classes).sum())
+    return Evaluation(loss / len(labels), correct / len(labels), len(labels))
+
+
+@dataclass(frozen=True)
+class Data:
+    """The examples of a run, what they are in words, and their hash."""
+
+    train: Examples
+    valid: Examples
+    description: str
+
+    @classmethod
+    def load(cls, options: TrainingOptions) -> "Data":
+        # One process at a time, so that a download happens once.
+        with PartialState().main_process_first():
+            train, valid, description = load(options.data)
+        if options.valid is not None:
+            valid = read_tsv(options.valid)
+            description += f", validated on {options.valid}"
+            check_labels(valid, train.num_classes, options.valid)
+        return cls(train, valid, description)
+
+    @property
+    def sha256(self) -> str:
+        return hashlib.sha256(json.dumps([asdict(self.train), asdict(self.valid)]).encode()).hexdigest()
+
+
+def check_labels(examples: Examples, classes: int, source: str | Path) -> None:
+    """Raise ValueError, naming ``source``, if a label is none of a model's 0 to ``classes - 1``."""
+    for row, label in enumerate(examples.labels, start=1):
+        if label >= classes:
+            known = ", ".join(map(str, range(classes))) if classes <= 10 else f"0 to {classes - 1}"
+            raise ValueError(f"{source}: found the label {label} in example {row}, but the model knows {known}")
+
+
+class Run:
+    """A training run in a folder of its own; make one with :meth:`start` or :meth:`resume`.
+
+    PyTorch's global random generators are seeded and used.
+
+    Attributes:
+        output: the run's folder.
+        options: how it trains.
+        classifier: the model under training and its vocabulary.
+        data: what it trains and validates on.
+        state: how far it has come.
+        saved: whether the checkpoint ``last`` is as far.
+    """
+
+    def __init__(self, output: Path, classifier: TextClassifier, data: Data, state: TrainingState) -> None:
+        self.options = options = classifier.options
+        if options.threads is not None:
+            torch.set_num_threads(options.threads)
+        self.output = output
+        self.classifier = classifier
+        self.data = data
+        self.state = state
+        self.saved = False
+        self.accelerator = Accelerator()
+        if self.accelerator.num_processes != state.processes:
+            raise ValueError(
+                f"the run in {output} has {state.processes} processes and goes on with as many only, not {self.accelerator.num_processes}"
+            )
+        encode = classifier.vocabulary.encode
+        train, valid = ([encode(sentence) for sentence in part.sentences] for part in (data.train, data.valid))
+        self._batches = Batches(train, data.train.labels, options.batch_size, options.seed)
+        self._validation = valid, data.valid.labels
+        # Fused, because the step over all word vectors is a good part of the time.
+        optimizer = torch.optim.AdamW(classifier.model.parameters(), lr=options.lr, weight_decay=options.weight_decay, fused=True)
+        self._model, self._optimizer = self.accelerator.prepare(classifier.model, optimizer)
+        # Rows: the epoch under way, the steps since the last line of metrics. Columns: loss, correct, examples.
+        self._totals = torch.zeros(2, 3, dtype=torch.float64, device=self.accelerator.device)
+
+    @classmethod
+    def start(cls, config: ModelConfig, options: TrainingOptions, output: Path) -> "Run":
+        """Prepare a new run.
+
+        Raises:
+            ValueError: ``output`` is neither new nor an empty folder, or the data cannot be read.
+            FileNotFoundError: the data is not there.
+        """
+        if output.exists() and (not output.is_dir() or any(output.iterdir())):
+            raise ValueError(f"{output} exists and is no empty folder; choose another output, or resume the run in it")
+        data = Data.load(options)
+        set_seed(options.seed)
+        vocabulary = Vocabulary.build(data.train.sentences, options.min_count)
+        classes = data.train.num_classes
+        model = Classifier(len(vocabulary), classes, config)
+        classifier = TextClassifier(model, vocabulary, classes, options)
+        run = cls(output, classifier, data, TrainingState(data.sha256, PartialState().num_processes))
+        set_seed(options.seed, device_specific=True)
+        return run
+
+    @classmethod
+    def resume(cls, output: Path) -> "Run":
+        """Prepare to go on with a run from its last checkpoint, with the options and the data it was started with.
+
+        Raises:
+            ValueError: there is no checkpoint, it is damaged, or the data or the number of processes has changed.
+            FileNotFoundError: the data is not there any more.
+        """
+        folder = checkpoint.find(output / "last")
+        state = checkpoint.read_state(folder)
+        classifier = checkpoint.load_model(folder)
+        data = Data.load(classifier.options)
+        if data.sha256 != state.data_sha256:
+            raise ValueError(f"the data is not what the run in {output} was started with: {data.description}")
+        run = cls(output, classifier, data, state)
+        run._restore(folder)
+        return run
+
+    @property
+    def finished(self) -> bool:
+        """Whether all epochs are done, or enough of them without a gain."""
+        return self.state.epoch >= self.options.epochs or self.state.epochs_without_gain >= self.options.patience
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps in an epoch."""
+        return -(-len(self._batches) // self.accelerator.num_processes)
+
+    def train(self) -> bool:
+        """Train to the end, or to the first SIGINT, and save.
+
+        A checkpoint that cannot be written is reported; training goes on, and the previous one is kept.
+
+        Returns:
+            Whether the run is finished; otherwise it was interrupted and :meth:`resume` goes on with it.
+
+        Raises:
+            FloatingPointError: the loss is not finite any more.
+        """
+        main = self.accelerator.is_main_process
+        with Reporter(self) as self._reporter, History(self.output, self.state, self._reporter, main) as self._history:
+            with _noting_sigint() as sigint:
+                self._train_until(sigint)
+            if self.finished and main:
+                with self._reporter.reporting("no plot of the training"):
+                    plot_training(self.output / "metrics.jsonl", self.steps_per_epoch, self.output / "training.png")
+        return self.finished
+
+    def throughput(self) -> "Throughput":
+        """See :func:`measure_throughput`; every process must take part."""
+        return measure_throughput(self.accelerator, self.classifier, self._batches)
+
+    def _train_until(self, sigint: threading.Event) -> None:
+        self.saved = self.state.step > 0 or self._save("last")
+        while not self.finished:
+            self._model.train()
+            self._speed = Speed(self.accelerator.num_processes)
+            for batch in self._epoch():
+                self._train_on(batch)
+                if self._any_process_noted(sigint):
+                    self.saved = self._save("last")
+                    return
+            self._end_epoch()
+
+    def _epoch(self) -> Iterator[Batch]:
+        """The batches of the epoch under way that are not done."""
+        process = self.accelerator
+        return self._batches.epoch(self.state.epoch, self.state.batch, process.process_index, process.num_processes)
+
+    def _train_on(self, batch: Batch) -> None:
+        loss, correct = _step(self.accelerator, self._model, self._optimizer, batch, self.options.clip)
+        examples = len(batch.labels)
+        self._totals += torch.stack([loss.double() * examples, correct, torch.full_like(correct, examples)])
+        self._speed.count(batch)
+        self.state.step += 1
+        self.state.batch += 1
+        if self.state.step % STEPS_PER_LINE == 0:
+            loss, accuracy = self._mean_totals(1)
+            values = {"loss": loss, "accuracy": accuracy, "tokens_per_second": self._speed.tokens_per_second}
+            self._history.write("step", self.state, values)
+            self._reporter.step(values)
+
+    def _mean_totals(self, row: int) -> tuple[float, float]:
+        """Mean loss and accuracy of a row of the totals, over all processes; the row starts anew."""
+        loss, correct, examples = self.accelerator.reduce(self._totals[row].clone()).tolist()
+        self._totals[row] = 0
+        if not math.isfinite(loss):
+            raise FloatingPointError(
+                f"the loss is {loss} at step {self.state.step}: try a smaller lr or clip; {self.output} is kept as of the last checkpoint"
+            )
+        return loss / examples, correct / examples
+
+    def _end_epoch(self) -> None:
+        loss, accuracy = self._mean_totals(0)
+        values = {"loss": loss, "accuracy": accuracy, "tokens_per_second": self._speed.tokens_per_second}
+        seconds = self._speed.seconds
+        valid = self._validate()
+        values |= {"valid_loss": valid.loss, "valid_accuracy": valid.accuracy, "seconds": round(seconds, 1)}
+        self.state.epoch += 1
+        self.state.batch = 0
+        self._history.write("epoch", self.state, values)
+        if valid.accuracy > self.state.best_accuracy and self._save("best"):
+            self.state.best_accuracy = valid.accuracy
+            self.state.epochs_without_gain = 0
+        else:
+            self.state.epochs_without_gain += 1
+        self._reporter.epoch(values)
+        self.saved = self._save("last")
+
+    def _validate(self) -> Evaluation:
+        """Evaluate on every process and take the main one's numbers, so that all decide alike."""
+        result = evaluate(self.accelerator.unwrap_model(self._model), *self._validation)
+        numbers = torch.tensor([result.loss, result.accuracy], dtype=torch.float64, device=self.accelerator.device)
+        return Evaluation(*broadcast(numbers).tolist(), result.examples)
+
+    def _any_process_noted(self, sigint: threading.Event) -> bool:
+        """Whether to stop: all processes do, at the same step."""
+        if self.accelerator.num_processes == 1:
+            return sigint.is_set()
+        if sigint.is_set():
+            self.accelerator.set_trigger()
+        return self.accelerator.check_trigger()
+
+    def _save(self, name: str) -> bool:
+        """Write the checkpoint ``name``; whether that went well, the same answer on every process."""
+        processes = self._processes()
+        done = 0
+        if self.accelerator.is_main_process:
+            with self._reporter.reporting(f"step {self.state.step} is not saved, an earlier checkpoint is kept"):
+                if name == "best":
+                    checkpoint.save(self.output / name, self.classifier)
+                else:
+                    moments = _name_moments(self.classifier.model, self._optimizer)
+                    checkpoint.save(self.output / name, self.classifier, self.state, moments, processes)
+                done = 1
+        return bool(broadcast(torch.tensor(done, device=self.accelerator.device)))
+
+    def _processes(self) -> dict[str, Tensor]:
+        """What every process holds, a row each."""
+        tensors = {"random_cpu": torch.get_rng_state(), "totals": self._totals}
+        if self.accelerator.device.type == "cuda":
+            tensors["random_cuda"] = torch.cuda.get_rng_state(self.accelerator.device)
+        if self.accelerator.scaler is not None:
+            self.state.loss_scale = self.accelerator.scaler.state_dict()
+        gather, device = self.accelerator.gather, self.accelerator.device
+        return {name: gather(tensor.to(device)[None]).cpu() for name, tensor in tensors.items()}
+
+    def _restore(self, folder: Path) -> None:
+        rank = self.accelerator.process_index
+        tensors = checkpoint.read_tensors(folder / "processes.safetensors", self._processes())
+        self._totals.copy_(tensors["totals"][rank])
+        torch.set_rng_state(tensors["random_cpu"][rank])
+        if "random_cuda" in tensors:
+            torch.cuda.set_rng_state(tensors["random_cuda"][rank], self.accelerator.device)
+        if self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(self.state.loss_scale)
+        if self.state.step > 0:
+            _load_moments(self.classifier.model, self._optimizer, folder / "optimizer.safetensors")
+
+
+def _step(accelerator: Accelerator, model: nn.Module, optimizer: torch.optim.Optimizer, batch: Batch, clip: float) -> tuple[Tensor, Tensor]:
+    """One step of training; the mean loss and the number of sentences that were classified correctly."""
+    ids, lengths, labels, _ = (tensor.to(accelerator.device) for tensor in batch)
+    optimizer.zero_grad()
+    logits = model(ids, lengths)
+    loss = cross_entropy(logits, labels)
+    accelerator.backward(loss)
+    accelerator.clip_grad_norm_(model.parameters(), clip)
+    optimizer.step()
+    return loss.detach(), (logits.detach().argmax(1) == labels).sum()
+
+
+def _name_moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """AdamW's state by the names of the parameters; without one before the first step."""
+    names = [name for name, _ in model.named_parameters()]
+    states = optimizer.state_dict()["state"]
+    return {f"{names[i]}.{key}": tensor for i, state in states.items() for key, tensor in state.items()}
+
+
+def _load_moments(model: nn.Module, optimizer: torch.optim.Optimizer, path: Path) -> None:
+    kinds = {"step": (), "exp_avg": None, "exp_avg_sq": None}
+    expected = {
+        f"{name}.{key}": parameter.new_empty(parameter.shape if shape is None else shape)
+        for name, parameter in model.named_parameters()
+        for key, shape in kinds.items()
+    }
+    tensors = checkpoint.read_tensors(path, expected)
+    state = {i: {key: tensors[f"{name}.{key}"] for key in kinds} for i, (name, _) in enumerate(model.named_parameters())}
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+@contextmanager
+def _noting_sigint() -> Iterator[threading.Event]:
+    """Ctrl-C sets the event, instead of breaking off in the middle of a step."""
+    noted = threading.Event()
+    previous = signal.signal(signal.SIGINT, lambda *_: noted.set())
+    try:
+        yield noted
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+class Speed:
+    """Valid tokens a second, over all of ``processes``, since it was made."""
+
+    def __init__(self, processes: int) -> None:
+        self._processes = processes
+        self._tokens = 0
+        self._began = time.perf_counter()
+
+    def count(self, batch: Batch) -> None:
+        self._tokens += int(batch.lengths.sum())
+
+    @property
+    def seconds(self) -> float:
+        return time.perf_counter() - self._began
+
+    @property
+    def tokens_per_second(self) -> int:
+        return round(self._tokens * self._processes / self.seconds)
+
+
+class Reporter:
+    """Tells the progress of a run: a bar on a terminal, plain lines elsewhere, nothing but on the main process."""
+
+    def __init__(self, run: Run) -> None:
+        self._state = run.state
+        self._epochs = run.options.epochs
+        self._steps = run.steps_per_epoch
+        self._console = Console(quiet=not run.accelerator.is_main_process, highlight=False, markup=False, soft_wrap=True)
+        columns = (
+            TextColumn("epoch {task.fields[epoch]}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[values]}, at most"),
+            TimeRemainingColumn(),
+        )
+        self._bar = Progress(*columns, console=self._console, transient=True, disable=not self._console.is_terminal)
+        self._task = self._bar.add_task("", total=self._epochs * self._steps, completed=self._state.step, epoch=self._epoch(), values="")
+
+    def __enter__(self) -> "Reporter":
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def step(self, values: dict[str, float]) -> None:
+        """Tell the means over the last steps."""
+        self._bar.update(self._task, completed=self._state.step, epoch=self._epoch(), values=_describe(values))
+
+    def epoch(self, values: dict[str, float]) -> None:
+        """Tell the means over the epoch that ended, and how the model does on the validation set."""
+        left = (self._epochs - self._state.epoch) * values["seconds"]
+        self._console.print(
+            f"epoch {self._state.epoch}/{self._epochs}: {_describe(values)}, validation loss "
+            f"{values['valid_loss']:.4f} accuracy {values['valid_accuracy']:.4f}, at most {left:.0f} s left"
+        )
+
+    @contextmanager
+    def reporting(self, consequence: str) -> Iterator[None]:
+        """Tell of an OSError, such as a full disk, what follows from it, and go on."""
+        try:
+            yield
+        except OSError as error:
+            self._console.print(f"warning: {consequence} ({error})")
+
+    def _epoch(self) -> str:
+        return f"{min(self._state.epoch + 1, self._epochs)}/{self._epochs}"
+
+
+def _describe(values: dict[str, float]) -> str:
+    return f"loss {values['loss']:.4f} accuracy {values['accuracy']:.4f}, {values['tokens_per_second']:,} tokens/s"
+
+
+class History:
+    """The metrics of a run, in ``metrics.jsonl`` and as TensorBoard's events; nothing but on the main process.
+
+    What lies after ``state``'s position, from steps that will be done again, is overwritten.
+    """
+
+    def __init__(self, output: Path, state: TrainingState, reporter: Reporter, main: bool) -> None:
+        self._path = output / "metrics.jsonl"
+        self._reporter = reporter
+        self._events = None
+        if main:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._path.touch()
+            state.metrics_bytes = min(state.metrics_bytes, self._path.stat().st_size)
+            self._events = SummaryWriter(str(output / "tensorboard"), purge_step=state.step + 1)
+
+    def __enter__(self) -> "History":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._events is not None:
+            with self._reporter.reporting("TensorBoard's events are not complete"):
+                self._events.close()
+
+    def write(self, event: str, state: TrainingState, values: dict[str, float]) -> None:
+        """Add a line, and move ``state``'s position to its end."""
+        if self._events is None:
+            return
+        line = json.dumps({"event": event, "step": state.step, "epoch": state.epoch, **values}) + "\n"
+        with self._reporter.reporting("a line of metrics is lost"):
+            with self._path.open("ab") as file:
+                file.truncate(state.metrics_bytes)
+                file.write(line.encode())
+            state.metrics_bytes += len(line)
+            for name, value in values.items():
+                self._events.add_scalar(f"{event}/{name}", value, state.step)
+
+
+@dataclass(frozen=True)
+class Throughput:
+    """Valid tokens a second in training; ``torch`` is None for a model without a recurrent layer."""
+
+    sstkern: float
+    torch: float | None
+
+
+def measure_throughput(
+    accelerator: Accelerator,
+    classifier: TextClassifier,
+    batches: Batches,
+    rounds: int = 5,
+    steps: int = 8,
+) -> Throughput:
+    """Measure training steps of a new model of a classifier's kind, with our recurrent layers and with torch.nn's.
+
+    The layers take turns, ``rounds`` times ``steps`` steps each on the same batches; the median counts. torch.nn's
+    runs both on packed and on padded sequences, where it computes steps that do not count, and its faster way counts.
+    """
+    config, options = classifier.model.config, classifier.options
+    layers = {"sstkern": RECURRENT}
+    if config.cell != "average":
+        layers |= {way: {cell: _lookalike(cell, way) for cell in RECURRENT} for way in ("packed", "padded")}
+    models = {}
+    for name, recurrent in layers.items():
+        model = Classifier(len(classifier.vocabulary), classifier.classes, config, recurrent)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=options.lr, fused=True)
+        models[name] = accelerator.prepare(model, optimizer)
+    speeds: dict[str, list[int]] = {name: [] for name in layers}
+    rank, processes = accelerator.process_index, accelerator.num_processes
+    for number in range(rounds):
+        block = list(islice(batches.epoch(number, rank=rank, world_size=processes), steps))
+        for name, (model, optimizer) in models.items():
+            if number == 0:
+                _step(accelerator, model, optimizer, block[0], options.clip)
+            speed = Speed(processes)
+            for batch in block:
+                loss, _ = _step(accelerator, model, optimizer, batch, options.clip)
+                speed.count(batch)
+            loss.item()  # waits for a GPU to be done
+            speeds[name].append(speed.tokens_per_second)
+    ours, *theirs = (statistics.median(values) for values in speeds.values())
+    return Throughput(ours, max(theirs, default=None))
+
+
+def _lookalike(cell: str, way: str) -> type[nn.Module]:
+    """torch.nn's layer for a cell, called as ours is; ``padded`` does not heed the lengths."""
+    layer = {"rnn": nn.RNN, "gru": nn.GRU, "lstm": nn.LSTM}[cell]
+
+    class Lookalike(layer):
+        def forward(self, x: Tensor, hx: Any = None, lengths: Tensor | None = None) -> tuple[Tensor, Any]:
+            if way == "padded":
+                return super().forward(x, hx)
+            packed = pack_padded_sequence(x, lengths.clamp(min=1).cpu(), batch_first=True, enforce_sorted=False)
+            outputs, final = super().forward(packed, hx)
+            return pad_packed_sequence(outputs, batch_first=True, total_length=x.shape[1])[0], final
+
+    return Lookalike
