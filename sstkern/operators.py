@@ -121,6 +121,7 @@ def _backward_gradient(ctx, grads):
     """Second derivatives, of any order: the reference engine's first derivative, differentiated."""
     (cell, lengths, has_bias, bidirectional, needs, saved), (weights, states) = ctx.call, ctx.counts
     output, grad_output, *tensors = ctx.saved_tensors
+    differentiable = torch.is_grad_enabled()
     with torch.enable_grad():
         # The caller's own tensors: what is recorded here may itself be differentiated.
         aliases = [tensor.view_as(tensor) if tensor.requires_grad else tensor.detach().requires_grad_() for tensor in tensors]
@@ -130,7 +131,7 @@ def _backward_gradient(ctx, grads):
         results = _flat_reference(cell, inputs, weights, lengths, has_bias, bidirectional)
         wanted = [tensor for tensor, need in zip(inputs, needs, strict=True) if need]
         first = torch.autograd.grad(results, wanted, [grad_output, *grad_hx], create_graph=True, materialize_grads=True)
-        second = torch.autograd.grad(first, [grad_output, *aliases], grads, create_graph=torch.is_grad_enabled(), allow_unused=True)
+        second = torch.autograd.grad(first, [grad_output, *aliases], grads, create_graph=differentiable, allow_unused=True)
     dgrad_output, dx, *rest = second
     dweights, dhx, dgrad_hx = rest[:weights], rest[weights : weights + states], rest[weights + states :]
     return None, dx, dweights, dhx, None, None, None, None, [None] * saved, dgrad_output, dgrad_hx, None

@@ -1,0 +1,232 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from layers import assert_close
+from torch import Tensor
+from torch.autograd import gradcheck, gradgradcheck
+from torch.library import opcheck
+
+import sstkern
+from sstkern.cells import CELLS
+from sstkern.engines import cpu_runs
+
+T, B, I, H, P = 4, 3, 2, 3, 2  # noqa: E741
+LENGTHS = {"full": None, "varied": [4, 0, 2]}
+CASES = [
+    (cell, bidirectional, bias, projected, lengths)
+    for cell in CELLS
+    for bidirectional, bias, projected, lengths in [
+        (False, True, False, "full"),
+        (True, True, False, "varied"),
+        (False, False, False, "varied"),
+        (True, True, True, "varied"),
+        (True, False, True, "full"),
+    ]
+    if not projected or CELLS[cell].projects
+]
+cases = pytest.mark.parametrize(("cell", "bidirectional", "bias", "projected", "lengths"), CASES)
+
+
+class Call:
+    """Arguments of one call, random, of which every floating one wants a gradient."""
+
+    def __init__(self, cell, bidirectional, bias, projected, lengths, dtype=torch.float64):
+        torch.manual_seed(0)
+        directions, output, gates = 1 + bidirectional, P if projected else H, CELLS[cell].gates * H
+        shapes = [(gates, I), (gates, output)] + [(gates,)] * (2 * bias) + [(output, H)] * projected
+        self.cell, self.bias, self.bidirectional = cell, bias, bidirectional
+        self.lengths = None if LENGTHS[lengths] is None else torch.tensor(LENGTHS[lengths])
+        self.x = self._random(T, B, I, dtype=dtype)
+        self.weights = [self._random(*shape, dtype=dtype) for _ in range(directions) for shape in shapes]
+        self.hx = [self._random(directions, B, output if name == "h" else H, dtype=dtype) for name in CELLS[cell].states]
+
+    @staticmethod
+    def _random(*shape, dtype) -> Tensor:
+        return torch.randn(*shape, dtype=torch.float64).to(dtype).requires_grad_()
+
+    @property
+    def inputs(self) -> list[Tensor]:
+        return [self.x, *self.weights, *self.hx]
+
+    def arguments(self, inputs: list[Tensor] | None = None) -> tuple:
+        x, *rest = self.inputs if inputs is None else inputs
+        count = len(self.weights)
+        return self.cell, x, rest[:count], rest[count:], self.lengths, self.bias, self.bidirectional
+
+    def run(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        output, hx_n, _ = torch.ops.sstkern.layer(*self.arguments(inputs or None), True)
+        return output, *hx_n
+
+    def backward_arguments(self) -> tuple:
+        detached = [tensor.detach() for tensor in self.inputs]
+        output, hx_n, saved = torch.ops.sstkern.layer(*self.arguments(detached), True)
+        gradients = torch.ones_like(output), [torch.ones_like(state) for state in hx_n]
+        return *self.arguments(detached), output, saved, *gradients, [True] * len(detached)
+
+
+@cases
+def test_gradients_of_every_input(cell, bidirectional, bias, projected, lengths):
+    call = Call(cell, bidirectional, bias, projected, lengths)
+    before = cpu_runs()
+    assert gradcheck(call.run, call.inputs)
+    after = cpu_runs()
+    assert after["forward"] > before["forward"]
+    assert after["backward"] > before["backward"]
+
+
+@cases
+def test_second_derivatives_of_every_input(cell, bidirectional, bias, projected, lengths):
+    call = Call(cell, bidirectional, bias, projected, lengths)
+    before = cpu_runs()["backward"]
+    assert gradgradcheck(call.run, call.inputs, fast_mode=True)
+    assert cpu_runs()["backward"] > before
+
+
+@cases
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_opcheck(cell, bidirectional, bias, projected, lengths, dtype):
+    call = Call(cell, bidirectional, bias, projected, lengths, dtype)
+    detached = [tensor.detach() for tensor in call.inputs]
+    opcheck(torch.ops.sstkern.layer.default, (*call.arguments(), True))
+    opcheck(torch.ops.sstkern.layer.default, (*call.arguments(detached), False))
+    opcheck(torch.ops.sstkern.layer_backward.default, call.backward_arguments())
+
+
+WITHOUT_EXTENSION = """
+import importlib.util, sys
+find_spec = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *more: None if name == "sstkern._cpu" else find_spec(name, *more)
+sys.path.insert(0, sys.argv[1])
+import torch
+from torch.autograd import gradcheck, gradgradcheck
+from test_operators import CASES, Call
+for case in CASES:
+    call = Call(*case)
+    assert torch.ops.sstkern.layer(*call.arguments(), True)[2] == []
+    assert gradcheck(call.run, call.inputs, fast_mode=True)
+    assert gradgradcheck(call.run, call.inputs, fast_mode=True)
+print(len(CASES), "cases right")
+"""
+
+
+def test_every_operator_works_without_the_extension():
+    command = [sys.executable, "-c", WITHOUT_EXTENSION, str(Path(__file__).parent)]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert run.stdout == f"{len(CASES)} cases right\n", run.stderr
+
+
+def test_only_the_gradients_asked_for_come_back():
+    call = Call("lstm", True, True, True, "varied")
+    *arguments, needs = call.backward_arguments()
+    everything = torch.ops.sstkern.layer_backward(*arguments, needs)
+    for wanted in range(len(needs)):
+        (gradient,) = torch.ops.sstkern.layer_backward(*arguments, [i == wanted for i in range(len(needs))])
+        assert torch.equal(gradient, everything[wanted])
+
+
+def test_nothing_is_modified_in_place():
+    call = Call("gru", True, True, False, "varied")
+    before = [tensor.detach().clone() for tensor in call.inputs]
+    torch.autograd.grad(call.run(), call.inputs, [torch.ones_like(result) for result in call.run()])
+    assert all(torch.equal(tensor, copy) for tensor, copy in zip(call.inputs, before, strict=True))
+
+
+def test_non_contiguous_and_expanded_inputs_equal_their_copies():
+    call = Call("lstm", False, True, False, "varied")
+
+    def strided(tensor: Tensor) -> Tensor:
+        return tensor.detach().repeat_interleave(2, -1)[..., ::2].requires_grad_()
+
+    odd = [strided(tensor) for tensor in call.inputs]
+    odd[0] = call.x.detach()[:, :1].expand(-1, B, -1).requires_grad_()
+    plain = [tensor.detach().contiguous().requires_grad_() for tensor in odd]
+    ours, expected = call.run(*odd), call.run(*plain)
+    ones = [torch.ones(()).expand_as(result).to(result) for result in expected]
+    assert all(torch.equal(a, b) for a, b in zip(ours, expected, strict=True))
+    assert_close(list(torch.autograd.grad(ours, odd, ones)), list(torch.autograd.grad(expected, plain, ones)), 1e-12)
+
+
+@pytest.mark.parametrize("engine", ["cpu", "reference"])
+@pytest.mark.parametrize(("lengths", "position"), [([4, -1, 2], 1), ([4, 3, 5], 2)])
+def test_lengths_outside_the_sequence_are_refused(engine, lengths, position):
+    call = Call("gru", False, True, False, "full")
+    layer = sstkern.GRU(I, H, dtype=torch.float64)
+    with sstkern.backend(engine), pytest.raises(ValueError, match=rf"lengths\[{position}\] is {lengths[position]}; allowed are 0 to 4"):
+        layer(call.x, lengths=lengths)
+
+
+@pytest.mark.parametrize(
+    ("position", "shape", "message"),
+    [
+        (0, (T, B, I + 1), "weight_ih"),
+        (1, (4 * H - 1, I), "weight_ih"),
+        (2, (4 * H, H + 1), "weight_hh"),
+        (3, (4 * H + 1,), "bias_ih"),
+        (4, (1,), "bias_hh"),
+        (5, (1, B + 1, H), "h_0"),
+        (6, (1, B, H - 1), "c_0"),
+    ],
+)
+def test_wrong_shapes_are_refused_before_memory_is_touched(position, shape, message):
+    call = Call("lstm", False, True, False, "full")
+    inputs = [tensor.detach() for tensor in call.inputs]
+    inputs[position] = torch.zeros(shape, dtype=torch.float64)
+    with pytest.raises(RuntimeError, match=message):
+        torch.ops.sstkern.layer(*call.arguments(inputs), False)
+
+
+@pytest.mark.parametrize("damage", ["saved", "output", "grad_output", "needs"])
+def test_the_backward_checks_its_arguments(damage):
+    *layer, output, saved, grad_output, grad_hx, needs = Call("lstm", False, True, False, "full").backward_arguments()
+    if damage == "saved":
+        saved = [tensor[:-1] for tensor in saved]
+    elif damage == "output":
+        output = output[:-1]
+    elif damage == "grad_output":
+        grad_output = grad_output[..., :-1]
+    else:
+        needs = needs[:-1]
+    with pytest.raises(RuntimeError, match=damage):
+        torch.ops.sstkern.layer_backward(*layer, output, saved, grad_output, grad_hx, needs)
+
+
+def test_a_backward_without_saved_tensors_says_so():
+    call = Call("lstm", False, True, False, "full")
+    output, *_ = torch.ops.sstkern.layer(*call.arguments(), False)
+    with pytest.raises(RuntimeError, match="save_for_backward"):
+        output.sum().backward()
+
+
+@pytest.mark.parametrize("engine", ["cpu", "reference"])
+def test_autocast_casts_as_torch_does(engine):
+    torch.manual_seed(0)
+    layer = sstkern.LSTM(I, H)
+    x = torch.randn(T, B, I)
+    with sstkern.backend(engine), torch.autocast("cpu", dtype=torch.bfloat16):
+        output, (h_n, c_n) = layer(x)
+    if engine == "cpu":
+        assert [output.dtype, h_n.dtype, c_n.dtype] == [torch.bfloat16] * 3
+    output.float().sum().backward()
+    assert layer.weight_ih_l0.grad.dtype == torch.float32
+    torch.testing.assert_close(output.float(), layer(x)[0], rtol=0.02, atol=0.02)
+
+
+def test_autocast_leaves_float64_alone():
+    layer = sstkern.GRU(I, H, dtype=torch.float64)
+    x = torch.randn(T, B, I, dtype=torch.float64)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        output, _ = layer(x)
+    assert torch.equal(output, layer(x)[0])
+
+
+def test_a_compiled_graph_is_whole_and_equal():
+    torch.manual_seed(0)
+    layer = sstkern.LSTM(I, H, num_layers=2, bidirectional=True)
+    x = torch.randn(T, B, I, requires_grad=True)
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    outputs = [run(x)[0] for run in (layer, compiled)]
+    assert torch.equal(*outputs)
+    assert torch.equal(*(torch.autograd.grad(output.sum(), x)[0] for output in outputs))
