@@ -76,6 +76,10 @@ class TrainingOptions:
             value = getattr(self, name)
             if type(value) is not int or value < least:
                 raise ValueError(f"{name} must be an integer of at least {least}, not {value!r}")
+        for name in ("data", "valid"):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, str):
+                raise ValueError(f"{name} must be a path as a string, or None, not {value!r}")
         if self.threads is not None and (type(self.threads) is not int or self.threads < 1):
             raise ValueError(f"threads must be an integer of at least 1, or None, not {self.threads!r}")
         for name in ("lr", "clip"):
@@ -211,10 +215,12 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> TextClas
     vocabulary_file = folder / "vocabulary.json"
     with _missing_is_value_error(vocabulary_file):
         vocabulary = Vocabulary.load(vocabulary_file)
+    # Without memory, so that a damaged configuration fails on its shapes, not by asking for terabytes.
     try:
-        model = Classifier(len(vocabulary), config["classes"], config["model"])
+        with torch.device("meta"):
+            model = Classifier(len(vocabulary), config["classes"], config["model"])
     except RuntimeError as error:
-        raise ValueError(f"{folder / 'config.json'}: found sizes that do not fit into memory ({error})") from error
+        raise ValueError(f"{folder / 'config.json'}: found sizes that no model can have ({error})") from error
     weights = read_tensors(folder / "model.safetensors", model.state_dict())
     model.load_state_dict(weights, assign=True)
     return TextClassifier(model.to(device).eval(), vocabulary, config["classes"], config["training"])
@@ -235,9 +241,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     classes = values.get("classes")
     if type(classes) is not int or classes < 1:
         raise ValueError(f"{path}: found classes {classes!r}, expected an integer of at least 1")
-    model, training = (
-        build(kind, values.get(name), path) for name, kind in (("model", ModelConfig), ("training", TrainingOptions))
-    )
+    model, training = (build(kind, values.get(name), path) for name, kind in (("model", ModelConfig), ("training", TrainingOptions)))
     return {"model": model, "classes": classes, "training": training}
 
 
