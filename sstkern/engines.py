@@ -2,10 +2,10 @@
 
 import importlib.util
 import json
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 from functools import cache
 from pathlib import Path
 
@@ -18,7 +18,14 @@ ENGINES = ("reference", "cpu")
 CPU_CELLS = ("lstm", "gru", "rnn_tanh", "rnn_relu")
 CPU_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
-_forced: ContextVar[str | None] = ContextVar("sstkern_backend", default=None)
+
+class _Forced(threading.local):
+    """The engine this thread has forced, if any. Not a ContextVar: torch.compile cannot read one."""
+
+    name: str | None = None
+
+
+_forced = _Forced()
 
 
 @contextmanager
@@ -32,16 +39,16 @@ def backend(name: str) -> Iterator[None]:
         raise ValueError(f"backend: '{name}' is unknown; there are {', '.join(ENGINES)}")
     if name == "cpu" and (problem := extension_problem()):
         raise RuntimeError(f"backend: 'cpu' cannot run here: {problem}")
-    token = _forced.set(name)
+    outer, _forced.name = _forced.name, name
     try:
         yield
     finally:
-        _forced.reset(token)
+        _forced.name = outer
 
 
 def choose(cell: Cell, x: Tensor) -> str:
     """The engine for a layer of `cell` on input `x`: the forced one, or the fastest that can run it."""
-    forced = _forced.get()
+    forced = _forced.name
     if forced == "reference":
         return forced
     obstacle = _cpu_obstacle(cell, x)
@@ -70,9 +77,14 @@ def _warn_once(problem: str) -> None:
     warnings.warn(f"sstkern runs on its slow reference engine: {problem}", UserWarning, stacklevel=2)
 
 
-@cache
+@torch.compiler.assume_constant_result
 def extension_problem() -> str | None:
-    """Loads the C++ extension, once. Returns None, or why there is none and how to get it."""
+    """None where the C++ extension is loaded, or why there is none and how to get it."""
+    return _load_extension()
+
+
+@cache
+def _load_extension() -> str | None:
     spec = importlib.util.find_spec("sstkern._cpu")
     if spec is None or spec.origin is None:
         return "its C++ extension is not built; build it with 'pip install --no-build-isolation sstkern' where torch is installed"
