@@ -22,32 +22,35 @@ inline void with_rows(int64_t rows, const F& f) {
   }
 }
 
+// Products are added up in runs of this many and the runs' sums then among themselves: a single chain of H additions is less accurate
+// than torch's matrix product.
+constexpr int64_t kRun = 64;
+
 // sum[r][c] += sum over k of row_r[k] * panel[k][c]; `row` gives the address of row r's element 0.
 template <class T, int R, int Columns, class Row>
 inline void multiply(Vec<T> (&sum)[R][Columns], const Row& row, int64_t depth, const T* panel) {
   const T* rows[R];
-  Vec<T> local[R][Columns];  // registers: `sum` itself is indexed at run time by the callers' epilogues
 #pragma GCC unroll 32
-  for (int r = 0; r < R; ++r) {
-    rows[r] = row(r);
+  for (int r = 0; r < R; ++r) rows[r] = row(r);
+  for (int64_t begin = 0; begin < depth; begin += kRun) {
+    const int64_t end = depth - begin < kRun ? depth : begin + kRun;
+    Vec<T> local[R][Columns]{};  // registers: `sum` itself is indexed at run time by the callers' epilogues
+    for (int64_t k = begin; k < end; ++k, panel += Columns * Simd<T>::width) {
+      Vec<T> weight[Columns];
 #pragma GCC unroll 32
-    for (int c = 0; c < Columns; ++c) local[r][c] = sum[r][c];
-  }
-  for (int64_t k = 0; k < depth; ++k, panel += Columns * Simd<T>::width) {
-    Vec<T> weight[Columns];
+      for (int c = 0; c < Columns; ++c) weight[c] = load(panel + c * Simd<T>::width);
 #pragma GCC unroll 32
-    for (int c = 0; c < Columns; ++c) weight[c] = load(panel + c * Simd<T>::width);
+      for (int r = 0; r < R; ++r) {
+        const Vec<T> value = broadcast<T>(rows[r][k]);
 #pragma GCC unroll 32
-    for (int r = 0; r < R; ++r) {
-      const Vec<T> value = broadcast<T>(rows[r][k]);
-#pragma GCC unroll 32
-      for (int c = 0; c < Columns; ++c) local[r][c] += value * weight[c];
+        for (int c = 0; c < Columns; ++c) local[r][c] += value * weight[c];
+      }
     }
+#pragma GCC unroll 32
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 32
+      for (int c = 0; c < Columns; ++c) sum[r][c] += local[r][c];
   }
-#pragma GCC unroll 32
-  for (int r = 0; r < R; ++r)
-#pragma GCC unroll 32
-    for (int c = 0; c < Columns; ++c) sum[r][c] = local[r][c];
 }
 
 // A plain product's panel: kPlainColumns vectors of neighbouring columns.

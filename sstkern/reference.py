@@ -55,7 +55,8 @@ def _recurrence(cell: Cell, x: Tensor, valid: Tensor, w: Weights, states: States
         stepped = _step(cell, gates_x[t], states, w)
         states = tuple(torch.where(now, new, old) for new, old in zip(stepped, states, strict=True))
         outputs[t] = torch.where(now, stepped[0], 0)
-    return torch.stack(outputs) if outputs else x.new_zeros(0, x.size(1), w.output_size), states
+    # Without any time step, an empty part of gates_x: an output that still belongs to the graph.
+    return torch.stack(outputs) if outputs else gates_x[..., : w.output_size], states
 
 
 def _step(cell: Cell, gates_x: Tensor, states: States, w: Weights) -> States:

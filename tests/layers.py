@@ -31,7 +31,7 @@ def only(engine: str):
 def pair(kind: str, *sizes: int, **options) -> tuple[nn.RNNBase, nn.RNNBase]:
     """Our layer and torch.nn's, float64 unless said otherwise, with the same random weights."""
     ours, theirs, more = KINDS[kind]
-    options = {"dtype": torch.float64, **more, **options}
+    options = {"dtype": torch.float64} | more | options
     layer, other = ours(*sizes, **options), theirs(*sizes, **options)
     other.load_state_dict(layer.state_dict())
     return layer, other
