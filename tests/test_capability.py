@@ -1,0 +1,189 @@
+"""The instruction sets of the CPU engine: every one this machine has computes what the reference engine says, and none leaks."""
+
+import platform
+import re
+import subprocess
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from functools import cache
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import sstkern
+from sstkern import functional
+
+LEVELS = ["avx512"] * torch.cpu._is_avx512_supported() + ["avx2"] * torch.cpu._is_avx2_supported() + ["baseline"]
+CELLS = {"lstm": sstkern.LSTM, "gru": sstkern.GRU, "rnn_tanh": sstkern.RNN, "rnn_relu": sstkern.RNN}
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
+HIDDEN_SIZES = [1, 3, 17, 33]  # not one is a multiple of a vector's width
+Arrays = list[np.ndarray]
+
+
+def layer(cell: str, hidden_size: int, dtype: torch.dtype) -> Arrays:
+    """Output, final states and gradients of both directions of a layer, for sequences of different lengths."""
+    generator = torch.Generator().manual_seed(hidden_size)
+    relu = {"nonlinearity": "relu"} if cell == "rnn_relu" else {}
+    module = CELLS[cell](5, hidden_size, bidirectional=True, dtype=torch.float64, **relu)
+    with torch.no_grad():
+        for weight in module.parameters():
+            weight.uniform_(-0.4, 0.4, generator=generator)
+    x = torch.randn(9, 7, 5, generator=generator, dtype=torch.float64).to(dtype).requires_grad_()
+    output, hx = module.to(dtype)(x, lengths=[9, 0, 4, 1, 9, 2, 7])
+    results = [output, *(hx if isinstance(hx, tuple) else (hx,))]
+    weighted = [(result * torch.linspace(-1, 1, result.numel(), dtype=dtype).view_as(result)).sum() for result in results]
+    gradients = torch.autograd.grad(sum(weighted), [x, *module.parameters()])
+    return [tensor.detach().numpy() for tensor in (*results, *gradients)]
+
+
+def points(dtype: torch.dtype) -> torch.Tensor:
+    """Where to look at tanh and sigmoid: both tails, all magnitudes down to the smallest, and what is no number."""
+    magnitudes = torch.cat(
+        [
+            torch.linspace(0, 12, 4001, dtype=dtype),
+            torch.linspace(12, 100, 501, dtype=dtype),
+            torch.logspace(-40, 4, 999, dtype=dtype),
+            torch.tensor([1e-8, 88.0, 1e4, torch.finfo(dtype).max, torch.inf], dtype=dtype),
+        ]
+    )
+    return torch.cat([magnitudes, -magnitudes, torch.tensor([torch.nan], dtype=dtype)])
+
+
+def through_bias(gates: int, at: int, function: Callable[..., tuple], values: torch.Tensor, h_0: float) -> np.ndarray:
+    """One step of a layer all of whose weights are zero, with `values` as gate `at`'s bias; a few hundred units at once."""
+    results = []
+    for chunk in values.split(512):
+        n = len(chunk)
+        biases = torch.zeros(gates, n, dtype=values.dtype)
+        biases[at] = chunk
+        zeros = [biases.new_zeros(gates * n, 1), biases.new_zeros(gates * n, n)]
+        weights = [*zeros, biases.flatten(), biases.new_zeros(gates * n)]
+        _, h_n = function(biases.new_zeros(1, 1, 1), weights, biases.new_full((1, 1, n), h_0))
+        results.append(h_n.flatten())
+    return torch.cat(results).numpy()
+
+
+def nonlinearities(dtype: torch.dtype) -> dict[str, np.ndarray]:
+    """tanh as a simple recurrent network computes it, sigmoid as a GRU's z gate does: n + z * (h - n) with n = 0 and h = 1."""
+    return {
+        "tanh": through_bias(1, 0, functional.rnn_tanh, points(dtype), 0.0),
+        "sigmoid": through_bias(3, 1, functional.gru, points(dtype), 1.0),
+        "relu": through_bias(1, 0, functional.rnn_relu, points(dtype), 0.0),
+    }
+
+
+def everything() -> tuple[str, dict[tuple, Arrays], dict[str, dict[str, np.ndarray]]]:
+    torch.set_num_threads(1)
+    with sstkern.backend("cpu"):
+        layers = {(cell, size, name): layer(cell, size, dtype) for cell in CELLS for size in HIDDEN_SIZES for name, dtype in DTYPES.items()}
+        return torch.ops.sstkern.cpu_capability(), layers, {name: nonlinearities(dtype) for name, dtype in DTYPES.items()}
+
+
+def refusal() -> str:
+    try:
+        functional.rnn_tanh(torch.zeros(1, 1, 1), [torch.zeros(1, 1)] * 2, bias=False)
+    except ValueError as error:
+        return str(error)
+    return "nothing was raised"
+
+
+def in_process(level: str, function: Callable[[], object]) -> object:
+    """What `function` returns in a process of its own, since a process chooses its instruction set once."""
+    with pytest.MonkeyPatch.context() as patch, ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        patch.setenv("SSTKERN_CPU_CAPABILITY", level)
+        return pool.submit(function).result()
+
+
+@pytest.fixture(scope="module")
+def computed() -> Callable[[str], tuple]:
+    return cache(lambda level: in_process(level, everything))
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_a_forced_level_is_the_one_that_runs(level: str, computed):
+    assert computed(level)[0] == level
+
+
+def test_the_best_level_runs_unasked(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("SSTKERN_CPU_CAPABILITY", raising=False)
+    assert torch.ops.sstkern.cpu_capability() == LEVELS[0]
+
+
+def test_an_unknown_level_is_refused():
+    assert f"SSTKERN_CPU_CAPABILITY is 'sse9'; this machine has: {', '.join(LEVELS)}" in in_process("sse9", refusal)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("hidden_size", HIDDEN_SIZES)
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-12), ("float32", 3e-6)])
+def test_layers_equal_the_reference_engine(level: str, cell: str, hidden_size: int, dtype: str, tolerance: float, computed):
+    with sstkern.backend("reference"):
+        expected = layer(cell, hidden_size, torch.float64)
+    got = computed(level)[1][cell, hidden_size, dtype]
+    assert [array.dtype for array in got] == [dtype] * len(expected)
+    for a, b in zip(got, expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * max(1, np.abs(b).max()))
+
+
+def in_ulp(got: np.ndarray, expected: np.ndarray) -> np.ndarray:
+    """Errors in units of the last place of `got`'s dtype; none where it is as small as the smallest normal numbers."""
+    error = np.abs(got.astype(np.longdouble) - expected)
+    with np.errstate(over="ignore"):  # of the largest number
+        unit = np.spacing(np.abs(expected.astype(got.dtype)))
+    return np.where(error <= 2 * np.finfo(got.dtype).tiny, 0, error / unit)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("name", "function", "most"),
+    [("tanh", np.tanh, 3), ("sigmoid", lambda x: 1 / (1 + np.exp(-x)), 3), ("relu", lambda x: np.maximum(x, 0), 0)],
+    ids=["tanh", "sigmoid", "relu"],
+)
+def test_nonlinearities_are_accurate(level: str, dtype: str, name: str, function: Callable, most: float, computed):
+    x, got = points(DTYPES[dtype]).numpy(), computed(level)[2][dtype][name]
+    number = np.isfinite(x)
+    with np.errstate(over="ignore"):
+        expected = function(x.astype(np.longdouble))
+    assert in_ulp(got[number], expected[number]).max() <= most
+    infinite = np.isinf(x)
+    np.testing.assert_allclose(got[infinite], expected[infinite].astype(got.dtype), rtol=0, atol=2 * np.finfo(got.dtype).tiny)
+    assert np.isnan(got[np.isnan(x)]).all()
+
+
+def extension() -> Path:
+    (binary,) = Path(sstkern.__file__).parent.glob("_cpu.*so")
+    return binary
+
+
+def listing(*command: str) -> str:
+    return subprocess.run([*command, str(extension())], capture_output=True, text=True, check=True).stdout
+
+
+def namespaces_using(register: str, disassembly: str) -> set[str]:
+    """The namespaces (or, outside sstkern's, whole names) of the functions that use registers called `register` and a number."""
+    found = set()
+    for function in re.split(r"\n\n(?=[0-9a-f]+ <)", disassembly):
+        if re.search(rf"\b{register}[0-9]", function):
+            name = re.match(r"[0-9a-f]+ <(.*)>:", function)[1]
+            # A template's name follows its result type: "void sstkern::avx2::pack_plain<float>(...)".
+            in_sstkern = re.match(r"(?:[\w:]+ )?sstkern::(\w+)::", name)
+            found.add(in_sstkern[1] if in_sstkern else name)
+    return found
+
+
+def test_no_wide_code_outside_its_level():
+    disassembly = listing("objdump", "-d", "-C", "--no-show-raw-insn")
+    x86 = platform.machine() == "x86_64"
+    assert namespaces_using("zmm", disassembly) == ({"avx512"} if x86 else set())
+    assert namespaces_using("ymm", disassembly) == ({"avx512", "avx2"} if x86 else set())
+
+
+def test_the_binary_brings_no_threads_of_its_own():
+    needed = re.findall(r"\(NEEDED\).*\[(.*)\]", listing("readelf", "-d"))
+    assert any(name.startswith("libtorch_cpu") for name in needed)
+    assert not [name for name in needed if "omp" in name]

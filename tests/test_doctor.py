@@ -1,0 +1,54 @@
+"""The report on an installation."""
+
+import importlib.util
+import platform
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from sstkern import doctor, engines
+
+
+@pytest.fixture
+def look_again() -> Iterator[None]:
+    """Makes the engines look for the extension anew, during the test and after it."""
+    engines._load_extension.cache_clear()
+    yield
+    engines._load_extension.cache_clear()
+
+
+def test_a_complete_installation():
+    report = dict(doctor.report())
+    assert report["python"] == platform.python_version()
+    assert report["torch"] == torch.__version__
+    assert report["C++ extension"] == "built"
+    assert report["instruction set"] == torch.ops.sstkern.cpu_capability()
+    assert report["threads"].startswith(f"{torch.get_num_threads()} ")
+    assert report["training"] == "ready"
+
+
+@pytest.mark.usefixtures("look_again")
+@pytest.mark.parametrize(
+    ("target", "name", "result", "message"),
+    [
+        (engines.importlib.util, "find_spec", None, "its C++ extension is not built; build it with 'pip install"),
+        (engines, "_built_for", "1.0.0", f"built for torch 1.0.0, and this is torch {torch.__version__}; build it again with 'pip install"),
+    ],
+    ids=["not built", "built for another torch"],
+)
+def test_without_the_extension(target: object, name: str, result: str | None, message: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(target, name, lambda *_: result)
+    report = dict(doctor.report())
+    assert message in report["C++ extension"]
+    assert report["instruction set"] == "none: needs the C++ extension"
+
+
+def test_what_training_lacks_is_named(monkeypatch: pytest.MonkeyPatch):
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name in ("rich", "pooch") else find_spec(name, *rest))
+    assert dict(doctor.report())["training"] == "lacks pooch, rich; get them with 'pip install \"sstkern[train]\"'"
+
+
+def test_a_missing_package_says_how_to_get_it():
+    assert doctor._version("no-such-package") == "not installed; get it with 'pip install no-such-package'"

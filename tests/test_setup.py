@@ -1,0 +1,58 @@
+"""What setup.py would build, without building it."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from setuptools import Distribution
+from torch.utils.cpp_extension import BuildExtension
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """setup.py as a module, its call of setup() left out."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr("setuptools.setup", lambda **arguments: None)
+    monkeypatch.setattr(sys, "path", sys.path.copy())  # setup.py adds to it where there is no torch
+    spec = importlib.util.spec_from_file_location("sstkern_setup", ROOT / "setup.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_extension_is_built_where_torch_is(script: ModuleType, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("SSTKERN_NO_EXTENSION", raising=False)
+    (extension,) = script.arguments()["ext_modules"]
+    assert extension.name == "sstkern._cpu"
+    assert sorted(extension.sources) == sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("csrc/*.cpp"))
+    assert {str(path.relative_to(ROOT)) for path in ROOT.glob("csrc/**/*.h")} == set(extension.depends)
+    assert "-fopenmp" not in extension.extra_link_args
+
+
+def test_the_build_notes_the_torch_it_was_for(script: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setattr(BuildExtension, "run", lambda self: None)
+    build = script.extension_arguments(torch.__version__)["cmdclass"]["build_ext"](Distribution())
+    build.inplace, build.build_lib = False, str(tmp_path)
+    (tmp_path / "sstkern").mkdir()
+    build.run()
+    assert json.loads((tmp_path / "sstkern" / "_build_info.json").read_text()) == {"torch": torch.__version__}
+
+
+def test_nothing_is_built_without_torch(script: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
+    monkeypatch.delenv("SSTKERN_NO_EXTENSION", raising=False)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    assert script.import_torch_version() is None
+    assert script.arguments() == {}
+    assert "torch is not installed here, so the CPU engine is not built; install torch, then sstkern again" in capsys.readouterr().err
+
+
+def test_nothing_is_built_where_that_is_asked_for(script: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
+    monkeypatch.setenv("SSTKERN_NO_EXTENSION", "1")
+    assert script.arguments() == {}
+    assert capsys.readouterr().err == ""
