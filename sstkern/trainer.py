@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator, PartialState
+from accelerate import Accelerator
 from accelerate.utils import broadcast, set_seed
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -70,9 +70,9 @@ class Data:
     description: str
 
     @classmethod
-    def load(cls, options: TrainingOptions) -> "Data":
+    def load(cls, options: TrainingOptions, accelerator: Accelerator) -> "Data":
         # One process at a time, so that a download happens once.
-        with PartialState().main_process_first():
+        with accelerator.main_process_first():
             train, valid, description = load(options.data)
         if options.valid is not None:
             valid = read_tsv(options.valid)
@@ -107,7 +107,7 @@ class Run:
         saved: whether the checkpoint ``last`` is as far.
     """
 
-    def __init__(self, output: Path, classifier: TextClassifier, data: Data, state: TrainingState) -> None:
+    def __init__(self, output: Path, accelerator: Accelerator, classifier: TextClassifier, data: Data, state: TrainingState) -> None:
         self.options = options = classifier.options
         if options.threads is not None:
             torch.set_num_threads(options.threads)
@@ -116,8 +116,8 @@ class Run:
         self.data = data
         self.state = state
         self.saved = False
-        self.accelerator = Accelerator()
-        if self.accelerator.num_processes != state.processes:
+        self.accelerator = accelerator
+        if accelerator.num_processes != state.processes:
             raise ValueError(
                 f"the run in {output} has {state.processes} processes and goes on with as many only, not {self.accelerator.num_processes}"
             )
@@ -127,9 +127,9 @@ class Run:
         self._validation = valid, data.valid.labels
         # Fused, because the step over all word vectors is a good part of the time.
         optimizer = torch.optim.AdamW(classifier.model.parameters(), lr=options.lr, weight_decay=options.weight_decay, fused=True)
-        self._model, self._optimizer = self.accelerator.prepare(classifier.model, optimizer)
+        self._model, self._optimizer = accelerator.prepare(classifier.model, optimizer)
         # Rows: the epoch under way, the steps since the last line of metrics. Columns: loss, correct, examples.
-        self._totals = torch.zeros(2, 3, dtype=torch.float64, device=self.accelerator.device)
+        self._totals = torch.zeros(2, 3, dtype=torch.float64, device=accelerator.device)
 
     @classmethod
     def start(cls, config: ModelConfig, options: TrainingOptions, output: Path) -> "Run":
@@ -141,13 +141,14 @@ class Run:
         """
         if output.exists() and (not output.is_dir() or any(output.iterdir())):
             raise ValueError(f"{output} exists and is no empty folder; choose another output, or resume the run in it")
-        data = Data.load(options)
+        accelerator = _accelerator()
+        data = Data.load(options, accelerator)
         set_seed(options.seed)
         vocabulary = Vocabulary.build(data.train.sentences, options.min_count)
         classes = data.train.num_classes
         model = Classifier(len(vocabulary), classes, config)
         classifier = TextClassifier(model, vocabulary, classes, options)
-        run = cls(output, classifier, data, TrainingState(data.sha256, PartialState().num_processes))
+        run = cls(output, accelerator, classifier, data, TrainingState(data.sha256, accelerator.num_processes))
         set_seed(options.seed, device_specific=True)
         return run
 
@@ -162,10 +163,11 @@ class Run:
         folder = checkpoint.find(output / "last")
         state = checkpoint.read_state(folder)
         classifier = checkpoint.load_model(folder)
-        data = Data.load(classifier.options)
+        accelerator = _accelerator()
+        data = Data.load(classifier.options, accelerator)
         if data.sha256 != state.data_sha256:
             raise ValueError(f"the data is not what the run in {output} was started with: {data.description}")
-        run = cls(output, classifier, data, state)
+        run = cls(output, accelerator, classifier, data, state)
         run._restore(folder)
         return run
 
@@ -300,15 +302,25 @@ class Run:
 
     def _restore(self, folder: Path) -> None:
         rank = self.accelerator.process_index
-        tensors = checkpoint.read_tensors(folder / "processes.safetensors", self._processes())
-        self._totals.copy_(tensors["totals"][rank])
-        torch.set_rng_state(tensors["random_cpu"][rank])
-        if "random_cuda" in tensors:
-            torch.cuda.set_rng_state(tensors["random_cuda"][rank], self.accelerator.device)
+        path = folder / "processes.safetensors"
+        # Clones, because PyTorch 2.13 crashes on a generator's state that is a view into another tensor.
+        own = {name: rows[rank].clone() for name, rows in checkpoint.read_tensors(path, self._processes()).items()}
+        self._totals.copy_(own["totals"])
+        try:
+            torch.set_rng_state(own["random_cpu"])
+            if "random_cuda" in own:
+                torch.cuda.set_rng_state(own["random_cuda"], self.accelerator.device)
+        except RuntimeError as error:
+            raise ValueError(f"{path}: found a damaged random generator, expected what one saved ({error})") from error
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(self.state.loss_scale)
         if self.state.step > 0:
             _load_moments(self.classifier.model, self._optimizer, folder / "optimizer.safetensors")
+
+
+def _accelerator() -> Accelerator:
+    # Several processes without a GPU would each train alone, and write to one folder, if Accelerate were not told.
+    return Accelerator(cpu=not torch.accelerator.is_available())
 
 
 def _step(accelerator: Accelerator, model: nn.Module, optimizer: torch.optim.Optimizer, batch: Batch, clip: float) -> tuple[Tensor, Tensor]:
