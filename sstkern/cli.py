@@ -58,12 +58,8 @@ def train(
         str | None,
         typer.Option(help="Folder with train.tsv and dev.tsv; 'demo' generates sentences.", show_default="SST-2"),
     ] = None,
-    valid: Annotated[
-        str | None, typer.Option(help="TSV file to validate on.", show_default="the data's own dev.tsv")
-    ] = None,
-    cell: Annotated[
-        Cell, typer.Option(help="Recurrent cell; 'average' is the mean of the word vectors.")
-    ] = ModelConfig.cell,
+    valid: Annotated[str | None, typer.Option(help="TSV file to validate on.", show_default="the data's own dev.tsv")] = None,
+    cell: Annotated[Cell, typer.Option(help="Recurrent cell; 'average' is the mean of the word vectors.")] = ModelConfig.cell,
     layers: Annotated[int, typer.Option(help="Stacked recurrent layers.")] = ModelConfig.layers,
     hidden_size: Annotated[int, typer.Option(help="Units of a layer, in each direction.")] = ModelConfig.hidden_size,
     embedding_size: Annotated[int, typer.Option(help="Numbers in a word vector.")] = ModelConfig.embedding_size,
@@ -72,20 +68,14 @@ def train(
     pooling: Annotated[
         Pooling, typer.Option(help="How the steps become one sentence vector; 'last' is the final state.")
     ] = ModelConfig.pooling,
-    min_count: Annotated[
-        int, typer.Option(help="Words that are rarer in the training data are unknown.")
-    ] = TrainingOptions.min_count,
+    min_count: Annotated[int, typer.Option(help="Words that are rarer in the training data are unknown.")] = TrainingOptions.min_count,
     epochs: Annotated[int, typer.Option(help="The most passes over the training data.")] = TrainingOptions.epochs,
     batch_size: Annotated[int, typer.Option(help="Sentences per step and process.")] = TrainingOptions.batch_size,
     lr: Annotated[float, typer.Option(help="AdamW's learning rate.")] = TrainingOptions.lr,
     weight_decay: Annotated[float, typer.Option(help="AdamW's weight decay.")] = TrainingOptions.weight_decay,
     clip: Annotated[float, typer.Option(help="The largest norm of the gradient.")] = TrainingOptions.clip,
-    patience: Annotated[
-        int, typer.Option(help="Epochs without a better accuracy before training stops.")
-    ] = TrainingOptions.patience,
-    seed: Annotated[
-        int, typer.Option(help="Decides initial weights, order of batches and dropout.")
-    ] = TrainingOptions.seed,
+    patience: Annotated[int, typer.Option(help="Epochs without a better accuracy before training stops.")] = TrainingOptions.patience,
+    seed: Annotated[int, typer.Option(help="Decides initial weights, order of batches and dropout.")] = TrainingOptions.seed,
     threads: Annotated[
         int | None, typer.Option(help="CPU threads of a process.", show_default="PyTorch's choice")
     ] = TrainingOptions.threads,
@@ -93,9 +83,7 @@ def train(
         Path | None,
         typer.Option(help="Folder of the run, new or empty.", show_default="runs/CELL, or CELL-2, CELL-3, ..."),
     ] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the run in --output, by default the newest of the cell.")
-    ] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --output, or else the newest of the cell.")] = False,
 ) -> None:
     """Train a classifier, on one process or, under torchrun or `accelerate launch`, on several."""
     from sstkern.trainer import Run
@@ -166,9 +154,7 @@ def evaluate(
 @app.command()
 def predict(
     model: Model,
-    texts: Annotated[
-        list[str] | None, typer.Argument(help="Texts, one an argument.", show_default="the lines of stdin")
-    ] = None,
+    texts: Annotated[list[str] | None, typer.Argument(help="Texts, one an argument.", show_default="the lines of stdin")] = None,
 ) -> None:
     """Print, for each text, the most probable label, a tab, and its probability."""
     classifier = load_model(model, _device())
