@@ -18,7 +18,7 @@ def report() -> list[tuple[str, str]]:
         ("torch", torch.__version__),
         ("triton", _version("triton")),
         ("C++ extension", "built" if problem is None else problem),
-        ("instruction set", torch.ops.sstkern.cpu_capability() if problem is None else "none: needs the C++ extension"),
+        ("instruction set", _instruction_set() if problem is None else "none: needs the C++ extension"),
         ("threads", f"{torch.get_num_threads()} (torch.set_num_threads changes it)"),
         ("GPU", torch.cuda.get_device_name() if torch.cuda.is_available() else "none that torch can use"),
         ("training", _training()),
@@ -30,6 +30,13 @@ def _version(package: str) -> str:
         return version(package)
     except PackageNotFoundError:
         return f"not installed; get it with 'pip install {package}'"
+
+
+def _instruction_set() -> str:
+    try:
+        return torch.ops.sstkern.cpu_capability()
+    except ValueError as error:  # SSTKERN_CPU_CAPABILITY names one this machine lacks
+        return f"none: {error}"
 
 
 def _training() -> str:
