@@ -119,7 +119,7 @@ class Run:
         self.accelerator = accelerator
         if accelerator.num_processes != state.processes:
             raise ValueError(
-                f"the run in {output} has {state.processes} processes and goes on with as many only, not {self.accelerator.num_processes}"
+                f"the run in {output} has {state.processes} processes and goes on with as many only, not {accelerator.num_processes}"
             )
         encode = classifier.vocabulary.encode
         train, valid = ([encode(sentence) for sentence in part.sentences] for part in (data.train, data.valid))
@@ -229,28 +229,26 @@ class Run:
         self._speed.count(batch)
         self.state.step += 1
         self.state.batch += 1
+        self._reporter.step()
         if self.state.step % STEPS_PER_LINE == 0:
-            loss, accuracy = self._mean_totals(1)
-            values = {"loss": loss, "accuracy": accuracy, "tokens_per_second": self._speed.tokens_per_second}
+            values = self._means(1)
             self._history.write("step", self.state, values)
-            self._reporter.step(values)
+            self._reporter.steps(values)
 
-    def _mean_totals(self, row: int) -> tuple[float, float]:
-        """Mean loss and accuracy of a row of the totals, over all processes; the row starts anew."""
+    def _means(self, row: int) -> dict[str, float]:
+        """Loss and accuracy of a row of the totals, over all processes, and the speed; the row starts anew."""
         loss, correct, examples = self.accelerator.reduce(self._totals[row].clone()).tolist()
         self._totals[row] = 0
         if not math.isfinite(loss):
             raise FloatingPointError(
                 f"the loss is {loss} at step {self.state.step}: try a smaller lr or clip; {self.output} is kept as of the last checkpoint"
             )
-        return loss / examples, correct / examples
+        return {"loss": loss / examples, "accuracy": correct / examples, "tokens_per_second": self._speed.tokens_per_second}
 
     def _end_epoch(self) -> None:
-        loss, accuracy = self._mean_totals(0)
-        values = {"loss": loss, "accuracy": accuracy, "tokens_per_second": self._speed.tokens_per_second}
-        seconds = self._speed.seconds
+        values = self._means(0) | {"seconds": round(self._speed.seconds, 1)}
         valid = self._validate()
-        values |= {"valid_loss": valid.loss, "valid_accuracy": valid.accuracy, "seconds": round(seconds, 1)}
+        values |= {"valid_loss": valid.loss, "valid_accuracy": valid.accuracy}
         self.state.epoch += 1
         self.state.batch = 0
         self._history.write("epoch", self.state, values)
@@ -343,14 +341,14 @@ def _name_moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[st
 
 
 def _load_moments(model: nn.Module, optimizer: torch.optim.Optimizer, path: Path) -> None:
-    kinds = {"step": (), "exp_avg": None, "exp_avg_sq": None}
-    expected = {
-        f"{name}.{key}": parameter.new_empty(parameter.shape if shape is None else shape)
-        for name, parameter in model.named_parameters()
-        for key, shape in kinds.items()
-    }
+    expected = {}
+    for name, parameter in model.named_parameters():
+        expected |= {f"{name}.step": torch.empty(()), f"{name}.exp_avg": parameter, f"{name}.exp_avg_sq": parameter}
     tensors = checkpoint.read_tensors(path, expected)
-    state = {i: {key: tensors[f"{name}.{key}"] for key in kinds} for i, (name, _) in enumerate(model.named_parameters())}
+    state = {
+        i: {key: tensors[f"{name}.{key}"] for key in ("step", "exp_avg", "exp_avg_sq")}
+        for i, (name, _) in enumerate(model.named_parameters())
+    }
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
@@ -397,8 +395,9 @@ class Reporter:
             TextColumn("epoch {task.fields[epoch]}"),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[values]}, at most"),
+            TextColumn("{task.fields[values]}at most"),
             TimeRemainingColumn(),
+            TextColumn("left"),
         )
         self._bar = Progress(*columns, console=self._console, transient=True, disable=not self._console.is_terminal)
         self._task = self._bar.add_task("", total=self._epochs * self._steps, completed=self._state.step, epoch=self._epoch(), values="")
@@ -410,9 +409,13 @@ class Reporter:
     def __exit__(self, *_: object) -> None:
         self._bar.stop()
 
-    def step(self, values: dict[str, float]) -> None:
+    def step(self) -> None:
+        """Tell that a step is done."""
+        self._bar.update(self._task, completed=self._state.step, epoch=self._epoch())
+
+    def steps(self, values: dict[str, float]) -> None:
         """Tell the means over the last steps."""
-        self._bar.update(self._task, completed=self._state.step, epoch=self._epoch(), values=_describe(values))
+        self._bar.update(self._task, values=f"{_describe(values)}, ")
 
     def epoch(self, values: dict[str, float]) -> None:
         """Tell the means over the epoch that ended, and how the model does on the validation set."""
