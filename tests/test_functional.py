@@ -33,7 +33,7 @@ def test_a_cell_step_equals_torchs_cell():
 
 def test_a_wrong_number_of_weights_is_named():
     layer = nn.LSTM(3, 5)
-    with pytest.raises(ValueError, match="has 4 tensors for each direction .one more with a projection., got 3 for 1 direction"):
+    with pytest.raises(ValueError, match=r"has 4 tensors for each direction \(one more with a projection\), got 3 for 1 direction"):
         functional.lstm(torch.zeros(4, 2, 3), layer._flat_weights[:3])
     with pytest.raises(ValueError, match="4 tensors do not divide over num_layers=3"):
         functional.lstm(torch.zeros(4, 2, 3), layer._flat_weights, num_layers=3)

@@ -306,7 +306,7 @@ def test_other_wrong_calls():
         lstm(x, torch.zeros(1, 2, 5))
     with pytest.raises(RuntimeError, match="expected c_0 of shape"):
         lstm(x, (torch.zeros(1, 2, 5), torch.zeros(1, 2, 4)))
-    with pytest.raises(RuntimeError, match="h_0 of dtype torch.float32"):
+    with pytest.raises(RuntimeError, match=r"h_0 of dtype torch\.float32"):
         lstm(x, (torch.zeros(1, 2, 5).double(), torch.zeros(1, 2, 5)))
     with pytest.raises(RuntimeError, match="input: is on meta, but the weights are on cpu"):
         lstm(x.to("meta"))

@@ -33,9 +33,7 @@ def demo(train_size: int = 4000, dev_size: int = 1000, seed: int = 0) -> tuple[E
         ValueError: a size is negative, or both together are above 100,000.
     """
     if min(train_size, dev_size) < 0 or train_size + dev_size > MAX_SIZE:
-        raise ValueError(
-            f"train_size is {train_size} and dev_size is {dev_size}, expected 0 or more, together at most {MAX_SIZE}"
-        )
+        raise ValueError(f"train_size is {train_size} and dev_size is {dev_size}, expected 0 or more, together at most {MAX_SIZE}")
     rng = random.Random(seed)
     sentences: dict[str, int] = {}
     while len(sentences) < train_size + dev_size:
@@ -47,9 +45,7 @@ def demo(train_size: int = 4000, dev_size: int = 1000, seed: int = 0) -> tuple[E
 
 def _sentence(rng: random.Random, label: int) -> str:
     noun, other = rng.sample(NOUNS, 2)
-    return rng.choice(TEMPLATES).format(
-        noun=noun, other=other, decides=_phrase(rng, label), yields=_phrase(rng, 1 - label)
-    )
+    return rng.choice(TEMPLATES).format(noun=noun, other=other, decides=_phrase(rng, label), yields=_phrase(rng, 1 - label))
 
 
 def _phrase(rng: random.Random, polarity: int) -> str:

@@ -52,7 +52,5 @@ def _read(directory: Path) -> tuple[Examples, Examples, str]:
     known = train.num_classes
     for line, label in enumerate(dev.labels, start=2):
         if label >= known:
-            raise ValueError(
-                f"{dev_file}, line {line}: found label {label}, expected at most {known - 1} as in {train_file}"
-            )
+            raise ValueError(f"{dev_file}, line {line}: found label {label}, expected at most {known - 1} as in {train_file}")
     return train, dev, f"{train_file} and {dev_file}"

@@ -19,9 +19,7 @@ def test_size(corpus, min_count):
     assert len(Vocabulary.build(corpus.train.sentences, min_count)) == SIZES[corpus.name][min_count - 1] + 2
 
 
-@pytest.mark.parametrize(
-    ("sentence", "ids"), [("c a\tb", [3, 2, 4]), ("a new a", [2, 1, 2]), ("<pad> <unk>", [1, 1]), ("", [])]
-)
+@pytest.mark.parametrize(("sentence", "ids"), [("c a\tb", [3, 2, 4]), ("a new a", [2, 1, 2]), ("<pad> <unk>", [1, 1]), ("", [])])
 def test_encode(sentence, ids):
     assert Vocabulary.build(SENTENCES).encode(sentence) == ids
 
