@@ -11,6 +11,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <mutex>
 #include <numeric>
 #include <string>
 
@@ -35,15 +36,22 @@ std::atomic<bool> forked{false};
 class OneThreadIfForked {
  public:
   OneThreadIfForked() {
-    if (limited_) at::set_num_threads(1);
+    if (limited_) set_num_threads(1);
   }
   ~OneThreadIfForked() {
-    if (limited_) at::set_num_threads(threads_);
+    if (limited_) set_num_threads(threads_);
   }
   OneThreadIfForked(const OneThreadIfForked&) = delete;
   OneThreadIfForked& operator=(const OneThreadIfForked&) = delete;
 
  private:
+  // In a forked child torch replaces a pool of its own here, without a lock.
+  static void set_num_threads(int threads) {
+    static std::mutex mutex;
+    const std::lock_guard<std::mutex> lock(mutex);
+    at::set_num_threads(threads);
+  }
+
   const int threads_ = at::get_num_threads();
   const bool limited_ = forked && threads_ > 1;
 };
@@ -145,6 +153,7 @@ struct Arguments {
                 " direction(s)");
     TORCH_CHECK(given[0].dim() == 2 && given[1].dim() == 2, "weight_ih and weight_hh: expected 2 dimensions, got shapes ", given[0].sizes(),
                 " and ", given[1].sizes());
+    TORCH_CHECK(given[1].size(0) > 0, "weight_hh: expected at least one row, got shape ", given[1].sizes());
     return {x.size(0), x.size(1), x.size(2), given[1].size(0) / gates, given[1].size(1), directions};
   }
 };

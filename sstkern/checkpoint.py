@@ -62,7 +62,7 @@ class TrainingOptions:
     data: str | None = None
     valid: str | None = None
     min_count: int = 2
-    epochs: int = 10
+    epochs: int = 8
     batch_size: int = 64
     lr: float = 2e-3
     weight_decay: float = 0.01

@@ -162,7 +162,6 @@ def predict(
     for batch in [texts] if texts else ([line] for line in sys.stdin):
         for label, probability in classifier.predict(batch):
             typer.echo(f"{label}\t{probability:.4f}")
-        sys.stdout.flush()
 
 
 @app.command()

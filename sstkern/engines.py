@@ -4,13 +4,14 @@ import importlib.util
 import json
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from sstkern.cells import Cell
 
@@ -46,12 +47,12 @@ def backend(name: str) -> Iterator[None]:
         _forced.name = outer
 
 
-def choose(cell: Cell, x: Tensor) -> str:
-    """The engine for a layer of `cell` on input `x`: the forced one, or the fastest that can run it."""
+def choose(cell: Cell, x: Tensor, others: Sequence[Tensor] = ()) -> str:
+    """The engine for a layer of `cell` on `x`, with its weights and states as `others`: the forced one, or the fastest that can run it."""
     forced = _forced.name
     if forced == "reference":
         return forced
-    obstacle = _cpu_obstacle(cell, x)
+    obstacle = _cpu_obstacle(cell, x, others)
     if obstacle is None:
         return "cpu"
     if forced == "cpu":
@@ -59,17 +60,26 @@ def choose(cell: Cell, x: Tensor) -> str:
     return "reference"
 
 
-def _cpu_obstacle(cell: Cell, x: Tensor) -> str | None:
+def _cpu_obstacle(cell: Cell, x: Tensor, others: Sequence[Tensor]) -> str | None:
     if x.device.type != "cpu":
         return f"x is on {x.device}"
     if cell.name not in CPU_CELLS:
         return f"it has no kernel for the cell '{cell.name}'"
     if x.dtype not in CPU_DTYPES:
         return f"it has no kernel for {x.dtype}"
+    if _is_transformed((x, *others)):
+        return "it cannot run under torch.func's transforms or forward-mode differentiation"
     if problem := extension_problem():
         _warn_once(problem)
         return problem
     return None
+
+
+def _is_transformed(tensors: Sequence[Tensor]) -> bool:
+    """Whether an operator would lose tangents, silently, or be refused."""
+    if torch._C._are_functorch_transforms_active():
+        return True
+    return forward_ad._current_level >= 0 and any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors)
 
 
 @cache

@@ -104,8 +104,10 @@ class _Options:
 
 def _run(cell: Cell, input: Input, weights: Sequence[Tensor], hx: Sequence[Tensor] | None, options: _Options) -> tuple[Input, list[Tensor]]:
     padded = to_padded(input, options.lengths, options.batch_first)
+    if options.num_layers < 1:
+        raise ValueError(f"num_layers: expected at least 1, got {options.num_layers}")
     count, rest = divmod(len(weights), options.num_layers)
-    if rest:
+    if rest or not weights:
         raise ValueError(f"weights: {len(weights)} tensors do not divide over num_layers={options.num_layers}")
     layers = [list(weights[i * count : (i + 1) * count]) for i in range(options.num_layers)]
     _check_input(padded.x, layers[0][0])
@@ -122,7 +124,7 @@ def _run(cell: Cell, input: Input, weights: Sequence[Tensor], hx: Sequence[Tenso
 
 
 def _layer(cell: Cell, x: Tensor, weights: list[Tensor], hx: list[Tensor], lengths: Tensor | None, options: _Options):
-    if engines.choose(cell, x) == "reference":
+    if engines.choose(cell, x, (*weights, *hx)) == "reference":
         return reference.layer(cell, x, weights, hx, lengths, options.bias, options.bidirectional)
     save = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, *weights, *hx))
     output, hx_n, _ = torch.ops.sstkern.layer(cell.name, x, weights, hx, lengths, options.bias, options.bidirectional, save)
@@ -145,8 +147,8 @@ def _states(cell: Cell, padded: Padded, layers: list[list[Tensor]], hx: Sequence
     shapes = [(rows, batch, weights.output_size if name == "h" else hidden_size) for name in cell.states]
     if hx is None:
         return [x.new_zeros(shape) for shape in shapes]
-    if isinstance(hx, Tensor) or len(hx) != len(shapes):
-        raise RuntimeError(f"hx: expected {len(shapes)} states ({', '.join(cell.states)}), got {_described(hx)}")
+    if isinstance(hx, Tensor) or len(hx) != len(shapes) or not all(isinstance(state, Tensor) for state in hx):
+        raise RuntimeError(f"hx: expected {len(shapes)} Tensor(s) ({', '.join(cell.states)}), got {_described(hx)}")
     states = [state if padded.batched else state.unsqueeze(1) for state in hx]
     for name, state, given, shape in zip(cell.states, states, hx, shapes, strict=True):
         if tuple(state.shape) != shape:
@@ -160,4 +162,4 @@ def _states(cell: Cell, padded: Padded, layers: list[list[Tensor]], hx: Sequence
 
 
 def _described(hx: Tensor | Sequence[Tensor]) -> str:
-    return f"a Tensor of shape {tuple(hx.shape)}" if isinstance(hx, Tensor) else f"{len(hx)}"
+    return f"a Tensor of shape {tuple(hx.shape)}" if isinstance(hx, Tensor) else f"({', '.join(type(state).__name__ for state in hx)})"

@@ -6,6 +6,7 @@ extension, has the reference engine's.
 """
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 
 import torch
 from torch import Tensor
@@ -58,10 +59,17 @@ _library.impl("layer_backward", _reference_backward, "CompositeExplicitAutograd"
 
 @torch.library.register_fake("sstkern::layer", lib=_library)
 def _fake_layer(cell, x, weights, hx, lengths, has_bias, bidirectional, save_for_backward):
+    _check_devices(x, weights, hx)
     layers = by_direction(CELLS[cell], weights, has_bias, bidirectional)
     output = x.new_empty(x.size(0), x.size(1), len(layers) * layers[0].output_size)
     saved = _fake_saved(cell, x, layers, output) if save_for_backward and _has_cpu_kernel(cell, x) else []
     return output, [state.new_empty(state.shape) for state in hx], saved
+
+
+def _check_devices(x: Tensor, *groups: Sequence[Tensor]) -> None:
+    for tensor in (tensor for group in groups for tensor in group):
+        if tensor.device != x.device:
+            raise RuntimeError(f"expected all tensors on {x.device} like x, got one on {tensor.device}")
 
 
 def _fake_saved(cell, x, layers, output) -> list[Tensor]:
@@ -81,6 +89,7 @@ def _has_cpu_kernel(cell: str, x: Tensor) -> bool:
 
 @torch.library.register_fake("sstkern::layer_backward", lib=_library)
 def _fake_backward(cell, x, weights, hx, lengths, has_bias, bidirectional, output, saved, grad_output, grad_hx, needs):
+    _check_devices(x, weights, hx, [output], saved, grad_hx)
     return [tensor.new_empty(tensor.shape) for tensor, need in zip((x, *weights, *hx), needs, strict=True) if need]
 
 
@@ -96,6 +105,9 @@ def _setup_layer(ctx, inputs, output):
 
 def _layer_gradient(ctx, grad_output, grad_hx, _grad_saved):
     (cell, has_bias, bidirectional), (weights, states) = ctx.call, ctx.counts
+    if grad_output is None and all(grad is None for grad in grad_hx):
+        # A second derivative comes by here, through `output`, an input of layer_backward; there is nothing to run.
+        return None, None, [None] * weights, [None] * states, None, None, None, None
     x, *rest = ctx.saved_tensors
     weights, hx, (lengths, output, *saved) = rest[:weights], rest[weights : weights + states], rest[weights + states :]
     grad_hx = [torch.zeros_like(state) if grad is None else grad for state, grad in zip(hx, grad_hx, strict=True)]
@@ -120,19 +132,21 @@ def _setup_backward(ctx, inputs, output):
 def _backward_gradient(ctx, grads):
     """Second derivatives, of any order: the reference engine's first derivative, differentiated."""
     (cell, lengths, has_bias, bidirectional, needs, saved), (weights, states) = ctx.call, ctx.counts
-    output, grad_output, *tensors = ctx.saved_tensors
+    output, given_grad_output, *tensors = ctx.saved_tensors
     differentiable = torch.is_grad_enabled()
-    with torch.enable_grad():
+    with torch.enable_grad(), torch.autocast(output.device.type, enabled=False):
         # The caller's own tensors: what is recorded here may itself be differentiated.
         aliases = [tensor.view_as(tensor) if tensor.requires_grad else tensor.detach().requires_grad_() for tensor in tensors]
         inputs, grad_hx = aliases[: 1 + weights + states], aliases[1 + weights + states :]
-        grad_output = torch.zeros_like(output) if grad_output is None else grad_output
+        grad_output = torch.zeros_like(output) if given_grad_output is None else given_grad_output
         grad_output = grad_output.view_as(grad_output) if grad_output.requires_grad else grad_output.detach().requires_grad_()
         results = _flat_reference(cell, inputs, weights, lengths, has_bias, bidirectional)
         wanted = [tensor for tensor, need in zip(inputs, needs, strict=True) if need]
         first = torch.autograd.grad(results, wanted, [grad_output, *grad_hx], create_graph=True, materialize_grads=True)
         second = torch.autograd.grad(first, [grad_output, *aliases], grads, create_graph=differentiable, allow_unused=True)
     dgrad_output, dx, *rest = second
+    if given_grad_output is None:
+        dgrad_output = None
     dweights, dhx, dgrad_hx = rest[:weights], rest[weights : weights + states], rest[weights + states :]
     return None, dx, dweights, dhx, None, None, None, None, [None] * saved, dgrad_output, dgrad_hx, None
 
@@ -140,35 +154,41 @@ def _backward_gradient(ctx, grads):
 torch.library.register_autograd("sstkern::layer_backward", _backward_gradient, setup_context=_setup_backward, lib=_library)
 
 
-def _autocast(device: str):
+def _without_autocast(device: str):
+    """Inside, the matrix products of an implementation keep its tensors' dtype."""
+    guard = ExitStack()
+    guard.enter_context(torch.autocast(device, enabled=False))
+    key = getattr(torch._C.DispatchKey, f"Autocast{device.upper()}")
+    guard.enter_context(torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(key)))
+    return guard
+
+
+def _autocast_layer(device: str):
     """float32, bfloat16 and float16 tensors are cast to the dtype autocast asks for; float64 stays, as in torch's own operators."""
 
-    def layer(cell, x, weights, hx, lengths, has_bias, bidirectional, save_for_backward):
+    def layer(cell, x, weights, hx, *options):
         dtype = torch.get_autocast_dtype(device)
 
         def cast(tensor: Tensor) -> Tensor:
             return tensor if tensor.dtype == torch.float64 else tensor.to(dtype)
 
-        with torch.amp.autocast(device, enabled=False), torch._C._ExcludeDispatchKeyGuard(_autocast_keys(device)):
-            return torch.ops.sstkern.layer(
-                cell,
-                cast(x),
-                [cast(weight) for weight in weights],
-                [cast(state) for state in hx],
-                lengths,
-                has_bias,
-                bidirectional,
-                save_for_backward,
-            )
+        with _without_autocast(device):
+            return torch.ops.sstkern.layer(cell, cast(x), [cast(weight) for weight in weights], [cast(state) for state in hx], *options)
 
     return layer
 
 
-def _autocast_keys(device: str) -> torch._C.DispatchKeySet:
-    return torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, f"Autocast{device.upper()}"))
+def _autocast_backward(device: str):
+    def layer_backward(*arguments):
+        with _without_autocast(device):
+            return torch.ops.sstkern.layer_backward(*arguments)
+
+    return layer_backward
 
 
 for _device in ("cpu", "cuda"):
-    _library.impl("layer", _autocast(_device), f"Autocast{_device.upper()}")
+    _library.impl("layer", _autocast_layer(_device), f"Autocast{_device.upper()}")
+    _library.impl("layer_backward", _autocast_backward(_device), f"Autocast{_device.upper()}")
+
 
 extension_problem()  # loads the C++ implementations, now that their operators exist

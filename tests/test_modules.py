@@ -302,7 +302,7 @@ def test_wrong_calls_raise_torchs_error_with_a_clear_message(engine, name):
 
 def test_other_wrong_calls():
     lstm, x = sstkern.LSTM(3, 5), torch.zeros(4, 2, 3)
-    with pytest.raises(RuntimeError, match=r"expected 2 states \(h, c\), got a Tensor"):
+    with pytest.raises(RuntimeError, match=r"expected 2 Tensor\(s\) \(h, c\), got a Tensor"):
         lstm(x, torch.zeros(1, 2, 5))
     with pytest.raises(RuntimeError, match="expected c_0 of shape"):
         lstm(x, (torch.zeros(1, 2, 5), torch.zeros(1, 2, 4)))

@@ -230,3 +230,63 @@ def test_a_compiled_graph_is_whole_and_equal():
     outputs = [run(x)[0] for run in (layer, compiled)]
     assert torch.equal(*outputs)
     assert torch.equal(*(torch.autograd.grad(output.sum(), x)[0] for output in outputs))
+
+
+@pytest.mark.parametrize("make", [sstkern.LSTMCell, sstkern.GRUCell, sstkern.RNNCell, sstkern.GRU])
+def test_second_derivatives_of_a_loss_on_the_final_state_alone(make):
+    torch.manual_seed(0)
+    layer = make(I, H, dtype=torch.float64)
+
+    def final(x: Tensor) -> Tensor:
+        states = layer(x)
+        return states if isinstance(states, Tensor) else states[1]
+
+    shape = (T, B, I) if make is sstkern.GRU else (B, I)
+    before = cpu_runs()["backward"]
+    assert gradgradcheck(final, torch.randn(*shape, dtype=torch.float64, requires_grad=True))
+    assert cpu_runs()["backward"] > before
+
+
+def test_a_backward_inside_autocast_is_the_one_outside():
+    torch.manual_seed(0)
+    layer = sstkern.LSTM(I, H, bidirectional=True)
+    x = torch.randn(T, B, I, requires_grad=True)
+    output = layer(x)[0].sum()
+    inputs = [x, *layer.parameters()]
+    expected = torch.autograd.grad(output, inputs, retain_graph=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = torch.autograd.grad(output, inputs)
+    assert all(torch.equal(a, b) for a, b in zip(inside, expected, strict=True))
+
+
+def test_transforms_run_on_the_reference_engine_or_are_refused():
+    torch.manual_seed(0)
+    layer = sstkern.LSTM(I, H, dtype=torch.float64)
+    x, direction = torch.randn(2, T, B, I, dtype=torch.float64)
+
+    def output(x: Tensor) -> Tensor:
+        return layer(x)[0]
+
+    _, tangent = torch.func.jvp(output, (x,), (direction,))
+    difference = (output(x + 1e-6 * direction) - output(x - 1e-6 * direction)) / 2e-6
+    torch.testing.assert_close(tangent, difference, rtol=1e-7, atol=1e-8)
+    with torch.autograd.forward_ad.dual_level():
+        dual = output(torch.autograd.forward_ad.make_dual(x, direction))
+        assert torch.equal(torch.autograd.forward_ad.unpack_dual(dual).tangent, tangent)
+    with sstkern.backend("cpu"), pytest.raises(RuntimeError, match=r"cannot run under torch\.func's transforms"):
+        torch.func.jvp(output, (x,), (direction,))
+
+
+def test_an_infinite_gradient_of_a_relu_unit_at_zero_is_dropped():
+    weights = [torch.eye(2), torch.zeros(2, 2)]
+    x = torch.tensor([[[-1.0, 1.0]]], requires_grad=True)
+    output, _ = sstkern.functional.rnn_relu(x, weights, bias=False)
+    (gradient,) = torch.autograd.grad(output, x, torch.tensor([[[float("inf"), 1.0]]]))
+    assert gradient.tolist() == [[[0.0, 1.0]]]
+
+
+def test_a_weight_on_another_device_is_refused():
+    layer = sstkern.GRU(I, H)
+    layer.weight_hh_l0 = torch.nn.Parameter(layer.weight_hh_l0.to("meta"))
+    with pytest.raises(RuntimeError, match="expected all tensors on cpu like x, got one on meta"):
+        layer(torch.zeros(T, B, I))

@@ -12,8 +12,8 @@ struct Tanh {
     return tanh<T>(x);
   }
   template <class T>
-  static Vec<T> derivative(Vec<T> y) {
-    return T(1) - y * y;
+  static Vec<T> gradient(Vec<T> y, Vec<T> dh) {
+    return dh * (T(1) - y * y);
   }
 };
 
@@ -23,9 +23,10 @@ struct Relu {
   static Vec<T> value(Vec<T> x) {
     return x < broadcast<T>(0) ? broadcast<T>(0) : x;
   }
+  // A choice, not a product: an infinite gradient of a unit at 0 is dropped.
   template <class T>
-  static Vec<T> derivative(Vec<T> y) {
-    return y > broadcast<T>(0) ? broadcast<T>(1) : broadcast<T>(0);
+  static Vec<T> gradient(Vec<T> y, Vec<T> dh) {
+    return y <= broadcast<T>(0) ? broadcast<T>(0) : dh;
   }
 };
 
@@ -46,7 +47,7 @@ struct Rnn {
 
   static V backward(const V (&gate)[gates], const V (&)[1], V, const V (&)[1], const V (&)[1], V dh, V (&)[1], V (&dgate)[gates],
                     V (&)[gates]) {
-    dgate[0] = dh * Nonlinearity::template derivative<T>(gate[0]);
+    dgate[0] = Nonlinearity::template gradient<T>(gate[0], dh);
     return V{};
   }
 };
