@@ -482,7 +482,10 @@ class History:
 
 @dataclass(frozen=True)
 class Throughput:
-    """Valid tokens a second in training; ``torch`` is None for a model without a recurrent layer."""
+    """Valid tokens a second in training; ``torch`` is None where there is nothing to compare with.
+
+    That is a model without a recurrent layer, or one that torch.nn cannot run: bfloat16 on some CPUs.
+    """
 
     sstkern: float
     torch: float | None
@@ -504,25 +507,30 @@ def measure_throughput(
     layers = {"sstkern": RECURRENT}
     if config.cell != "average":
         layers |= {way: {cell: _lookalike(cell, way) for cell in RECURRENT} for way in ("packed", "padded")}
+    share = {"rank": accelerator.process_index, "world_size": accelerator.num_processes}
+    first = next(batches.epoch(0, **share))
     models = {}
     for name, recurrent in layers.items():
         model = Classifier(len(classifier.vocabulary), classifier.classes, config, recurrent)
         optimizer = torch.optim.AdamW(model.parameters(), lr=options.lr, fused=True)
-        models[name] = accelerator.prepare(model, optimizer)
-    speeds: dict[str, list[int]] = {name: [] for name in layers}
-    order = deque(layers)
-    rank, processes = accelerator.process_index, accelerator.num_processes
+        prepared = accelerator.prepare(model, optimizer)
+        try:
+            _step(accelerator, *prepared, first, options.clip)
+        except RuntimeError:
+            if name == "sstkern":
+                raise
+        else:
+            models[name] = prepared
+    speeds: dict[str, list[int]] = {name: [] for name in models}
+    order = deque(models)
     for number in range(rounds):
-        block = list(islice(batches.epoch(number, rank=rank, world_size=processes), steps))
+        block = list(islice(batches.epoch(number, **share), steps))
         # Each takes every place in the round, because the first one after new batches is a little slower.
         order.rotate()
         for name in order:
-            model, optimizer = models[name]
-            if number == 0:
-                _step(accelerator, model, optimizer, block[0], options.clip)
-            speed = Speed(processes)
+            speed = Speed(accelerator.num_processes)
             for batch in block:
-                loss, _ = _step(accelerator, model, optimizer, batch, options.clip)
+                loss, _ = _step(accelerator, *models[name], batch, options.clip)
                 speed.count(batch)
             loss.item()  # waits for a GPU to be done
             speeds[name].append(speed.tokens_per_second)

@@ -265,6 +265,16 @@ def test_throughput_compares_recurrent_layers_only(tmp_path, cell):
     assert speed.torch is None if cell == "average" else speed.torch > 0
 
 
+def test_throughput_without_a_torch_layer_that_runs(tmp_path, monkeypatch):
+    def unable(*_):
+        raise RuntimeError("could not create a primitive")
+
+    monkeypatch.setattr(torch.nn.LSTM, "forward", unable)
+    speed = start(tmp_path).throughput()
+    assert speed.sstkern > 0
+    assert speed.torch is None
+
+
 def test_training_learns(tmp_path):
     """A few thousand sentences of SST-2 where they are, the demo elsewhere: well above chance, by the model saved."""
     data, wanted = (None, 0.65) if os.environ.get("SSTKERN_DATA") else ("demo", 0.9)
