@@ -83,13 +83,7 @@ class RNN(_Recurrent):
 
 
 class _RecurrentCell(RNNCellBase):
-    def _step(self, cell: str, input: Tensor, hx: tuple[Tensor, ...] | None) -> tuple[Tensor, ...]:
-        biases = [self.bias_ih, self.bias_hh] if self.bias else []
-        return functional.cell_step(cell, input, hx, [self.weight_ih, self.weight_hh, *biases], self.bias)
-
-
-class LSTMCell(_RecurrentCell):
-    """torch.nn.LSTMCell, fused. Args as its: input_size, hidden_size, bias=True, device=None, dtype=None."""
+    _gates: int
 
     def __init__(
         self,
@@ -99,7 +93,17 @@ class LSTMCell(_RecurrentCell):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ):
-        super().__init__(input_size, hidden_size, bias, num_chunks=4, device=device, dtype=dtype)
+        super().__init__(input_size, hidden_size, bias, num_chunks=self._gates, device=device, dtype=dtype)
+
+    def _step(self, cell: str, input: Tensor, hx: tuple[Tensor, ...] | None) -> tuple[Tensor, ...]:
+        biases = [self.bias_ih, self.bias_hh] if self.bias else []
+        return functional.cell_step(cell, input, hx, [self.weight_ih, self.weight_hh, *biases], self.bias)
+
+
+class LSTMCell(_RecurrentCell):
+    """torch.nn.LSTMCell, fused. Args as its: input_size, hidden_size, bias=True, device=None, dtype=None."""
+
+    _gates = 4
 
     def forward(self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
         """input (B, I) or (I,); hx and the result: h and c, (B, H) or (H,) each. Errors as `functional.cell_step`."""
@@ -110,15 +114,7 @@ class LSTMCell(_RecurrentCell):
 class GRUCell(_RecurrentCell):
     """torch.nn.GRUCell, fused. Args as its: input_size, hidden_size, bias=True, device=None, dtype=None."""
 
-    def __init__(
-        self,
-        input_size: int,
-        hidden_size: int,
-        bias: bool = True,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ):
-        super().__init__(input_size, hidden_size, bias, num_chunks=3, device=device, dtype=dtype)
+    _gates = 3
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         """input (B, I) or (I,); hx and the result: h, (B, H) or (H,). Errors as `functional.cell_step`."""
@@ -129,6 +125,7 @@ class GRUCell(_RecurrentCell):
 class RNNCell(_RecurrentCell):
     """torch.nn.RNNCell, fused. Args as its: input_size, hidden_size, bias=True, nonlinearity="tanh", device=None, dtype=None."""
 
+    _gates = 1
     __constants__ = [*RNNCellBase.__constants__, "nonlinearity"]  # noqa: RUF012 -- torch's own form
 
     def __init__(
@@ -141,7 +138,7 @@ class RNNCell(_RecurrentCell):
         dtype: torch.dtype | None = None,
     ):
         _check_nonlinearity(nonlinearity)
-        super().__init__(input_size, hidden_size, bias, num_chunks=1, device=device, dtype=dtype)
+        super().__init__(input_size, hidden_size, bias, device, dtype)
         self.nonlinearity = nonlinearity
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
