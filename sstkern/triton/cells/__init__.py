@@ -1,0 +1,1 @@
+"""Each cell's step and its derivative, on tiles of (units, rows)."""

@@ -1,0 +1,415 @@
+"""One layer on the GPU, forward and backward: the input projection, the time loop's launches, and the weights' gradients.
+
+T time steps, B batch, I input_size, H hidden_size, P proj_size (H without a projection), D directions, G gates, S states; N rows of valid
+steps (see `rows`). Everything runs on the current stream, both directions in one launch, and nothing waits for the GPU.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from triton.runtime.jit import JITFunction
+
+from sstkern.cells import CELLS
+from sstkern.triton import device, launch, recurrence, rows
+from sstkern.triton.cells import gru, lstm, rnn
+from sstkern.weights import by_direction
+
+
+class Kernels(NamedTuple):
+    """A cell, for the time loop."""
+
+    step: JITFunction
+    derivative: JITFunction
+    saves: int
+    """Tiles of H that `step` saves for `derivative`."""
+    two_gradients: bool = False
+    """Whether the gates' gradients differ for the input and for the state."""
+
+
+KERNELS = {
+    "lstm": Kernels(lstm.step, lstm.derivative, saves=5),
+    "gru": Kernels(gru.step, gru.derivative, saves=4, two_gradients=True),
+    "rnn_tanh": Kernels(rnn.step_tanh, rnn.derivative_tanh, saves=1),
+    "rnn_relu": Kernels(rnn.step_relu, rnn.derivative_relu, saves=1),
+}
+
+runs: Counter[str] = Counter()
+"""What ran in this process: calls of "forward" and "backward", and of each schedule."""
+
+
+def forward(
+    cell: str,
+    x: Tensor,
+    weights: Sequence[Tensor],
+    hx: Sequence[Tensor],
+    lengths: Tensor | None,
+    has_bias: bool,
+    bidirectional: bool,
+    save_for_backward: bool,
+) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    """`sstkern::layer`. Its `saved` is what `saved_shapes` says."""
+    with _on(x.device):
+        call = _Call(cell, x, weights, hx, lengths, has_bias, bidirectional)
+        runs["forward"] += 1
+        output = call.output_like(call.P)
+        inner = call.output_like(call.H) if call.projects else output
+        saved = x.new_empty(call.D, call.T * call.B, call.kernels.saves * call.H) if save_for_backward else None
+        states = call.first_states()
+        h = hx[0].to(call.real, copy=True) if call.projects else states[0]
+        if call.T and call.B:
+            if call.launch.schedule == "stepwise":
+                h = _forward_stepwise(call, states, h, output, inner, saved)
+            else:
+                _launch_forward(call, call.gates_x(), None, states, output, saved, 0, call.T)
+        hx_n = [state.to(x.dtype) for state in (h, *states[1:])]
+        kept = [] if saved is None else [saved, inner] if call.projects else [saved]
+        return output, hx_n, kept
+
+
+def backward(
+    cell: str,
+    x: Tensor,
+    weights: Sequence[Tensor],
+    hx: Sequence[Tensor],
+    lengths: Tensor | None,
+    has_bias: bool,
+    bidirectional: bool,
+    output: Tensor,
+    saved: Sequence[Tensor],
+    grad_output: Tensor | None,
+    grad_hx: Sequence[Tensor],
+    needs: Sequence[bool],
+) -> list[Tensor]:
+    """`sstkern::layer_backward`."""
+    if not saved:
+        raise RuntimeError("sstkern::layer_backward: nothing was saved; call sstkern::layer with save_for_backward=True")
+    with _on(x.device):
+        call = _Call(cell, x, weights, hx, lengths, has_bias, bidirectional)
+        runs["backward"] += 1
+        loop = _Backward(call, output, saved, grad_output, grad_hx)
+        if call.T and call.B:
+            loop.run()
+        return [gradient for gradient, need in zip(loop.gradients(needs), needs, strict=True) if need]
+
+
+def saved_shapes(cell: str, x: Tensor, weights: Sequence[Tensor], has_bias: bool, bidirectional: bool) -> list[tuple[int, ...]]:
+    """What the step saved, (D, T * B, saves * H), of which valid steps fill the first rows, and with a projection the h before it, (T, B, D * H)."""
+    directions = by_direction(CELLS[cell], weights, has_bias, bidirectional)
+    steps, batch, hidden_size = x.size(0), x.size(1), directions[0].weight_hh.size(0) // CELLS[cell].gates
+    shapes = [(len(directions), steps * batch, KERNELS[cell].saves * hidden_size)]
+    return shapes if directions[0].weight_hr is None else [*shapes, (steps, batch, len(directions) * hidden_size)]
+
+
+class _Call:
+    """The sizes of a call, and its arguments as the kernels take them."""
+
+    def __init__(self, cell, x, weights, hx, lengths, has_bias, bidirectional):
+        self.cell, self.kernels = CELLS[cell], KERNELS[cell]
+        self.x, self.hx = x, hx
+        self.weights = by_direction(self.cell, weights, has_bias, bidirectional)
+        self.T, self.B, self.I = x.shape
+        self.D, self.G, self.S = len(self.weights), self.cell.gates, len(self.cell.states)
+        self.H, self.P = self.weights[0].weight_hh.size(0) // self.G, self.weights[0].output_size
+        self.projects = self.weights[0].weight_hr is not None
+        _check(self, has_bias)
+        self.device = device.of(x.device)
+        self.real = torch.float64 if x.dtype == torch.float64 else torch.float32
+        self.rows = None if lengths is None or not x.size(0) or not x.size(1) else rows.of_lengths(lengths, self.T, x.device)
+        self.N = self.T * self.B if self.rows is None else self.rows.count
+        self.precision = self.device.precision(x.dtype)
+        self.weight_hh = _stacked([w.weight_hh for w in self.weights])
+        self.bias_hh = _stacked([w.bias_hh for w in self.weights]) if has_bias else None
+        self.launch = launch.choose(self.device.card, x.dtype, self.precision, self.G, self.B, self.H, self.projects, launch.forced())
+
+    def output_like(self, width: int) -> Tensor:
+        """(T, B, D * width); zeros where the kernels may skip steps that no sequence has."""
+        new = self.x.new_empty if self.rows is None else self.x.new_zeros
+        return new(self.T, self.B, self.D * width)
+
+    def first_states(self) -> Tensor:
+        """(S, D, B, H); with a projection the first is the h before it, which no step reads."""
+        h = self.hx[0].new_zeros(self.D, self.B, self.H) if self.projects else self.hx[0]
+        return torch.stack([h, *self.hx[1:]]).to(self.real)
+
+    def x_rows(self) -> Tensor:
+        """(N, I)"""
+        if self.rows is None:
+            return self.x.reshape(self.N, self.I)
+        return rows.gather(self.x, self.rows, (self.rows.step, self.rows.sequence))
+
+    def gates_x(self) -> Tensor:
+        """(D, N, G * H)"""
+        x = self.x_rows().expand(self.D, self.N, self.I)
+        weight_ih = _stacked([w.weight_ih for w in self.weights]).transpose(1, 2)
+        if self.bias_hh is None:
+            return torch.bmm(x, weight_ih)
+        return torch.baddbmm(_stacked([w.bias_ih for w in self.weights])[:, None], x, weight_ih)
+
+    def previous_h(self, output: Tensor, d: int) -> Tensor:
+        """(N, P): the h that went into each row's recurrent product."""
+        inside, first = output[..., d * self.P : (d + 1) * self.P], self.hx[0][d]
+        if self.rows is None:
+            return torch.cat([first[None], inside[:-1]] if d == 0 else [inside[1:], first[None]]).reshape(self.N, self.P)
+        before = self.rows.step + (1 if d else -1)
+        there = before.clamp(0, self.T - 1)
+        started = (before == there) & self.rows.valid[there, self.rows.sequence]
+        previous = torch.where(started[:, None], inside[there, self.rows.sequence], first[self.rows.sequence])
+        return previous if self.rows.present is None else torch.where(self.rows.present, previous, 0)
+
+    def padded(self, values: Tensor) -> Tensor:
+        """(N, features) to (T, B, features), zero where no step is valid."""
+        if self.rows is None:
+            return values.view(self.T, self.B, -1)
+        if self.N == 0:
+            return values.new_zeros(self.T, self.B, values.size(1))
+        return torch.where(self.rows.valid[..., None], values[self.rows.place], 0)
+
+    def steps_at(self, s: int) -> list[int]:
+        """The time step that each direction is at in the loop's step s."""
+        return [s, self.T - 1 - s][: self.D]
+
+    def valid_at(self, s: int) -> Tensor:
+        """bool (D, B, 1)"""
+        if self.rows is None:
+            return torch.ones(self.D, self.B, 1, dtype=torch.bool, device=self.x.device)
+        return torch.stack([self.rows.valid[t] for t in self.steps_at(s)])[..., None]
+
+    def tasks(self) -> int:
+        return self.D * -(-self.B // self.launch.block_b)
+
+
+def _check(call: _Call, has_bias: bool) -> None:
+    """The kernels check nothing: every size before any memory is touched."""
+    gates = call.G * call.H
+    for w in call.weights:
+        shapes = {"weight_ih": (gates, call.I), "weight_hh": (gates, call.P)}
+        shapes |= {"bias_ih": (gates,), "bias_hh": (gates,)} if has_bias else {}
+        shapes |= {"weight_hr": (call.P, call.H)} if call.projects else {}
+        for name, shape in shapes.items():
+            _check_tensor(call.x, name, getattr(w, name), shape)
+    if len(call.hx) != call.S:
+        raise RuntimeError(f"sstkern::layer: expected {call.S} states in hx, got {len(call.hx)}")
+    for name, state in zip(call.cell.states, call.hx, strict=True):
+        _check_tensor(call.x, f"{name}_0", state, (call.D, call.B, call.P if name == "h" else call.H))
+    if not call.projects and call.P != call.H:
+        raise RuntimeError(f"sstkern::layer: expected weight_hh of shape {(gates, call.H)}, got {(gates, call.P)}")
+    if call.B * call.D * call.H * max(call.G, call.kernels.saves) >= 2**31:
+        raise RuntimeError(f"sstkern::layer: one time step of {call.B} sequences x {call.H} hidden units has more than 2^31 elements")
+
+
+def _check_tensor(x: Tensor, name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
+    if tuple(tensor.shape) != shape:
+        raise RuntimeError(f"sstkern::layer: expected {name} of shape {shape}, got {tuple(tensor.shape)}")
+    if tensor.dtype != x.dtype or tensor.device != x.device:
+        raise RuntimeError(
+            f"sstkern::layer: expected {name} of {x.dtype} on {x.device} like x, got {tensor.dtype} on {tensor.device}"
+        )
+
+
+def _forward_stepwise(call: _Call, states: Tensor, h: Tensor, output: Tensor, inner: Tensor, saved: Tensor | None) -> Tensor:
+    """Returns the last h, (D, B, P)."""
+    gates_x, weight_hh = call.gates_x(), call.weight_hh.transpose(1, 2)
+    weight_hr = _stacked([w.weight_hr for w in call.weights]).transpose(1, 2) if call.projects else None
+    for s in range(call.T):
+        gates_h = _product(h.to(call.x.dtype), weight_hh, call.real)
+        _launch_forward(call, gates_x, gates_h, states, inner, saved, s, s + 1)
+        if weight_hr is not None:
+            valid, projected = call.valid_at(s), _product(states[0].to(call.x.dtype), weight_hr, call.real)
+            h = torch.where(valid, projected, h)
+            for d, t in enumerate(call.steps_at(s)):
+                output[t, :, d * call.P : (d + 1) * call.P] = torch.where(valid[d], projected[d], 0)
+    return h
+
+
+def _launch_forward(call: _Call, gates_x, gates_h, states, output, saved, first_step: int, last_step: int) -> None:
+    plan, tasks = call.launch, call.tasks()
+    exchanges = plan.schedule in ("grid", "streamed")
+    arguments = {
+        "gates_x": gates_x,
+        "gates_h": gates_x if gates_h is None else gates_h,
+        "weight": call.weight_hh,
+        "bias": call.weight_hh if call.bias_hh is None else call.bias_hh,
+        "states": states,
+        "output": output,
+        "saved": output if saved is None else saved,
+        "exchange": call.x.new_zeros(2, tasks, plan.block_b, plan.block_k * plan.chunks) if exchanges else output,
+        **_of_every_kernel(call, first_step, last_step),
+        "STEP": call.kernels.step,
+        "HAS_BIAS": call.bias_hh is not None,
+        "SAVE": saved is not None,
+    }
+    _launch(call, recurrence.forward, arguments)
+
+
+class _Backward:
+    """The time loop from the last step to the first, and what comes of it."""
+
+    def __init__(self, call: _Call, output: Tensor, saved: Sequence[Tensor], grad_output: Tensor | None, grad_hx: Sequence[Tensor]):
+        self.call, self.output, self.saved, self.grad_output = call, output, saved[0], grad_output
+        self.inner = saved[1] if call.projects else output
+        self.check(saved, grad_hx)
+        new = call.x.new_empty if call.rows is None or call.rows.present is None else call.x.new_zeros
+        self.dgates_x = new(call.D, call.N, call.G * call.H)
+        self.dgates_h = new(call.D, call.N, call.G * call.H) if call.kernels.two_gradients else self.dgates_x
+        self.first_states = call.first_states()
+        self.dh = grad_hx[0].to(call.real, copy=True)
+        dh = torch.zeros_like(self.first_states[0]) if call.projects else self.dh
+        self.dstates = torch.stack([dh, *(grad.to(call.real) for grad in grad_hx[1:])])
+        self.dprojected = call.output_like(call.P) if call.projects else None
+
+    def check(self, saved: Sequence[Tensor], grad_hx: Sequence[Tensor]) -> None:
+        call = self.call
+        shapes = [(call.D, call.T * call.B, call.kernels.saves * call.H)] + [(call.T, call.B, call.D * call.H)] * call.projects
+        if len(saved) != len(shapes):
+            raise RuntimeError(f"sstkern::layer_backward: expected {len(shapes)} tensors in saved, got {len(saved)}")
+        for tensor, shape in zip(saved, shapes, strict=True):
+            _check_tensor(call.x, "saved", tensor, shape)
+        for name, tensor in {"output": self.output, "grad_output": self.grad_output}.items():
+            if tensor is not None:
+                _check_tensor(call.x, name, tensor, (call.T, call.B, call.D * call.P))
+        for name, gradient, state in zip(call.cell.states, grad_hx, call.hx, strict=True):
+            _check_tensor(call.x, f"the gradient of {name}_n", gradient, tuple(state.shape))
+
+    def run(self) -> None:
+        if self.call.launch.schedule == "stepwise":
+            self.run_stepwise()
+        else:
+            self.launch(None, None, 0, self.call.T)
+        if not self.call.projects:
+            self.dh = self.dstates[0]
+
+    def run_stepwise(self) -> None:
+        call = self.call
+        grad_h = self.dh.new_zeros(call.D, call.B, call.P)  # of h after a step, from the step that follows
+        step_dgates_h = call.x.new_empty(call.D, call.B, call.G * call.H)
+        for s in range(call.T):
+            self.launch(self.through_projection(grad_h, s) if call.projects else grad_h, step_dgates_h, s, s + 1)
+            grad_h = _product(step_dgates_h, call.weight_hh, call.real)
+        (self.dh if call.projects else self.dstates[0]).add_(grad_h)
+
+    def through_projection(self, grad_h: Tensor, s: int) -> Tensor:
+        """The gradient of the h before the projection, (D, B, H); that of a sequence outside its steps waits in dh."""
+        call, valid, total = self.call, self.call.valid_at(self.call.T - 1 - s), self.dh + grad_h
+        self.dh = torch.where(valid, 0, total)
+        steps = call.steps_at(call.T - 1 - s)
+        if self.grad_output is not None:
+            total = total + torch.stack([self.grad_output[t, :, d * call.P : (d + 1) * call.P] for d, t in enumerate(steps)])
+        total = torch.where(valid, total, 0).to(call.x.dtype)
+        for d, t in enumerate(steps):
+            self.dprojected[t, :, d * call.P : (d + 1) * call.P] = total[d]
+        return _product(total, _stacked([w.weight_hr for w in call.weights]), call.real)
+
+    def launch(self, grad_h: Tensor | None, step_dgates_h: Tensor | None, first_step: int, last_step: int) -> None:
+        call, plan = self.call, self.call.launch
+        programs, exchanges = plan.programs(call.H), plan.schedule in ("grid", "streamed")
+        has_grad_output = self.grad_output is not None and not call.projects
+        arguments = {
+            "grad_output": self.grad_output.contiguous() if has_grad_output else self.output,
+            "grad_h": self.dstates if grad_h is None else grad_h,
+            "weight": call.weight_hh,
+            "hx": self.first_states[0].to(call.x.dtype),
+            "first_states": self.first_states,
+            "output": self.inner,
+            "saved": self.saved,
+            "dstates": self.dstates,
+            "dgates_x": self.dgates_x,
+            "dgates_h": self.dgates_h,
+            "step_dgates_h": self.dgates_h if step_dgates_h is None else step_dgates_h,
+            "parts": self.dstates.new_empty(2, call.tasks(), programs, call.H, plan.block_b) if exchanges else self.dstates,
+            **_of_every_kernel(call, first_step, last_step),
+            "DERIVATIVE": call.kernels.derivative,
+            "TWO_GRADIENTS": call.kernels.two_gradients,
+            "HAS_GRAD_OUTPUT": has_grad_output,
+            "PROGRAMS": programs,
+            "BLOCK_U": min(programs, 8),
+        }
+        _launch(call, recurrence.backward, arguments)
+
+    def gradients(self, needs: Sequence[bool]) -> list[Tensor | None]:
+        """Of x, every weight and every state; None for one not needed."""
+        needed = iter(needs)
+        gradients = [self.of_x() if next(needed) else None]
+        x_rows = self.call.x_rows()
+        for d, w in enumerate(self.call.weights):
+            makers = [lambda d=d: self.dgates_x[d].T @ x_rows, lambda d=d: self.dgates_h[d].T @ self.call.previous_h(self.output, d)]
+            if w.bias_ih is not None:
+                makers += [lambda d=d: self.dgates_x[d].sum(0), lambda d=d: self.dgates_h[d].sum(0)]
+            if w.weight_hr is not None:
+                makers.append(lambda d=d: self.of_weight_hr(d))
+            gradients += [make() if next(needed) else None for make in makers]
+        return gradients + [state.to(self.call.x.dtype) for state in (self.dh, *self.dstates[1:])]
+
+    def of_x(self) -> Tensor:
+        total = self.dgates_x[0] @ self.call.weights[0].weight_ih
+        if self.call.D == 2:
+            total = torch.addmm(total, self.dgates_x[1], self.call.weights[1].weight_ih)
+        return self.call.padded(total)
+
+    def of_weight_hr(self, d: int) -> Tensor:
+        call = self.call
+        projected = self.dprojected[..., d * call.P : (d + 1) * call.P].reshape(-1, call.P)
+        return projected.T @ self.inner[..., d * call.H : (d + 1) * call.H].reshape(-1, call.H)
+
+
+def _of_every_kernel(call: _Call, first_step: int, last_step: int) -> dict:
+    plan = call.launch
+    by_length = call.weight_hh if call.rows is None else None  # any tensor will do where there are no lengths
+    return {
+        "order": call.rows.order if by_length is None else by_length,
+        "lengths": call.rows.lengths if by_length is None else by_length,
+        "offsets": call.rows.offsets if by_length is None else by_length,
+        "T": call.T,
+        "B": call.B,
+        "H": call.H,
+        "N": call.N,
+        "M": call.T * call.B,
+        "D": call.D,
+        "first_step": first_step,
+        "last_step": last_step,
+        "tasks": call.tasks(),
+        "G": call.G,
+        "S": call.S,
+        "SAVES": call.kernels.saves,
+        "HAS_LENGTHS": call.rows is not None,
+        "SCHEDULE": plan.schedule,
+        "BLOCK_H": plan.block_h,
+        "BLOCK_B": plan.block_b,
+        "BLOCK_K": plan.block_k,
+        "CHUNKS": plan.chunks,
+        "PRECISION": call.precision,
+        "NVIDIA": call.device.nvidia,
+    }
+
+
+def _launch(call: _Call, kernel: JITFunction, arguments: dict) -> None:
+    """As many tasks at once as can be resident where their programs wait for each other, all of them where they do not."""
+    plan, tasks, programs = call.launch, call.tasks(), call.launch.programs(call.H)
+    exchanges = plan.schedule in ("grid", "streamed")
+    at_once = max(1, call.device.card.multiprocessors // programs) if exchanges else tasks
+    counters = torch.zeros(tasks, dtype=torch.int32, device=call.x.device)
+    runs[plan.schedule] += 1
+    for first in range(0, tasks, at_once):
+        grid = (programs * min(at_once, tasks - first),)
+        options = {"num_warps": plan.num_warps, "num_stages": plan.num_stages, "launch_cooperative_grid": exchanges}
+        call.device.run(kernel, grid, arguments | {"counters": counters, "first_task": first}, options)
+
+
+def _stacked(tensors: list[Tensor]) -> Tensor:
+    """(D, ...), contiguous; without a copy where there is one direction."""
+    return tensors[0].contiguous()[None] if len(tensors) == 1 else torch.stack(tensors)
+
+
+def _product(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
+    """torch.bmm with the result, and the sum, in `dtype`."""
+    if a.dtype == dtype:
+        return torch.bmm(a, b)
+    return torch.bmm(a, b, out_dtype=dtype) if a.is_cuda else torch.bmm(a.to(dtype), b.to(dtype))
+
+
+def _on(place: torch.device):
+    """Triton launches on the current device, which need not be the tensors'."""
+    return torch.cuda.device(place) if place.type == "cuda" else nullcontext()

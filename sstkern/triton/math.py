@@ -1,0 +1,53 @@
+"""tanh and sigmoid to a few units in the last place, in float32 and float64.
+
+Triton's own exp in float32 loses bits as |x| grows (it rounds x * log2(e) once), and the interpreter has no tanh. These reduce the argument
+in two parts, as the C++ engine does. They neither overflow nor lose a NaN.
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def _exp(x):
+    """exp(x), for |x| <= 88 in float32."""
+    if x.dtype == tl.float64:
+        return tl.exp(x)
+    n = tl.floor(x * 1.4426950408889634 + 0.5)
+    # ln(2) in two parts, of which the first has so few digits that its product with n is exact.
+    r = (x - n * 0.693359375) + n * 2.12194440054690583e-4
+    return tl.exp2(n) * tl.exp2(r * 1.4426950408889634)
+
+
+@triton.jit
+def sigmoid(x):
+    limit = 88.0 if x.dtype == tl.float32 else 700.0
+    bounded = tl.where(x < -limit, -limit, tl.where(x > limit, limit, x))
+    return 1.0 / (1.0 + _exp(-bounded))
+
+
+@triton.jit
+def tanh(x):
+    return tanh_and_slope(x)[0]
+
+
+@triton.jit
+def tanh_and_slope(x):
+    """tanh(x) and its derivative, which keeps its digits where 1 - tanh(x)^2 has none left.
+
+    Cephes' two pieces: below 0.625 an odd polynomial (a quotient in float64), above it (1 - e) / (1 + e) with e = exp(-2 |x|).
+    """
+    square = x * x
+    if x.dtype == tl.float32:
+        p = (-5.70498872745e-3 * square + 2.06390887954e-2) * square - 5.37397155531e-2
+        near = x + x * square * ((p * square + 1.33314422036e-1) * square - 3.33332819422e-1)
+        limit = 44.0
+    else:
+        p = (-9.64399179425052238628e-1 * square - 9.92877231001918586564e1) * square - 1.61468768441708447952e3
+        q = ((square + 1.12811678491632931402e2) * square + 2.23548839060100448583e3) * square + 4.84406305325125486048e3
+        near = x + x * square * (p / q)
+        limit = 350.0
+    size = tl.abs(x)
+    e = _exp(-2.0 * tl.where(size > limit, limit, size))
+    far = (1.0 - e) / (1.0 + e)
+    return tl.where(size < 0.625, near, tl.where(x < 0, -far, far)), 4.0 * e / ((1.0 + e) * (1.0 + e))

@@ -1,0 +1,521 @@
+"""The time loop, once forward and once backward, over any cell's step and derivative.
+
+A program holds a tile of BLOCK_H hidden units by BLOCK_B rows of the batch, transposed: units are the tile's first dimension, so that the
+recurrent product `weight_hh @ h` has gates as its rows, of which there are always the 64 a tensor core wants, and the batch, which may be
+small, as its columns. How the product is computed is the SCHEDULE:
+
+resident   one program has all units: h stays in its registers and weight_hh in its shared memory for the whole sequence.
+grid       the units are split over programs that each keep their rows of weight_hh and exchange h, one barrier a step.
+streamed   the same, reading weight_hh anew in every step.
+stepwise   one launch a time step; the product is the caller's, and arrives in gates_h.
+
+The backward needs dh = weight_hh^T @ dgates_h. A program has the rows of weight_hh whose dgates it computes, so it multiplies those: a part
+of dh for every unit of the layer. The parts are exchanged, and each program sums those of its own units, in the same order every time.
+
+T time steps, B batch, H hidden_size, D directions, G gates, S states, U programs that share the units. `tasks` are (direction, tile of
+rows) pairs; a launch runs some of them. Sequences are in the order of descending length, `slots`; gates_x, saved and dgates have only rows
+for valid steps, those of step t from offsets[t] on, one per slot.
+"""
+
+import triton
+import triton.language as tl
+
+from sstkern.triton.barrier import arrive, wait
+
+# A kernel is compiled anew for an argument that is 1 or a multiple of 16, but for these.
+_COUNTS = ["T", "B", "N", "M", "D", "first_step", "last_step", "first_task", "tasks"]
+
+
+@triton.jit(do_not_specialize=_COUNTS)
+def forward(
+    gates_x,  # (D, N, G * H)
+    gates_h,  # stepwise: (D, B, G * H), float32 or float64
+    weight,  # (D, G * H, H)
+    bias,  # (D, G * H): weight_hh's
+    states,  # (S, D, B, H), float32 or float64: the first states, replaced by the last
+    output,  # (T, B, D * H)
+    saved,  # (D, M, SAVES * H)
+    exchange,  # grid, streamed: (2, tasks, BLOCK_B, CHUNKS * BLOCK_K) zeros, of the weights' dtype
+    order,  # (B,) row of the batch in each slot
+    lengths,  # (B,) by slot
+    offsets,  # (T,)
+    counters,  # (tasks,) zeros
+    T,
+    B,
+    H,
+    N,
+    M,
+    D,
+    first_step,
+    last_step,
+    first_task,
+    tasks,
+    STEP: tl.constexpr,
+    G: tl.constexpr,
+    S: tl.constexpr,
+    SAVES: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    HAS_LENGTHS: tl.constexpr,
+    SAVE: tl.constexpr,
+    SCHEDULE: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+    BLOCK_B: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    CHUNKS: tl.constexpr,  # of BLOCK_K columns, in weight_hh
+    PRECISION: tl.constexpr,
+    NVIDIA: tl.constexpr,
+):
+    REAL: tl.constexpr = states.dtype.element_ty
+    STORED: tl.constexpr = output.dtype.element_ty
+    EXCHANGES: tl.constexpr = SCHEDULE == "grid" or SCHEDULE == "streamed"
+    WIDTH: tl.constexpr = CHUNKS * BLOCK_K
+    programs = tl.cdiv(H, BLOCK_H)
+    task = first_task + tl.program_id(0) // programs
+    direction = (task % D).to(tl.int64)
+    units = (tl.program_id(0) % programs) * BLOCK_H + tl.arange(0, BLOCK_H)
+    columns = tl.arange(0, BLOCK_B)
+    first_slot = (task // D) * BLOCK_B
+    slots = first_slot + columns
+    rows, length, steps = _sequences(order, lengths, slots, T, B, HAS_LENGTHS, SCHEDULE)
+    counter = counters + task
+    mine = (units < H)[:, None] & (slots < B)[None, :]
+    gates_at = columns[None, :] * (G * H) + units[:, None]
+    saved_at = columns[None, :] * (SAVES * H) + units[:, None]
+
+    state = ()
+    # Offsets inside a step take 32 bits (the caller sees to it), those of a step 64.
+    state_at = rows[None, :] * H + units[:, None]
+    row_at = rows[None, :] * (D * H) + units[:, None]
+    for i in tl.static_range(S):
+        state = state + (tl.load(_state(states, i, direction, B, H, D) + state_at, mask=mine, other=0.0),)
+    gate_bias = _gate_tiles(bias + direction * G * H + units[:, None] + 0 * columns[None, :], H, mine, G, HAS_BIAS, REAL)
+    kept = ()
+    if SCHEDULE == "resident" or SCHEDULE == "grid":
+        for k in tl.static_range(CHUNKS):
+            kept = kept + (_weight_rows(weight + direction * G * H * H, units, k * BLOCK_K + tl.arange(0, BLOCK_K), H, G),)
+
+    if EXCHANGES:
+        _publish(exchange, 1, task, tasks, state[0], units, columns, H, WIDTH, BLOCK_B, STORED)
+        arrive(counter)
+
+    for s in range(first_step, tl.minimum(last_step, steps)):
+        t = tl.where(direction == 0, s, steps - 1 - s)
+        now = (t < length) & (slots < B)
+        valid = (units < H)[:, None] & now[None, :]
+        packed = _packed(offsets, t, B, HAS_LENGTHS) + first_slot
+        gates_row = (direction * N + packed) * (G * H)
+        saved_row = (direction * M + packed) * (SAVES * H)
+        out_row = (t.to(tl.int64) * B * D + direction) * H
+        # Asked for before the wait, which hides their way from memory.
+        x = _gate_tiles(gates_x + gates_row + gates_at, H, valid, G, True, REAL)
+        if SCHEDULE == "stepwise":
+            h = _gate_tiles(gates_h + direction * B * (G * H) + rows[None, :] * (G * H) + units[:, None], H, valid, G, True, REAL)
+        else:
+            total = tl.zeros((BLOCK_H * _padded(G), BLOCK_B), dtype=REAL)
+            if SCHEDULE == "resident":
+                total = tl.dot(kept[0], state[0].to(STORED), total, input_precision=PRECISION, out_dtype=REAL)
+            else:
+                wait(counter, programs * (s - first_step + 1), NVIDIA)
+                at_k = _exchange_row(exchange, (s + 1) % 2, task, tasks, columns, WIDTH, BLOCK_B) + tl.arange(0, BLOCK_K)[:, None]
+                if SCHEDULE == "grid":
+                    next_h = tl.load(at_k, cache_modifier=".cg")
+                    for k in tl.static_range(CHUNKS):
+                        this_h = next_h
+                        if k + 1 < CHUNKS:
+                            next_h = tl.load(at_k + (k + 1) * BLOCK_K, cache_modifier=".cg")
+                        total = tl.dot(kept[k], this_h, total, input_precision=PRECISION, out_dtype=REAL)
+                else:
+                    for k in range(0, WIDTH, BLOCK_K):
+                        part = _weight_rows(weight + direction * G * H * H, units, k + tl.arange(0, BLOCK_K), H, G)
+                        this_h = tl.load(at_k + k, cache_modifier=".cg")
+                        total = tl.dot(part, this_h, total, input_precision=PRECISION, out_dtype=REAL)
+            h = _split(total, BLOCK_H, BLOCK_B, G)
+        if HAS_BIAS:
+            h = _sum(h, gate_bias, G)
+        new, to_save = STEP(x, h, state)
+        state = _choose(now[None, :], new, state, S)
+        if EXCHANGES:
+            _publish(exchange, s % 2, task, tasks, state[0], units, columns, H, WIDTH, BLOCK_B, STORED)
+            arrive(counter)
+        tl.store(output + out_row + row_at, tl.where(now[None, :], new[0], 0.0).to(STORED), mask=mine)
+        if SAVE:
+            for i in tl.static_range(SAVES):
+                value = to_save[i].to(saved.dtype.element_ty)
+                tl.store(saved + saved_row + saved_at + i * H, value, mask=valid)
+
+    for i in tl.static_range(S):
+        tl.store(_state(states, i, direction, B, H, D) + state_at, state[i], mask=mine)
+
+
+@triton.jit(do_not_specialize=_COUNTS)
+def backward(
+    grad_output,  # (T, B, D * H)
+    grad_h,  # stepwise: (D, B, H), float32 or float64: weight_hh^T @ dgates_h of the step after
+    weight,  # (D, G * H, H)
+    hx,  # (D, B, H)
+    first_states,  # (S, D, B, H), float32 or float64
+    output,  # (T, B, D * H)
+    saved,  # (D, M, SAVES * H)
+    dstates,  # (S, D, B, H), float32 or float64: gradients of the last states, replaced by those of the first
+    dgates_x,  # (D, N, G * H)
+    dgates_h,  # (D, N, G * H), the same tensor where the cell's two gradients are one
+    step_dgates_h,  # stepwise: (D, B, G * H)
+    parts,  # grid, streamed: (2, tasks, U, H, BLOCK_B), float32 or float64
+    order,
+    lengths,
+    offsets,
+    counters,
+    T,
+    B,
+    H,
+    N,
+    M,
+    D,
+    first_step,
+    last_step,
+    first_task,
+    tasks,
+    DERIVATIVE: tl.constexpr,
+    G: tl.constexpr,
+    S: tl.constexpr,
+    SAVES: tl.constexpr,
+    TWO_GRADIENTS: tl.constexpr,
+    HAS_GRAD_OUTPUT: tl.constexpr,
+    HAS_LENGTHS: tl.constexpr,
+    SCHEDULE: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+    BLOCK_B: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    CHUNKS: tl.constexpr,
+    PROGRAMS: tl.constexpr,  # U
+    BLOCK_U: tl.constexpr,
+    PRECISION: tl.constexpr,
+    NVIDIA: tl.constexpr,
+):
+    REAL: tl.constexpr = dstates.dtype.element_ty
+    STORED: tl.constexpr = dgates_x.dtype.element_ty
+    EXCHANGES: tl.constexpr = SCHEDULE == "grid" or SCHEDULE == "streamed"
+    task = first_task + tl.program_id(0) // PROGRAMS
+    direction = (task % D).to(tl.int64)
+    program = tl.program_id(0) % PROGRAMS
+    units = program * BLOCK_H + tl.arange(0, BLOCK_H)
+    columns = tl.arange(0, BLOCK_B)
+    first_slot = (task // D) * BLOCK_B
+    slots = first_slot + columns
+    rows, length, steps = _sequences(order, lengths, slots, T, B, HAS_LENGTHS, SCHEDULE)
+    counter = counters + task
+    mine = (units < H)[:, None] & (slots < B)[None, :]
+    gates_at = columns[None, :] * (G * H) + units[:, None]
+    saved_at = columns[None, :] * (SAVES * H) + units[:, None]
+
+    # Offsets inside a step take 32 bits (the caller sees to it), those of a step 64.
+    state_at = rows[None, :] * H + units[:, None]
+    row_at = rows[None, :] * (D * H) + units[:, None]
+    d = ()
+    for i in tl.static_range(S):
+        d = d + (tl.load(_state(dstates, i, direction, B, H, D) + state_at, mask=mine, other=0.0),)
+    kept = ()
+    if SCHEDULE == "resident" or SCHEDULE == "grid":
+        for k in tl.static_range(CHUNKS):
+            kept = kept + (_weight_columns(weight + direction * G * H * H, units, k * BLOCK_K + tl.arange(0, BLOCK_K), H, G),)
+    later = tl.zeros((BLOCK_H, BLOCK_B), dtype=REAL)
+
+    for s in range(first_step, tl.minimum(last_step, steps)):
+        t = tl.where(direction == 0, steps - 1 - s, s)
+        now = (t < length) & (slots < B)
+        valid = (units < H)[:, None] & now[None, :]
+        packed = _packed(offsets, t, B, HAS_LENGTHS) + first_slot
+        gates_row = (direction * N + packed) * (G * H)
+        saved_row = (direction * M + packed) * (SAVES * H)
+        out_row = (t.to(tl.int64) * B * D + direction) * H
+        kept_gates = _gate_tiles(saved + saved_row + saved_at, H, valid, SAVES, True, REAL)
+        previous = _previous_states(
+            output,
+            hx,
+            saved,
+            first_states,
+            offsets,
+            t,
+            first_slot,
+            length,
+            direction,
+            valid,
+            state_at,
+            row_at,
+            saved_at,
+            B,
+            H,
+            M,
+            D,
+            S,
+            SAVES,
+            HAS_LENGTHS,
+            REAL,
+        )
+        if HAS_GRAD_OUTPUT:
+            gradient = tl.load(grad_output + out_row + row_at, mask=valid, other=0.0).to(REAL)
+        if EXCHANGES and s > first_step:
+            wait(counter, PROGRAMS * (s - first_step), NVIDIA)
+            later = _sum_of_parts(parts, (s - 1) % 2, task, tasks, units, columns, H, PROGRAMS, BLOCK_H, BLOCK_B, BLOCK_U, REAL)
+        if SCHEDULE == "stepwise":
+            later = tl.load(grad_h + direction * B * H + state_at, mask=mine, other=0.0)
+        d = _add_to_first(d, later, S)
+        at_step = d
+        if HAS_GRAD_OUTPUT:
+            at_step = _add_to_first(d, gradient, S)
+        for_x, for_h, before = DERIVATIVE(kept_gates, previous, at_step)
+        d = _choose(now[None, :], before, d, S)
+        # A step outside its sequence has no gates, whatever came out of the garbage loaded for it.
+        for_h = _where_now(now, for_h, G)
+        if SCHEDULE != "stepwise":
+            operand = _join(for_h, G).to(STORED)
+            if SCHEDULE == "resident":
+                later = tl.dot(kept[0], operand, out_dtype=REAL, input_precision=PRECISION)
+            else:
+                if SCHEDULE == "grid":
+                    for k in tl.static_range(CHUNKS):
+                        part = tl.dot(kept[k], operand, out_dtype=REAL, input_precision=PRECISION)
+                        to_units = k * BLOCK_K + tl.arange(0, BLOCK_K)
+                        at_part = _parts_of(parts, s % 2, task, tasks, program, to_units, columns, H, PROGRAMS, BLOCK_B)
+                        tl.store(at_part, part, mask=(to_units < H)[:, None])
+                else:
+                    for k in range(0, CHUNKS * BLOCK_K, BLOCK_K):
+                        to_units = k + tl.arange(0, BLOCK_K)
+                        part_weight = _weight_columns(weight + direction * G * H * H, units, to_units, H, G)
+                        part = tl.dot(part_weight, operand, out_dtype=REAL, input_precision=PRECISION)
+                        at_part = _parts_of(parts, s % 2, task, tasks, program, to_units, columns, H, PROGRAMS, BLOCK_B)
+                        tl.store(at_part, part, mask=(to_units < H)[:, None])
+                arrive(counter)
+        for g in tl.static_range(G):
+            tl.store(dgates_x + gates_row + gates_at + g * H, for_x[g].to(STORED), mask=valid)
+            if TWO_GRADIENTS:
+                tl.store(dgates_h + gates_row + gates_at + g * H, for_h[g].to(STORED), mask=valid)
+            if SCHEDULE == "stepwise":
+                step_at = rows[None, :] * (G * H) + units[:, None]
+                tl.store(step_dgates_h + direction * B * (G * H) + g * H + step_at, for_h[g].to(STORED), mask=mine)
+
+    if EXCHANGES and steps > first_step:
+        wait(counter, PROGRAMS * (steps - first_step), NVIDIA)
+        later = _sum_of_parts(parts, (steps - 1) % 2, task, tasks, units, columns, H, PROGRAMS, BLOCK_H, BLOCK_B, BLOCK_U, REAL)
+    if SCHEDULE != "stepwise":
+        d = _add_to_first(d, later, S)
+    for i in tl.static_range(S):
+        tl.store(_state(dstates, i, direction, B, H, D) + state_at, d[i], mask=mine)
+
+
+@triton.jit
+def _sequences(order, lengths, slots, T, B, HAS_LENGTHS: tl.constexpr, SCHEDULE: tl.constexpr):
+    """Each slot's row of the batch and its length, and how many steps this tile has: a launch of one step counts from T for all tiles."""
+    in_batch = slots < B
+    if HAS_LENGTHS:
+        rows = tl.load(order + slots, mask=in_batch, other=0)
+        length = tl.load(lengths + slots, mask=in_batch, other=0)
+        steps = T if SCHEDULE == "stepwise" else tl.max(length, axis=0)
+    else:
+        rows = slots
+        length = tl.where(in_batch, T, 0)
+        steps = T
+    return rows, length, steps
+
+
+@triton.jit
+def _packed(offsets, t, B, HAS_LENGTHS: tl.constexpr):
+    """The first row of gates_x, saved and dgates that holds step t."""
+    return tl.load(offsets + t).to(tl.int64) if HAS_LENGTHS else t.to(tl.int64) * B
+
+
+@triton.jit
+def _state(states, i: tl.constexpr, direction, B, H, D):
+    return states + (i * D + direction) * B * H
+
+
+@triton.jit
+def _exchange_row(exchange, parity, task, tasks, columns, WIDTH: tl.constexpr, BLOCK_B: tl.constexpr):
+    return exchange + (((parity * tasks + task).to(tl.int64) * BLOCK_B + columns) * WIDTH)[None, :]
+
+
+@triton.jit
+def _publish(
+    exchange, parity, task, tasks, h, units, columns, H, WIDTH: tl.constexpr, BLOCK_B: tl.constexpr, STORED: tl.constexpr
+):
+    """h of this program's units, for the others. They read it from the L2 cache, past their multiprocessors' own L1 (".cg").
+
+    Two steps' worth of memory is enough: a program writes step s where step s - 2 was only after all have arrived at the barrier of step
+    s - 1, and so have read what it overwrites.
+    """
+    at = _exchange_row(exchange, parity, task, tasks, columns, WIDTH, BLOCK_B) + units[:, None]
+    tl.store(at, h.to(STORED), mask=(units < H)[:, None] & (columns >= 0)[None, :])
+
+
+@triton.jit
+def _previous_states(
+    output,
+    hx,
+    saved,
+    first_states,
+    offsets,
+    t,
+    first_slot,
+    length,
+    direction,
+    valid,
+    state_at,
+    row_at,
+    saved_at,
+    B,
+    H,
+    M,
+    D,
+    S: tl.constexpr,
+    SAVES: tl.constexpr,
+    HAS_LENGTHS: tl.constexpr,
+    REAL: tl.constexpr,
+):
+    """The states before step t: h, and the others, which are the last that a cell saves; at a sequence's first step those it was given."""
+    before = tl.where(direction == 0, t - 1, t + 1)
+    before_row = before + tl.zeros_like(length)
+    started = valid & ((before_row >= 0) & (before_row < length))[None, :]
+    at_first = valid & ((before_row < 0) | (before_row >= length))[None, :]
+    inside = output + (before.to(tl.int64) * B * D + direction) * H
+    h = tl.load(inside + row_at, mask=started, other=0.0)
+    given_h = tl.load(hx + direction * B * H + state_at, mask=at_first, other=0.0)
+    states = (tl.where(started, h, given_h).to(REAL),)
+    if S > 1:
+        # Where no sequence of the tile has started, `before` is no step at all.
+        packed = _packed(offsets, tl.maximum(before, 0), B, False)
+        if HAS_LENGTHS:
+            packed = tl.load(offsets + before, mask=(before >= 0) and (before < tl.max(length, axis=0)), other=0).to(tl.int64)
+        for i in tl.static_range(1, S):
+            inside = saved + (direction * M + packed + first_slot) * (SAVES * H) + (SAVES - S + i) * H
+            kept = tl.load(inside + saved_at, mask=started, other=0.0).to(REAL)
+            given = tl.load(_state(first_states, i, direction, B, H, D) + state_at, mask=at_first, other=0.0)
+            states = states + (tl.where(started, kept, given),)
+    return states
+
+
+@triton.constexpr_function
+def _padded(G):
+    """Gates in one operand: a power of two."""
+    return 4 if G == 3 else G
+
+
+@triton.jit
+def _gate_rows(units, H, G: tl.constexpr):
+    """Rows of weight_hh in the order of an operand, one gate after the other, and whether there is such a row."""
+    P: tl.constexpr = _padded(G)
+    gate = tl.arange(0, P)[:, None] + tl.zeros_like(units)[None, :]
+    unit = units[None, :] + tl.zeros_like(gate)
+    shape: tl.constexpr = P * units.shape[0]
+    there = (unit < H) & (gate < G)
+    return tl.reshape(gate * H + unit, (shape,)), tl.reshape(there, (shape,))
+
+
+@triton.jit
+def _weight_rows(weight, units, columns, H, G: tl.constexpr):
+    """(gates of `units`, columns) of weight_hh."""
+    rows, there = _gate_rows(units, H, G)
+    return tl.load(weight + rows.to(tl.int64)[:, None] * H + columns[None, :], mask=there[:, None] & (columns < H)[None, :], other=0.0)
+
+
+@triton.jit
+def _weight_columns(weight, units, columns, H, G: tl.constexpr):
+    """(columns, gates of `units`) of weight_hh^T."""
+    rows, there = _gate_rows(units, H, G)
+    return tl.load(weight + rows.to(tl.int64)[None, :] * H + columns[:, None], mask=there[None, :] & (columns < H)[:, None], other=0.0)
+
+
+@triton.jit
+def _split(total, BLOCK_H: tl.constexpr, BLOCK_B: tl.constexpr, G: tl.constexpr):
+    """The product's rows, one tile a gate."""
+    if G == 1:
+        return (total,)
+    low, high = tl.split(tl.permute(tl.reshape(total, (2, 2, BLOCK_H, BLOCK_B)), (2, 3, 0, 1)))
+    first, third = tl.split(low)
+    second, fourth = tl.split(high)
+    if G == 3:
+        return first, second, third
+    return first, second, third, fourth
+
+
+@triton.jit
+def _join(gates, G: tl.constexpr):
+    """The inverse of `_split`."""
+    if G == 1:
+        return gates[0]
+    fourth = tl.zeros_like(gates[0]) if G == 3 else gates[G - 1]
+    both = tl.join(tl.join(gates[0], gates[2]), tl.join(gates[1], fourth))
+    return tl.reshape(tl.permute(both, (2, 3, 0, 1)), (4 * gates[0].shape[0], gates[0].shape[1]))
+
+
+@triton.jit
+def _gate_tiles(at, H, mask, COUNT: tl.constexpr, THERE: tl.constexpr, REAL: tl.constexpr):
+    """COUNT tiles, H elements apart."""
+    tiles = ()
+    if THERE:
+        for g in tl.static_range(COUNT):
+            tiles = tiles + (tl.load(at + g * H, mask=mask, other=0.0).to(REAL),)
+    return tiles
+
+
+@triton.jit
+def _sum(a, b, COUNT: tl.constexpr):
+    both = ()
+    for i in tl.static_range(COUNT):
+        both = both + (a[i] + b[i],)
+    return both
+
+
+@triton.jit
+def _add_to_first(states, more, S: tl.constexpr):
+    result = (states[0] + more,)
+    for i in tl.static_range(1, S):
+        result = result + (states[i],)
+    return result
+
+
+@triton.jit
+def _choose(where, a, b, S: tl.constexpr):
+    chosen = ()
+    for i in tl.static_range(S):
+        chosen = chosen + (tl.where(where, a[i], b[i]),)
+    return chosen
+
+
+@triton.jit
+def _where_now(now, gates, G: tl.constexpr):
+    result = ()
+    for g in tl.static_range(G):
+        result = result + (tl.where(now[None, :], gates[g], 0.0),)
+    return result
+
+
+@triton.jit
+def _parts_of(parts, parity, task, tasks, program, units, columns, H, PROGRAMS: tl.constexpr, BLOCK_B: tl.constexpr):
+    """Where `program` leaves its part of dh for `units`, in step s % 2 == parity; `_publish` says why two steps are enough."""
+    first = ((parity * tasks + task) * PROGRAMS + program).to(tl.int64) * H
+    return parts + (first + units)[:, None] * BLOCK_B + columns[None, :]
+
+
+@triton.jit
+def _sum_of_parts(
+    parts,
+    parity,
+    task,
+    tasks,
+    units,
+    columns,
+    H,
+    PROGRAMS: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+    BLOCK_B: tl.constexpr,
+    BLOCK_U: tl.constexpr,
+    REAL: tl.constexpr,
+):
+    """dh of `units`: what every program of the task computed for them, summed in the order of the programs."""
+    total = tl.zeros((BLOCK_H, BLOCK_B), dtype=REAL)
+    mask = (units < H)[:, None] & (columns >= 0)[None, :]
+    for first in range(0, PROGRAMS, BLOCK_U):
+        for program in tl.static_range(BLOCK_U):  # independent loads, on their way together
+            at = _parts_of(parts, parity, task, tasks, first + program, units, columns, H, PROGRAMS, BLOCK_B)
+            total += tl.load(at, mask=mask & (first + program < PROGRAMS), other=0.0, cache_modifier=".cg")
+    return total
