@@ -1,7 +1,8 @@
-"""Which engine runs a call: `cpu`, the C++ extension, or `reference`, plain PyTorch; and how to force one."""
+"""Which engine runs a call: `cpu`, the C++ extension, `triton`, GPU kernels, or `reference`, plain PyTorch; and how to force one."""
 
 import importlib.util
 import json
+import os
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
@@ -15,9 +16,10 @@ from torch.autograd import forward_ad
 
 from sstkern.cells import Cell
 
-ENGINES = ("reference", "cpu")
-CPU_CELLS = ("lstm", "gru", "rnn_tanh", "rnn_relu")
-CPU_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+ENGINES = ("reference", "cpu", "triton")
+"""The last two are fused."""
+FUSED_CELLS = ("lstm", "gru", "rnn_tanh", "rnn_relu")
+FUSED_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 class _Forced(threading.local):
@@ -30,21 +32,43 @@ _forced = _Forced()
 
 
 @contextmanager
-def backend(name: str) -> Iterator[None]:
-    """Within the `with` block every layer runs on the engine `name`: "cpu" or "reference".
+def backend(name: str, schedule: str | None = None) -> Iterator[None]:
+    """Within the `with` block every layer runs on the engine `name`: "cpu", "triton" or "reference".
 
-    A layer that the engine cannot run raises RuntimeError; nothing falls back in silence. Raises ValueError for an unknown name and
-    RuntimeError for an engine this installation does not have.
+    schedule: for "triton", how its time loop runs: "resident", "grid", "streamed" or "stepwise"; by default the launch table decides. It
+    holds for all threads of the process, since autograd has its own, and for a backward that runs within the block.
+
+    A layer that the engine or the schedule cannot run raises RuntimeError or ValueError; nothing falls back in silence. Raises ValueError
+    for an unknown name and RuntimeError for an engine this installation does not have.
     """
     if name not in ENGINES:
         raise ValueError(f"backend: '{name}' is unknown; there are {', '.join(ENGINES)}")
-    if name == "cpu" and (problem := extension_problem()):
-        raise RuntimeError(f"backend: 'cpu' cannot run here: {problem}")
+    if problem := {"cpu": extension_problem, "triton": triton_problem}.get(name, _no_problem)():
+        raise RuntimeError(f"backend: '{name}' cannot run here: {problem}")
     outer, _forced.name = _forced.name, name
+    try:
+        with _schedule(name, schedule):
+            yield
+    finally:
+        _forced.name = outer
+
+
+@contextmanager
+def _schedule(name: str, schedule: str | None) -> Iterator[None]:
+    if schedule is not None and name != "triton":
+        raise ValueError(f"schedule: only the 'triton' engine has schedules, not '{name}'; got '{schedule}'")
+    if name != "triton":
+        yield
+        return
+    from sstkern.triton import launch  # triton is imported only where it is used
+
+    if schedule is not None and schedule not in launch.SCHEDULES:
+        raise ValueError(f"schedule: '{schedule}' is unknown; there are {', '.join(launch.SCHEDULES)}")
+    outer = launch.force(schedule)
     try:
         yield
     finally:
-        _forced.name = outer
+        launch.force(outer)
 
 
 def choose(cell: Cell, x: Tensor, others: Sequence[Tensor] = ()) -> str:
@@ -52,24 +76,30 @@ def choose(cell: Cell, x: Tensor, others: Sequence[Tensor] = ()) -> str:
     forced = _forced.name
     if forced == "reference":
         return forced
-    obstacle = _cpu_obstacle(cell, x, others)
+    fused = _fused_engine(x)
+    obstacle = _obstacle(cell, x, others, fused) if forced in (None, fused) else f"x is on {x.device}"
     if obstacle is None:
-        return "cpu"
-    if forced == "cpu":
-        raise RuntimeError(f"backend: 'cpu' was asked for, but {obstacle}")
+        return fused
+    if forced is not None:
+        raise RuntimeError(f"backend: '{forced}' was asked for, but {obstacle}")
     return "reference"
 
 
-def _cpu_obstacle(cell: Cell, x: Tensor, others: Sequence[Tensor]) -> str | None:
-    if x.device.type != "cpu":
+def _fused_engine(x: Tensor) -> str | None:
+    """The fused engine for tensors on x's device."""
+    return {"cuda": "triton", "cpu": "triton" if interpreting() else "cpu"}.get(x.device.type)
+
+
+def _obstacle(cell: Cell, x: Tensor, others: Sequence[Tensor], engine: str | None) -> str | None:
+    if engine is None:
         return f"x is on {x.device}"
-    if cell.name not in CPU_CELLS:
+    if cell.name not in FUSED_CELLS:
         return f"it has no kernel for the cell '{cell.name}'"
-    if x.dtype not in CPU_DTYPES:
+    if x.dtype not in FUSED_DTYPES:
         return f"it has no kernel for {x.dtype}"
     if _is_transformed((x, *others)):
         return "it cannot run under torch.func's transforms or forward-mode differentiation"
-    if problem := extension_problem():
+    if problem := extension_problem() if engine == "cpu" else triton_problem():
         _warn_once(problem)
         return problem
     return None
@@ -88,6 +118,26 @@ def _warn_once(problem: str) -> None:
 
 
 @torch.compiler.assume_constant_result
+def interpreting() -> bool:
+    """Whether TRITON_INTERPRET=1 has Triton's interpreter run the GPU engine's kernels, very slowly, on CPU tensors."""
+    return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on", "yes", "y")  # as triton reads it
+
+
+def _no_problem() -> None:
+    return None
+
+
+@torch.compiler.assume_constant_result
+def triton_problem() -> str | None:
+    """None where the GPU engine can run, or why it cannot."""
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed; get it with 'pip install triton'"
+    if not interpreting() and not torch.cuda.is_available():
+        return "torch finds no GPU"
+    return None
+
+
+@torch.compiler.assume_constant_result
 def extension_problem() -> str | None:
     """None where the C++ extension is loaded, or why there is none and how to get it."""
     return _load_extension()
@@ -95,6 +145,8 @@ def extension_problem() -> str | None:
 
 @cache
 def _load_extension() -> str | None:
+    if interpreting():
+        return "TRITON_INTERPRET has the GPU engine's kernels run on CPU tensors instead"
     spec = importlib.util.find_spec("sstkern._cpu")
     if spec is None or spec.origin is None:
         return "its C++ extension is not built; build it with 'pip install --no-build-isolation sstkern' where torch is installed"
@@ -116,3 +168,10 @@ def _built_for() -> str:
 def cpu_runs() -> dict[str, int]:
     """What the C++ engine ran in this process: calls of `forward` and `backward`, and the `threads` that shared the latest one."""
     return dict(zip(("forward", "backward", "threads"), torch.ops.sstkern.cpu_runs(), strict=True))
+
+
+def triton_runs() -> dict[str, int]:
+    """What the GPU engine ran in this process: calls of `forward` and `backward`, and launches of each schedule."""
+    from sstkern.triton import layer
+
+    return dict(layer.runs)

@@ -16,7 +16,7 @@ class Padded(NamedTuple):
     x: Tensor
     """(T, B, I)"""
     lengths: Tensor | None
-    """int64 (B,)"""
+    """int64 (B,), on the CPU or where x is"""
     batched: bool
     restore: Callable[[Tensor], Tensor | PackedSequence]
     """Gives an output (T, B, features) the form of the input."""
@@ -37,7 +37,7 @@ def to_padded(input: Tensor | PackedSequence, lengths: Lengths | None, batch_fir
     if input.dim() != 3:
         raise ValueError(f"input: expected 2-D (unbatched) or 3-D (batched), got {input.dim()}-D")
     x = input.transpose(0, 1) if batch_first else input
-    checked = None if lengths is None else _check(lengths, batch=x.size(1))
+    checked = None if lengths is None else _check(lengths, x)
     return Padded(x, checked, True, lambda output: output.transpose(0, 1) if batch_first else output)
 
 
@@ -48,13 +48,13 @@ def check_values(lengths: Tensor, steps: int) -> None:
             raise ValueError(f"lengths[{b}] is {length}; allowed are 0 to {steps}, the number of time steps")
 
 
-def _check(lengths: Lengths, batch: int) -> Tensor:
+def _check(lengths: Lengths, x: Tensor) -> Tensor:
     tensor = lengths if isinstance(lengths, Tensor) else _to_tensor(lengths)
     if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
         raise TypeError(f"lengths: expected integers, got {tensor.dtype}")
-    if tensor.dim() != 1 or tensor.size(0) != batch:
-        raise ValueError(f"lengths: expected one for each of {batch} sequences, got shape {tuple(tensor.shape)}")
-    return tensor.to("cpu", torch.int64)
+    if tensor.dim() != 1 or tensor.size(0) != x.size(1):
+        raise ValueError(f"lengths: expected one for each of {x.size(1)} sequences, got shape {tuple(tensor.shape)}")
+    return tensor.to(x.device if tensor.device == x.device else "cpu", torch.int64)
 
 
 def _to_tensor(lengths: Sequence[int]) -> Tensor:

@@ -1,8 +1,8 @@
 """The operators `sstkern::layer` and `sstkern::layer_backward`: schemas, fake shapes, autograd and autocast.
 
 One operator runs one recurrent layer, all its directions; `reference.layer` says what its arguments and results are. The schemas live
-here, and an engine only adds implementations: the C++ extension does so for CPU tensors. Everything else, and a machine without the
-extension, has the reference engine's.
+here, and an engine only adds implementations: the C++ extension does so for CPU tensors, Triton kernels for a GPU's. Everything else, and a
+machine without the extension, has the reference engine's.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sstkern import reference
 from sstkern.cells import CELLS
-from sstkern.engines import CPU_CELLS, CPU_DTYPES, extension_problem
+from sstkern.engines import FUSED_CELLS, FUSED_DTYPES, extension_problem, interpreting, triton_problem
 from sstkern.weights import by_direction
 
 _library = torch.library.Library("sstkern", "DEF")
@@ -53,8 +53,23 @@ def _flat_reference(cell, inputs: Sequence[Tensor], weights: int, lengths, has_b
     return [output, *hx_n]
 
 
+def _triton_layer(*arguments):
+    from sstkern.triton import layer  # here: importing triton takes a while, and only a GPU needs it
+
+    return layer.forward(*arguments)
+
+
+def _triton_backward(*arguments):
+    from sstkern.triton import layer
+
+    return layer.backward(*arguments)
+
+
 _library.impl("layer", _reference_layer, "CompositeExplicitAutograd")
 _library.impl("layer_backward", _reference_backward, "CompositeExplicitAutograd")
+for _key in ("CUDA", "CPU") if interpreting() else ("CUDA",):
+    _library.impl("layer", _triton_layer, _key)
+    _library.impl("layer_backward", _triton_backward, _key)
 
 
 @torch.library.register_fake("sstkern::layer", lib=_library)
@@ -62,7 +77,7 @@ def _fake_layer(cell, x, weights, hx, lengths, has_bias, bidirectional, save_for
     _check_devices(x, weights, hx)
     layers = by_direction(CELLS[cell], weights, has_bias, bidirectional)
     output = x.new_empty(x.size(0), x.size(1), len(layers) * layers[0].output_size)
-    saved = _fake_saved(cell, x, layers, output) if save_for_backward and _has_cpu_kernel(cell, x) else []
+    saved = _fake_saved(cell, x, weights, has_bias, bidirectional, output) if save_for_backward else []
     return output, [state.new_empty(state.shape) for state in hx], saved
 
 
@@ -72,7 +87,19 @@ def _check_devices(x: Tensor, *groups: Sequence[Tensor]) -> None:
             raise RuntimeError(f"expected all tensors on {x.device} like x, got one on {tensor.device}")
 
 
-def _fake_saved(cell, x, layers, output) -> list[Tensor]:
+def _fake_saved(cell, x, weights, has_bias, bidirectional, output) -> list[Tensor]:
+    if cell not in FUSED_CELLS or x.dtype not in FUSED_DTYPES:
+        return []
+    if (x.device.type == "cuda" or interpreting()) and triton_problem() is None:
+        from sstkern.triton import layer
+
+        return [x.new_empty(shape) for shape in layer.saved_shapes(cell, x, weights, has_bias, bidirectional)]
+    if x.device.type == "cpu" and extension_problem() is None:
+        return _fake_cpu_saved(cell, x, by_direction(CELLS[cell], weights, has_bias, bidirectional), output)
+    return []
+
+
+def _fake_cpu_saved(cell, x, layers, output) -> list[Tensor]:
     dtype = x.dtype if x.dtype == torch.float64 else torch.float32
     saved = []
     for layer in layers:
@@ -81,10 +108,6 @@ def _fake_saved(cell, x, layers, output) -> list[Tensor]:
         widths = [gates, len(CELLS[cell].saves) * hidden_size] + [hidden_size] * (layer.weight_hr is not None)
         saved += [x.new_empty(rows, width, dtype=dtype) for width in widths]
     return saved if dtype == x.dtype else [*saved, output.new_empty(output.shape, dtype=dtype)]
-
-
-def _has_cpu_kernel(cell: str, x: Tensor) -> bool:
-    return x.device.type == "cpu" and cell in CPU_CELLS and x.dtype in CPU_DTYPES and extension_problem() is None
 
 
 @torch.library.register_fake("sstkern::layer_backward", lib=_library)

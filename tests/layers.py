@@ -7,9 +7,11 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import sstkern
-from sstkern.engines import cpu_runs
+from sstkern.engines import cpu_runs, interpreting, triton_runs
 
-ENGINES = ("reference", "cpu")
+FUSED = "triton" if interpreting() else "cpu"
+"""The fused engine of this process: the same tests hold for the C++ engine and, under TRITON_INTERPRET=1, for the GPU engine's kernels."""
+ENGINES = ("reference", FUSED)
 KINDS = {
     "lstm": (sstkern.LSTM, nn.LSTM, {}),
     "lstm_projected": (sstkern.LSTM, nn.LSTM, {"proj_size": 2}),
@@ -19,13 +21,18 @@ KINDS = {
 }
 
 
+def fused_runs() -> dict[str, int]:
+    """Calls of `forward` and `backward` that the fused engine ran."""
+    return {"forward": 0, "backward": 0} | (triton_runs() if interpreting() else cpu_runs())
+
+
 @contextmanager
 def only(engine: str):
-    """Forces `engine`, and fails if the C++ engine ran where it should not have, or did not where it should."""
-    before = cpu_runs()["forward"]
+    """Forces `engine`, and fails if the fused engine ran where it should not have, or did not where it should."""
+    before = fused_runs()["forward"]
     with sstkern.backend(engine):
         yield
-    assert (cpu_runs()["forward"] > before) == (engine == "cpu")
+    assert (fused_runs()["forward"] > before) == (engine == FUSED)
 
 
 def pair(kind: str, *sizes: int, **options) -> tuple[nn.RNNBase, nn.RNNBase]:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from layers import ENGINES, KINDS, as_hx, assert_close, flat, gradients, only, pair, states_of, torch_with_lengths
+from layers import ENGINES, FUSED, KINDS, as_hx, assert_close, flat, gradients, only, pair, states_of, torch_with_lengths
 from torch import nn
 
 import sstkern
@@ -43,7 +43,7 @@ def test_equals_torch_on_random_configurations(kind, sizes, bias, bidirectional,
     lengths = [min(length, steps) for length in lengths]
     x = random(steps, len(lengths), sizes[0])
     states = states_of(ours, len(lengths))
-    with only("cpu"):
+    with only(FUSED):
         output, hx_n = ours(x.transpose(0, 1) if batch_first else x, as_hx(states), lengths=lengths)
     results = [output.transpose(0, 1) if batch_first else output, *flat(hx_n)]
     expected, expected_hx = torch_with_lengths(theirs, x, as_hx(states), lengths)
@@ -128,7 +128,7 @@ def test_a_packed_sequence_comes_back_packed(kind, sorted_by_caller):
     lengths = [6, 4, 4, 1] if sorted_by_caller else [4, 1, 6, 4]
     states = states_of(ours, 4)
     packed = nn.utils.rnn.pack_padded_sequence(random(6, 4, 3), torch.tensor(lengths), enforce_sorted=sorted_by_caller)
-    with only("cpu"):
+    with only(FUSED):
         output, hx_n = ours(packed, as_hx(states))
     expected, expected_hx = theirs(packed, as_hx(states))
     assert_close([output.data, *flat(hx_n)], [expected.data, *flat(expected_hx)], 1e-12)
@@ -219,7 +219,7 @@ def test_short_floats_are_storage_only(kind, dtype):
     layer, _ = pair(kind, 8, 16, dtype=dtype)
     exact = copy.deepcopy(layer).double()
     x = torch.randn(30, 4, 8).to(dtype)
-    with only("cpu"):
+    with only(FUSED):
         output, hx_n = layer(x)
     expected, expected_hx = exact(x.double())
     # Rounded once, at the end: within half a unit in the last place of the exact result, and float32's own error.

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from functools import cache
 
 import torch
-import triton
 
 from sstkern.triton.launch import Card
 
@@ -32,11 +31,6 @@ def of(place: torch.device) -> Device:
     if place.type == "meta":
         return _ahead_of_time()
     return _interpreter() if place.type == "cpu" else _gpu(place)
-
-
-def interpreted() -> bool:
-    """Whether TRITON_INTERPRET=1 has the kernels run, very slowly, on CPU tensors."""
-    return triton.knobs.runtime.interpret
 
 
 @cache

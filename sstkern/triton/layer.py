@@ -65,7 +65,7 @@ def forward(
                 h = _forward_stepwise(call, states, h, output, inner, saved)
             else:
                 _launch_forward(call, call.gates_x(), None, states, output, saved, 0, call.T)
-        hx_n = [state.to(x.dtype) for state in (h, *states[1:])]
+        hx_n = [state.to(x.dtype, copy=True) for state in (h, *states[1:])]
         kept = [] if saved is None else [saved, inner] if call.projects else [saved]
         return output, hx_n, kept
 
@@ -87,6 +87,8 @@ def backward(
     """`sstkern::layer_backward`."""
     if not saved:
         raise RuntimeError("sstkern::layer_backward: nothing was saved; call sstkern::layer with save_for_backward=True")
+    if len(needs) != 1 + len(weights) + len(hx):
+        raise RuntimeError(f"sstkern::layer_backward: expected {1 + len(weights) + len(hx)} flags in needs, got {len(needs)}")
     with _on(x.device):
         call = _Call(cell, x, weights, hx, lengths, has_bias, bidirectional)
         runs["backward"] += 1
@@ -97,7 +99,7 @@ def backward(
 
 
 def saved_shapes(cell: str, x: Tensor, weights: Sequence[Tensor], has_bias: bool, bidirectional: bool) -> list[tuple[int, ...]]:
-    """What the step saved, (D, T * B, saves * H), of which valid steps fill the first rows, and with a projection the h before it, (T, B, D * H)."""
+    """What the step saves, (D, T * B, saves * H), the first rows of it filled; with a projection also the h before it, (T, B, D * H)."""
     directions = by_direction(CELLS[cell], weights, has_bias, bidirectional)
     steps, batch, hidden_size = x.size(0), x.size(1), directions[0].weight_hh.size(0) // CELLS[cell].gates
     shapes = [(len(directions), steps * batch, KERNELS[cell].saves * hidden_size)]
@@ -205,9 +207,7 @@ def _check_tensor(x: Tensor, name: str, tensor: Tensor, shape: tuple[int, ...]) 
     if tuple(tensor.shape) != shape:
         raise RuntimeError(f"sstkern::layer: expected {name} of shape {shape}, got {tuple(tensor.shape)}")
     if tensor.dtype != x.dtype or tensor.device != x.device:
-        raise RuntimeError(
-            f"sstkern::layer: expected {name} of {x.dtype} on {x.device} like x, got {tensor.dtype} on {tensor.device}"
-        )
+        raise RuntimeError(f"sstkern::layer: expected {name} of {x.dtype} on {x.device} like x, got {tensor.dtype} on {tensor.device}")
 
 
 def _forward_stepwise(call: _Call, states: Tensor, h: Tensor, output: Tensor, inner: Tensor, saved: Tensor | None) -> Tensor:
@@ -341,7 +341,7 @@ class _Backward:
             if w.weight_hr is not None:
                 makers.append(lambda d=d: self.of_weight_hr(d))
             gradients += [make() if next(needed) else None for make in makers]
-        return gradients + [state.to(self.call.x.dtype) for state in (self.dh, *self.dstates[1:])]
+        return gradients + [state.to(self.call.x.dtype, copy=True) for state in (self.dh, *self.dstates[1:])]
 
     def of_x(self) -> Tensor:
         total = self.dgates_x[0] @ self.call.weights[0].weight_ih

@@ -335,9 +335,7 @@ def _exchange_row(exchange, parity, task, tasks, columns, WIDTH: tl.constexpr, B
 
 
 @triton.jit
-def _publish(
-    exchange, parity, task, tasks, h, units, columns, H, WIDTH: tl.constexpr, BLOCK_B: tl.constexpr, STORED: tl.constexpr
-):
+def _publish(exchange, parity, task, tasks, h, units, columns, H, WIDTH: tl.constexpr, BLOCK_B: tl.constexpr, STORED: tl.constexpr):
     """h of this program's units, for the others. They read it from the L2 cache, past their multiprocessors' own L1 (".cg").
 
     Two steps' worth of memory is enough: a program writes step s where step s - 2 was only after all have arrived at the barrier of step
