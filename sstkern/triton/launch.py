@@ -1,10 +1,14 @@
-"""The launch table: which schedule of the time loop runs a layer, and in what tiles."""
+"""The launch table: which schedule of the time loop runs a layer, and in what tiles.
+
+`sstkern aot-report` prints what the table's launches compile to; the numbers of warps and loads below are those that spill no register.
+"""
 
 from dataclasses import dataclass
 
 import torch
 
 SCHEDULES = ("resident", "grid", "streamed", "stepwise")
+"""In the order of preference; `recurrence` says what they are."""
 
 
 @dataclass(frozen=True)
@@ -19,69 +23,117 @@ class Card:
 
 
 @dataclass(frozen=True)
+class Layer:
+    """What the table asks of a layer."""
+
+    dtype: torch.dtype
+    precision: str
+    """tl.dot's `input_precision`."""
+    gates: int
+    batch: int
+    hidden_size: int
+    directions: int = 1
+    projects: bool = False
+
+    @property
+    def padded_gates(self) -> int:
+        return power_of_two(self.gates)
+
+
+@dataclass(frozen=True)
 class Launch:
-    """One kernel launch's compile-time sizes; `recurrence` says what they mean."""
+    """A kernel's compile-time sizes; `recurrence` says what they mean."""
 
     schedule: str
     block_h: int
     block_b: int
-    block_k: int
-    chunks: int
-    num_warps: int
-    num_stages: int
+    block_k: int = 16
+    chunks: int = 1
+    block_u: int = 1
+    num_warps: int = 4
+    num_stages: int = 1
+
+    @property
+    def exchanges(self) -> bool:
+        """Whether the programs of a task wait for each other, and so have to run at once."""
+        return self.schedule in ("grid", "streamed")
 
     def programs(self, hidden_size: int) -> int:
         """That share the units of one task."""
         return -(-hidden_size // self.block_h)
 
 
-def power_of_two(size: int, least: int = 1) -> int:
-    return max(least, 1 << (size - 1).bit_length())
-
-
-def choose(
-    card: Card, dtype: torch.dtype, precision: str, gates: int, batch: int, hidden_size: int, projects: bool, schedule: str | None = None
-) -> Launch:
-    """The launch for a layer of a cell with `gates` gates; `schedule` forces one.
+def choose(card: Card, layer: Layer, backward: bool, schedule: str | None = None) -> Launch:
+    """The launch of the forward or backward kernel; `schedule` forces one.
 
     Raises ValueError for a schedule that cannot run the layer, with the reason.
     """
     for name in SCHEDULES if schedule is None else (schedule,):
-        launch = _sized(name, card, dtype, gates, batch, hidden_size)
-        obstacle = _obstacle(launch, card, dtype, precision, gates, hidden_size, projects)
+        launch = _SIZED[name](card, layer, backward)
+        obstacle = _obstacle(launch, card, layer)
         if obstacle is None:
             return launch
     raise ValueError(f"schedule: '{schedule}' cannot run this layer: {obstacle}")
 
 
-def _sized(schedule: str, card: Card, dtype: torch.dtype, gates: int, batch: int, hidden_size: int) -> Launch:
-    padded_gates = power_of_two(gates)
-    block_b = min(power_of_two(batch, 16), 64)
-    if schedule == "resident":
-        width = power_of_two(hidden_size, 16)
-        return Launch(schedule, width, 16, width, 1, 8 if width * padded_gates >= 512 else 4, 1)
-    if schedule == "stepwise":
-        return Launch(schedule, 64, 16, 16, 1, 4, 1)
-    # A tensor core's 64 rows of gates.
-    block_h = 64 // padded_gates
-    width = power_of_two(hidden_size, 64)
-    block_k = min(width, 128 if schedule == "grid" else 64)
-    return Launch(schedule, block_h, block_b, block_k, width // block_k, 4, 1 if schedule == "grid" else 3)
+def power_of_two(size: int, least: int = 1) -> int:
+    return max(least, 1 << (size - 1).bit_length())
 
 
-def _obstacle(launch: Launch, card: Card, dtype: torch.dtype, precision: str, gates: int, hidden_size: int, projects: bool) -> str | None:
+def _resident(card: Card, layer: Layer, backward: bool) -> Launch:
+    width = power_of_two(layer.hidden_size, 16)
+    rows = width * layer.padded_gates * layer.dtype.itemsize
+    return Launch("resident", width, 16, width, num_warps=8 if rows > 512 else 4)
+
+
+def _grid(card: Card, layer: Layer, backward: bool) -> Launch:
+    block_k = 128 if layer.dtype.itemsize == 2 else 64
+    return _shared(card, layer, backward, "grid", block_k, num_stages=1)
+
+
+def _streamed(card: Card, layer: Layer, backward: bool) -> Launch:
+    block_k = 64 if layer.dtype.itemsize == 2 else 32
+    return _shared(card, layer, backward, "streamed", block_k, num_stages=3)
+
+
+def _shared(card: Card, layer: Layer, backward: bool, schedule: str, block_k: int, num_stages: int) -> Launch:
+    block_h = 64 // layer.padded_gates  # the 64 rows of gates that a tensor core takes
+    programs = layer.directions * -(-layer.hidden_size // block_h)
+    # The smallest tiles of the batch that still run all at once: what a step takes hardly depends on their number.
+    block_b = next((rows for rows in (16, 32) if programs * -(-layer.batch // rows) <= card.multiprocessors), 64)
+    width = power_of_two(layer.hidden_size, block_k)
+    num_warps = 8 if backward and block_b > 16 else 4
+    block_u = 32 if block_b == 16 and layer.dtype.itemsize == 2 else 16
+    return Launch(schedule, block_h, block_b, block_k, width // block_k, block_u, num_warps, num_stages)
+
+
+def _stepwise(card: Card, layer: Layer, backward: bool) -> Launch:
+    return Launch("stepwise", 64, 16)
+
+
+_SIZED = {"resident": _resident, "grid": _grid, "streamed": _streamed, "stepwise": _stepwise}
+
+
+def _obstacle(launch: Launch, card: Card, layer: Layer) -> str | None:
     if launch.schedule == "stepwise":
         return None
-    if projects:
+    if layer.projects:
         return "it has a projection, and only 'stepwise' has a place for one"
-    if launch.schedule != "resident" and launch.programs(hidden_size) > card.multiprocessors:
-        return f"its {launch.programs(hidden_size)} programs have to run at once, on {card.multiprocessors} multiprocessors"
+    programs = launch.programs(layer.hidden_size)
+    if launch.exchanges and programs > card.multiprocessors:
+        return f"its {programs} programs have to run at once, on {card.multiprocessors} multiprocessors"
     if launch.schedule == "streamed":
         return None
-    weights = power_of_two(gates) * launch.block_h * launch.block_k * launch.chunks * dtype.itemsize
-    if weights > 0.65 * card.shared_memory:
-        return f"its {weights} bytes of weights do not fit in the {card.shared_memory} bytes of a program"
-    return None
+    weights = layer.padded_gates * launch.block_h * launch.block_k * launch.chunks * layer.dtype.itemsize
+    if layer.precision == "tf32x3":
+        weights *= 2  # in two parts
+    room = _room(card, layer)
+    return None if weights <= room else f"it keeps {weights} bytes of weights in a program, and this GPU has room for {room}"
+
+
+def _room(card: Card, layer: Layer) -> int:
+    """Bytes of weights that a program can keep: most of shared memory, or, where products read registers, a third of those of 4 warps."""
+    return card.shared_memory * 3 // 5 if card.wgmma and layer.dtype != torch.float64 else 2**14
 
 
 _forced: str | None = None

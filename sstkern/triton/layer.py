@@ -16,6 +16,7 @@ from triton.runtime.jit import JITFunction
 from sstkern.cells import CELLS
 from sstkern.triton import device, launch, recurrence, rows
 from sstkern.triton.cells import gru, lstm, rnn
+from sstkern.triton.launch import Launch
 from sstkern.weights import by_direction
 
 
@@ -57,14 +58,17 @@ def forward(
         runs["forward"] += 1
         output = call.output_like(call.P)
         inner = call.output_like(call.H) if call.projects else output
-        saved = x.new_empty(call.D, call.T * call.B, call.kernels.saves * call.H) if save_for_backward else None
+        # With lengths its last rows stay unused; zeros make the operator's results the same in every run.
+        new = x.new_empty if call.rows is None else x.new_zeros
+        saved = new(call.D, call.T * call.B, call.kernels.saves * call.H) if save_for_backward else None
         states = call.first_states()
         h = hx[0].to(call.real, copy=True) if call.projects else states[0]
         if call.T and call.B:
-            if call.launch.schedule == "stepwise":
-                h = _forward_stepwise(call, states, h, output, inner, saved)
+            plan = call.plan(backward=False)
+            if plan.schedule == "stepwise":
+                h = _forward_stepwise(call, plan, states, h, output, inner, saved)
             else:
-                _launch_forward(call, call.gates_x(), None, states, output, saved, 0, call.T)
+                _launch_forward(call, plan, call.gates_x(), None, states, output, saved, 0, call.T)
         hx_n = [state.to(x.dtype, copy=True) for state in (h, *states[1:])]
         kept = [] if saved is None else [saved, inner] if call.projects else [saved]
         return output, hx_n, kept
@@ -125,7 +129,13 @@ class _Call:
         self.precision = self.device.precision(x.dtype)
         self.weight_hh = _stacked([w.weight_hh for w in self.weights])
         self.bias_hh = _stacked([w.bias_hh for w in self.weights]) if has_bias else None
-        self.launch = launch.choose(self.device.card, x.dtype, self.precision, self.G, self.B, self.H, self.projects, launch.forced())
+        self.layer = launch.Layer(x.dtype, self.precision, self.G, self.B, self.H, self.D, self.projects)
+
+    def plan(self, backward: bool) -> Launch:
+        return launch.choose(self.device.card, self.layer, backward, launch.forced())
+
+    def tasks(self, plan: Launch) -> int:
+        return self.D * -(-self.B // plan.block_b)
 
     def output_like(self, width: int) -> Tensor:
         """(T, B, D * width); zeros where the kernels may skip steps that no sequence has."""
@@ -180,9 +190,6 @@ class _Call:
             return torch.ones(self.D, self.B, 1, dtype=torch.bool, device=self.x.device)
         return torch.stack([self.rows.valid[t] for t in self.steps_at(s)])[..., None]
 
-    def tasks(self) -> int:
-        return self.D * -(-self.B // self.launch.block_b)
-
 
 def _check(call: _Call, has_bias: bool) -> None:
     """The kernels check nothing: every size before any memory is touched."""
@@ -210,13 +217,13 @@ def _check_tensor(x: Tensor, name: str, tensor: Tensor, shape: tuple[int, ...]) 
         raise RuntimeError(f"sstkern::layer: expected {name} of {x.dtype} on {x.device} like x, got {tensor.dtype} on {tensor.device}")
 
 
-def _forward_stepwise(call: _Call, states: Tensor, h: Tensor, output: Tensor, inner: Tensor, saved: Tensor | None) -> Tensor:
+def _forward_stepwise(call: _Call, plan: Launch, states: Tensor, h: Tensor, output: Tensor, inner: Tensor, saved: Tensor | None) -> Tensor:
     """Returns the last h, (D, B, P)."""
     gates_x, weight_hh = call.gates_x(), call.weight_hh.transpose(1, 2)
     weight_hr = _stacked([w.weight_hr for w in call.weights]).transpose(1, 2) if call.projects else None
     for s in range(call.T):
         gates_h = _product(h.to(call.x.dtype), weight_hh, call.real)
-        _launch_forward(call, gates_x, gates_h, states, inner, saved, s, s + 1)
+        _launch_forward(call, plan, gates_x, gates_h, states, inner, saved, s, s + 1)
         if weight_hr is not None:
             valid, projected = call.valid_at(s), _product(states[0].to(call.x.dtype), weight_hr, call.real)
             h = torch.where(valid, projected, h)
@@ -225,9 +232,8 @@ def _forward_stepwise(call: _Call, states: Tensor, h: Tensor, output: Tensor, in
     return h
 
 
-def _launch_forward(call: _Call, gates_x, gates_h, states, output, saved, first_step: int, last_step: int) -> None:
-    plan, tasks = call.launch, call.tasks()
-    exchanges = plan.schedule in ("grid", "streamed")
+def _launch_forward(call: _Call, plan: Launch, gates_x, gates_h, states, output, saved, first_step: int, last_step: int) -> None:
+    exchange_shape = 2, call.tasks(plan), plan.block_b, plan.block_k * plan.chunks
     arguments = {
         "gates_x": gates_x,
         "gates_h": gates_x if gates_h is None else gates_h,
@@ -236,13 +242,13 @@ def _launch_forward(call: _Call, gates_x, gates_h, states, output, saved, first_
         "states": states,
         "output": output,
         "saved": output if saved is None else saved,
-        "exchange": call.x.new_zeros(2, tasks, plan.block_b, plan.block_k * plan.chunks) if exchanges else output,
-        **_of_every_kernel(call, first_step, last_step),
+        "exchange": call.x.new_zeros(exchange_shape) if plan.exchanges else output,
+        **_of_every_kernel(call, plan, first_step, last_step),
         "STEP": call.kernels.step,
         "HAS_BIAS": call.bias_hh is not None,
         "SAVE": saved is not None,
     }
-    _launch(call, recurrence.forward, arguments)
+    _launch(call, plan, recurrence.forward, arguments)
 
 
 class _Backward:
@@ -275,19 +281,20 @@ class _Backward:
             _check_tensor(call.x, f"the gradient of {name}_n", gradient, tuple(state.shape))
 
     def run(self) -> None:
-        if self.call.launch.schedule == "stepwise":
-            self.run_stepwise()
+        plan = self.call.plan(backward=True)
+        if plan.schedule == "stepwise":
+            self.run_stepwise(plan)
         else:
-            self.launch(None, None, 0, self.call.T)
+            self.launch(plan, None, None, 0, self.call.T)
         if not self.call.projects:
             self.dh = self.dstates[0]
 
-    def run_stepwise(self) -> None:
+    def run_stepwise(self, plan: Launch) -> None:
         call = self.call
         grad_h = self.dh.new_zeros(call.D, call.B, call.P)  # of h after a step, from the step that follows
         step_dgates_h = call.x.new_empty(call.D, call.B, call.G * call.H)
         for s in range(call.T):
-            self.launch(self.through_projection(grad_h, s) if call.projects else grad_h, step_dgates_h, s, s + 1)
+            self.launch(plan, self.through_projection(grad_h, s) if call.projects else grad_h, step_dgates_h, s, s + 1)
             grad_h = _product(step_dgates_h, call.weight_hh, call.real)
         (self.dh if call.projects else self.dstates[0]).add_(grad_h)
 
@@ -303,9 +310,9 @@ class _Backward:
             self.dprojected[t, :, d * call.P : (d + 1) * call.P] = total[d]
         return _product(total, _stacked([w.weight_hr for w in call.weights]), call.real)
 
-    def launch(self, grad_h: Tensor | None, step_dgates_h: Tensor | None, first_step: int, last_step: int) -> None:
-        call, plan = self.call, self.call.launch
-        programs, exchanges = plan.programs(call.H), plan.schedule in ("grid", "streamed")
+    def launch(self, plan: Launch, grad_h: Tensor | None, step_dgates_h: Tensor | None, first_step: int, last_step: int) -> None:
+        call = self.call
+        parts_shape = 2, call.tasks(plan), plan.programs(call.H), plan.block_k * plan.chunks, plan.block_b
         has_grad_output = self.grad_output is not None and not call.projects
         arguments = {
             "grad_output": self.grad_output.contiguous() if has_grad_output else self.output,
@@ -319,15 +326,14 @@ class _Backward:
             "dgates_x": self.dgates_x,
             "dgates_h": self.dgates_h,
             "step_dgates_h": self.dgates_h if step_dgates_h is None else step_dgates_h,
-            "parts": self.dstates.new_empty(2, call.tasks(), programs, call.H, plan.block_b) if exchanges else self.dstates,
-            **_of_every_kernel(call, first_step, last_step),
+            "parts": self.dstates.new_empty(parts_shape) if plan.exchanges else self.dstates,
+            **_of_every_kernel(call, plan, first_step, last_step),
             "DERIVATIVE": call.kernels.derivative,
             "TWO_GRADIENTS": call.kernels.two_gradients,
             "HAS_GRAD_OUTPUT": has_grad_output,
-            "PROGRAMS": programs,
-            "BLOCK_U": min(programs, 8),
+            "BLOCK_U": plan.block_u,
         }
-        _launch(call, recurrence.backward, arguments)
+        _launch(call, plan, recurrence.backward, arguments)
 
     def gradients(self, needs: Sequence[bool]) -> list[Tensor | None]:
         """Of x, every weight and every state; None for one not needed."""
@@ -355,8 +361,7 @@ class _Backward:
         return projected.T @ self.inner[..., d * call.H : (d + 1) * call.H].reshape(-1, call.H)
 
 
-def _of_every_kernel(call: _Call, first_step: int, last_step: int) -> dict:
-    plan = call.launch
+def _of_every_kernel(call: _Call, plan: Launch, first_step: int, last_step: int) -> dict:
     by_length = call.weight_hh if call.rows is None else None  # any tensor will do where there are no lengths
     return {
         "order": call.rows.order if by_length is None else by_length,
@@ -370,7 +375,7 @@ def _of_every_kernel(call: _Call, first_step: int, last_step: int) -> dict:
         "D": call.D,
         "first_step": first_step,
         "last_step": last_step,
-        "tasks": call.tasks(),
+        "tasks": call.tasks(plan),
         "G": call.G,
         "S": call.S,
         "SAVES": call.kernels.saves,
@@ -385,16 +390,15 @@ def _of_every_kernel(call: _Call, first_step: int, last_step: int) -> dict:
     }
 
 
-def _launch(call: _Call, kernel: JITFunction, arguments: dict) -> None:
+def _launch(call: _Call, plan: Launch, kernel: JITFunction, arguments: dict) -> None:
     """As many tasks at once as can be resident where their programs wait for each other, all of them where they do not."""
-    plan, tasks, programs = call.launch, call.tasks(), call.launch.programs(call.H)
-    exchanges = plan.schedule in ("grid", "streamed")
-    at_once = max(1, call.device.card.multiprocessors // programs) if exchanges else tasks
+    tasks, programs = call.tasks(plan), plan.programs(call.H)
+    at_once = max(1, call.device.card.multiprocessors // programs) if plan.exchanges else tasks
     counters = torch.zeros(tasks, dtype=torch.int32, device=call.x.device)
     runs[plan.schedule] += 1
     for first in range(0, tasks, at_once):
         grid = (programs * min(at_once, tasks - first),)
-        options = {"num_warps": plan.num_warps, "num_stages": plan.num_stages, "launch_cooperative_grid": exchanges}
+        options = {"num_warps": plan.num_warps, "num_stages": plan.num_stages, "launch_cooperative_grid": plan.exchanges}
         call.device.run(kernel, grid, arguments | {"counters": counters, "first_task": first}, options)
 
 

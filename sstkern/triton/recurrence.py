@@ -94,8 +94,10 @@ def forward(
         for k in tl.static_range(CHUNKS):
             kept = kept + (_weight_rows(weight + direction * G * H * H, units, k * BLOCK_K + tl.arange(0, BLOCK_K), H, G),)
 
+    mine_at = columns[None, :] * WIDTH + units[:, None]
+    chunk_at = columns[None, :] * WIDTH + tl.arange(0, BLOCK_K)[:, None]
     if EXCHANGES:
-        _publish(exchange, 1, task, tasks, state[0], units, columns, H, WIDTH, BLOCK_B, STORED)
+        tl.store(_exchange(exchange, 1, task, tasks, WIDTH, BLOCK_B) + mine_at, state[0].to(STORED), mask=mine)
         arrive(counter)
 
     for s in range(first_step, tl.minimum(last_step, steps)):
@@ -116,18 +118,18 @@ def forward(
                 total = tl.dot(kept[0], state[0].to(STORED), total, input_precision=PRECISION, out_dtype=REAL)
             else:
                 wait(counter, programs * (s - first_step + 1), NVIDIA)
-                at_k = _exchange_row(exchange, (s + 1) % 2, task, tasks, columns, WIDTH, BLOCK_B) + tl.arange(0, BLOCK_K)[:, None]
+                shared_h = _exchange(exchange, (s + 1) % 2, task, tasks, WIDTH, BLOCK_B)
                 if SCHEDULE == "grid":
-                    next_h = tl.load(at_k, cache_modifier=".cg")
+                    next_h = tl.load(shared_h + chunk_at, cache_modifier=".cg")
                     for k in tl.static_range(CHUNKS):
                         this_h = next_h
                         if k + 1 < CHUNKS:
-                            next_h = tl.load(at_k + (k + 1) * BLOCK_K, cache_modifier=".cg")
+                            next_h = tl.load(shared_h + (k + 1) * BLOCK_K + chunk_at, cache_modifier=".cg")
                         total = tl.dot(kept[k], this_h, total, input_precision=PRECISION, out_dtype=REAL)
                 else:
                     for k in range(0, WIDTH, BLOCK_K):
                         part = _weight_rows(weight + direction * G * H * H, units, k + tl.arange(0, BLOCK_K), H, G)
-                        this_h = tl.load(at_k + k, cache_modifier=".cg")
+                        this_h = tl.load(shared_h + k + chunk_at, cache_modifier=".cg")
                         total = tl.dot(part, this_h, total, input_precision=PRECISION, out_dtype=REAL)
             h = _split(total, BLOCK_H, BLOCK_B, G)
         if HAS_BIAS:
@@ -135,7 +137,7 @@ def forward(
         new, to_save = STEP(x, h, state)
         state = _choose(now[None, :], new, state, S)
         if EXCHANGES:
-            _publish(exchange, s % 2, task, tasks, state[0], units, columns, H, WIDTH, BLOCK_B, STORED)
+            tl.store(_exchange(exchange, s % 2, task, tasks, WIDTH, BLOCK_B) + mine_at, state[0].to(STORED), mask=mine)
             arrive(counter)
         tl.store(output + out_row + row_at, tl.where(now[None, :], new[0], 0.0).to(STORED), mask=mine)
         if SAVE:
@@ -160,7 +162,7 @@ def backward(
     dgates_x,  # (D, N, G * H)
     dgates_h,  # (D, N, G * H), the same tensor where the cell's two gradients are one
     step_dgates_h,  # stepwise: (D, B, G * H)
-    parts,  # grid, streamed: (2, tasks, U, H, BLOCK_B), float32 or float64
+    parts,  # grid, streamed: (2, tasks, U, CHUNKS * BLOCK_K, BLOCK_B), float32 or float64
     order,
     lengths,
     offsets,
@@ -187,7 +189,6 @@ def backward(
     BLOCK_B: tl.constexpr,
     BLOCK_K: tl.constexpr,
     CHUNKS: tl.constexpr,
-    PROGRAMS: tl.constexpr,  # U
     BLOCK_U: tl.constexpr,
     PRECISION: tl.constexpr,
     NVIDIA: tl.constexpr,
@@ -195,9 +196,11 @@ def backward(
     REAL: tl.constexpr = dstates.dtype.element_ty
     STORED: tl.constexpr = dgates_x.dtype.element_ty
     EXCHANGES: tl.constexpr = SCHEDULE == "grid" or SCHEDULE == "streamed"
-    task = first_task + tl.program_id(0) // PROGRAMS
+    WIDTH: tl.constexpr = CHUNKS * BLOCK_K
+    programs = tl.cdiv(H, BLOCK_H)
+    task = first_task + tl.program_id(0) // programs
     direction = (task % D).to(tl.int64)
-    program = tl.program_id(0) % PROGRAMS
+    program = tl.program_id(0) % programs
     units = program * BLOCK_H + tl.arange(0, BLOCK_H)
     columns = tl.arange(0, BLOCK_B)
     first_slot = (task // D) * BLOCK_B
@@ -219,6 +222,8 @@ def backward(
         for k in tl.static_range(CHUNKS):
             kept = kept + (_weight_columns(weight + direction * G * H * H, units, k * BLOCK_K + tl.arange(0, BLOCK_K), H, G),)
     later = tl.zeros((BLOCK_H, BLOCK_B), dtype=REAL)
+    mine_at = units[:, None] * BLOCK_B + columns[None, :]
+    chunk_at = tl.arange(0, BLOCK_K)[:, None] * BLOCK_B + columns[None, :]
 
     for s in range(first_step, tl.minimum(last_step, steps)):
         t = tl.where(direction == 0, steps - 1 - s, s)
@@ -255,8 +260,8 @@ def backward(
         if HAS_GRAD_OUTPUT:
             gradient = tl.load(grad_output + out_row + row_at, mask=valid, other=0.0).to(REAL)
         if EXCHANGES and s > first_step:
-            wait(counter, PROGRAMS * (s - first_step), NVIDIA)
-            later = _sum_of_parts(parts, (s - 1) % 2, task, tasks, units, columns, H, PROGRAMS, BLOCK_H, BLOCK_B, BLOCK_U, REAL)
+            wait(counter, programs * (s - first_step), NVIDIA)
+            later = _sum_of_parts(parts, (s - 1) % 2, task, tasks, mine_at, programs, WIDTH, BLOCK_H, BLOCK_B, BLOCK_U, REAL)
         if SCHEDULE == "stepwise":
             later = tl.load(grad_h + direction * B * H + state_at, mask=mine, other=0.0)
         d = _add_to_first(d, later, S)
@@ -272,19 +277,16 @@ def backward(
             if SCHEDULE == "resident":
                 later = tl.dot(kept[0], operand, out_dtype=REAL, input_precision=PRECISION)
             else:
+                my_part = _parts(parts, s % 2, task, tasks, program, programs, WIDTH, BLOCK_B)
                 if SCHEDULE == "grid":
                     for k in tl.static_range(CHUNKS):
                         part = tl.dot(kept[k], operand, out_dtype=REAL, input_precision=PRECISION)
-                        to_units = k * BLOCK_K + tl.arange(0, BLOCK_K)
-                        at_part = _parts_of(parts, s % 2, task, tasks, program, to_units, columns, H, PROGRAMS, BLOCK_B)
-                        tl.store(at_part, part, mask=(to_units < H)[:, None])
+                        tl.store(my_part + k * BLOCK_K * BLOCK_B + chunk_at, part)
                 else:
-                    for k in range(0, CHUNKS * BLOCK_K, BLOCK_K):
-                        to_units = k + tl.arange(0, BLOCK_K)
-                        part_weight = _weight_columns(weight + direction * G * H * H, units, to_units, H, G)
+                    for k in range(0, WIDTH, BLOCK_K):
+                        part_weight = _weight_columns(weight + direction * G * H * H, units, k + tl.arange(0, BLOCK_K), H, G)
                         part = tl.dot(part_weight, operand, out_dtype=REAL, input_precision=PRECISION)
-                        at_part = _parts_of(parts, s % 2, task, tasks, program, to_units, columns, H, PROGRAMS, BLOCK_B)
-                        tl.store(at_part, part, mask=(to_units < H)[:, None])
+                        tl.store(my_part + k * BLOCK_B + chunk_at, part)
                 arrive(counter)
         for g in tl.static_range(G):
             tl.store(dgates_x + gates_row + gates_at + g * H, for_x[g].to(STORED), mask=valid)
@@ -295,8 +297,8 @@ def backward(
                 tl.store(step_dgates_h + direction * B * (G * H) + g * H + step_at, for_h[g].to(STORED), mask=mine)
 
     if EXCHANGES and steps > first_step:
-        wait(counter, PROGRAMS * (steps - first_step), NVIDIA)
-        later = _sum_of_parts(parts, (steps - 1) % 2, task, tasks, units, columns, H, PROGRAMS, BLOCK_H, BLOCK_B, BLOCK_U, REAL)
+        wait(counter, programs * (steps - first_step), NVIDIA)
+        later = _sum_of_parts(parts, (steps - 1) % 2, task, tasks, mine_at, programs, WIDTH, BLOCK_H, BLOCK_B, BLOCK_U, REAL)
     if SCHEDULE != "stepwise":
         d = _add_to_first(d, later, S)
     for i in tl.static_range(S):
@@ -330,19 +332,13 @@ def _state(states, i: tl.constexpr, direction, B, H, D):
 
 
 @triton.jit
-def _exchange_row(exchange, parity, task, tasks, columns, WIDTH: tl.constexpr, BLOCK_B: tl.constexpr):
-    return exchange + (((parity * tasks + task).to(tl.int64) * BLOCK_B + columns) * WIDTH)[None, :]
-
-
-@triton.jit
-def _publish(exchange, parity, task, tasks, h, units, columns, H, WIDTH: tl.constexpr, BLOCK_B: tl.constexpr, STORED: tl.constexpr):
-    """h of this program's units, for the others. They read it from the L2 cache, past their multiprocessors' own L1 (".cg").
+def _exchange(exchange, parity, task, tasks, WIDTH: tl.constexpr, BLOCK_B: tl.constexpr):
+    """The task's h after a step s with s % 2 == parity, (BLOCK_B, WIDTH).
 
     Two steps' worth of memory is enough: a program writes step s where step s - 2 was only after all have arrived at the barrier of step
-    s - 1, and so have read what it overwrites.
+    s - 1, and so have read what it overwrites. All read it from the L2 cache, past their multiprocessors' own L1 (".cg").
     """
-    at = _exchange_row(exchange, parity, task, tasks, columns, WIDTH, BLOCK_B) + units[:, None]
-    tl.store(at, h.to(STORED), mask=(units < H)[:, None] & (columns >= 0)[None, :])
+    return exchange + (parity * tasks + task).to(tl.int64) * (BLOCK_B * WIDTH)
 
 
 @triton.jit
@@ -426,23 +422,25 @@ def _weight_columns(weight, units, columns, H, G: tl.constexpr):
 def _split(total, BLOCK_H: tl.constexpr, BLOCK_B: tl.constexpr, G: tl.constexpr):
     """The product's rows, one tile a gate."""
     if G == 1:
-        return (total,)
-    low, high = tl.split(tl.permute(tl.reshape(total, (2, 2, BLOCK_H, BLOCK_B)), (2, 3, 0, 1)))
-    first, third = tl.split(low)
-    second, fourth = tl.split(high)
-    if G == 3:
-        return first, second, third
-    return first, second, third, fourth
+        gates = (total,)
+    else:
+        low, high = tl.split(tl.permute(tl.reshape(total, (2, 2, BLOCK_H, BLOCK_B)), (2, 3, 0, 1)))
+        first, third = tl.split(low)
+        second, fourth = tl.split(high)
+        gates = (first, second, third) if G == 3 else (first, second, third, fourth)
+    return gates
 
 
 @triton.jit
 def _join(gates, G: tl.constexpr):
     """The inverse of `_split`."""
     if G == 1:
-        return gates[0]
-    fourth = tl.zeros_like(gates[0]) if G == 3 else gates[G - 1]
-    both = tl.join(tl.join(gates[0], gates[2]), tl.join(gates[1], fourth))
-    return tl.reshape(tl.permute(both, (2, 3, 0, 1)), (4 * gates[0].shape[0], gates[0].shape[1]))
+        rows = gates[0]
+    else:
+        fourth = tl.zeros_like(gates[0]) if G == 3 else gates[G - 1]
+        both = tl.join(tl.join(gates[0], gates[2]), tl.join(gates[1], fourth))
+        rows = tl.reshape(tl.permute(both, (2, 3, 0, 1)), (4 * gates[0].shape[0], gates[0].shape[1]))
+    return rows
 
 
 @triton.jit
@@ -488,10 +486,9 @@ def _where_now(now, gates, G: tl.constexpr):
 
 
 @triton.jit
-def _parts_of(parts, parity, task, tasks, program, units, columns, H, PROGRAMS: tl.constexpr, BLOCK_B: tl.constexpr):
-    """Where `program` leaves its part of dh for `units`, in step s % 2 == parity; `_publish` says why two steps are enough."""
-    first = ((parity * tasks + task) * PROGRAMS + program).to(tl.int64) * H
-    return parts + (first + units)[:, None] * BLOCK_B + columns[None, :]
+def _parts(parts, parity, task, tasks, program, programs, WIDTH: tl.constexpr, BLOCK_B: tl.constexpr):
+    """`program`'s part of dh of all units, (WIDTH, BLOCK_B), in a step s with s % 2 == parity; `_exchange` says why two are enough."""
+    return parts + ((parity * tasks + task) * programs + program).to(tl.int64) * (WIDTH * BLOCK_B)
 
 
 @triton.jit
@@ -500,20 +497,18 @@ def _sum_of_parts(
     parity,
     task,
     tasks,
-    units,
-    columns,
-    H,
-    PROGRAMS: tl.constexpr,
+    mine_at,
+    programs,
+    WIDTH: tl.constexpr,
     BLOCK_H: tl.constexpr,
     BLOCK_B: tl.constexpr,
     BLOCK_U: tl.constexpr,
     REAL: tl.constexpr,
 ):
-    """dh of `units`: what every program of the task computed for them, summed in the order of the programs."""
+    """dh of this program's units: what every program of the task computed for them, summed in the order of the programs."""
     total = tl.zeros((BLOCK_H, BLOCK_B), dtype=REAL)
-    mask = (units < H)[:, None] & (columns >= 0)[None, :]
-    for first in range(0, PROGRAMS, BLOCK_U):
+    for first in range(0, programs, BLOCK_U):
         for program in tl.static_range(BLOCK_U):  # independent loads, on their way together
-            at = _parts_of(parts, parity, task, tasks, first + program, units, columns, H, PROGRAMS, BLOCK_B)
-            total += tl.load(at, mask=mask & (first + program < PROGRAMS), other=0.0, cache_modifier=".cg")
+            at = _parts(parts, parity, task, tasks, first + program, programs, WIDTH, BLOCK_B) + mine_at
+            total += tl.load(at, mask=(first + program < programs) & (mine_at >= 0), other=0.0, cache_modifier=".cg")
     return total
