@@ -44,7 +44,7 @@ def _gpu(place: torch.device) -> Device:
 
 @cache
 def _interpreter() -> Device:
-    return Device(Card(multiprocessors=132, shared_memory=232448, wgmma=True), False, _launch, _cudnn_allows_tf32)
+    return Device(Card(multiprocessors=132, shared_memory=232448, wgmma=True, registers=2**20), False, _launch, _cudnn_allows_tf32)
 
 
 def _launch(kernel, grid: tuple[int, ...], arguments: dict, options: dict) -> None:

@@ -19,7 +19,9 @@ class Card:
     shared_memory: int
     """Bytes that one program can have."""
     wgmma: bool = False
-    """Whether a product reads its weights from shared memory (Hopper's WGMMA, Blackwell's successor), or needs them in registers."""
+    """Whether a product reads its weights from shared memory (Hopper's WGMMA, Blackwell's successor), unless they are float64."""
+    registers: int = 2**14
+    """Bytes of weights that a program can keep where products need them in registers: a third of those of 4 warps."""
 
 
 @dataclass(frozen=True)
@@ -132,8 +134,8 @@ def _obstacle(launch: Launch, card: Card, layer: Layer) -> str | None:
 
 
 def _room(card: Card, layer: Layer) -> int:
-    """Bytes of weights that a program can keep: most of shared memory, or, where products read registers, a third of those of 4 warps."""
-    return card.shared_memory * 3 // 5 if card.wgmma and layer.dtype != torch.float64 else 2**14
+    """Bytes of weights that a program can keep."""
+    return card.shared_memory * 3 // 5 if card.wgmma and layer.dtype != torch.float64 else card.registers
 
 
 _forced: str | None = None

@@ -510,5 +510,6 @@ def _sum_of_parts(
     for first in range(0, programs, BLOCK_U):
         for program in tl.static_range(BLOCK_U):  # independent loads, on their way together
             at = _parts(parts, parity, task, tasks, first + program, programs, WIDTH, BLOCK_B) + mine_at
-            total += tl.load(at, mask=(first + program < programs) & (mine_at >= 0), other=0.0, cache_modifier=".cg")
+            there = tl.full((BLOCK_H, BLOCK_B), first + program, tl.int32) < programs
+            total += tl.load(at, mask=there, other=0.0, cache_modifier=".cg")
     return total
