@@ -89,28 +89,29 @@ def _resident(card: Card, layer: Layer, backward: bool) -> Launch:
 
 
 def _grid(card: Card, layer: Layer, backward: bool) -> Launch:
-    block_k = 128 if layer.dtype.itemsize == 2 else 64
-    return _shared(card, layer, backward, "grid", block_k, num_stages=1)
+    return _exchanging("grid", card, layer, backward, block_k=128 if layer.dtype.itemsize == 2 else 64, num_stages=1)
 
 
 def _streamed(card: Card, layer: Layer, backward: bool) -> Launch:
-    block_k = 64 if layer.dtype.itemsize == 2 else 32
-    return _shared(card, layer, backward, "streamed", block_k, num_stages=3)
+    # The backward's product has block_k rows, and a tensor core takes 64.
+    block_k = 64 if layer.dtype.itemsize == 2 or (backward and layer.dtype == torch.float32) else 32
+    return _exchanging("streamed", card, layer, backward, block_k, num_stages=2 if layer.precision == "tf32x3" else 3)
 
 
-def _shared(card: Card, layer: Layer, backward: bool, schedule: str, block_k: int, num_stages: int) -> Launch:
+def _exchanging(schedule: str, card: Card, layer: Layer, backward: bool, block_k: int, num_stages: int) -> Launch:
     block_h = 64 // layer.padded_gates  # the 64 rows of gates that a tensor core takes
     programs = layer.directions * -(-layer.hidden_size // block_h)
     # The smallest tiles of the batch that still run all at once: what a step takes hardly depends on their number.
-    block_b = next((rows for rows in (16, 32) if programs * -(-layer.batch // rows) <= card.multiprocessors), 64)
+    sizes = (16,) if layer.dtype == torch.float64 else (16, 32) if layer.precision == "tf32x3" else (16, 32, 64)
+    block_b = next((size for size in sizes if programs * -(-layer.batch // size) <= card.multiprocessors), sizes[-1])
     width = power_of_two(layer.hidden_size, block_k)
-    num_warps = 8 if backward and block_b > 16 else 4
-    block_u = 32 if block_b == 16 and layer.dtype.itemsize == 2 else 16
-    return Launch(schedule, block_h, block_b, block_k, width // block_k, block_u, num_warps, num_stages)
+    wide = layer.dtype == torch.float64 or (backward and (block_b > 16 or layer.precision == "tf32x3"))
+    block_u = 32 if block_b == 16 and layer.dtype.itemsize == 2 else 8 if block_b == 64 else 16
+    return Launch(schedule, block_h, block_b, block_k, width // block_k, block_u, 8 if wide else 4, num_stages)
 
 
 def _stepwise(card: Card, layer: Layer, backward: bool) -> Launch:
-    return Launch("stepwise", 64, 16)
+    return Launch("stepwise", 32, 16, num_warps=8 if layer.dtype == torch.float64 else 4)
 
 
 _SIZED = {"resident": _resident, "grid": _grid, "streamed": _streamed, "stepwise": _stepwise}
