@@ -33,15 +33,15 @@ cases = pytest.mark.parametrize(("cell", "bidirectional", "bias", "projected", "
 class Call:
     """Arguments of one call, random, of which every floating one wants a gradient."""
 
-    def __init__(self, cell, bidirectional, bias, projected, lengths, dtype=torch.float64):
+    def __init__(self, cell, bidirectional, bias, projected, lengths, dtype=torch.float64, hidden_size=H, batch=B):
         torch.manual_seed(0)
-        directions, output, gates = 1 + bidirectional, P if projected else H, CELLS[cell].gates * H
-        shapes = [(gates, I), (gates, output)] + [(gates,)] * (2 * bias) + [(output, H)] * projected
+        directions, output, gates = 1 + bidirectional, P if projected else hidden_size, CELLS[cell].gates * hidden_size
+        shapes = [(gates, I), (gates, output)] + [(gates,)] * (2 * bias) + [(output, hidden_size)] * projected
         self.cell, self.bias, self.bidirectional = cell, bias, bidirectional
         self.lengths = None if LENGTHS[lengths] is None else torch.tensor(LENGTHS[lengths])
-        self.x = self._random(T, B, I, dtype=dtype)
+        self.x = self._random(T, batch, I, dtype=dtype)
         self.weights = [self._random(*shape, dtype=dtype) for _ in range(directions) for shape in shapes]
-        self.hx = [self._random(directions, B, output if name == "h" else H, dtype=dtype) for name in CELLS[cell].states]
+        self.hx = [self._random(directions, batch, output if name == "h" else hidden_size, dtype=dtype) for name in CELLS[cell].states]
 
     @staticmethod
     def _random(*shape, dtype) -> Tensor:

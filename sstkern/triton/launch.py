@@ -104,7 +104,7 @@ def _exchanging(schedule: str, card: Card, layer: Layer, backward: bool, block_k
     # The smallest tiles of the batch that still run all at once: what a step takes hardly depends on their number.
     sizes = (16,) if layer.dtype == torch.float64 else (16, 32) if layer.precision == "tf32x3" else (16, 32, 64)
     block_b = next((size for size in sizes if programs * -(-layer.batch // size) <= card.multiprocessors), sizes[-1])
-    width = power_of_two(layer.hidden_size, block_k)
+    width = power_of_two(layer.hidden_size, max(block_k, block_h))
     wide = layer.dtype == torch.float64 or (backward and (block_b > 16 or layer.precision == "tf32x3"))
     block_u = 32 if block_b == 16 and layer.dtype.itemsize == 2 else 8 if block_b == 64 else 16
     return Launch(schedule, block_h, block_b, block_k, width // block_k, block_u, 8 if wide else 4, num_stages)

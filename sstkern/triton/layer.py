@@ -175,7 +175,7 @@ class _Call:
     def padded(self, values: Tensor) -> Tensor:
         """(N, features) to (T, B, features), zero where no step is valid."""
         if self.rows is None:
-            return values.view(self.T, self.B, -1)
+            return values.view(self.T, self.B, values.size(1))
         if self.N == 0:
             return values.new_zeros(self.T, self.B, values.size(1))
         return torch.where(self.rows.valid[..., None], values[self.rows.place], 0)

@@ -38,27 +38,35 @@ class Rows(NamedTuple):
 
 
 def of_lengths(lengths: Tensor, steps: int, device: torch.device) -> Rows:
-    """`steps` and every size at least 1. Raises ValueError for a length on the CPU outside 0 to `steps`, and asserts it on the device."""
-    batch, on_device = lengths.size(0), lengths.device.type != "cpu"
-    if not on_device:
-        check_values(lengths, steps)
-        count = int(lengths.sum())
-    else:
-        torch._assert_async(((lengths >= 0) & (lengths <= steps)).all(), "sstkern: lengths have to be from 0 to the number of time steps")
-        lengths = lengths.clamp(0, steps)  # no kernel leaves its memory before the assertion is reported
-        count = steps * batch
+    """`steps` and every size at least 1. Raises ValueError for a length on the CPU outside 0 to `steps`, and asserts it on the GPU."""
+    if lengths.device.type != "cpu":
+        return of_device_lengths(lengths, steps)
+    check_values(lengths, steps)
+    return _rows(lengths, steps, int(lengths.sum()), device)
+
+
+def of_device_lengths(lengths: Tensor, steps: int) -> Rows:
+    """Without a look at the values: T * B rows, those that are no valid step last."""
+    torch._assert_async(((lengths >= 0) & (lengths <= steps)).all(), "sstkern: lengths have to be from 0 to the number of time steps")
+    lengths = lengths.clamp(0, steps)  # no kernel leaves its memory before the assertion is reported
+    count = steps * lengths.size(0)
+    found = _rows(lengths, steps, count, lengths.device)
+    return found._replace(present=(torch.arange(count, device=lengths.device) < lengths.sum())[:, None])
+
+
+def _rows(lengths: Tensor, steps: int, count: int, device: torch.device) -> Rows:
+    batch = lengths.size(0)
     descending, order = torch.sort(lengths, descending=True, stable=True)
     descending, order, lengths = (tensor.to(device, non_blocking=True) for tensor in (descending, order, lengths))
     valid = torch.arange(steps, device=device)[:, None] < lengths
-    ends = valid.sum(1).cumsum(0)
-    offsets = ends - valid.sum(1)
+    active = valid.sum(1)
+    ends = active.cumsum(0)
+    offsets = ends - active
     rows = torch.arange(count, device=device)
     step = torch.searchsorted(ends, rows, right=True).clamp(max=steps - 1)
     sequence = order[(rows - offsets[step]).clamp(max=batch - 1)]
-    slot = torch.argsort(order)
-    present = (rows < ends[-1])[:, None] if on_device else None
-    place = (offsets[:, None] + slot).clamp(max=max(count - 1, 0))
-    return Rows(order.int(), descending.int(), offsets, count, step, sequence, present, place, valid)
+    place = (offsets[:, None] + torch.argsort(order)).clamp(max=max(count - 1, 0))
+    return Rows(order.int(), descending.int(), offsets, count, step, sequence, None, place, valid)
 
 
 def gather(table: Tensor, rows: Rows, index: tuple[Tensor, ...]) -> Tensor:

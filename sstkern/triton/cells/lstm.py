@@ -1,7 +1,7 @@
 """The LSTM's step and its derivative. Saved for the backward: the gates before their activation, and the new c.
 
-Before the activation, because sigmoid(a) rounded to bfloat16 is 1 from a = 6 on, and 1 - sigmoid(a) then is 0; from a rounded to 8 bits it
-still comes out to within |a| / 256 of itself.
+Before the activation, because sigmoid(a) rounded to bfloat16 is 1 from a = 6.25 on, and 1 - sigmoid(a) then is 0; from a rounded to 8 bits
+it still comes out to within |a| / 256 of itself.
 """
 
 import triton

@@ -1,0 +1,26 @@
+"""Runs the tests that need Triton's interpreter, each file in a process of its own."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).parents[1]
+FILES = {
+    "layer": ["triton/test_layer.py"],
+    "math": ["triton/test_math.py"],
+    # The C++ engine's own tests, on these kernels: those that ask for few steps.
+    "operators": ["test_operators.py", "-k", "refused or checks or autocast or only_the or in_place or strided or saved or gru-True-True-False-varied"],
+    "modules": ["test_modules.py", "-k", "torch or lengths"],
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_under_the_interpreter(name):
+    environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *FILES[name]]
+    run = subprocess.run(command, cwd=TESTS, env=environment, capture_output=True, text=True, timeout=600)
+    assert run.returncode == 0, run.stdout[-6000:]
+    assert " passed" in run.stdout
