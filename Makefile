@@ -3,7 +3,7 @@ VENV := .venv
 PYTHON := $(VENV)/bin/python
 CPP := $(wildcard csrc/*.cpp csrc/*.h csrc/cells/*.h)
 
-.PHONY: help train test lint format bench clean
+.PHONY: help train test lint format bench aot clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -27,6 +27,9 @@ format: $(VENV)/built ## rewrite Python and C++ in that style
 
 bench: $(VENV)/built ## time our layers beside torch.nn's
 	$(PYTHON) -m pytest benchmarks --benchmark-only $(ARGS)
+
+aot: $(VENV)/built ## compile the GPU kernels for every target and check them (ARGS="--target sm_90" for one)
+	$(VENV)/bin/sstkern aot-report $(ARGS)
 
 clean: ## remove the environment and everything built
 	rm -rf $(VENV) build dist *.egg-info sstkern/*.so sstkern/_build_info.json

@@ -1,4 +1,4 @@
-"""The command `sstkern`: train, evaluate, predict, doctor."""
+"""The command `sstkern`: train, evaluate, predict, doctor, aot-report."""
 
 import json
 import shlex
@@ -171,6 +171,37 @@ def doctor() -> None:
 
     for name, finding in report():
         typer.echo(f"{name}: {finding}")
+
+
+@app.command()
+def aot_report(
+    target: Annotated[
+        list[str] | None, typer.Option(help="GPU: sm_90, sm_80, sm_100 or gfx942; can be given again.", show_default="all of them")
+    ] = None,
+    file: Annotated[Path | None, typer.Option("--json", help="File for all figures.", show_default="none")] = None,
+) -> None:
+    """Compile the kernels of the launch table for GPUs, without one, and print what each needs and which bars it breaks."""
+    from rich.console import Console
+    from rich.progress import track
+
+    from sstkern.triton import aot
+
+    console, rows = Console(), []
+    tables = {name: aot.table(name) for name in target or aot.TARGETS}
+    for name, table in tables.items():
+        typer.echo(f"{name}\n{aot.heading()}")
+        bar = {"total": len(table), "description": name, "transient": True, "disable": not console.is_terminal}
+        for row in track(aot.rows(table), console=console, **bar):
+            typer.echo(aot.line(row))
+            rows.append(row)
+    if file is not None:
+        file.write_text(json.dumps(aot.as_json(rows), indent=1) + "\n")
+    faults = aot.broken(rows)
+    for fault in faults:
+        typer.echo(fault)
+    typer.echo(f"{len(rows)} kernels compiled, {len(faults)} bars broken")
+    if faults:
+        raise typer.Exit(1)
 
 
 def _runs(cell: str) -> list[Path]:

@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from typer.testing import CliRunner, Result
 
 import sstkern
 from sstkern import checkpoint, cli
+from sstkern.triton import aot
 
 SMALL = ("--hidden-size", "4", "--embedding-size", "4", "--pooling", "last")
 SENTENCES = {
@@ -128,6 +130,7 @@ def test_a_disk_that_stays_full_is_exit_code_1(trained, tmp_path, monkeypatch):
         (("train", "--resume"), "runs/lstm/last holds no checkpoint"),
         (("evaluate", "--model", "nowhere", "--data", "x.tsv"), "nowhere holds no checkpoint"),
         (("predict", "--model", "nowhere", "text"), "nowhere holds no checkpoint"),
+        (("aot-report", "--target", "sm_90", "--target", "sm_1"), "target: 'sm_1' is unknown; there are sm_90, sm_80, sm_100, gfx942"),
     ],
 )
 def test_an_expected_error_is_one_line(tmp_path, monkeypatch, arguments, message):
@@ -160,7 +163,7 @@ def test_a_usage_error_names_what_is_allowed(arguments, message):
     assert message in " ".join(result.stderr.replace("│", " ").split())
 
 
-@pytest.mark.parametrize("name", ["train", "evaluate", "predict", "doctor"])
+@pytest.mark.parametrize("name", ["train", "evaluate", "predict", "doctor", "aot-report"])
 def test_every_option_has_help(name):
     command = typer.main.get_command(cli.app).commands[name]
     assert command.help
@@ -171,6 +174,42 @@ def test_every_option_has_help(name):
 def test_the_doctor_prints_the_report(monkeypatch):
     monkeypatch.setattr("sstkern.doctor.report", lambda: [("torch", "2.13"), ("GPU", "none")])
     assert call("doctor").stdout == "torch: 2.13\nGPU: none\n"
+
+
+@pytest.fixture
+def compiled(monkeypatch) -> list[aot.Row]:
+    """What "compiling" for sm_90 brings: one row."""
+    configuration = aot.Configuration("sm_90", "forward", "lstm", "bfloat16", False, "resident", 1, 64, True)
+    sizes = {"BLOCK_H": 64, "BLOCK_B": 16, "BLOCK_K": 64, "CHUNKS": 1, "PRECISION": "ieee", "num_warps": 4, "num_stages": 1}
+    code = aot.Code(168, 0, 0, 34816, 0, {"HGMMA": 16}, 0, 0, 0, 0, 0)
+    rows = [aot.Row(configuration, sizes, 1.25, code, programs=3)]
+    monkeypatch.setattr(aot, "table", {"sm_90": [configuration]}.__getitem__)
+    monkeypatch.setattr(aot, "rows", lambda configurations: rows)
+    return rows
+
+
+def test_the_ahead_of_time_report_is_a_line_a_kernel_and_a_file(compiled, tmp_path):
+    result = call("aot-report", "--target", "sm_90", "--json", tmp_path / "report.json")
+    assert result.exit_code == 0
+    target, heading, line, verdict = result.stdout.splitlines()
+    assert target == "sm_90"
+    assert heading.split()[:3] == ["kernel", "cell", "dtype"]
+    values = "forward lstm bfloat16 ieee resident yes 1 64 64x16x64x1 4 1 168 0 0 34816 3 1.2 HGMMA 16"
+    assert line.split() == values.split()
+    assert verdict == "1 kernels compiled, 0 bars broken"
+    (row,) = json.loads((tmp_path / "report.json").read_text())
+    assert (row["configuration"]["cell"], row["code"]["tensor_cores"], row["programs"]) == ("lstm", {"HGMMA": 16}, 3)
+
+
+def test_the_ahead_of_time_report_fails_with_the_bar_that_is_broken(compiled):
+    spilled = replace(compiled[0], code=replace(compiled[0].code, stack=8, local=2))
+    compiled.append(spilled)
+    result = call("aot-report", "--target", "sm_90")
+    assert result.exit_code == 1
+    assert result.stdout.splitlines()[-2:] == [
+        "sm_90 forward lstm bfloat16 resident B=1 H=64: spills: 8 bytes of stack, 2 instructions that use it",
+        "2 kernels compiled, 1 bars broken",
+    ]
 
 
 def start(

@@ -165,7 +165,8 @@ class _Call:
         """(N, P): the h that went into each row's recurrent product."""
         inside, first = output[..., d * self.P : (d + 1) * self.P], self.hx[0][d]
         if self.rows is None:
-            return torch.cat([first[None], inside[:-1]] if d == 0 else [inside[1:], first[None]]).reshape(self.N, self.P)
+            shifted = torch.cat([first[None], inside[:-1]] if d == 0 else [inside[1:], first[None]])
+            return shifted[: self.T].reshape(self.N, self.P)  # one too many where there is no step
         before = self.rows.step + (1 if d else -1)
         there = before.clamp(0, self.T - 1)
         started = (before == there) & self.rows.valid[there, self.rows.sequence]

@@ -12,7 +12,11 @@ FILES = {
     "layer": ["triton/test_layer.py"],
     "math": ["triton/test_math.py"],
     # The C++ engine's own tests, on these kernels: those that ask for few steps.
-    "operators": ["test_operators.py", "-k", "refused or checks or autocast or only_the or in_place or strided or saved or gru-True-True-False-varied"],
+    "operators": [
+        "test_operators.py",
+        "-k",
+        "refused or checks or autocast or only_the or in_place or strided or saved or gru-True-True-False-varied",
+    ],
     "modules": ["test_modules.py", "-k", "torch or lengths"],
 }
 

@@ -56,7 +56,9 @@ def test_every_schedule_computes_what_the_reference_does(schedule, cell, bidirec
     assert_close(run(call, schedule), expected(call), 1e-12)
 
 
-@pytest.mark.parametrize(("schedule", "cell"), [*(("resident", cell) for cell in CELLS), *((schedule, "lstm") for schedule in SCHEDULES[1:])])
+@pytest.mark.parametrize(
+    ("schedule", "cell"), [*(("resident", cell) for cell in CELLS), *((schedule, "lstm") for schedule in SCHEDULES[1:])]
+)
 def test_gradients_of_every_input(schedule, cell):
     call = Layer(cell, False, True, False, hidden_size=2, batch=2, lengths="varied")
     before = triton_runs()
@@ -81,7 +83,9 @@ def test_a_schedule_without_a_place_for_a_projection_says_so(schedule):
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float16, 5e-3)])
-@pytest.mark.parametrize(("schedule", "cell"), [*(("resident", cell) for cell in CELLS), *((schedule, "gru") for schedule in SCHEDULES[1:])])
+@pytest.mark.parametrize(
+    ("schedule", "cell"), [*(("resident", cell) for cell in CELLS), *((schedule, "gru") for schedule in SCHEDULES[1:])]
+)
 def test_lower_precision(schedule, cell, dtype, tolerance):
     call = Layer(cell, False, True, False, lengths="varied", dtype=dtype)
     results, exact = run(call, schedule), expected(call)
