@@ -195,6 +195,8 @@ class _Call:
 def _check(call: _Call, has_bias: bool) -> None:
     """The kernels check nothing: every size before any memory is touched."""
     gates = call.G * call.H
+    if not call.projects and call.P != call.H:
+        raise RuntimeError(f"sstkern::layer: expected weight_hh of shape {(gates, call.H)}, got {(gates, call.P)}")
     for w in call.weights:
         shapes = {"weight_ih": (gates, call.I), "weight_hh": (gates, call.P)}
         shapes |= {"bias_ih": (gates,), "bias_hh": (gates,)} if has_bias else {}
@@ -205,8 +207,6 @@ def _check(call: _Call, has_bias: bool) -> None:
         raise RuntimeError(f"sstkern::layer: expected {call.S} states in hx, got {len(call.hx)}")
     for name, state in zip(call.cell.states, call.hx, strict=True):
         _check_tensor(call.x, f"{name}_0", state, (call.D, call.B, call.P if name == "h" else call.H))
-    if not call.projects and call.P != call.H:
-        raise RuntimeError(f"sstkern::layer: expected weight_hh of shape {(gates, call.H)}, got {(gates, call.P)}")
     if call.B * call.D * call.H * max(call.G, call.kernels.saves) >= 2**31:
         raise RuntimeError(f"sstkern::layer: one time step of {call.B} sequences x {call.H} hidden units has more than 2^31 elements")
 

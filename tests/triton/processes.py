@@ -19,8 +19,8 @@ from unittest import mock
 
 import numpy as np
 import torch
+from interpreter import patch_language_once
 from torch import Tensor, multiprocessing
-from triton.runtime import interpreter
 from triton.runtime.interpreter import TensorHandle, interpreter_builder
 
 from sstkern.triton import barrier, device, recurrence
@@ -159,7 +159,7 @@ def _fork(connections: list[Connection]) -> None:
 
 def _serve(program: int, connection: Connection) -> None:
     """Runs `program` of every launch until the other end is closed."""
-    interpreter._patch_lang = _once_a_module(interpreter._patch_lang)
+    patch_language_once()
     with suppress(EOFError):
         while True:
             launch = connection.recv()
@@ -167,19 +167,6 @@ def _serve(program: int, connection: Connection) -> None:
             reply = _reply_to(program, launch)
             signal.setitimer(signal.ITIMER_REAL, 0)
             connection.send(reply)
-
-
-def _once_a_module(patch_lang: Callable) -> Callable:
-    """Triton's patch of its language, which it repeats at every call of a function: most of the time that a small kernel takes."""
-    patched = set()
-
-    def patch(function) -> interpreter._LangPatchScope:
-        if function.__module__ not in patched:
-            patched.add(function.__module__)
-            patch_lang(function)
-        return interpreter._LangPatchScope()  # nothing to undo
-
-    return patch
 
 
 def _reply_to(program: int, launch: Launch) -> str:

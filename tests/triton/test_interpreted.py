@@ -11,13 +11,13 @@ TESTS = Path(__file__).parents[1]
 FILES = {
     "layer": ["triton/test_layer.py"],
     "math": ["triton/test_math.py"],
-    # The C++ engine's own tests, on these kernels: those that ask for few steps.
+    # The C++ engine's own tests, on these kernels: those that run them a few times, and not in bfloat16, whose products the interpreter
+    # gets wrong.
     "operators": [
         "test_operators.py",
         "-k",
-        "refused or checks or autocast or only_the or in_place or strided or saved or gru-True-True-False-varied",
+        "refused or checks or only_the or in_place or strided or compiled or (opcheck and gru and dtype0)",
     ],
-    "modules": ["test_modules.py", "-k", "torch or lengths"],
 }
 
 

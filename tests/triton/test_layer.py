@@ -17,6 +17,7 @@ from sstkern.triton import launch, rows
 
 SCHEDULES = launch.SCHEDULES
 LENGTHS = {"full": None, "varied": [2, 0, 4], "empty": [0, 0, 0], "short": [1, 2, 2]}
+EVERY_CELL_AND_SCHEDULE = [("resident", cell) for cell in CELLS] + [(schedule, "lstm") for schedule in SCHEDULES[1:]]
 VARIANTS = [(False, True, "full"), (True, True, "varied"), (True, False, "short")]
 """(bidirectional, bias, lengths)"""
 
@@ -56,9 +57,7 @@ def test_every_schedule_computes_what_the_reference_does(schedule, cell, bidirec
     assert_close(run(call, schedule), expected(call), 1e-12)
 
 
-@pytest.mark.parametrize(
-    ("schedule", "cell"), [*(("resident", cell) for cell in CELLS), *((schedule, "lstm") for schedule in SCHEDULES[1:])]
-)
+@pytest.mark.parametrize(("schedule", "cell"), EVERY_CELL_AND_SCHEDULE)
 def test_gradients_of_every_input(schedule, cell):
     call = Layer(cell, False, True, False, hidden_size=2, batch=2, lengths="varied")
     before = triton_runs()
@@ -83,9 +82,7 @@ def test_a_schedule_without_a_place_for_a_projection_says_so(schedule):
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float16, 5e-3)])
-@pytest.mark.parametrize(
-    ("schedule", "cell"), [*(("resident", cell) for cell in CELLS), *((schedule, "gru") for schedule in SCHEDULES[1:])]
-)
+@pytest.mark.parametrize(("schedule", "cell"), EVERY_CELL_AND_SCHEDULE)
 def test_lower_precision(schedule, cell, dtype, tolerance):
     call = Layer(cell, False, True, False, lengths="varied", dtype=dtype)
     results, exact = run(call, schedule), expected(call)

@@ -1,0 +1,6 @@
+from sstkern.engines import interpreting
+
+if interpreting():
+    from interpreter import patch_language_once
+
+    patch_language_once()
