@@ -83,9 +83,13 @@ def power_of_two(size: int, least: int = 1) -> int:
 
 
 def _resident(card: Card, layer: Layer, backward: bool) -> Launch:
-    width = power_of_two(layer.hidden_size, 16)
-    rows = width * layer.padded_gates * layer.dtype.itemsize
-    return Launch("resident", width, 16, width, num_warps=8 if rows > 512 else 4)
+    width, rows = power_of_two(layer.hidden_size, 16), 16
+    return Launch("resident", width, rows, width, num_warps=_warps(width * rows, each=4 if backward else 8))
+
+
+def _warps(elements: int, each: int) -> int:
+    """Of 32 threads that have `each` elements of a tile of the cell's states, from 4 to 16."""
+    return min(max(elements // (32 * each), 4), 16)
 
 
 def _grid(card: Card, layer: Layer, backward: bool) -> Launch:
@@ -102,12 +106,14 @@ def _exchanging(schedule: str, card: Card, layer: Layer, backward: bool, block_k
     block_h = 64 // layer.padded_gates  # the 64 rows of gates that a tensor core takes
     programs = layer.directions * -(-layer.hidden_size // block_h)
     # The smallest tiles of the batch that still run all at once: what a step takes hardly depends on their number.
-    sizes = (16,) if layer.dtype == torch.float64 else (16, 32) if layer.precision == "tf32x3" else (16, 32, 64)
+    sizes = (16,) if layer.gates == 1 or layer.dtype == torch.float64 else (16, 32) if layer.dtype == torch.float32 else (16, 64)
     block_b = next((size for size in sizes if programs * -(-layer.batch // size) <= card.multiprocessors), sizes[-1])
+    wide = layer.dtype == torch.float64 or (backward and (block_h * block_b > 256 or layer.precision == "tf32x3"))
+    num_warps = 8 if wide else 4
+    # Parts of dh on their way together: as many as registers have room for beside the rest of the step.
+    block_u = {2: 12 if wide else 32, 4: 8, 8: 16}[layer.dtype.itemsize]
     width = power_of_two(layer.hidden_size, max(block_k, block_h))
-    wide = layer.dtype == torch.float64 or (backward and (block_b > 16 or layer.precision == "tf32x3"))
-    block_u = 32 if block_b == 16 and layer.dtype.itemsize == 2 else 8 if block_b == 64 else 16
-    return Launch(schedule, block_h, block_b, block_k, width // block_k, block_u, 8 if wide else 4, num_stages)
+    return Launch(schedule, block_h, block_b, block_k, width // block_k, block_u, num_warps, num_stages)
 
 
 def _stepwise(card: Card, layer: Layer, backward: bool) -> Launch:
@@ -127,9 +133,9 @@ def _obstacle(launch: Launch, card: Card, layer: Layer) -> str | None:
         return f"its {programs} programs have to run at once, on {card.multiprocessors} multiprocessors"
     if launch.schedule == "streamed":
         return None
-    weights = layer.padded_gates * launch.block_h * launch.block_k * launch.chunks * layer.dtype.itemsize
     if layer.precision == "tf32x3":
-        weights *= 2  # in two parts
+        return "it keeps weights, and registers have no room for their three parts"
+    weights = layer.padded_gates * launch.block_h * launch.block_k * launch.chunks * layer.dtype.itemsize
     room = _room(card, layer)
     return None if weights <= room else f"it keeps {weights} bytes of weights in a program, and this GPU has room for {room}"
 
