@@ -1,0 +1,542 @@
+"""What the worker processes of benchmarks/gpu.py do: look at the machine, check kernels, time layers. A job and its result are dicts.
+
+T time steps, B batch, I input_size, H hidden_size.
+"""
+
+import math
+import platform
+import random
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import contextmanager
+from itertools import chain
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # the checkout need not be installed
+
+import gpu_model
+import numpy
+import torch
+import triton
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+
+import sstkern
+from sstkern.engines import interpreting, triton_runs
+
+CELLS = {
+    "lstm": ("LSTM", {}),
+    "lstm_projected": ("LSTM", {}),
+    "gru": ("GRU", {}),
+    "rnn_tanh": ("RNN", {}),
+    "rnn_relu": ("RNN", {"nonlinearity": "relu"}),
+}
+DTYPES = {
+    "float64": torch.float64,
+    "float32": torch.float32,
+    "tf32": torch.float32,  # float32 as torch.backends.cudnn allows it by default
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+}
+BOUNDS = {"float64": 1e-12, "float32": 1e-5, "tf32": 3e-3, "float16": 1e-2, "bfloat16": 5e-2}
+"""Relative errors that no sound kernel exceeds, unless cuDNN's does as well (see `_sound`)."""
+BLOCK_SECONDS = 0.03
+
+
+def run(job: dict) -> dict:
+    torch.backends.cudnn.allow_tf32 = job.get("dtype") != "float32"
+    torch.manual_seed(0)
+    try:
+        return JOBS[job["job"]](**{name: value for name, value in job.items() if name not in ("job", "family")})
+    except ValueError as error:
+        if not str(error).startswith("schedule:"):
+            raise
+        return {"left_out": str(error)}  # the launch table refuses this layer
+    finally:
+        if healthy():  # or the error that made it ill would be lost
+            DEVICE.free()
+
+
+def healthy() -> bool:
+    """Whether the device still computes: after some errors nothing in a process does."""
+    try:
+        return torch.ones(2, device=DEVICE.place).sum().item() == 2.0
+    except (RuntimeError, AssertionError):  # the second from a torch without CUDA
+        return False
+
+
+class Gpu:
+    place = torch.device("cuda")
+    blocks, least_calls = 3, 3
+
+    def name(self) -> str:
+        return torch.cuda.get_device_name()
+
+    def properties(self) -> dict:
+        card = torch.cuda.get_device_properties(self.place)
+        return {
+            "capability": f"{card.major}.{card.minor}",
+            "multiprocessors": card.multi_processor_count,
+            "memory_gib": round(card.total_memory / 2**30, 1),
+            "l2_mib": round(card.L2_cache_size / 2**20, 1),
+        }
+
+    def free(self) -> None:
+        torch.cuda.empty_cache()
+
+    def synchronize(self) -> None:
+        torch.cuda.synchronize()
+
+    def times(self, call: Callable[[], object], count: int) -> tuple[list[float], float]:
+        """Milliseconds of each of `count` calls, between two events, and those that the host took to issue one."""
+        events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(count)]
+        self.synchronize()
+        began = time.perf_counter()
+        for start, end in events:
+            start.record()
+            call()
+            end.record()
+        issued = time.perf_counter() - began
+        self.synchronize()
+        return [start.elapsed_time(end) for start, end in events], issued / count * 1e3
+
+    def captured(self, step: Callable[[], object]) -> Callable[[], object]:
+        """`step` as a CUDA graph, warmed up on a side stream as PyTorch asks."""
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(2):
+                step()
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            step()
+        return graph.replay
+
+    def at_once(self, calls: list[Callable[[], object]]) -> list:
+        """The results of calls issued to a stream of its own each."""
+        streams = [torch.cuda.Stream() for _ in calls]
+        self.synchronize()
+        results = []
+        for stream, call in zip(streams, calls, strict=True):
+            with torch.cuda.stream(stream):
+                results.append(call())
+        self.synchronize()
+        return results
+
+
+class StandIn:
+    """The CPU in a GPU's place: Triton's interpreter runs the kernels and a clock replaces events; nothing is captured, or runs at once."""
+
+    place = torch.device("cpu")
+    blocks, least_calls = 1, 1
+
+    def __init__(self):
+        torch.set_num_threads(1)
+
+    def name(self) -> str:
+        return "CPU as a stand-in"
+
+    def properties(self) -> dict:
+        return {}
+
+    def free(self) -> None:
+        pass
+
+    def times(self, call: Callable[[], object], count: int) -> tuple[list[float], float]:
+        times = []
+        for _ in range(count):
+            began = time.perf_counter()
+            call()
+            times.append((time.perf_counter() - began) * 1e3)
+        return times, statistics.mean(times)
+
+    def captured(self, step: Callable[[], object]) -> Callable[[], object]:
+        return step
+
+    def at_once(self, calls: list[Callable[[], object]]) -> list:
+        return [call() for call in calls]
+
+
+DEVICE = StandIn() if interpreting() else Gpu()
+
+
+def environment(copy_bytes: int, matrix: int) -> dict:
+    """The machine, and two ceilings measured on it: a copy of `copy_bytes`, and a bfloat16 product of (matrix, matrix) matrices."""
+    ceilings = {"copy_tb_s": _copy_rate(copy_bytes), "bfloat16_tflop_s": _product_rate(matrix)}
+    return {
+        "device": DEVICE.name(),
+        **DEVICE.properties(),
+        "measured": ceilings,
+        "nvidia_smi": _nvidia_smi(),  # after the ceilings: clocks under load
+        "torch": torch.__version__,
+        "triton": triton.__version__,
+        "numpy": numpy.__version__,
+        "python": platform.python_version(),
+        "cuda": torch.version.cuda,
+        "hip": torch.version.hip,
+        "cudnn": torch.backends.cudnn.version(),
+        "tf32": {"cudnn": torch.backends.cudnn.allow_tf32, "matmul": torch.backends.cuda.matmul.allow_tf32},
+        "commit": _output_of("git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"),
+        "flashrnn": _flashrnn_problem() or "importable",
+    }
+
+
+def check(cell: str, schedule: str, dtype: str, batch: int, steps: int, sizes: list[int], odd_sizes: list[int]) -> dict:
+    """Errors of a layer's results and gradients, both directions, beside cuDNN's, and whether the bits are the same twice.
+
+    sizes: I and H without lengths; odd_sizes: with lengths, given on the CPU and on the device.
+    """
+    report = {}
+    for name, (input_size, hidden_size) in {"padded": sizes, "lengths": odd_sizes, "lengths_on_device": odd_sizes}.items():
+        lengths = None if name == "padded" else torch.randint(1, steps + 1, (batch,))
+        ours, theirs, reference = _layers(cell, dtype, input_size, hidden_size)
+        x = torch.randn(steps, batch, input_size, device=DEVICE.place, dtype=DTYPES[dtype])
+        with sstkern.backend("reference"):
+            exact = _results(reference, x.double(), lengths)
+        given = lengths.to(DEVICE.place) if name == "lengths_on_device" else lengths
+        if lengths is not None:
+            x[torch.arange(steps)[:, None] >= lengths] = math.nan  # no kernel reads padding
+        with _only(schedule):
+            twice = [_results(ours, x, given) for _ in range(2)]
+        errors = {"ours": _errors(twice[0], exact), "cudnn": _errors(_results(theirs, x, lengths), exact)}
+        same_bits = all(torch.equal(a, b) for a, b in zip(*(results.values() for results in twice), strict=True))
+        report[name] = errors | {"same_bits": same_bits, "ok": same_bits and _sound(errors, dtype)}
+    return report | {"ok": all(variant["ok"] for variant in report.values())}
+
+
+def gradients(cell: str, schedule: str, steps: int, hidden_size: int) -> dict:
+    """torch.autograd.gradcheck through the float64 kernels: x, the first states and every weight, both directions, one empty sequence."""
+    layer, _, _ = _layers(cell, "float64", 3, hidden_size)
+    names, weights = zip(*layer.named_parameters(), strict=True)
+    states = [torch.randn(2, 3, hidden_size, dtype=torch.float64, device=DEVICE.place, requires_grad=True) for _ in _states(layer)]
+    x = torch.randn(steps, 3, 3, dtype=torch.float64, device=DEVICE.place, requires_grad=True)
+
+    def results(x: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
+        hx, given = others[: len(states)], dict(zip(names, others[len(states) :], strict=True))
+        output, hx_n = torch.func.functional_call(layer, given, (x, _as_hx(hx)), {"lengths": [steps, 0, steps - 1]})
+        return output, *_flat(hx_n)
+
+    with _only(schedule):
+        return {"ok": torch.autograd.gradcheck(results, (x, *states, *weights), fast_mode=True)}
+
+
+def graph(cell: str, schedule: str, dtype: str, batch: int, steps: int, hidden_size: int) -> dict:
+    """Whether replays of a captured training step leave the weights, bit for bit, where steps without a graph leave them."""
+    layer, _, _ = _layers(cell, dtype, hidden_size, hidden_size)
+    weights, first = list(layer.parameters()), [weight.detach().clone() for weight in layer.parameters()]
+    x = torch.randn(steps, batch, hidden_size, device=DEVICE.place, dtype=DTYPES[dtype])
+    lengths = torch.randint(0, steps + 1, (batch,)).to(DEVICE.place)
+
+    def step() -> None:
+        loss = layer(x, lengths=lengths)[0].float().square().mean()
+        with torch.no_grad():
+            for weight, gradient in zip(weights, torch.autograd.grad(loss, weights), strict=True):
+                weight -= gradient
+
+    def trained(step: Callable[[], object]) -> list[Tensor]:
+        with torch.no_grad():
+            for weight, value in zip(weights, first, strict=True):
+                weight.copy_(value)
+        for _ in range(2):
+            step()
+        return [weight.detach().clone() for weight in weights]
+
+    with _only(schedule):
+        eager, replayed = trained(step), trained(DEVICE.captured(step))
+    moved = not all(torch.equal(weight, value) for weight, value in zip(eager, first, strict=True))
+    return {"ok": moved and all(torch.equal(a, b) for a, b in zip(eager, replayed, strict=True))}
+
+
+def streams(cell: str, schedule: str, dtype: str, batch: int, steps: int, hidden_size: int) -> dict:
+    """Whether layers that run on four streams at once give the bits they give alone."""
+    layers = [_layers(cell, dtype, hidden_size, hidden_size)[0] for _ in range(4)]
+    x = torch.randn(steps, batch, hidden_size, device=DEVICE.place, dtype=DTYPES[dtype])
+    calls = [lambda layer=layer: list(_results(layer, x, None).values()) for layer in layers]
+    with _only(schedule):
+        alone, together = [call() for call in calls], DEVICE.at_once(calls)
+    return {"ok": all(torch.equal(a, b) for a, b in zip(chain(*alone), chain(*together), strict=True))}
+
+
+def compile_kernels(cell: str, dtype: str, batch: int, hidden_size: int) -> dict:
+    """Has Triton compile, into its cache on disk, the kernels that `point` runs; the number of time steps makes no difference to them."""
+    ours, _, _ = _layers(cell, dtype, hidden_size, hidden_size, bidirectional=False)
+    x = torch.randn(2, batch, hidden_size, device=DEVICE.place, dtype=DTYPES[dtype], requires_grad=True)
+    for lengths in (None, _lengths(batch, 2)):
+        for call in _phases(_Variant(lambda x, lengths=lengths: ours(x, lengths=lengths)[0], x, ours)).values():
+            call()
+    return {}
+
+
+def point(cell: str, dtype: str, batch: int, steps: int, hidden_size: int) -> dict:
+    """Milliseconds of a layer, ours and cuDNN's, padded and with lengths, forward alone and with its backward; I = H, one direction."""
+    ours, theirs, _ = _layers(cell, dtype, hidden_size, hidden_size, bidirectional=False)
+    x = torch.randn(steps, batch, hidden_size, device=DEVICE.place, dtype=DTYPES[dtype], requires_grad=True)
+    before, report = triton_runs(), {}
+    for name, lengths in {"padded": None, "lengths": _lengths(batch, steps)}.items():
+        layer = gpu_model.Layer(cell, dtype, batch, steps, hidden_size, None if lengths is None else tuple(lengths.tolist()))
+        variants = _variants(ours, theirs, x, lengths)
+        timed = _alternately({label: _phases(variant) for label, variant in variants.items()})
+        for phase, times in timed.items():
+            times["ratio"] = times["cudnn"]["ms"] / times["ours"]["ms"]
+            times["predicted_h200_ms"] = gpu_model.predicted_ms(phase, layer)
+        report[name] = timed | {"difference": _difference(variants)}
+    ran = {name: count - before.get(name, 0) for name, count in triton_runs().items()}
+    if not ran.get("forward") or not ran.get("backward"):
+        raise RuntimeError(f"the triton engine did not run: {ran}")
+    sound = all(_within(report[name]["difference"][part], 2 * BOUNDS[dtype]) for name in report for part in ("forward", "backward"))
+    schedules = sorted(name for name, count in ran.items() if count and name not in ("forward", "backward"))
+    return report | {"schedules": schedules, "ok": sound}
+
+
+def flashrnn(cell: str, dtype: str, batch: int, steps: int, hidden_size: int) -> dict:
+    """As `point`, padded, FlashRNN beside ours, both with their input projection."""
+    if problem := _flashrnn_problem():
+        return {"left_out": problem}
+    ours, _, _ = _layers(cell, dtype, hidden_size, hidden_size, bidirectional=False)
+    x = torch.randn(steps, batch, hidden_size, device=DEVICE.place, dtype=DTYPES[dtype], requires_grad=True)
+    variants = {"ours": _Variant(lambda x: ours(x)[0], x, ours), "flashrnn": _flashrnn_variant(cell, ours, x)}
+    timed = _alternately({label: _phases(variant) for label, variant in variants.items()})
+    for times in timed.values():
+        times["ratio"] = times["flashrnn"]["ms"] / times["ours"]["ms"]
+    return {"padded": timed}
+
+
+JOBS = {job.__name__: job for job in (environment, check, gradients, graph, streams, compile_kernels, point, flashrnn)}
+
+
+@contextmanager
+def _only(schedule: str):
+    """Forces `schedule`, and fails if no launch of it ran."""
+    before = triton_runs().get(schedule, 0)
+    with sstkern.backend("triton", schedule=schedule):
+        yield
+    if triton_runs().get(schedule, 0) == before:
+        raise RuntimeError(f"the schedule '{schedule}' did not run")
+
+
+def _layers(cell: str, dtype: str, input_size: int, hidden_size: int, bidirectional: bool = True) -> tuple[nn.Module, nn.Module, nn.Module]:
+    """Ours, torch.nn's, and ours in float64, with the same weights."""
+    name, more = CELLS[cell]
+    options = {"bidirectional": bidirectional, "device": DEVICE.place} | more
+    if cell == "lstm_projected":
+        options["proj_size"] = (hidden_size + 1) // 2
+    ours = getattr(sstkern, name)(input_size, hidden_size, dtype=DTYPES[dtype], **options)
+    theirs = getattr(nn, name)(input_size, hidden_size, dtype=DTYPES[dtype], **options)
+    exact = getattr(sstkern, name)(input_size, hidden_size, dtype=torch.float64, **options)
+    for other in (theirs, exact):
+        other.load_state_dict(ours.state_dict())
+    return ours, theirs, exact
+
+
+def _states(layer: nn.RNNBase) -> tuple[str, ...]:
+    return ("h", "c") if layer.mode == "LSTM" else ("h",)
+
+
+def _as_hx(states: tuple[Tensor, ...]) -> Tensor | tuple[Tensor, ...]:
+    return states if len(states) > 1 else states[0]
+
+
+def _flat(hx: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return (hx,) if isinstance(hx, Tensor) else hx
+
+
+def _apply(
+    layer: nn.RNNBase, x: Tensor, hx: Tensor | tuple[Tensor, ...] | None, lengths: Tensor | None
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Ours takes lengths, torch.nn's layers a PackedSequence."""
+    if lengths is None:
+        output, hx_n = layer(x, hx)
+    elif type(layer).__module__.startswith("sstkern"):
+        output, hx_n = layer(x, hx, lengths=lengths)
+    else:
+        packed, hx_n = layer(pack_padded_sequence(x, lengths, enforce_sorted=False), hx)
+        output = pad_packed_sequence(packed, total_length=x.size(0))[0]
+    return output, _flat(hx_n)
+
+
+def _results(layer: nn.RNNBase, x: Tensor, lengths: Tensor | None) -> dict[str, Tensor]:
+    """Output, last states, and the gradients of a random weighting of them: the same weighting and first states for the same sizes."""
+    generator = torch.Generator().manual_seed(0)
+
+    def random_like(shape: tuple[int, ...]) -> Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float64).to(x.device, x.dtype)
+
+    rows, batch = 1 + layer.bidirectional, x.size(1)
+    shapes = [(rows, batch, layer.proj_size or layer.hidden_size), (rows, batch, layer.hidden_size)]
+    hx = tuple(random_like(shape).requires_grad_() for _, shape in zip(_states(layer), shapes, strict=False))
+    x = x.detach().requires_grad_()
+    output, hx_n = _apply(layer, x, _as_hx(hx), lengths)
+    results = [output, *hx_n]
+    inputs = {"x": x} | dict(zip(_states(layer), hx, strict=True)) | dict(layer.named_parameters())
+    grads = torch.autograd.grad(results, list(inputs.values()), [random_like(tuple(result.shape)) for result in results])
+    named = dict(zip(("output", "h_n", "c_n"), results, strict=False))
+    return {name: value.detach() for name, value in (named | {f"d{n}": g for n, g in zip(inputs, grads, strict=True)}).items()}
+
+
+def _relative(value: Tensor, exact: Tensor) -> float:
+    """The norm of the difference over the norm."""
+    exact = exact.double()
+    difference, size = torch.linalg.vector_norm(value.double() - exact), torch.linalg.vector_norm(exact)
+    return (difference / size if size else difference).item()
+
+
+def _errors(results: dict[str, Tensor], exact: dict[str, Tensor]) -> dict[str, float | None]:
+    """The largest relative error of any result, and of any gradient; None for what is not a number."""
+    errors = {name: _relative(value, exact[name]) for name, value in results.items()}
+    parts = {
+        "forward": [e for name, e in errors.items() if name[0] != "d"],
+        "backward": [e for name, e in errors.items() if name[0] == "d"],
+    }
+    return {part: max(values) if all(map(math.isfinite, values)) else None for part, values in parts.items()}
+
+
+def _within(error: float | None, bound: float) -> bool:
+    return error is not None and error <= bound
+
+
+def _sound(errors: dict[str, dict[str, float | None]], dtype: str) -> bool:
+    """Whether ours are within the dtype's bound, or close to cuDNN's (a relu's gradient has kinks that no rounding is too small for)."""
+    return all(_within(ours, max(BOUNDS[dtype], 1.5 * (errors["cudnn"][part] or 0.0))) for part, ours in errors["ours"].items())
+
+
+def _lengths(batch: int, steps: int) -> Tensor:
+    lengths = gpu_model.sst2_lengths(batch, steps)
+    random.Random(0).shuffle(lengths)
+    return torch.tensor(lengths)
+
+
+class _Variant:
+    """A layer's output from x, and what its backward gives gradients of."""
+
+    def __init__(self, call: Callable[[Tensor], Tensor], x: Tensor, layer: nn.Module):
+        self.call, self.x, self.inputs = call, x, [x, *layer.parameters()]
+        with torch.no_grad():
+            shape = call(x).shape
+        self.gradient = torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(x.device, x.dtype)
+
+
+def _variants(ours: nn.RNNBase, theirs: nn.RNNBase, x: Tensor, lengths: Tensor | None) -> dict[str, _Variant]:
+    """With lengths cuDNN packs and pads, as ours needs not; "cudnn_prepacked" is its layer alone, on a PackedSequence."""
+    variants = {
+        name: _Variant(lambda x, layer=layer: _apply(layer, x, None, lengths)[0], x, layer)
+        for name, layer in zip(("ours", "cudnn"), (ours, theirs), strict=True)
+    }
+    if lengths is not None:
+        packed = pack_padded_sequence(x.detach(), lengths, enforce_sorted=False)
+        data = packed.data.requires_grad_()
+        variants["cudnn_prepacked"] = _Variant(lambda data: theirs(PackedSequence(data, *packed[1:]))[0].data, data, theirs)
+    return variants
+
+
+def _flashrnn_problem() -> str | None:
+    try:
+        import flashrnn  # noqa: F401
+    except ImportError as error:
+        return f"flashrnn cannot be imported: {error}"
+    return None
+
+
+def _flashrnn_variant(cell: str, layer: nn.RNNBase, x: Tensor) -> _Variant:
+    """FlashRNN has no input projection and takes the batch first, gates (G, heads, H), and for its GRU a bias more."""
+    from flashrnn import flashrnn as recurrence
+
+    hidden_size = layer.hidden_size
+    gates = layer.weight_hh_l0.size(0) // hidden_size
+    weight_hh = layer.weight_hh_l0.detach().view(gates, 1, hidden_size, hidden_size).clone().requires_grad_()
+    bias = torch.zeros(gates + (cell == "gru"), 1, hidden_size, dtype=x.dtype, device=x.device, requires_grad=True)
+    function = {"lstm": "lstm", "gru": "gru", "rnn_tanh": "elman"}[cell]
+
+    def call(x: Tensor) -> Tensor:
+        gates_x = nn.functional.linear(x, layer.weight_ih_l0).transpose(0, 1)
+        gates_x = gates_x.reshape(x.size(1), x.size(0), gates, 1, hidden_size)
+        return recurrence(gates_x, weight_hh, bias, function=function, backend="cuda_fused")[0][0]
+
+    variant = _Variant(call, x, layer)
+    variant.inputs = [x, layer.weight_ih_l0, weight_hh, bias]
+    return variant
+
+
+def _phases(variant: _Variant) -> dict[str, Callable[[], object]]:
+    def forward() -> Tensor:
+        with torch.no_grad():
+            return variant.call(variant.x)
+
+    def forward_backward() -> tuple[Tensor, ...]:
+        return torch.autograd.grad(variant.call(variant.x), variant.inputs, variant.gradient)
+
+    return {"forward": forward, "forward_backward": forward_backward}
+
+
+def _alternately(calls: dict[str, dict[str, Callable[[], object]]]) -> dict[str, dict[str, dict]]:
+    """By phase and variant: the median in milliseconds, that of each block, and the host's. Their blocks alternate."""
+    report = {}
+    for phase in next(iter(calls.values())):
+        counts, times, issued = {}, {label: [] for label in calls}, {label: [] for label in calls}
+        for label in calls:
+            calls[label][phase]()  # warm-up
+            once = statistics.median(DEVICE.times(calls[label][phase], DEVICE.least_calls)[0])
+            counts[label] = min(100, max(DEVICE.least_calls, int(BLOCK_SECONDS * 1e3 / max(once, 1e-3))))
+        for _ in range(DEVICE.blocks):
+            for label in calls:
+                block, host = DEVICE.times(calls[label][phase], counts[label])
+                times[label].append(block)
+                issued[label].append(host)
+        report[phase] = {
+            label: {
+                "ms": statistics.median(list(chain(*times[label]))),
+                "blocks_ms": [statistics.median(block) for block in times[label]],
+                "host_ms": statistics.median(issued[label]),
+            }
+            for label in calls
+        }
+    return report
+
+
+def _difference(variants: dict[str, _Variant]) -> dict[str, float | None]:
+    """Of ours from cuDNN's, relative: the output, and the worst gradient."""
+    pairs = {}
+    for label in ("ours", "cudnn"):
+        output = variants[label].call(variants[label].x)
+        pairs[label] = output.detach(), torch.autograd.grad(output, variants[label].inputs, variants[label].gradient)
+    (output, grads), (their_output, their_grads) = pairs["ours"], pairs["cudnn"]
+    differences = {
+        "forward": [_relative(output, their_output)],
+        "backward": [_relative(a, b) for a, b in zip(grads, their_grads, strict=True)],
+    }
+    return {part: max(values) if all(map(math.isfinite, values)) else None for part, values in differences.items()}
+
+
+def _copy_rate(size: int) -> float:
+    """TB/s, bytes read plus bytes written."""
+    source = torch.empty(size, dtype=torch.uint8, device=DEVICE.place).random_()
+    target = torch.empty_like(source)
+    return 2 * size / _median_seconds(lambda: target.copy_(source)) / 1e12
+
+
+def _product_rate(size: int) -> float:
+    """TFLOP/s"""
+    a, b = (torch.randn(size, size, device=DEVICE.place).to(torch.bfloat16) for _ in range(2))
+    return 2 * size**3 / _median_seconds(lambda: a @ b) / 1e12
+
+
+def _median_seconds(call: Callable[[], object]) -> float:
+    DEVICE.times(call, 3)
+    return statistics.median(DEVICE.times(call, 10)[0]) / 1e3
+
+
+def _nvidia_smi() -> dict[str, str]:
+    names = ["name", "driver_version", "clocks.sm", "clocks.max.sm", "clocks.mem", "power.draw", "power.limit", "temperature.gpu"]
+    values = _output_of("nvidia-smi", f"--query-gpu={','.join(names)}", "--format=csv,noheader").splitlines()
+    return dict(zip(names, values[0].split(", "), strict=False)) if values else {}
+
+
+def _output_of(*command: str) -> str:
+    """Empty where there is no such program, or it fails."""
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return ""
