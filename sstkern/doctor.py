@@ -6,7 +6,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
-from sstkern.engines import extension_problem
+from sstkern.engines import extension_problem, interpreting, triton_problem
 
 
 def report() -> list[tuple[str, str]]:
@@ -21,6 +21,8 @@ def report() -> list[tuple[str, str]]:
         ("instruction set", _instruction_set() if problem is None else "none: needs the C++ extension"),
         ("threads", f"{torch.get_num_threads()} (torch.set_num_threads changes it)"),
         ("GPU", torch.cuda.get_device_name() if torch.cuda.is_available() else "none that torch can use"),
+        ("GPU engine", triton_problem() or "ready"),
+        *_schedules(),
         ("training", _training()),
     ]
 
@@ -30,6 +32,19 @@ def _version(package: str) -> str:
         return version(package)
     except PackageNotFoundError:
         return f"not installed; get it with 'pip install {package}'"
+
+
+def _schedules() -> list[tuple[str, str]]:
+    """What the launch table picks on this GPU, for typical layers; `sstkern.backend("triton", schedule=...)` forces another."""
+    if triton_problem():
+        return []
+    from sstkern.triton import device, launch
+
+    card = device.of(torch.device("cpu" if interpreting() else "cuda")).card
+    sizes = (64, 128, 256, 512, 1024, 2048)
+    layers = [launch.Layer(torch.bfloat16, "ieee", gates=4, batch=64, hidden_size=size) for size in sizes]
+    picked = [f"{layer.hidden_size} {launch.choose(card, layer, backward=False).schedule}" for layer in layers]
+    return [("GPU schedules", f"LSTM, bfloat16, 64 sequences, by hidden_size: {', '.join(picked)}")]
 
 
 def _instruction_set() -> str:

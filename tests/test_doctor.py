@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from sstkern import doctor, engines
+from sstkern.triton import device
+from sstkern.triton.launch import Card
 
 
 @pytest.fixture
@@ -25,7 +27,16 @@ def test_a_complete_installation():
     assert report["C++ extension"] == "built"
     assert report["instruction set"] == torch.ops.sstkern.cpu_capability()
     assert report["threads"].startswith(f"{torch.get_num_threads()} ")
+    assert report["GPU engine"] == (engines.triton_problem() or "ready")
     assert report["training"] == "ready"
+
+
+def test_a_gpu_s_schedules(monkeypatch: pytest.MonkeyPatch):
+    small = device.Device(Card(multiprocessors=20, shared_memory=101376), True, print, lambda: True)
+    monkeypatch.setattr(doctor, "triton_problem", lambda: None)
+    monkeypatch.setattr(device, "of", lambda place: small)
+    picked = "64 grid, 128 grid, 256 streamed, 512 stepwise, 1024 stepwise, 2048 stepwise"
+    assert dict(doctor.report())["GPU schedules"] == f"LSTM, bfloat16, 64 sequences, by hidden_size: {picked}"
 
 
 @pytest.mark.usefixtures("look_again")

@@ -303,3 +303,17 @@ def test_other_python_threads_run_during_a_call():
         done.set()
     third = (ended - started) / 3
     assert any(started + third < at < ended - third for at in ticks)
+
+
+def test_a_schedule_belongs_to_the_triton_engine():
+    with (
+        pytest.raises(ValueError, match="schedule: only the 'triton' engine has schedules, not 'cpu'; got 'grid'"),
+        sstkern.backend("cpu", "grid"),
+    ):
+        pass
+
+
+def test_the_triton_engine_needs_a_gpu(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(RuntimeError, match="backend: 'triton' cannot run here: torch finds no GPU"), sstkern.backend("triton"):
+        pass

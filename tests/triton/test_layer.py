@@ -138,6 +138,19 @@ def test_padding_is_never_read():
     assert all(torch.equal(a, b) for a, b in zip(run(call), clean, strict=True))
 
 
+def test_a_schedule_that_is_unknown_or_over():
+    with (
+        pytest.raises(ValueError, match="schedule: 'fast' is unknown; there are resident, grid, streamed, stepwise"),
+        sstkern.backend("triton", "fast"),
+    ):
+        pass
+    with sstkern.backend("triton", "grid"), sstkern.backend("triton"):
+        assert launch.forced() is None
+    assert launch.forced() is None
+    with pytest.raises(RuntimeError, match="backend: 'cpu' cannot run here: TRITON_INTERPRET has"), sstkern.backend("cpu"):
+        pass
+
+
 def test_lengths_that_stay_on_the_gpu(monkeypatch: pytest.MonkeyPatch):
     call = Layer("gru", True, True, False, lengths="varied")
     with torch.no_grad():
