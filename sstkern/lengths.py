@@ -67,7 +67,7 @@ def _from_packed(packed: PackedSequence) -> Padded:
 
     def restore(output: Tensor) -> PackedSequence:
         order = packed.sorted_indices
-        by_length, sorted_lengths = (output, lengths) if order is None else (output[:, order], lengths[order.cpu()])
+        by_length, sorted_lengths = (output, lengths) if order is None else (output[:, order], lengths.sort(descending=True).values)
         data = pack_padded_sequence(by_length, sorted_lengths).data
         return PackedSequence(data, packed.batch_sizes, order, packed.unsorted_indices)
 

@@ -32,7 +32,7 @@ def test_a_complete_installation():
 
 
 def test_a_gpu_s_schedules(monkeypatch: pytest.MonkeyPatch):
-    small = device.Device(Card(multiprocessors=20, shared_memory=101376), True, print, lambda: True)
+    small = device.Device(Card(multiprocessors=20, shared_memory=101376), "cuda", print, lambda: True)
     monkeypatch.setattr(doctor, "triton_problem", lambda: None)
     monkeypatch.setattr(device, "of", lambda place: small)
     picked = "64 grid, 128 grid, 256 streamed, 512 stepwise, 1024 stepwise, 2048 stepwise"

@@ -90,7 +90,7 @@ GCN = Assembly(
 
 @dataclass(frozen=True)
 class Target:
-    """A GPU to compile for. Registers come in 512 a lane for each of a multiprocessor's four parts, on all of them."""
+    """A GPU to compile for."""
 
     gpu: GPUTarget
     card: Card
@@ -102,7 +102,7 @@ class Target:
     reserved: int
     """Bytes of shared memory that each program costs besides its own."""
     may_spill: bool = True
-    """Where not even the launch table's tiles were chosen for it."""
+    """Whether a stack breaks no bar: the launch table's tiles are chosen for Hopper."""
 
 
 TARGETS = {
@@ -267,7 +267,7 @@ def _recorded(configuration: Configuration, run: Callable) -> Iterator[None]:
 
 
 def _device(target: Target, tf32: bool, run: Callable | None = None) -> device.Device:
-    return device.Device(target.card, target.gpu.backend == "cuda", run, lambda: tf32)
+    return device.Device(target.card, target.gpu.backend, run, lambda: tf32)
 
 
 def rows(configurations: Iterable[Configuration]) -> Iterator[Row]:
@@ -371,7 +371,7 @@ def _number(expression: str, text: str) -> int:
 
 
 def programs_at_once(code: Code, num_warps: int, target: Target) -> int:
-    """That one multiprocessor has room for."""
+    """That one multiprocessor has room for: each of its quarters has 512 registers a lane, given out by eights, on every target."""
     warps = 4 * min(target.warps, 512 // (-(-code.registers // 8) * 8))
     room = [warps // num_warps]
     if code.shared + target.reserved:

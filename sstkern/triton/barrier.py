@@ -9,22 +9,25 @@ import triton.language as tl
 
 
 @triton.jit
-def arrive(counter):
+def arrive(counter, TARGET: tl.constexpr):
     """Everything this program stored before is visible to whoever sees the new count."""
+    if TARGET == "hip":
+        # A block barrier on AMD waits for all threads, not for their stores.
+        tl.inline_asm_elementwise("s_waitcnt vmcnt(0)\nv_mov_b32 $0, $1", "=v,v", [0], dtype=tl.int32, is_pure=False, pack=1)
     tl.debug_barrier()  # one thread adds to the counter, after the stores of all
     tl.atomic_add(counter, 1, sem="release", scope="gpu")
 
 
 @triton.jit
-def wait(counter, count, NVIDIA: tl.constexpr):
-    seen = _read(counter, NVIDIA)
+def wait(counter, count, TARGET: tl.constexpr):
+    seen = _read(counter, TARGET)
     while seen < count:
-        seen = _read(counter, NVIDIA)
+        seen = _read(counter, TARGET)
 
 
 @triton.jit
-def _read(counter, NVIDIA: tl.constexpr):
-    if NVIDIA:
+def _read(counter, TARGET: tl.constexpr):
+    if TARGET == "cuda":
         # Every thread polls for itself. An atomic that returns a scalar hands it from one thread to all, two block barriers a poll.
         return tl.inline_asm_elementwise(
             "ld.acquire.gpu.global.b32 $0, [$1];", "=r,l", [counter.to(tl.int64)], dtype=tl.int32, is_pure=False, pack=1

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import cache
 
 import torch
+import triton
 
 from sstkern.triton.launch import Card
 
@@ -12,18 +13,23 @@ from sstkern.triton.launch import Card
 @dataclass(frozen=True)
 class Device:
     card: Card
-    nvidia: bool
+    target: str
+    """"cuda", "hip" or "interpreter"."""
     run: Callable[..., None]
     """run(kernel, grid, arguments, options)"""
     allows_tf32: Callable[[], bool]
+    """What torch's switches say."""
+    has_tf32: bool = True
 
     def precision(self, dtype: torch.dtype) -> str:
         """tl.dot's `input_precision`: for float32 what torch.backends.cudnn allows its own recurrent layers, TF32 by default."""
         if dtype != torch.float32:
             return "ieee"
+        if not self.has_tf32:
+            return "ieee"
         if self.allows_tf32():
             return "tf32"
-        return "tf32x3" if self.nvidia else "ieee"
+        return "tf32x3" if self.target == "cuda" else "ieee"
 
 
 def of(place: torch.device) -> Device:
@@ -38,13 +44,20 @@ def _gpu(place: torch.device) -> Device:
     properties = torch.cuda.get_device_properties(place)
     nvidia = torch.version.hip is None
     shared = getattr(properties, "shared_memory_per_block_optin", properties.shared_memory_per_block)
-    card = Card(properties.multi_processor_count, shared, wgmma=nvidia and properties.major >= 9)
-    return Device(card, nvidia, _launch, _cudnn_allows_tf32)
+    # Compute capability 12, the consumer's Blackwell, has neither WGMMA nor its successor.
+    wgmma = nvidia and properties.major in (9, 10, 11)
+    card = Card(properties.multi_processor_count, shared, wgmma, float64_backward=_triton_version() >= (3, 9))
+    has_tf32 = nvidia or properties.gcnArchName.startswith("gfx942")
+    return Device(card, "cuda" if nvidia else "hip", _launch, _cudnn_allows_tf32, has_tf32)
+
+
+def _triton_version() -> tuple[int, ...]:
+    return tuple(int(part) for part in triton.__version__.split(".")[:2])
 
 
 @cache
 def _interpreter() -> Device:
-    return Device(Card(multiprocessors=132, shared_memory=232448, wgmma=True, registers=2**20), False, _launch, _cudnn_allows_tf32)
+    return Device(Card(multiprocessors=132, shared_memory=232448, wgmma=True, registers=2**20), "interpreter", _launch, _cudnn_allows_tf32)
 
 
 def _launch(kernel, grid: tuple[int, ...], arguments: dict, options: dict) -> None:
@@ -53,9 +66,7 @@ def _launch(kernel, grid: tuple[int, ...], arguments: dict, options: dict) -> No
 
 def _cudnn_allows_tf32() -> bool:
     rnn = getattr(torch.backends.cudnn, "rnn", None)  # since torch 2.9
-    if rnn is not None and rnn.fp32_precision != "none":
-        return rnn.fp32_precision == "tf32"
-    return torch.backends.cudnn.allow_tf32
+    return torch.backends.cudnn.allow_tf32 if rnn is None else rnn.fp32_precision == "tf32"
 
 
 _target: Device | None = None

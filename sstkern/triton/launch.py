@@ -22,6 +22,8 @@ class Card:
     """Whether a product reads its weights from shared memory (Hopper's WGMMA, Blackwell's successor), unless they are float64."""
     registers: int = 2**14
     """Bytes of weights that a program can keep where products need them in registers: a third of those of 4 warps."""
+    float64_backward: bool = True
+    """Whether Triton compiles the backward's product in float64: 3.6 does not, 3.9 does."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ def choose(card: Card, layer: Layer, backward: bool, schedule: str | None = None
     """
     for name in SCHEDULES if schedule is None else (schedule,):
         launch = _SIZED[name](card, layer, backward)
-        obstacle = _obstacle(launch, card, layer)
+        obstacle = _obstacle(launch, card, layer, backward)
         if obstacle is None:
             return launch
     raise ValueError(f"schedule: '{schedule}' cannot run this layer: {obstacle}")
@@ -123,11 +125,13 @@ def _stepwise(card: Card, layer: Layer, backward: bool) -> Launch:
 _SIZED = {"resident": _resident, "grid": _grid, "streamed": _streamed, "stepwise": _stepwise}
 
 
-def _obstacle(launch: Launch, card: Card, layer: Layer) -> str | None:
+def _obstacle(launch: Launch, card: Card, layer: Layer, backward: bool) -> str | None:
     if launch.schedule == "stepwise":
         return None
     if layer.projects:
         return "it has a projection, and only 'stepwise' has a place for one"
+    if backward and layer.dtype == torch.float64 and layer.gates > 1 and not card.float64_backward:
+        return "this version of Triton does not compile its backward in float64"
     programs = launch.programs(layer.hidden_size)
     if launch.exchanges and programs > card.multiprocessors:
         return f"its {programs} programs have to run at once, on {card.multiprocessors} multiprocessors"

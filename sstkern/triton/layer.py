@@ -124,7 +124,7 @@ class _Call:
         _check(self, has_bias)
         self.device = device.of(x.device)
         self.real = torch.float64 if x.dtype == torch.float64 else torch.float32
-        self.rows = None if lengths is None or not x.size(0) or not x.size(1) else rows.of_lengths(lengths, self.T, x.device)
+        self.rows = None if lengths is None else rows.of_lengths(lengths, self.T, x.device)
         self.N = self.T * self.B if self.rows is None else self.rows.count
         self.precision = self.device.precision(x.dtype)
         self.weight_hh = _stacked([w.weight_hh for w in self.weights])
@@ -136,6 +136,12 @@ class _Call:
 
     def tasks(self, plan: Launch) -> int:
         return self.D * -(-self.B // plan.block_b)
+
+    def slabs(self, plan: Launch) -> int:
+        """Tasks in one launch: as many as are resident at once where programs wait for each other, all where they do not."""
+        if not plan.exchanges:
+            return self.tasks(plan)
+        return min(self.tasks(plan), max(1, self.device.card.multiprocessors // plan.programs(self.H)))
 
     def output_like(self, width: int) -> Tensor:
         """(T, B, D * width); zeros where the kernels may skip steps that no sequence has."""
@@ -234,7 +240,7 @@ def _forward_stepwise(call: _Call, plan: Launch, states: Tensor, h: Tensor, outp
 
 
 def _launch_forward(call: _Call, plan: Launch, gates_x, gates_h, states, output, saved, first_step: int, last_step: int) -> None:
-    exchange_shape = 2, call.tasks(plan), plan.block_b, plan.block_k * plan.chunks
+    exchange_shape = 2, call.slabs(plan), plan.block_b, plan.block_k * plan.chunks
     arguments = {
         "gates_x": gates_x,
         "gates_h": gates_x if gates_h is None else gates_h,
@@ -256,14 +262,17 @@ class _Backward:
     """The time loop from the last step to the first, and what comes of it."""
 
     def __init__(self, call: _Call, output: Tensor, saved: Sequence[Tensor], grad_output: Tensor | None, grad_hx: Sequence[Tensor]):
-        self.call, self.output, self.saved, self.grad_output = call, output, saved[0], grad_output
-        self.inner = saved[1] if call.projects else output
+        self.call, self.output = call, output.contiguous()
+        self.grad_output = None if grad_output is None else grad_output.contiguous()
         self.check(saved, grad_hx)
+        self.saved = saved[0].contiguous()
+        self.inner = saved[1].contiguous() if call.projects else self.output
         new = call.x.new_empty if call.rows is None or call.rows.present is None else call.x.new_zeros
         self.dgates_x = new(call.D, call.N, call.G * call.H)
         self.dgates_h = new(call.D, call.N, call.G * call.H) if call.kernels.two_gradients else self.dgates_x
         self.first_states = call.first_states()
-        self.dh = grad_hx[0].to(call.real, copy=True)
+        self.hx = self.first_states[0].to(call.x.dtype)
+        self.dh = grad_hx[0].contiguous().to(call.real, copy=True)
         dh = torch.zeros_like(self.first_states[0]) if call.projects else self.dh
         self.dstates = torch.stack([dh, *(grad.to(call.real) for grad in grad_hx[1:])])
         self.dprojected = call.output_like(call.P) if call.projects else None
@@ -313,13 +322,13 @@ class _Backward:
 
     def launch(self, plan: Launch, grad_h: Tensor | None, step_dgates_h: Tensor | None, first_step: int, last_step: int) -> None:
         call = self.call
-        parts_shape = 2, call.tasks(plan), plan.programs(call.H), plan.block_k * plan.chunks, plan.block_b
+        parts_shape = 2, call.slabs(plan), plan.programs(call.H), plan.block_k * plan.chunks, plan.block_b
         has_grad_output = self.grad_output is not None and not call.projects
         arguments = {
-            "grad_output": self.grad_output.contiguous() if has_grad_output else self.output,
+            "grad_output": self.grad_output if has_grad_output else self.output,
             "grad_h": self.dstates if grad_h is None else grad_h,
             "weight": call.weight_hh,
-            "hx": self.first_states[0].to(call.x.dtype),
+            "hx": self.hx,
             "first_states": self.first_states,
             "output": self.inner,
             "saved": self.saved,
@@ -376,7 +385,7 @@ def _of_every_kernel(call: _Call, plan: Launch, first_step: int, last_step: int)
         "D": call.D,
         "first_step": first_step,
         "last_step": last_step,
-        "tasks": call.tasks(plan),
+        "slabs": call.slabs(plan),
         "G": call.G,
         "S": call.S,
         "SAVES": call.kernels.saves,
@@ -387,15 +396,13 @@ def _of_every_kernel(call: _Call, plan: Launch, first_step: int, last_step: int)
         "BLOCK_K": plan.block_k,
         "CHUNKS": plan.chunks,
         "PRECISION": call.precision,
-        "NVIDIA": call.device.nvidia,
+        "TARGET": call.device.target,
     }
 
 
 def _launch(call: _Call, plan: Launch, kernel: JITFunction, arguments: dict) -> None:
-    """As many tasks at once as can be resident where their programs wait for each other, all of them where they do not."""
-    tasks, programs = call.tasks(plan), plan.programs(call.H)
-    at_once = max(1, call.device.card.multiprocessors // programs) if plan.exchanges else tasks
-    counters = torch.zeros(tasks, dtype=torch.int32, device=call.x.device)
+    tasks, at_once, programs = call.tasks(plan), call.slabs(plan), plan.programs(call.H)
+    counters = torch.zeros(tasks, dtype=torch.int32, device=call.x.device) if plan.exchanges else call.weight_hh
     runs[plan.schedule] += 1
     for first in range(0, tasks, at_once):
         grid = (programs * min(at_once, tasks - first),)

@@ -13,8 +13,8 @@ The backward needs dh = weight_hh^T @ dgates_h. A program has the rows of weight
 of dh for every unit of the layer. The parts are exchanged, and each program sums those of its own units, in the same order every time.
 
 T time steps, B batch, H hidden_size, D directions, G gates, S states, U programs that share the units. `tasks` are (direction, tile of
-rows) pairs; a launch runs some of them. Sequences are in the order of descending length, `slots`; gates_x, saved and dgates have only rows
-for valid steps, those of step t from offsets[t] on, one per slot.
+rows) pairs; a launch runs as many as it has slabs of memory for, to exchange in. Sequences are in the order of descending length, `slots`;
+gates_x, saved and dgates have only rows for valid steps, those of step t from offsets[t] on, one per slot.
 """
 
 import triton
@@ -23,7 +23,7 @@ import triton.language as tl
 from sstkern.triton.barrier import arrive, wait
 
 # A kernel is compiled anew for an argument that is 1 or a multiple of 16, but for these.
-_COUNTS = ["T", "B", "N", "M", "D", "first_step", "last_step", "first_task", "tasks"]
+_COUNTS = ["T", "B", "N", "M", "D", "first_step", "last_step", "first_task", "slabs"]
 
 
 @triton.jit(do_not_specialize=_COUNTS)
@@ -35,7 +35,7 @@ def forward(
     states,  # (S, D, B, H), float32 or float64: the first states, replaced by the last
     output,  # (T, B, D * H)
     saved,  # (D, M, SAVES * H)
-    exchange,  # grid, streamed: (2, tasks, BLOCK_B, CHUNKS * BLOCK_K) zeros, of the weights' dtype
+    exchange,  # grid, streamed: (2, slabs, BLOCK_B, CHUNKS * BLOCK_K) zeros, of the weights' dtype
     order,  # (B,) row of the batch in each slot
     lengths,  # (B,) by slot
     offsets,  # (T,)
@@ -49,7 +49,7 @@ def forward(
     first_step,
     last_step,
     first_task,
-    tasks,
+    slabs,
     STEP: tl.constexpr,
     G: tl.constexpr,
     S: tl.constexpr,
@@ -63,7 +63,7 @@ def forward(
     BLOCK_K: tl.constexpr,
     CHUNKS: tl.constexpr,  # of BLOCK_K columns, in weight_hh
     PRECISION: tl.constexpr,
-    NVIDIA: tl.constexpr,
+    TARGET: tl.constexpr,
 ):
     REAL: tl.constexpr = states.dtype.element_ty
     STORED: tl.constexpr = output.dtype.element_ty
@@ -78,6 +78,7 @@ def forward(
     slots = first_slot + columns
     rows, length, steps = _sequences(order, lengths, slots, T, B, HAS_LENGTHS, SCHEDULE)
     counter = counters + task
+    slab = task - first_task
     mine = (units < H)[:, None] & (slots < B)[None, :]
     gates_at = columns[None, :] * (G * H) + units[:, None]
     saved_at = columns[None, :] * (SAVES * H) + units[:, None]
@@ -97,8 +98,8 @@ def forward(
     mine_at = columns[None, :] * WIDTH + units[:, None]
     chunk_at = columns[None, :] * WIDTH + tl.arange(0, BLOCK_K)[:, None]
     if EXCHANGES:
-        tl.store(_exchange(exchange, 1, task, tasks, WIDTH, BLOCK_B) + mine_at, state[0].to(STORED), mask=mine)
-        arrive(counter)
+        tl.store(_exchange(exchange, 1, slab, slabs, WIDTH, BLOCK_B) + mine_at, state[0].to(STORED), mask=mine)
+        arrive(counter, TARGET)
 
     for s in range(first_step, tl.minimum(last_step, steps)):
         t = tl.where(direction == 0, s, steps - 1 - s)
@@ -117,8 +118,8 @@ def forward(
             if SCHEDULE == "resident":
                 total = tl.dot(kept[0], state[0].to(STORED), total, input_precision=PRECISION, out_dtype=REAL)
             else:
-                wait(counter, programs * (s - first_step + 1), NVIDIA)
-                shared_h = _exchange(exchange, (s + 1) % 2, task, tasks, WIDTH, BLOCK_B)
+                wait(counter, programs * (s - first_step + 1), TARGET)
+                shared_h = _exchange(exchange, (s + 1) % 2, slab, slabs, WIDTH, BLOCK_B)
                 if SCHEDULE == "grid":
                     next_h = tl.load(shared_h + chunk_at, cache_modifier=".cg")
                     for k in tl.static_range(CHUNKS):
@@ -135,10 +136,10 @@ def forward(
         if HAS_BIAS:
             h = _sum(h, gate_bias, G)
         new, to_save = STEP(x, h, state)
-        state = _choose(now[None, :], new, state, S)
+        state = _choose(valid, new, state, S)
         if EXCHANGES:
-            tl.store(_exchange(exchange, s % 2, task, tasks, WIDTH, BLOCK_B) + mine_at, state[0].to(STORED), mask=mine)
-            arrive(counter)
+            tl.store(_exchange(exchange, s % 2, slab, slabs, WIDTH, BLOCK_B) + mine_at, state[0].to(STORED), mask=mine)
+            arrive(counter, TARGET)
         tl.store(output + out_row + row_at, tl.where(now[None, :], new[0], 0.0).to(STORED), mask=mine)
         if SAVE:
             for i in tl.static_range(SAVES):
@@ -162,7 +163,7 @@ def backward(
     dgates_x,  # (D, N, G * H)
     dgates_h,  # (D, N, G * H), the same tensor where the cell's two gradients are one
     step_dgates_h,  # stepwise: (D, B, G * H)
-    parts,  # grid, streamed: (2, tasks, U, CHUNKS * BLOCK_K, BLOCK_B), float32 or float64
+    parts,  # grid, streamed: (2, slabs, U, CHUNKS * BLOCK_K, BLOCK_B), float32 or float64
     order,
     lengths,
     offsets,
@@ -176,7 +177,7 @@ def backward(
     first_step,
     last_step,
     first_task,
-    tasks,
+    slabs,
     DERIVATIVE: tl.constexpr,
     G: tl.constexpr,
     S: tl.constexpr,
@@ -191,7 +192,7 @@ def backward(
     CHUNKS: tl.constexpr,
     BLOCK_U: tl.constexpr,
     PRECISION: tl.constexpr,
-    NVIDIA: tl.constexpr,
+    TARGET: tl.constexpr,
 ):
     REAL: tl.constexpr = dstates.dtype.element_ty
     STORED: tl.constexpr = dgates_x.dtype.element_ty
@@ -207,6 +208,7 @@ def backward(
     slots = first_slot + columns
     rows, length, steps = _sequences(order, lengths, slots, T, B, HAS_LENGTHS, SCHEDULE)
     counter = counters + task
+    slab = task - first_task
     mine = (units < H)[:, None] & (slots < B)[None, :]
     gates_at = columns[None, :] * (G * H) + units[:, None]
     saved_at = columns[None, :] * (SAVES * H) + units[:, None]
@@ -260,8 +262,8 @@ def backward(
         if HAS_GRAD_OUTPUT:
             gradient = tl.load(grad_output + out_row + row_at, mask=valid, other=0.0).to(REAL)
         if EXCHANGES and s > first_step:
-            wait(counter, programs * (s - first_step), NVIDIA)
-            later = _sum_of_parts(parts, (s - 1) % 2, task, tasks, mine_at, programs, WIDTH, BLOCK_H, BLOCK_B, BLOCK_U, REAL)
+            wait(counter, programs * (s - first_step), TARGET)
+            later = _sum_of_parts(parts, (s - 1) % 2, slab, slabs, mine_at, programs, WIDTH, BLOCK_H, BLOCK_B, BLOCK_U, REAL)
         if SCHEDULE == "stepwise":
             later = tl.load(grad_h + direction * B * H + state_at, mask=mine, other=0.0)
         d = _add_to_first(d, later, S)
@@ -269,15 +271,15 @@ def backward(
         if HAS_GRAD_OUTPUT:
             at_step = _add_to_first(d, gradient, S)
         for_x, for_h, before = DERIVATIVE(kept_gates, previous, at_step)
-        d = _choose(now[None, :], before, d, S)
-        # A step outside its sequence has no gates, whatever came out of the garbage loaded for it.
-        for_h = _where_now(now, for_h, G)
+        d = _choose(valid, before, d, S)
+        # A step outside its sequence and a unit beyond the last have none, whatever came of the zeros loaded for them: 0 * inf is not 0.
+        for_h = _where(valid, for_h, G)
         if SCHEDULE != "stepwise":
             operand = _join(for_h, G).to(STORED)
             if SCHEDULE == "resident":
                 later = tl.dot(kept[0], operand, out_dtype=REAL, input_precision=PRECISION)
             else:
-                my_part = _parts(parts, s % 2, task, tasks, program, programs, WIDTH, BLOCK_B)
+                my_part = _parts(parts, s % 2, slab, slabs, program, programs, WIDTH, BLOCK_B)
                 if SCHEDULE == "grid":
                     for k in tl.static_range(CHUNKS):
                         part = tl.dot(kept[k], operand, out_dtype=REAL, input_precision=PRECISION)
@@ -287,7 +289,7 @@ def backward(
                         part_weight = _weight_columns(weight + direction * G * H * H, units, k + tl.arange(0, BLOCK_K), H, G)
                         part = tl.dot(part_weight, operand, out_dtype=REAL, input_precision=PRECISION)
                         tl.store(my_part + k * BLOCK_B + chunk_at, part)
-                arrive(counter)
+                arrive(counter, TARGET)
         for g in tl.static_range(G):
             tl.store(dgates_x + gates_row + gates_at + g * H, for_x[g].to(STORED), mask=valid)
             if TWO_GRADIENTS:
@@ -297,8 +299,8 @@ def backward(
                 tl.store(step_dgates_h + direction * B * (G * H) + g * H + step_at, for_h[g].to(STORED), mask=mine)
 
     if EXCHANGES and steps > first_step:
-        wait(counter, programs * (steps - first_step), NVIDIA)
-        later = _sum_of_parts(parts, (steps - 1) % 2, task, tasks, mine_at, programs, WIDTH, BLOCK_H, BLOCK_B, BLOCK_U, REAL)
+        wait(counter, programs * (steps - first_step), TARGET)
+        later = _sum_of_parts(parts, (steps - 1) % 2, slab, slabs, mine_at, programs, WIDTH, BLOCK_H, BLOCK_B, BLOCK_U, REAL)
     if SCHEDULE != "stepwise":
         d = _add_to_first(d, later, S)
     for i in tl.static_range(S):
@@ -332,13 +334,13 @@ def _state(states, i: tl.constexpr, direction, B, H, D):
 
 
 @triton.jit
-def _exchange(exchange, parity, task, tasks, WIDTH: tl.constexpr, BLOCK_B: tl.constexpr):
+def _exchange(exchange, parity, slab, slabs, WIDTH: tl.constexpr, BLOCK_B: tl.constexpr):
     """The task's h after a step s with s % 2 == parity, (BLOCK_B, WIDTH).
 
     Two steps' worth of memory is enough: a program writes step s where step s - 2 was only after all have arrived at the barrier of step
     s - 1, and so have read what it overwrites. All read it from the L2 cache, past their multiprocessors' own L1 (".cg").
     """
-    return exchange + (parity * tasks + task).to(tl.int64) * (BLOCK_B * WIDTH)
+    return exchange + (parity * slabs + slab).to(tl.int64) * (BLOCK_B * WIDTH)
 
 
 @triton.jit
@@ -478,25 +480,25 @@ def _choose(where, a, b, S: tl.constexpr):
 
 
 @triton.jit
-def _where_now(now, gates, G: tl.constexpr):
+def _where(valid, gates, G: tl.constexpr):
     result = ()
     for g in tl.static_range(G):
-        result = result + (tl.where(now[None, :], gates[g], 0.0),)
+        result = result + (tl.where(valid, gates[g], 0.0),)
     return result
 
 
 @triton.jit
-def _parts(parts, parity, task, tasks, program, programs, WIDTH: tl.constexpr, BLOCK_B: tl.constexpr):
+def _parts(parts, parity, slab, slabs, program, programs, WIDTH: tl.constexpr, BLOCK_B: tl.constexpr):
     """`program`'s part of dh of all units, (WIDTH, BLOCK_B), in a step s with s % 2 == parity; `_exchange` says why two are enough."""
-    return parts + ((parity * tasks + task) * programs + program).to(tl.int64) * (WIDTH * BLOCK_B)
+    return parts + ((parity * slabs + slab) * programs + program).to(tl.int64) * (WIDTH * BLOCK_B)
 
 
 @triton.jit
 def _sum_of_parts(
     parts,
     parity,
-    task,
-    tasks,
+    slab,
+    slabs,
     mine_at,
     programs,
     WIDTH: tl.constexpr,
@@ -509,7 +511,7 @@ def _sum_of_parts(
     total = tl.zeros((BLOCK_H, BLOCK_B), dtype=REAL)
     for first in range(0, programs, BLOCK_U):
         for program in tl.static_range(BLOCK_U):  # independent loads, on their way together
-            at = _parts(parts, parity, task, tasks, first + program, programs, WIDTH, BLOCK_B) + mine_at
+            at = _parts(parts, parity, slab, slabs, first + program, programs, WIDTH, BLOCK_B) + mine_at
             there = tl.full((BLOCK_H, BLOCK_B), first + program, tl.int32) < programs
             total += tl.load(at, mask=there, other=0.0, cache_modifier=".cg")
     return total

@@ -38,7 +38,7 @@ class Rows(NamedTuple):
 
 
 def of_lengths(lengths: Tensor, steps: int, device: torch.device) -> Rows:
-    """`steps` and every size at least 1. Raises ValueError for a length on the CPU outside 0 to `steps`, and asserts it on the GPU."""
+    """Raises ValueError for a length on the CPU outside 0 to `steps`, and asserts it on the GPU."""
     if lengths.device.type != "cpu":
         return of_device_lengths(lengths, steps)
     check_values(lengths, steps)
@@ -57,15 +57,17 @@ def of_device_lengths(lengths: Tensor, steps: int) -> Rows:
 def _rows(lengths: Tensor, steps: int, count: int, device: torch.device) -> Rows:
     batch = lengths.size(0)
     descending, order = torch.sort(lengths, descending=True, stable=True)
-    descending, order, lengths = (tensor.to(device, non_blocking=True) for tensor in (descending, order, lengths))
+    descending, order = descending.to(device, non_blocking=True), order.to(device, non_blocking=True)
+    slot = torch.argsort(order)
+    lengths = descending[slot]  # not a copy of the caller's own, who may be filling it anew when the copy comes
     valid = torch.arange(steps, device=device)[:, None] < lengths
     active = valid.sum(1)
     ends = active.cumsum(0)
     offsets = ends - active
     rows = torch.arange(count, device=device)
-    step = torch.searchsorted(ends, rows, right=True).clamp(max=steps - 1)
-    sequence = order[(rows - offsets[step]).clamp(max=batch - 1)]
-    place = (offsets[:, None] + torch.argsort(order)).clamp(max=max(count - 1, 0))
+    step = torch.searchsorted(ends, rows, right=True).clamp(max=max(steps - 1, 0))
+    sequence = order[(rows - offsets[step]).clamp(max=max(batch - 1, 0))]
+    place = (offsets[:, None] + slot).clamp(max=max(count - 1, 0))
     return Rows(order.int(), descending.int(), offsets, count, step, sequence, None, place, valid)
 
 

@@ -22,7 +22,7 @@ DOCS = Path(__file__).parents[2] / "docs" / "gpu.md"
 def launches() -> list[tuple[str, tuple[int, ...], dict]]:
     """Kernel, grid and arguments of every launch that a layer on meta tensors makes."""
     seen = []
-    target = device.Device(CARD, True, lambda kernel, grid, arguments, _: seen.append((kernel.__name__, grid, arguments)), lambda: True)
+    target = device.Device(CARD, "cuda", lambda kernel, grid, arguments, _: seen.append((kernel.__name__, grid, arguments)), lambda: True)
     device.compile_for(target)
     yield seen
     device.compile_for(None)

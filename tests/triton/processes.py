@@ -226,23 +226,23 @@ class Program:
         else:
             later()
 
-    def read(self, read: Callable, counter, nvidia):
+    def read(self, read: Callable, counter, target):
         """Leaves the processor to the others, and gives up."""
         if self.launch.failed.item():
             raise RuntimeError("another program has failed")
         if time.monotonic() > self.deadline:
             raise TimeoutError(f"still waiting after {self.launch.disturbance.time_limit} s")
         time.sleep(1e-3)
-        return read(counter, nvidia)
+        return read(counter, target)
 
-    def wait(self, wait: Callable, counter, count, nvidia) -> None:
+    def wait(self, wait: Callable, counter, count, target) -> None:
         if self.fault.raises and self.index == self.launch.disturbance.slow:
             raise ArithmeticError("planted")
         if self.fault.waits:
-            wait(counter, count + self.fault.count, nvidia)
+            wait(counter, count + self.fault.count, target)
 
-    def arrive(self, arrive: Callable, counter) -> None:
-        arrive(counter)
+    def arrive(self, arrive: Callable, counter, target) -> None:
+        arrive(counter, target)
         time.sleep(self.lag)
         while self.late_stores:
             self.late_stores.pop(0)()

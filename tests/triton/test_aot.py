@@ -1,4 +1,4 @@
-"""The kernels compiled ahead of time: what every one of the launch table may need, and that the checks of it see what they are for."""
+"""The kernels, compiled ahead of time for GPUs that are not there: they keep the bars, and each bar is seen to be broken."""
 
 import dataclasses
 import os
@@ -46,7 +46,7 @@ def hopper() -> list[aot.Configuration]:
 
 def test_the_largest_kernels_for_hopper_keep_every_bar(hopper):
     rows = list(aot.rows(largest(hopper)))
-    assert aot.broken(rows) == []
+    assert not (faults := aot.broken(rows)), "\n".join(faults)
     assert [row.configuration for row in rows] == largest(hopper)
     assert {name for row in rows if row.configuration.dtype == "float64" for name in row.code.tensor_cores} == {"DMMA"}
     for row in rows:
@@ -60,7 +60,7 @@ def test_the_largest_kernels_for_hopper_keep_every_bar(hopper):
 @pytest.mark.parametrize(("target", "cores"), [("sm_80", "HMMA"), ("sm_100", "UTCHMMA"), ("gfx942", "v_mfma")])
 def test_kernels_for_other_gpus_compile_fit_and_use_their_tensor_cores(target, cores):
     rows = list(aot.rows(aot.Configuration(target, *which, picked=False) for which in SAMPLE))
-    assert aot.broken(rows) == []
+    assert not (faults := aot.broken(rows)), "\n".join(faults)
     for row in rows:
         assert set(row.code.tensor_cores) == (set() if row.configuration.schedule == "stepwise" else {cores})
 
@@ -194,12 +194,12 @@ def test_what_keeps_its_bars_is_not_reported():
     assert aot.broken([row(), row(SOUND_ON_AMD, "gfx942"), no_exchange, no_product, float32, elsewhere]) == []
 
 
-def test_the_table_has_every_kernel_once_and_all_that_layers_launch(hopper):
-    assert {(c.kernel, c.cell, c.dtype, c.tf32) for c in hopper} == {
-        (kernel, cell, *numbers) for kernel in ("forward", "backward") for cell in layer.KERNELS for numbers in aot.NUMBERS
-    }
+def test_the_table_has_every_kernel_once(hopper):
+    every = [(kernel, cell, *numbers) for kernel in ("forward", "backward") for cell in layer.KERNELS for numbers in aot.NUMBERS]
+    assert {(c.kernel, c.cell, c.dtype, c.tf32) for c in hopper} == set(every)
     assert {c.schedule for c in hopper} == set(launch.SCHEDULES)
-    assert len({(c.kernel, c.cell, c.dtype, c.tf32, c.schedule, c.batch, c.hidden_size) for c in hopper}) == len(hopper)
+    # The stepwise kernels are the same for all sizes.
+    assert [(c.kernel, c.cell, c.dtype, c.tf32) for c in hopper if c.schedule == "stepwise"] == every
 
 
 def test_interpreted_kernels_are_not_compiled(monkeypatch):

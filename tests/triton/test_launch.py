@@ -1,3 +1,5 @@
+import dataclasses
+
 import pytest
 import torch
 
@@ -37,6 +39,12 @@ def test_weights_in_registers_leave_room_for_little():
     assert launch.choose(A100, lstm(16), False).schedule == "resident"
     assert launch.choose(A100, lstm(64), False).schedule == "grid"
     assert launch.choose(A100, lstm(256), False).schedule == "streamed"
+
+
+def test_a_triton_that_cannot_compile_the_float64_backward():
+    old = dataclasses.replace(H100, float64_backward=False)
+    layer = lstm(64, dtype=torch.float64)
+    assert [launch.choose(old, layer, backward).schedule for backward in (False, True)] == ["streamed", "stepwise"]
 
 
 @pytest.mark.parametrize(("batch", "rows"), [(1, 16), (64, 16), (65, 64), (256, 64), (5000, 64)])

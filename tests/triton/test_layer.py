@@ -161,6 +161,37 @@ def test_lengths_that_stay_on_the_gpu(monkeypatch: pytest.MonkeyPatch):
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
+def test_infinity_is_no_nan_for_the_padding_of_a_tile(schedule):
+    call = Layer("rnn_relu", False, False, False, dtype=torch.float32)
+    with torch.no_grad():
+        call.x.fill_(1)
+        for tensor in (*call.weights, *call.hx):
+            tensor.fill_(1e30)
+    output = run(call, schedule)[0]
+    assert (output == float("inf")).any()
+    assert not output.isnan().any()
+
+
+def test_strided_results_in_the_backward():
+    call = Layer("gru", True, True, False)
+    *arguments, output, saved, grad_output, grad_hx, needs = call.backward_arguments()
+
+    def strided(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.repeat_interleave(2, -1)[..., ::2]
+
+    exact = torch.ops.sstkern.layer_backward(*arguments, output, saved, grad_output, grad_hx, needs)
+    odd = strided(output), [strided(kept) for kept in saved], strided(grad_output), [strided(gradient) for gradient in grad_hx]
+    assert all(torch.equal(a, b) for a, b in zip(torch.ops.sstkern.layer_backward(*arguments, *odd, needs), exact, strict=True))
+
+
+def test_lengths_are_checked_where_there_is_no_step():
+    call = Layer("gru", False, True, False, lengths="varied")
+    call.x = call.x.detach()[:0]
+    with pytest.raises(ValueError, match=r"lengths\[0\] is 2; allowed are 0 to 0"):
+        run(call)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
 def test_the_same_bits_twice(schedule):
     call = Layer("gru", True, True, False, lengths="varied", dtype=torch.float32)
     assert all(torch.equal(a, b) for a, b in zip(run(call, schedule), run(call, schedule), strict=True))
