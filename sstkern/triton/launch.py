@@ -110,12 +110,13 @@ def _exchanging(schedule: str, card: Card, layer: Layer, backward: bool, block_k
     # The smallest tiles of the batch that still run all at once: what a step takes hardly depends on their number.
     sizes = (16,) if layer.gates == 1 or layer.dtype == torch.float64 else (16, 32) if layer.dtype == torch.float32 else (16, 64)
     block_b = next((size for size in sizes if programs * -(-layer.batch // size) <= card.multiprocessors), sizes[-1])
-    wide = layer.dtype == torch.float64 or (backward and (block_h * block_b > 256 or layer.precision == "tf32x3"))
-    num_warps = 8 if wide else 4
+    wide = layer.dtype == torch.float64 or (backward and (block_h * block_b > 256 or layer.dtype == torch.float32))
+    if backward and block_b == 64:
+        block_k = 64  # rows of a part of dh, which registers hold
     # Parts of dh on their way together: as many as registers have room for beside the rest of the step.
-    block_u = {2: 12 if wide else 32, 4: 8, 8: 16}[layer.dtype.itemsize]
+    block_u = {2: 8 if wide else 32, 4: 8, 8: 16}[layer.dtype.itemsize]
     width = power_of_two(layer.hidden_size, max(block_k, block_h))
-    return Launch(schedule, block_h, block_b, block_k, width // block_k, block_u, num_warps, num_stages)
+    return Launch(schedule, block_h, block_b, block_k, width // block_k, block_u, 8 if wide else 4, num_stages)
 
 
 def _stepwise(card: Card, layer: Layer, backward: bool) -> Launch:
