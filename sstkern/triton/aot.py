@@ -105,11 +105,15 @@ class Target:
     """Whether a stack breaks no bar: the launch table's tiles are chosen for Hopper."""
 
 
+def _card(multiprocessors: int, shared_memory: int, wgmma: bool = False) -> Card:
+    return Card(multiprocessors, shared_memory, wgmma, float64_backward=device._triton_version() >= (3, 9))
+
+
 TARGETS = {
-    "sm_90": Target(GPUTarget("cuda", 90, 32), Card(132, 232448, wgmma=True), SASS, "HGMMA", 16, 1024, may_spill=False),
-    "sm_80": Target(GPUTarget("cuda", 80, 32), Card(108, 166912), SASS, "HMMA", 16, 1024),
-    "sm_100": Target(GPUTarget("cuda", 100, 32), Card(148, 232448, wgmma=True), SASS, "UTCHMMA|HMMA", 16, 1024),
-    "gfx942": Target(GPUTarget("hip", "gfx942", 64), Card(304, 65536), GCN, "v_mfma", 8, 0),
+    "sm_90": Target(GPUTarget("cuda", 90, 32), _card(132, 232448, wgmma=True), SASS, "HGMMA", 16, 1024, may_spill=False),
+    "sm_80": Target(GPUTarget("cuda", 80, 32), _card(108, 166912), SASS, "HMMA", 16, 1024),
+    "sm_100": Target(GPUTarget("cuda", 100, 32), _card(148, 232448, wgmma=True), SASS, "UTCHMMA|HMMA", 16, 1024),
+    "gfx942": Target(GPUTarget("hip", "gfx942", 64), _card(304, 65536), GCN, "v_mfma", 8, 0),
 }
 
 
@@ -164,6 +168,8 @@ class Code:
 
 @dataclass(frozen=True)
 class Row:
+    """What became of a configuration."""
+
     configuration: Configuration
     sizes: dict[str, Any]
     """The kernel's compile-time arguments and its options."""
