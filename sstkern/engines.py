@@ -97,6 +97,8 @@ def _obstacle(cell: Cell, x: Tensor, others: Sequence[Tensor], engine: str | Non
         return f"it has no kernel for the cell '{cell.name}'"
     if x.dtype not in FUSED_DTYPES:
         return f"it has no kernel for {x.dtype}"
+    if interpreting() and x.dtype == torch.bfloat16:
+        return "Triton's interpreter gets products in bfloat16 wrong"
     if _is_transformed((x, *others)):
         return "it cannot run under torch.func's transforms or forward-mode differentiation"
     if problem := extension_problem() if engine == "cpu" else triton_problem():

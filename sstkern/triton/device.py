@@ -57,7 +57,8 @@ def _triton_version() -> tuple[int, ...]:
 
 @cache
 def _interpreter() -> Device:
-    return Device(Card(multiprocessors=132, shared_memory=232448, wgmma=True, registers=2**20), "interpreter", _launch, _cudnn_allows_tf32)
+    # One multiprocessor: the interpreter runs programs one after the other, and those that wait for each other would wait for ever.
+    return Device(Card(multiprocessors=1, shared_memory=232448, wgmma=True, registers=2**20), "interpreter", _launch, _cudnn_allows_tf32)
 
 
 def _launch(kernel, grid: tuple[int, ...], arguments: dict, options: dict) -> None:

@@ -138,6 +138,24 @@ def test_padding_is_never_read():
     assert all(torch.equal(a, b) for a, b in zip(run(call), clean, strict=True))
 
 
+def test_programs_that_the_interpreter_cannot_run_at_once():
+    layer = sstkern.GRU(2, 20, dtype=torch.float64)
+    with (
+        pytest.raises(ValueError, match="'grid' cannot run this layer: its 2 programs have to run at once"),
+        sstkern.backend("triton", "grid"),
+    ):
+        layer(torch.randn(2, 2, 2, dtype=torch.float64))
+
+
+def test_bfloat16_is_left_to_the_reference_engine():
+    layer, x = sstkern.GRU(2, 3, dtype=torch.bfloat16), torch.randn(2, 2, 2, dtype=torch.bfloat16)
+    before = triton_runs()
+    layer(x)
+    assert triton_runs() == before
+    with pytest.raises(RuntimeError, match="Triton's interpreter gets products in bfloat16 wrong"), sstkern.backend("triton"):
+        layer(x)
+
+
 def test_a_schedule_that_is_unknown_or_over():
     with (
         pytest.raises(ValueError, match="schedule: 'fast' is unknown; there are resident, grid, streamed, stepwise"),
