@@ -304,8 +304,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("interrupted; what there is so far:")
     except RuntimeError as error:
         print(f"stopped: {error}")
-    if suite.report["environment"]:
-        print(plot(suite.report, suite.folder / "gpu.png"))
+    if not (suite.folder / "gpu.json").exists():
+        print("nothing was measured: this needs a GPU that torch can use; --dry-run shows without one that the script works")
+        return 1
+    print(plot(suite.report, suite.folder / "gpu.png"))
     failed = [f"{label}: {outcome}" for label, outcome in failures(suite.report).items()]
     print(*failed[:_SHOWN], *([f"and {len(failed) - _SHOWN} more failures"] if len(failed) > _SHOWN else []), sep="\n")
     print(f"report: {suite.folder / 'gpu.json'}\n{table(suite.report)}")

@@ -298,7 +298,11 @@ def table(cell: str, dtype: str, steps: int, schedule: str | None = None) -> str
     for batch in (1, 16, 64, 256):
         for hidden_size in (64, 128, 256, 512, 1024, 2048):
             layer = Layer(cell, dtype, batch, steps, hidden_size)
-            predictions = [predict(layer, direction, schedule) for direction in ("forward", "backward")]
+            try:
+                predictions = [predict(layer, direction, schedule) for direction in ("forward", "backward")]
+            except ValueError as error:
+                lines.append(f"{batch:4} {hidden_size:6}  {error}")
+                continue
             times = [f"{p.seconds * 1e3:9.3f}{_step_seconds(p.step) * 1e6:9.2f} {p.binds:9}" for p in predictions]
             varied = replace(layer, lengths=tuple(sst2_lengths(batch, steps)))
             ratios = [predicted_ratio(phase, shape, schedule) for shape in (layer, varied) for phase in _DIRECTIONS]
@@ -307,11 +311,17 @@ def table(cell: str, dtype: str, steps: int, schedule: str | None = None) -> str
     return "\n".join(lines)
 
 
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1 on, got {text!r}")
+    return int(text)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cell", choices=CELLS, default="lstm")
     parser.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="tf32 is float32 by default, float32 without TF32")
-    parser.add_argument("--steps", type=int, default=512)
+    parser.add_argument("--steps", type=_positive, default=512, help="time steps, at least 1 (default: 512)")
     parser.add_argument("--schedule", choices=launch.SCHEDULES, help="instead of the launch table's choice")
     options = parser.parse_args(arguments)
     print(table(options.cell, options.dtype, options.steps, options.schedule))
