@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise, product
 from multiprocessing import get_context
 from pathlib import Path
@@ -131,7 +131,7 @@ class Configuration:
     batch: int
     hidden_size: int
     picked: bool
-    """Whether the launch table picks this schedule for this layer, and not just allows it."""
+    """Whether the launch table picks this schedule for this layer, with or without a projection, and not just allows it."""
 
     def __str__(self) -> str:
         numbers = self.dtype + " TF32" * self.tf32
@@ -219,13 +219,13 @@ def _schedules(target: Target, kernel: str, cell: str, dtype: str, tf32: bool, h
     launches: dict[tuple[launch.Launch, bool], tuple[str, int]] = {}
     for batch in BATCHES:
         asked = launch.Layer(numbers, precision, CELLS[cell].gates, batch, hidden_size)
-        best = launch.choose(target.card, asked, kernel == "backward")
+        picks = [launch.choose(target.card, replace(asked, projects=projects), kernel == "backward") for projects in (False, True)]
         for schedule in launch.SCHEDULES:
             try:
                 plan = launch.choose(target.card, asked, kernel == "backward", schedule)
             except ValueError:
                 continue  # it cannot run this layer
-            launches.setdefault((plan, plan == best), (schedule, batch))
+            launches.setdefault((plan, plan in picks), (schedule, batch))
     return [(schedule, batch, picked) for (_, picked), (schedule, batch) in launches.items()]
 
 

@@ -46,19 +46,26 @@ def _gpu(place: torch.device) -> Device:
     shared = getattr(properties, "shared_memory_per_block_optin", properties.shared_memory_per_block)
     # Compute capability 12, the consumer's Blackwell, has neither WGMMA nor its successor.
     wgmma = nvidia and properties.major in (9, 10, 11)
-    card = Card(properties.multi_processor_count, shared, wgmma, float64_backward=_triton_version() >= (3, 9))
+    card = Card(properties.multi_processor_count, shared, wgmma, float64_backward=float64_backward())
     has_tf32 = nvidia or properties.gcnArchName.startswith("gfx942")
     return Device(card, "cuda" if nvidia else "hip", _launch, _cudnn_allows_tf32, has_tf32)
 
 
-def _triton_version() -> tuple[int, ...]:
-    return tuple(int(part) for part in triton.__version__.split(".")[:2])
+def float64_backward() -> tuple[int, ...]:
+    """`Card.float64_backward` for the Triton installed."""
+    version = tuple(int(part) for part in triton.__version__.split(".")[:2])
+    return Card.float64_backward if version >= (3, 9) else ()
 
 
 @cache
 def _interpreter() -> Device:
     # One multiprocessor: the interpreter runs programs one after the other, and those that wait for each other would wait for ever.
-    return Device(Card(multiprocessors=1, shared_memory=232448, wgmma=True, registers=2**20), "interpreter", _launch, _cudnn_allows_tf32)
+    return Device(
+        Card(multiprocessors=1, shared_memory=232448, wgmma=True, registers=2**20, float64_backward=(1, 3, 4)),
+        "interpreter",
+        _launch,
+        _cudnn_allows_tf32,
+    )
 
 
 def _launch(kernel, grid: tuple[int, ...], arguments: dict, options: dict) -> None:

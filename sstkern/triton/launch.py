@@ -22,8 +22,8 @@ class Card:
     """Whether a product reads its weights from shared memory (Hopper's WGMMA, Blackwell's successor), unless they are float64."""
     registers: int = 2**14
     """Bytes of weights that a program can keep where products need them in registers: a third of those of 4 warps."""
-    float64_backward: bool = True
-    """Whether Triton compiles the backward's product in float64: 3.6 does not, 3.9 does."""
+    float64_backward: tuple[int, ...] = (3, 4)
+    """Numbers of gates with which Triton compiles the backward's product in float64: 3.9 not with one (relu), 3.6 with none."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def _exchanging(schedule: str, card: Card, layer: Layer, backward: bool, block_k
 
 
 def _stepwise(card: Card, layer: Layer, backward: bool) -> Launch:
-    return Launch("stepwise", 32, 16, num_warps=8 if layer.dtype == torch.float64 else 4)
+    return Launch("stepwise", 32, 16, num_warps=8)
 
 
 _SIZED = {"resident": _resident, "grid": _grid, "streamed": _streamed, "stepwise": _stepwise}
@@ -131,7 +131,7 @@ def _obstacle(launch: Launch, card: Card, layer: Layer, backward: bool) -> str |
         return None
     if layer.projects:
         return "it has a projection, and only 'stepwise' has a place for one"
-    if backward and layer.dtype == torch.float64 and layer.gates > 1 and not card.float64_backward:
+    if backward and layer.dtype == torch.float64 and layer.gates not in card.float64_backward:
         return "this version of Triton does not compile its backward in float64"
     programs = launch.programs(layer.hidden_size)
     if launch.exchanges and programs > card.multiprocessors:

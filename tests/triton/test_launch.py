@@ -42,9 +42,11 @@ def test_weights_in_registers_leave_room_for_little():
 
 
 def test_a_triton_that_cannot_compile_the_float64_backward():
-    old = dataclasses.replace(H100, float64_backward=False)
+    old = dataclasses.replace(H100, float64_backward=())
     layer = lstm(64, dtype=torch.float64)
     assert [launch.choose(old, layer, backward).schedule for backward in (False, True)] == ["streamed", "stepwise"]
+    rnn = dataclasses.replace(layer, gates=1)
+    assert [launch.choose(H100, rnn, backward).schedule for backward in (False, True)] == ["streamed", "stepwise"]
 
 
 @pytest.mark.parametrize(("batch", "rows"), [(1, 16), (64, 16), (65, 64), (256, 64), (5000, 64)])
