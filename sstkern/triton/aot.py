@@ -106,7 +106,7 @@ class Target:
 
 
 def _card(multiprocessors: int, shared_memory: int, wgmma: bool = False) -> Card:
-    return Card(multiprocessors, shared_memory, wgmma, float64_backward=device._triton_version() >= (3, 9))
+    return Card(multiprocessors, shared_memory, wgmma, float64_backward=device.float64_backward())
 
 
 TARGETS = {
