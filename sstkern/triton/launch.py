@@ -120,7 +120,7 @@ def _exchanging(schedule: str, card: Card, layer: Layer, backward: bool, block_k
 
 
 def _stepwise(card: Card, layer: Layer, backward: bool) -> Launch:
-    return Launch("stepwise", 32, 16, num_warps=8)
+    return Launch("stepwise", 16, 16, num_warps=4 if layer.dtype == torch.float64 else 8)
 
 
 _SIZED = {"resident": _resident, "grid": _grid, "streamed": _streamed, "stepwise": _stepwise}
