@@ -71,7 +71,7 @@ train = [
     "tensorboard>=2.14",
     "typer>=0.12",
 ]
-bench = ["matplotlib>=3.8", "pytest-benchmark>=4"]
+bench = ["matplotlib>=3.8", "onnx>=1.16", "onnxruntime>=1.18", "openvino>=2024.0", "pytest-benchmark>=4", "rich>=13", "typer>=0.12"]
 dev = ["clang-format", "hypothesis>=6.100", "ninja", "pytest>=8", "ruff"]
 
 setup(

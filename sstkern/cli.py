@@ -1,10 +1,11 @@
-"""The command `sstkern`: train, evaluate, predict, doctor, aot-report."""
+"""The command `sstkern`: train, evaluate, predict, doctor, bench, aot-report."""
 
 import json
 import shlex
 import sys
 from collections.abc import Iterable
 from dataclasses import asdict, fields
+from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -47,6 +48,12 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+# What can be given again; typer takes no list of Literal.
+BenchCell = Enum("BenchCell", {name: name for name in ("lstm", "gru", "rnn")}, type=str)
+Phase = Enum("Phase", {name: name for name in ("inference", "training")}, type=str)
+BenchLengths = Enum("BenchLengths", {name: name for name in ("full", "sst2")}, type=str)
+Dtype = Enum("Dtype", {name: name for name in ("float32", "bfloat16")}, type=str)
 
 Model = Annotated[Path, typer.Option(help="Folder of a run, whose best model is taken, or of one checkpoint.")]
 
@@ -174,6 +181,53 @@ def doctor() -> None:
 
 
 @app.command()
+def bench(
+    cell: Annotated[list[BenchCell] | None, typer.Option(help="Recurrent cell; can be given again.", show_default="all of them")] = None,
+    shape: Annotated[
+        list[str] | None,
+        typer.Option(metavar="B,T,H", help="Sequences, time steps, hidden size; can be given again.", show_default="eleven typical ones"),
+    ] = None,
+    phase: Annotated[
+        list[Phase] | None,
+        typer.Option(help="Forward only, or forward and backward; can be given again.", show_default="both"),
+    ] = None,
+    lengths: Annotated[
+        list[BenchLengths] | None,
+        typer.Option(help="All sequences as long as T, or as SST-2's sentences; can be given again.", show_default="both"),
+    ] = None,
+    dtype: Annotated[list[Dtype] | None, typer.Option(help="Of input and weights; can be given again.", show_default="both")] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads of every engine.", min=1, show_default="PyTorch's choice")] = None,
+    seconds: Annotated[float, typer.Option(help="Time for a case; a case whose calls are slow takes longer.", min=0.001)] = 6.0,
+    growth: Annotated[bool, typer.Option("--growth", help="Instead: time per token over each size and over threads, float32.")] = False,
+    memory: Annotated[bool, typer.Option("--memory", help="Instead: memory of a training step, float32.")] = False,
+    compiled: Annotated[bool, typer.Option("--compile", help="Also time torch.compile of torch.nn's layers, short ones.")] = False,
+    output: Annotated[Path, typer.Option(help="Folder for figures and pictures; files of an earlier run are replaced.")] = Path(
+        "runs/bench"
+    ),
+) -> None:
+    """Time our layers on the CPU, beside torch.nn, ONNX Runtime and OpenVINO, which are left out where they are not installed."""
+    from sstkern.bench import show
+    from sstkern.bench.cases import CELLS, DTYPES, LENGTHS, PHASES, SHAPES, parse_shape
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    threads = torch.get_num_threads()
+    cells = [name.upper() for name in _values(cell)] or CELLS
+    phases, kinds, dtypes = _values(phase) or PHASES, _values(lengths) or LENGTHS, _values(dtype) or DTYPES
+    shapes = [parse_shape(text) for text in shape or ()] or SHAPES
+    complete = True
+    if growth:
+        complete = show.growth(cells, phases, kinds, threads, seconds, output)
+    if memory and complete:
+        complete = show.memory(cells, shapes, kinds, threads, output)
+    if not growth and not memory:
+        complete = show.cases(cells, shapes, phases, kinds, dtypes, threads, seconds, compiled, output)
+    if not complete:
+        typer.echo(f"interrupted; what was measured is in {output}")
+        raise typer.Exit(130)
+
+
+@app.command()
 def aot_report(
     target: Annotated[
         list[str] | None, typer.Option(help="GPU: sm_90, sm_80, sm_100 or gfx942; can be given again.", show_default="all of them")
@@ -222,6 +276,10 @@ def _check_given(folder: Path, given: dict[str, Any]) -> None:
     if wrong:
         was = ", ".join(f"{name} {started[name]}" for name in wrong)
         raise ValueError(f"{_flags(wrong)}: the run in {folder} was started with {was} and goes on with that only")
+
+
+def _values(given: list[Enum] | None) -> list[str]:
+    return [choice.value for choice in given or ()]
 
 
 def _fill(kind: type[T], values: dict[str, Any]) -> T:

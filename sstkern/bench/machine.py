@@ -1,0 +1,65 @@
+"""The machine that measures, and what it can do at best."""
+
+import os
+import platform
+import shlex
+import sys
+from collections.abc import Callable
+from datetime import datetime, timezone
+from functools import cache
+from pathlib import Path
+
+import torch
+
+from sstkern.engines import extension_problem
+
+
+def environment() -> dict:
+    return {
+        "cpu": _cpu_model(),
+        "cores": len(os.sched_getaffinity(0)),
+        "threads": torch.get_num_threads(),
+        "capability": _measured("cpu_capability"),
+        "peak_gflops": peak(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "packages": {name: _version(name) for name in ("sstkern", "onnxruntime", "openvino")},
+        "extension": extension_problem() or "built",
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "command": shlex.join(sys.argv),
+    }
+
+
+def peak() -> float | None:
+    """GFLOP/s of multiply-adds in registers, of all threads, measured now; None without the extension that measures it."""
+    return _measured("cpu_peak")
+
+
+@cache
+def bandwidth(size: int, threads: int) -> float | None:
+    """GB/s at which `threads`, the number in use, read `size` bytes again and again; None without the extension that measures it."""
+    return _measured("cpu_bandwidth", size)
+
+
+def _measured(operator: str, *arguments):
+    function: Callable | None = getattr(torch.ops.sstkern, operator, None)
+    if function is None or extension_problem() is not None:
+        return None
+    try:
+        return function(*arguments)
+    except (NotImplementedError, ValueError):  # an older extension has none; SSTKERN_CPU_CAPABILITY names one this machine lacks
+        return None
+
+
+def _cpu_model(file: Path = Path("/proc/cpuinfo")) -> str:
+    lines = file.read_text().splitlines() if file.exists() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def _version(package: str) -> str | None:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

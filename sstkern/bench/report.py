@@ -1,0 +1,204 @@
+"""Rows of figures: their files, their table, and what they come to."""
+
+import csv
+import io
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from sstkern.bench.cases import Case
+from sstkern.bench.peers import OURS, TORCH
+from sstkern.bench.timing import Timing
+from sstkern.text.atomic import write_atomically
+
+Row = dict[str, Any]
+COMPUTE_BOUND = 0.7
+"""A best peer above this share of the multiply-add peak leaves little to gain."""
+_CASE = ("cell", "batch", "steps", "size", "phase", "lengths", "dtype")
+_FIGURES = ("tokens", "gflop", "best_peer", "ratio", "gflops", "peak_share", "peer_peak_share", "bandwidth_share", "discarded")
+
+
+def figures(timing: Timing, difference: float, notes: Mapping[str, float]) -> dict[str, float]:
+    """An engine's part of a row."""
+    return {
+        "ms": timing.median * 1e3,
+        "alone_ms": timing.alone * 1e3,
+        "disturbed": timing.disturbed,
+        "spread": timing.spread,
+        "calls": timing.calls,
+        "difference": difference,
+        **notes,
+    }
+
+
+def row(case: Case, engines: Mapping[str, dict], left_out: Mapping[str, str], bandwidth: float | None) -> Row:
+    """bandwidth: GB/s that reading the weights can have. The shares of the peak are added by `add`, which knows it."""
+    times = {name: found["ms"] for name, found in engines.items()}
+    ours = times.get(OURS)
+    best = min(times.keys() - {OURS}, key=times.__getitem__, default=None)
+    disturbed = [name for name, found in engines.items() if found["disturbed"]]
+    return {
+        **{name: getattr(case, name) for name in _CASE},
+        "tokens": case.tokens,
+        "gflop": case.flops / 1e9,
+        "engines": dict(engines),
+        "left_out": dict(left_out),
+        "best_peer": best,
+        "ratio": times[best] / ours if ours and best else None,
+        "gflops": case.flops / ours / 1e6 if ours else None,
+        "bandwidth_share": case.streamed_bytes / ours / 1e6 / bandwidth if ours and bandwidth else None,
+        "discarded": _discarded(engines, disturbed),
+    }
+
+
+def _discarded(engines: Mapping[str, dict], disturbed: Iterable[str]) -> str | None:
+    apart = [f"{name} {engines[name]['alone_ms']:.4g} ms alone, {engines[name]['ms']:.4g} ms among the others" for name in disturbed]
+    return "; ".join(apart) or None
+
+
+def start(environment: dict, cases: int) -> dict:
+    return {"environment": environment, "cases": cases, "complete": False, "rows": [], "summary": []}
+
+
+def add(report: dict, row: Row) -> None:
+    """Put a row into the report and sum up anew."""
+    peak = report["environment"]["peak_gflops"]
+    row["peak_share"] = row["gflops"] / peak if peak and row["gflops"] else None
+    row["peer_peak_share"] = row["peak_share"] / row["ratio"] if row["peak_share"] and row["ratio"] else None
+    report["rows"].append(row)
+    report["summary"] = summary(report["rows"])
+
+
+def write(report: dict, folder: Path) -> None:
+    write_atomically(folder / "bench.json", (json.dumps(report, indent=1) + "\n").encode())
+    write_atomically(folder / "bench.csv", as_csv(report["rows"]).encode())
+
+
+def as_csv(rows: Iterable[Row]) -> str:
+    """A line a case: milliseconds of every engine, then the figures."""
+    rows = list(rows)
+    names = list(dict.fromkeys(name for row in rows for name in [*row["engines"], *row["left_out"]]))
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow([*_CASE, *(f"{name}_ms" for name in names), *_FIGURES, "left_out"])
+    for row in rows:
+        times = [row["engines"].get(name, {}).get("ms") for name in names]
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in row["left_out"].items())
+        writer.writerow([*(row[name] for name in _CASE), *times, *(row[name] for name in _FIGURES), reasons])
+    return file.getvalue()
+
+
+def summary(rows: Iterable[Row]) -> list[dict]:
+    """Geometric means of best peer / ours for each cell, and how many points are below 1; discarded rows are left out."""
+    kept = [row for row in rows if row["discarded"] is None and row["ratio"] is not None]
+    groups = [_group(name, cell, kept, ratio) for name, ratio in _GROUPS.items() for cell in dict.fromkeys(row["cell"] for row in kept)]
+    return [group for group in groups if group["points"]]
+
+
+def _group(name: str, cell: str, rows: Iterable[Row], ratio: Callable[[Row], float | None]) -> dict:
+    ratios = [value for row in rows if row["cell"] == cell and (value := ratio(row)) is not None]
+    return {
+        "group": name,
+        "cell": cell,
+        "points": len(ratios),
+        "geometric_mean": geometric_mean(ratios) if ratios else None,
+        "smallest": min(ratios, default=None),
+        "below_1": sum(value < 1 for value in ratios),
+    }
+
+
+def geometric_mean(values: Iterable[float]) -> float:
+    logarithms = [math.log(value) for value in values]
+    return math.exp(sum(logarithms) / len(logarithms))
+
+
+def _is(row: Row, **wanted: Any) -> bool:
+    return all(row[name] == value for name, value in wanted.items())
+
+
+def _against(row: Row, names: Iterable[str]) -> float | None:
+    """The best of some engines / ours."""
+    times = [row["engines"][name]["ms"] for name in names if name in row["engines"]]
+    return min(times) / row["engines"][OURS]["ms"] if times else None
+
+
+def _inference(row: Row, bound: Callable[[float | None], bool]) -> float | None:
+    wanted = _is(row, phase="inference", lengths="full", dtype="float32") and bound(row["peer_peak_share"])
+    return row["ratio"] if wanted else None
+
+
+_GROUPS: dict[str, Callable[[Row], float | None]] = {
+    f"inference full float32, best peer below {COMPUTE_BOUND:.0%} of peak": lambda row: _inference(
+        row, lambda share: share is not None and share < COMPUTE_BOUND
+    ),
+    f"inference full float32, best peer at or above {COMPUTE_BOUND:.0%} of peak": lambda row: _inference(
+        row, lambda share: share is not None and share >= COMPUTE_BOUND
+    ),
+    "inference full float32, peak unknown": lambda row: _inference(row, lambda share: share is None),
+    "inference float32 (1,200,256)": lambda row: (
+        row["ratio"] if _is(row, phase="inference", lengths="full", dtype="float32", batch=1, steps=200, size=256) else None
+    ),
+    "training full float32 / best of torch": lambda row: (
+        _against(row, TORCH) if _is(row, phase="training", lengths="full", dtype="float32") else None
+    ),
+    "training sst2 float32 / better of torch padded, packed": lambda row: (
+        _against(row, ("torch", "torch_packed")) if _is(row, phase="training", lengths="sst2", dtype="float32") else None
+    ),
+    "all points": lambda row: row["ratio"],
+}
+
+
+def tables(report: dict) -> list[Any]:
+    """What rich prints: a line a case, then the summary."""
+    return [_cases_table(report["rows"]), _summary_table(report["summary"]), *_reasons(report["rows"])]
+
+
+def _cases_table(rows: list[Row]) -> Any:
+    from rich.table import Table
+
+    names = list(dict.fromkeys(name for row in rows for name in row["engines"]))
+    table = Table(title="milliseconds of one call; GFLOP/s, % of peak and of bandwidth are ours", title_justify="left")
+    for name in ("cell", "B,T,H", "phase", "lengths", "dtype"):
+        table.add_column(name, no_wrap=True)
+    for name in (*names, "peer / ours", "GFLOP/s", "% peak", "% bandwidth"):
+        table.add_column(name.replace("torch_", "torch\n").replace(" ", "\n"), justify="right")
+    for row in rows:
+        times = [_number(row["engines"].get(name, {}).get("ms"), ".3f") for name in names]
+        ratio = _number(row["ratio"], ".2f") + ("*" if row["discarded"] else "")
+        shares = [_number(row["peak_share"], ".0%"), _number(row["bandwidth_share"], ".0%")]
+        shape = f"{row['batch']},{row['steps']},{row['size']}"
+        table.add_row(row["cell"], shape, row["phase"], row["lengths"], row["dtype"], *times, ratio, _number(row["gflops"], ".1f"), *shares)
+    return table
+
+
+def _summary_table(summary: list[dict]) -> Any:
+    from rich.table import Table
+
+    table = Table(title="peer / ours, without discarded cases", title_justify="left")
+    table.add_column("points of")
+    for name in ("cell", "points", "geometric mean", "smallest", "below 1"):
+        table.add_column(name, justify="right")
+    for group in summary:
+        means = [_number(group["geometric_mean"], ".2f"), _number(group["smallest"], ".2f")]
+        table.add_row(group["group"], group["cell"], str(group["points"]), *means, str(group["below_1"]))
+    return table
+
+
+def _reasons(rows: list[Row]) -> list[str]:
+    """Everything that is not in the table, and why."""
+    counted: dict[str, int] = {}
+    for row in rows:
+        for name, reason in row["left_out"].items():
+            counted[f"{name}: {reason}"] = counted.get(f"{name}: {reason}", 0) + 1
+    discarded = [f"* discarded: {label(row)}: {row['discarded']}" for row in rows if row["discarded"]]
+    return [*discarded, *(f"left out of {count} cases: {reason}" for reason, count in counted.items())]
+
+
+def label(row: Row) -> str:
+    return f"{row['cell']} {row['batch']},{row['steps']},{row['size']} {row['phase']} {row['lengths']} {row['dtype']}"
+
+
+def _number(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)

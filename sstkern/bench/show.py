@@ -1,0 +1,92 @@
+"""Runs on the terminal: progress while they last, then tables, and pictures beside the figures' files."""
+
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from sstkern.bench import charts, compiled, peers, report, suite
+from sstkern.bench import growth as growing
+from sstkern.bench import memory as remembering
+from sstkern.bench.cases import Shape, grid
+
+_WIDTH = 180  # where there is no terminal to fit
+
+
+def cases(
+    cells: Collection[str],
+    shapes: Collection[Shape],
+    phases: Collection[str],
+    lengths: Collection[str],
+    dtypes: Collection[str],
+    threads: int,
+    seconds: float,
+    compile: bool,
+    output: Path,
+) -> bool:
+    """Time the cases; whether all of them were."""
+    console, wanted = _console(), grid(cells, shapes, phases, lengths, dtypes)
+    engines = [*peers.ENGINES, *([compiled.engine()] if compile else [])]
+    with _progress(console, wanted) as tell:
+        found = suite.run(wanted, engines, threads, seconds, output, tell)
+    for part in report.tables(found):
+        console.print(part)
+    _tell_files(console, [output / "bench.json", output / "bench.csv", *(charts.ratios(found["rows"], output) if found["rows"] else [])])
+    return found["complete"]
+
+
+def growth(cells: Collection[str], phases: Collection[str], lengths: Collection[str], threads: int, seconds: float, output: Path) -> bool:
+    """Time the sweeps; whether all of them were."""
+    console, wanted = _console(), growing.points(threads, cells, phases, lengths)
+    with _progress(console, wanted) as tell:
+        found = growing.run(wanted, seconds, output, tell)
+    _tell_files(console, [output / "growth.json", *charts.growth(found["rows"], output)])
+    return found["complete"]
+
+
+def memory(cells: Collection[str], shapes: Collection[Shape], lengths: Collection[str], threads: int, output: Path) -> bool:
+    """Measure the memory of training steps; whether of all of them."""
+    console, wanted = _console(), remembering.cases(cells, shapes, lengths)
+    with _progress(console, wanted) as tell:
+        found = remembering.run(wanted, threads, output, tell)
+    console.print(_memory_table(found["rows"]))
+    _tell_files(console, [output / "memory.json", *([charts.memory(found["rows"], output / "memory.png")] if found["rows"] else [])])
+    return found["complete"]
+
+
+def _memory_table(rows: list[dict]) -> Table:
+    names = list(dict.fromkeys(name for row in rows for name in row["bytes"]))
+    table = Table(title="MiB of a training step beyond inputs and weights", title_justify="left")
+    for name in ("cell", "B,T,H", "lengths"):
+        table.add_column(name)
+    for name in names:
+        table.add_column(name, justify="right")
+    for row in rows:
+        sizes = [f"{row['bytes'][name] / 2**20:.1f}" if name in row["bytes"] else "-" for name in names]
+        table.add_row(row["cell"], f"{row['batch']},{row['steps']},{row['size']}", row["lengths"], *sizes)
+    return table
+
+
+def _console() -> Console:
+    console = Console()
+    return console if console.is_terminal else Console(width=_WIDTH)
+
+
+@contextmanager
+def _progress(console: Console, items: Sequence[Any]) -> Iterator[suite.Tell]:
+    """What to call before each of the items, so that a terminal shows which it is."""
+    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
+    # Drawn only between items: a thread that draws would take time from what is measured.
+    with Progress(*columns, console=console, transient=True, auto_refresh=False, disable=not console.is_terminal) as bar:
+        task = bar.add_task("", total=len(items))
+        done = iter(range(len(items)))
+        yield lambda item: bar.update(task, completed=next(done), description=str(item), refresh=True)
+
+
+def _tell_files(console: Console, paths: Sequence[Path]) -> None:
+    for path in paths:
+        console.print(str(path), soft_wrap=True, highlight=False, markup=False)

@@ -1,0 +1,64 @@
+"""A run: every case measured and written as it finishes."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from sstkern.bench import machine, peers, report, timing
+from sstkern.bench.cases import Case
+from sstkern.bench.peers import Engine, Problem
+from sstkern.text.atomic import write_atomically
+
+Item = TypeVar("Item")
+Tell = Callable[[Any], None]
+
+
+def measure(case: Case, engines: Sequence[Engine], threads: int, seconds: float) -> dict:
+    """One row of the report: what each engine that can run the case took, and why the others did not run."""
+    problem = Problem.of(case, threads)
+    with peers.ready(problem, engines) as (prepared, differences, left_out):
+        timings = timing.compare({name: one.block for name, one in prepared.items()}, seconds) if prepared else {}
+        notes = {name: one.notes for name, one in prepared.items()}
+    taken = {name: report.figures(timings[name], differences[name], notes[name]) for name in timings}
+    return report.row(case, taken, left_out, machine.bandwidth(case.weight_bytes, threads) if case.batch == 1 else None)
+
+
+def run(cases: Sequence[Case], engines: Sequence[Engine], threads: int, seconds: float, folder: Path, tell: Tell) -> dict:
+    """Measure the cases, leave `bench.json` and `bench.csv` in `folder` after each of them, and return the report."""
+    found = report.start(machine.environment(), len(cases))
+
+    def one(case: Case) -> None:
+        report.add(found, measure(case, engines, threads, seconds))
+        report.write(found, folder)
+
+    found["complete"] = each(cases, one, tell)
+    report.write(found, folder)
+    return found
+
+
+def each(items: Sequence[Item], measure: Callable[[Item], None], tell: Callable[[Item], None]) -> bool:
+    """Whether all items were measured, rather than Ctrl-C pressed; `tell` is called before each."""
+    try:
+        for item in items:
+            tell(item)
+            measure(item)
+    except KeyboardInterrupt:
+        return False
+    return True
+
+
+def sweep(items: Sequence[Item], measure: Callable[[Item], dict], file: Path, tell: Tell) -> dict:
+    """Measure the items, leave `file` (JSON) after each of them, and return what it holds."""
+    found: dict = {"environment": machine.environment(), "items": len(items), "complete": False, "rows": []}
+
+    def write() -> None:
+        write_atomically(file, (json.dumps(found, indent=1) + "\n").encode())
+
+    def one(item: Item) -> None:
+        found["rows"].append(measure(item))
+        write()
+
+    found["complete"] = each(items, one, tell)
+    write()
+    return found
