@@ -1,17 +1,18 @@
 """The pictures of a run."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter, ScalarFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from sstkern.bench.cases import CELLS, LENGTHS, PHASES
-from sstkern.bench.growth import AXES
+from sstkern.bench.cases import CELLS
 
 _ENGINES = {"sstkern": "C0", "torch": "C1", "torch_packed": "C2"}
 _AXES = {"steps": "time steps", "size": "hidden size", "batch": "sequences", "threads": "threads"}
+_LEAST = 2**14  # bytes; less is nothing, which a logarithm cannot show
 _STYLES = {"full": "o-", "sst2": "x--"}
 
 
@@ -21,38 +22,53 @@ def ratios(rows: list[dict], folder: Path) -> list[Path]:
 
 
 def _ratios(rows: list[dict], path: Path) -> Path:
+    def dots(panel: Axes, chosen: list[dict], shapes: list[str]) -> None:
+        panel.axvline(1, color="black", linewidth=1)
+        for place, cell in enumerate(CELLS):
+            found = [row for row in chosen if row["cell"] == cell and row["ratio"] is not None]
+            heights = [shapes.index(_shape(row)) + 0.2 * (place - 1) for row in found]
+            colors = [f"C{place}" if row["discarded"] is None else "none" for row in found]
+            panel.scatter([row["ratio"] for row in found], heights, s=28, c=colors, edgecolors=f"C{place}", zorder=3)
+            panel.scatter([], [], s=28, color=f"C{place}", label=cell)  # the legend's, filled
+
+    title = f"{rows[0]['dtype']}, by sequences, time steps, hidden size; hollow: discarded"
+    return _by_shape(rows, ("phase", "lengths"), dots, (1, 1.5, 2, 3, 5, 7), title, "best peer's time / ours", path)
+
+
+def memory(rows: list[dict], path: Path) -> Path:
+    """Memory of a training step: a panel a cell and kind of lengths, a line a shape, a dot an engine."""
+
+    def dots(panel: Axes, chosen: list[dict], shapes: list[str]) -> None:
+        for place, (engine, color) in enumerate(_ENGINES.items()):
+            found = [row for row in chosen if engine in row["bytes"]]
+            sizes = [max(row["bytes"][engine], _LEAST) / 2**20 for row in found]
+            heights = [shapes.index(_shape(row)) + 0.2 * (place - 1) for row in found]
+            panel.scatter(sizes, heights, s=28, color=color, zorder=3, label=engine)
+
+    title = "float32 training step, by sequences, time steps, hidden size"
+    return _by_shape(rows, ("cell", "lengths"), dots, (1,), title, "MiB beyond inputs and weights", path)
+
+
+def _by_shape(rows: list[dict], names: tuple[str, str], dots: Callable, ticks: Sequence[float], title: str, unit: str, path: Path) -> Path:
+    """A panel for every pair of values that the rows have under two names, with their shapes as lines."""
     shapes = list(dict.fromkeys(_shape(row) for row in rows))
-    phases = [phase for phase in PHASES if any(row["phase"] == phase for row in rows)]
-    lengths = [length for length in LENGTHS if any(row["lengths"] == length for row in rows)]
-    size = (1.5 + 4.5 * len(lengths), 1.6 + (0.9 + 0.3 * len(shapes)) * len(phases))
+    down, across = (_distinct(rows, name) for name in names)
+    size = (max(6.5, 1.5 + 4.5 * len(across)), 1.8 + (0.9 + 0.3 * len(shapes)) * len(down))
     figure = Figure(figsize=size, layout="constrained")
-    panels = figure.subplots(len(phases), len(lengths), sharex=True, sharey=True, squeeze=False)
-    for line, phase in zip(panels, phases, strict=True):
-        for panel, length in zip(line, lengths, strict=True):
-            panel.set_title(f"{phase}, {length} lengths")
-            _dots(panel, [row for row in rows if (row["phase"], row["lengths"]) == (phase, length)], shapes)
+    panels = figure.subplots(len(down), len(across), sharex=True, sharey=True, squeeze=False)
+    for line, first in zip(panels, down, strict=True):
+        for panel, second in zip(line, across, strict=True):
+            panel.set_title(f"{first}, {second} lengths")
+            _log(panel.xaxis, panel.set_xscale, ticks)
+            panel.grid(alpha=0.3)
+            dots(panel, [row for row in rows if (row[names[0]], row[names[1]]) == (first, second)], shapes)
+    panels[0, 0].set_yticks(range(len(shapes)), shapes)
+    panels[0, 0].set_ylim(len(shapes) - 0.5, -0.5)  # shared by all
     for panel in panels[-1]:
-        panel.set_xlabel("best peer's time / ours")
-    panels[0, 0].invert_yaxis()  # shared by all
-    figure.suptitle(f"{rows[0]['dtype']}, by sequences, time steps, hidden size; hollow: discarded")
+        panel.set_xlabel(unit)
+    _legend(figure, panels.flat)
+    figure.suptitle(title)
     return _save(figure, path)
-
-
-def _dots(panel: Axes, rows: list[dict], shapes: list[str]) -> None:
-    panel.set_xscale("log", base=2)
-    panel.xaxis.set_major_formatter(ScalarFormatter())
-    panel.xaxis.set_minor_formatter(NullFormatter())
-    panel.axvline(1, color="black", linewidth=1)
-    panel.set_yticks(range(len(shapes)), shapes)
-    panel.set_ylim(-0.5, len(shapes) - 0.5)
-    panel.grid(alpha=0.3)
-    for place, cell in enumerate(CELLS):
-        chosen = [row for row in rows if row["cell"] == cell and row["ratio"] is not None]
-        heights = [shapes.index(_shape(row)) + 0.2 * (place - 1) for row in chosen]
-        colors = [f"C{place}" if row["discarded"] is None else "none" for row in chosen]
-        panel.scatter([row["ratio"] for row in chosen], heights, s=28, c=colors, edgecolors=f"C{place}", zorder=3)
-        panel.scatter([], [], s=28, color=f"C{place}", label=cell)  # the legend's, filled
-    panel.legend(fontsize=8, loc="best")
 
 
 def growth(rows: list[dict], folder: Path) -> list[Path]:
@@ -67,51 +83,40 @@ def growth(rows: list[dict], folder: Path) -> list[Path]:
 
 
 def _growth(rows: list[dict], title: str, path: Path) -> Path:
-    axes = [axis for axis in AXES if any(row["axis"] == axis for row in rows)]
-    figure = Figure(figsize=(1 + 3.8 * len(axes), 4.2), layout="constrained")
+    axes = _distinct(rows, "axis")
+    figure = Figure(figsize=(max(6.5, 1 + 3.8 * len(axes)), 4.2), layout="constrained")
     (panels,) = figure.subplots(1, len(axes), squeeze=False)
     for panel, axis in zip(panels, axes, strict=True):
+        chosen = [row for row in rows if row["axis"] == axis]
         for (engine, color), (length, style) in ((e, s) for e in _ENGINES.items() for s in _STYLES.items()):
-            points = [row for row in rows if (row["axis"], row["lengths"]) == (axis, length) and engine in row["us_per_token"]]
+            points = [row for row in chosen if row["lengths"] == length and engine in row["us_per_token"]]
             if points:
                 times = [row["us_per_token"][engine] for row in points]
                 panel.plot([row["value"] for row in points], times, style, color=color, markersize=5, label=f"{engine}, {length}")
-        _log_both(panel)
+        _log(panel.xaxis, panel.set_xscale)
+        _log(panel.yaxis, panel.set_yscale)
+        values = sorted({row["value"] for row in chosen})
+        panel.set_xticks(values, [str(value) for value in values], minor=False)
+        panel.grid(alpha=0.3)
         panel.set_xlabel(_AXES[axis])
     panels[0].set_ylabel("µs per valid token")
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize=9)
+    _legend(figure, panels)
     figure.suptitle(title)
     return _save(figure, path)
 
 
-def _log_both(panel: Axes) -> None:
-    panel.set_xscale("log", base=2)
-    panel.set_yscale("log")
-    for axis in (panel.xaxis, panel.yaxis):
-        axis.set_major_formatter(ScalarFormatter())
-        axis.set_minor_formatter(NullFormatter())
-    panel.grid(alpha=0.3, which="both")
+def _log(axis: Axis, scale: Callable[[str], None], ticks: Sequence[float] = (1, 2, 5)) -> None:
+    """ticks: the numbers from 1 to 10 that are written, in every decade."""
+    scale("log")
+    axis.set_major_locator(LogLocator(10, subs=ticks))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
-def memory(rows: list[dict], path: Path) -> Path:
-    """Memory of a training step: a line a case, a bar an engine."""
-    figure = Figure(figsize=(9, 1.4 + 0.55 * len(rows)), layout="constrained")
-    panel = figure.subplots()
-    for place, (engine, color) in enumerate(_ENGINES.items()):
-        found = [(i, row["bytes"][engine] / 2**20) for i, row in enumerate(rows) if engine in row["bytes"]]
-        heights = [i + 0.25 * (place - 1) for i, _ in found]
-        bars = panel.barh(heights, [size for _, size in found], height=0.23, color=color, label=engine)
-        panel.bar_label(bars, fmt="%.1f", fontsize=7, padding=2)
-    panel.set_yticks(range(len(rows)), [f"{row['cell']} {_shape(row)} {row['lengths']}" for row in rows])
-    panel.set_ylim(len(rows) - 0.5, -0.5)
-    panel.set_xscale("symlog", linthresh=1)
-    panel.xaxis.set_major_formatter(ScalarFormatter())
-    panel.margins(x=0.1)
-    panel.set_xlabel("MiB beyond inputs and weights")
-    panel.grid(alpha=0.3, axis="x")
-    panel.legend(fontsize=8)
-    return _save(figure, path)
+def _legend(figure: Figure, panels: Iterable[Axes]) -> None:
+    """One for all panels, below them."""
+    entries = {label: handle for panel in panels for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)}
+    figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=len(entries), fontsize=9)
 
 
 def _save(figure: Figure, path: Path) -> Path:
