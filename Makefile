@@ -25,8 +25,8 @@ format: $(VENV)/built ## rewrite Python and C++ in that style
 	$(VENV)/bin/ruff format .
 	$(VENV)/bin/clang-format -i $(CPP)
 
-bench: $(VENV)/built ## time our layers beside torch.nn's
-	$(PYTHON) -m pytest benchmarks --benchmark-only $(ARGS)
+bench: $(VENV)/built ## time our layers beside other engines (ARGS="--growth", ...)
+	$(VENV)/bin/sstkern bench $(ARGS)
 
 aot: $(VENV)/built ## compile the GPU kernels for every target and check them (ARGS="--target sm_90" for one)
 	$(VENV)/bin/sstkern aot-report $(ARGS)

@@ -163,7 +163,7 @@ def test_a_usage_error_names_what_is_allowed(arguments, message):
     assert message in " ".join(result.stderr.replace("│", " ").split())
 
 
-@pytest.mark.parametrize("name", ["train", "evaluate", "predict", "doctor", "aot-report"])
+@pytest.mark.parametrize("name", ["train", "evaluate", "predict", "doctor", "bench", "aot-report"])
 def test_every_option_has_help(name):
     command = typer.main.get_command(cli.app).commands[name]
     assert command.help

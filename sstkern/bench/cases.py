@@ -119,7 +119,8 @@ def sst2_lengths(batch: int, steps: int) -> list[int]:
     """Lengths distributed as SST-2's sentences, stretched so that the longest of this batch has `steps`; always the same."""
     words = range(1, len(SST2_HISTOGRAM) + 1)
     drawn = random.Random(_SEED).choices(words, SST2_HISTOGRAM, k=batch)
-    return [max(1, round(length * steps / max(drawn))) for length in drawn]
+    longest = max(drawn)
+    return [max(1, round(length * steps / longest)) for length in drawn]
 
 
 def grid(

@@ -88,7 +88,7 @@ def serve(pipe: Connection, case: Case, threads: int) -> None:
         pipe.send(("ready", (time.perf_counter() - start, [tensor.float().numpy() for tensor in results])))
         while True:
             pipe.send(("times", prepared.block(pipe.recv())))
-    except EOFError:
+    except (EOFError, BrokenPipeError):  # nobody wants more
         return
     except Exception as error:
         pipe.send(("failed", f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"))

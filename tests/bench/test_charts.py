@@ -1,0 +1,64 @@
+"""Pictures of made-up rows: that they are drawn, with what is in them."""
+
+from pathlib import Path
+
+import pytest
+from matplotlib.figure import Figure
+
+from sstkern.bench import cases, charts, growth
+
+
+@pytest.fixture
+def figures(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
+    """Those that are saved."""
+    saved: list[Figure] = []
+    save = Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda self, *rest, **options: (saved.append(self), save(self, *rest, **options))[1])
+    return saved
+
+
+def described(case: cases.Case) -> dict:
+    return {name: getattr(case, name) for name in ("cell", "batch", "steps", "size", "phase", "lengths", "dtype")}
+
+
+def is_png(path: Path) -> bool:
+    return path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_ratios(tmp_path: Path, figures: list[Figure]):
+    rows = [described(case) | {"ratio": 2.0, "discarded": None} for case in cases.grid(shapes=[(1, 2, 3), (4, 5, 6)])]
+    rows[0]["ratio"] = None
+    rows[1]["discarded"] = "why"
+    paths = charts.ratios(rows, tmp_path / "new")
+    assert [path.name for path in paths] == ["ratios-float32.png", "ratios-bfloat16.png"]
+    assert all(map(is_png, paths))
+    first = figures[0]
+    assert [panel.get_title() for panel in first.axes] == [
+        f"{phase}, {lengths} lengths" for phase in ("inference", "training") for lengths in ("full", "sst2")
+    ]
+    assert [label.get_text() for label in first.axes[0].get_yticklabels()] == ["1,2,3", "4,5,6"]
+    drawn = [len(panel.get_offsets()) for panel in first.axes[0].collections]
+    assert drawn == [1, 0, 2, 0, 2, 0]  # each cell's dots, then its entry of the legend
+
+
+def test_growth(tmp_path: Path, figures: list[Figure]):
+    rows = [
+        described(point.case) | {"axis": point.axis, "value": point.value, "us_per_token": {"sstkern": 1.0 + point.value, "torch": 2.0}}
+        for point in growth.points(1, ["LSTM", "GRU"], ["inference"])
+    ]
+    paths = charts.growth(rows, tmp_path)
+    assert [path.name for path in paths] == ["growth-lstm-inference.png", "growth-gru-inference.png"]
+    assert all(map(is_png, paths))
+    steps, *_, threads = figures[0].axes
+    assert (steps.get_xlabel(), threads.get_xlabel()) == ("time steps", "threads")
+    assert list(steps.lines[0].get_ydata()) == [1 + value for value in growth.SWEEPS["steps"]]
+    assert [line.get_label() for line in steps.lines] == ["sstkern, full", "sstkern, sst2", "torch, full", "torch, sst2"]
+
+
+def test_memory(tmp_path: Path, figures: list[Figure]):
+    rows = [described(cases.Case("LSTM", 1, 2, 3, True, lengths)) | {"bytes": {"sstkern": 2**21, "torch": 0}} for lengths in cases.LENGTHS]
+    assert is_png(charts.memory(rows, tmp_path / "memory.png"))
+    ours, torch, packed = figures[0].axes[0].collections
+    assert ours.get_offsets()[0][0] == 2  # MiB
+    assert torch.get_offsets()[0][0] > 0  # a logarithm shows it
+    assert len(packed.get_offsets()) == 0

@@ -1,0 +1,74 @@
+"""`sstkern bench` from the command line."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from sstkern import cli
+from sstkern.bench import growth, memory, suite
+from sstkern.bench.growth import BASE, Point
+
+
+def call(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(cli.app, ["bench", "--threads", "1", "--seconds", "0.01", *map(str, arguments)])
+
+
+def test_a_small_run_prints_tables_and_leaves_files(tmp_path: Path):
+    options = ("--cell", "lstm", "--cell", "gru", "--shape", "2,3,4", "--phase", "inference", "--lengths", "sst2", "--dtype", "float32")
+    result = call(*options, "--output", tmp_path)
+    assert result.exit_code == 0, result.output
+    assert {path.name for path in tmp_path.iterdir()} == {"bench.json", "bench.csv", "ratios-float32.png"}
+    found = json.loads((tmp_path / "bench.json").read_text())
+    assert [(row["cell"], row["batch"], row["steps"], row["size"], row["lengths"]) for row in found["rows"]] == [
+        ("LSTM", 2, 3, 4, "sst2"),
+        ("GRU", 2, 3, 4, "sst2"),
+    ]
+    assert (found["complete"], found["environment"]["threads"]) == (True, 1)
+    assert [line["cell"] for line in csv.DictReader((tmp_path / "bench.csv").open())] == ["LSTM", "GRU"]
+    assert result.stdout.splitlines()[-3:] == [str(tmp_path / name) for name in ("bench.json", "bench.csv", "ratios-float32.png")]
+    assert any("2,3,4" in line and "GRU" in line for line in result.stdout.splitlines())
+
+
+def test_growth_and_memory_run_instead_of_the_cases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    points = [Point(axis, BASE, 1) for axis in growth.AXES]
+    monkeypatch.setattr(growth, "points", lambda *arguments: points)
+    row = {"axis": "steps", "value": 10, "cell": "LSTM", "phase": "inference", "lengths": "full", "us_per_token": {"sstkern": 1.0}}
+    monkeypatch.setattr(growth, "measure", lambda point, seconds: row | {"axis": point.axis})
+    monkeypatch.setattr(memory, "_in_a_process", lambda case, threads, engine: 3 * 2**20)
+    result = call("--growth", "--memory", "--cell", "lstm", "--shape", "2,3,4", "--lengths", "full", "--output", tmp_path)
+    assert result.exit_code == 0, result.output
+    assert {path.name for path in tmp_path.iterdir()} == {"growth.json", "growth-lstm-inference.png", "memory.json", "memory.png"}
+    assert ["LSTM", "2,3,4", "full", "3.0", "3.0"] in [line.replace("│", " ").split() for line in result.stdout.splitlines()]
+
+
+def test_an_interrupted_run_says_where_the_rest_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def interrupt(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(suite, "measure", interrupt)
+    result = call("--shape", "2,3,4", "--output", tmp_path)
+    assert result.exit_code == 130
+    assert result.stdout.splitlines()[-1] == f"interrupted; what was measured is in {tmp_path}"
+    assert json.loads((tmp_path / "bench.json").read_text())["rows"] == []
+
+
+def test_the_compiler_is_asked_only_when_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    asked = []
+    found = {"rows": [], "summary": [], "complete": True}
+    monkeypatch.setattr(suite, "run", lambda cases, engines, *rest: asked.append(engines[-1].name) or found)
+    for options in ((), ("--compile",)):
+        assert call(*options, "--output", tmp_path).exit_code == 0
+    assert asked == ["openvino", "torch_compile"]
+
+
+def test_wrong_options_are_one_line_or_a_usage_error(tmp_path: Path):
+    result = call("--shape", "2,3", "--output", tmp_path)
+    assert (result.exit_code, result.stderr) == (
+        1,
+        "sstkern: shape: expected three positive integers B,T,H, as in 32,20,128, got '2,3'\n",
+    )
+    assert call("--cell", "tree").exit_code == 2
+    assert call("--threads", "0").exit_code == 2

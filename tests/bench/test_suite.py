@@ -1,0 +1,55 @@
+"""Runs, whole and interrupted."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from sstkern.bench import machine, peers, suite
+from sstkern.bench.cases import Case
+
+CASES = [Case("LSTM", 1, 3, 4), Case("GRU", 2, 3, 4, training=True)]
+OURS_AND_TORCH = peers.ENGINES[:2]
+
+
+def test_a_run_measures_and_writes_every_case(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(machine, "peak", lambda: 100.0)
+    monkeypatch.setattr(machine, "bandwidth", lambda size, threads: {(4 * 4 * 4 * 8, 1): 10.0}[size, threads])
+    told, written = [], []
+
+    def tell(case: Case) -> None:
+        told.append(case)
+        file = tmp_path / "bench.json"
+        written.append(len(json.loads(file.read_text())["rows"]) if file.exists() else 0)
+
+    found = suite.run(CASES, peers.ENGINES, 1, 0.01, tmp_path, tell)
+    assert (told, written) == (CASES, [0, 1])
+    assert found["complete"]
+    assert json.loads((tmp_path / "bench.json").read_text()) == found
+    inference, training = found["rows"]
+    assert {"sstkern", "torch", "torch_packed", "onnxruntime"} <= set(inference["engines"])
+    assert training["left_out"] == {"onnxruntime": "inference only", "openvino": "inference only"}
+    assert 0 < inference["peak_share"] < 1
+    assert inference["bandwidth_share"] > 0
+    assert training["bandwidth_share"] is None  # two sequences share what is read
+    for row in found["rows"]:
+        assert row["ratio"] == row["engines"][row["best_peer"]]["ms"] / row["engines"]["sstkern"]["ms"]
+
+
+def test_ctrl_c_keeps_what_was_measured(tmp_path: Path):
+    def tell(case: Case) -> None:
+        if case == CASES[1]:
+            raise KeyboardInterrupt
+
+    found = suite.run(CASES, OURS_AND_TORCH, 1, 0.01, tmp_path, tell)
+    assert (found["complete"], len(found["rows"]), found["cases"]) == (False, 1, 2)
+    assert json.loads((tmp_path / "bench.json").read_text()) == found
+    assert len((tmp_path / "bench.csv").read_text().splitlines()) == 2
+
+
+def test_a_case_that_no_engine_can_run_is_a_row_with_reasons():
+    def refuse(problem: peers.Problem) -> peers.Prepared:
+        raise peers.Unavailable("not today")
+
+    row = suite.measure(CASES[0], [peers.Engine("torch", refuse)], 1, 0.01)
+    assert (row["engines"], row["left_out"], row["ratio"]) == ({}, {"torch": "not today"}, None)
