@@ -1,12 +1,13 @@
 """The pictures of a run."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
+from math import log10
 from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
 from sstkern.bench.cases import CELLS
 
@@ -32,7 +33,7 @@ def _ratios(rows: list[dict], path: Path) -> Path:
             panel.scatter([], [], s=28, color=f"C{place}", label=cell)  # the legend's, filled
 
     title = f"{rows[0]['dtype']}, by sequences, time steps, hidden size; hollow: discarded"
-    return _by_shape(rows, ("phase", "lengths"), dots, (1, 1.5, 2, 3, 5, 7), title, "best peer's time / ours", path)
+    return _by_shape(rows, ("phase", "lengths"), dots, title, "best peer's time / ours", path)
 
 
 def memory(rows: list[dict], path: Path) -> Path:
@@ -46,10 +47,10 @@ def memory(rows: list[dict], path: Path) -> Path:
             panel.scatter(sizes, heights, s=28, color=color, zorder=3, label=engine)
 
     title = "float32 training step, by sequences, time steps, hidden size"
-    return _by_shape(rows, ("cell", "lengths"), dots, (1,), title, "MiB beyond inputs and weights", path)
+    return _by_shape(rows, ("cell", "lengths"), dots, title, "MiB beyond inputs and weights", path)
 
 
-def _by_shape(rows: list[dict], names: tuple[str, str], dots: Callable, ticks: Sequence[float], title: str, unit: str, path: Path) -> Path:
+def _by_shape(rows: list[dict], names: tuple[str, str], dots: Callable, title: str, unit: str, path: Path) -> Path:
     """A panel for every pair of values that the rows have under two names, with their shapes as lines."""
     shapes = list(dict.fromkeys(_shape(row) for row in rows))
     down, across = (_distinct(rows, name) for name in names)
@@ -59,11 +60,12 @@ def _by_shape(rows: list[dict], names: tuple[str, str], dots: Callable, ticks: S
     for line, first in zip(panels, down, strict=True):
         for panel, second in zip(line, across, strict=True):
             panel.set_title(f"{first}, {second} lengths")
-            _log(panel.xaxis, panel.set_xscale, ticks)
+            panel.set_xscale("log")
             panel.grid(alpha=0.3)
             dots(panel, [row for row in rows if (row[names[0]], row[names[1]]) == (first, second)], shapes)
     panels[0, 0].set_yticks(range(len(shapes)), shapes)
     panels[0, 0].set_ylim(len(shapes) - 0.5, -0.5)  # shared by all
+    _write_ticks(panels[0, 0].xaxis)
     for panel in panels[-1]:
         panel.set_xlabel(unit)
     _legend(figure, panels.flat)
@@ -93,22 +95,27 @@ def _growth(rows: list[dict], title: str, path: Path) -> Path:
             if points:
                 times = [row["us_per_token"][engine] for row in points]
                 panel.plot([row["value"] for row in points], times, style, color=color, markersize=5, label=f"{engine}, {length}")
-        _log(panel.xaxis, panel.set_xscale)
-        _log(panel.yaxis, panel.set_yscale)
+            hollow = [(row["value"], row["us_per_token"][engine]) for row in points if row["discarded"]]
+            panel.plot([value for value, _ in hollow], [time for _, time in hollow], "o", color=color, mfc="white", markersize=5)
+        panel.set_xscale("log")
+        panel.set_yscale("log")
+        _write_ticks(panel.yaxis)
         values = sorted({row["value"] for row in chosen})
-        panel.set_xticks(values, [str(value) for value in values], minor=False)
+        panel.set_xticks(values, [str(value) for value in values])
+        panel.xaxis.set_minor_locator(NullLocator())
         panel.grid(alpha=0.3)
         panel.set_xlabel(_AXES[axis])
     panels[0].set_ylabel("µs per valid token")
     _legend(figure, panels)
-    figure.suptitle(title)
+    figure.suptitle(f"{title}; hollow: discarded")
     return _save(figure, path)
 
 
-def _log(axis: Axis, scale: Callable[[str], None], ticks: Sequence[float] = (1, 2, 5)) -> None:
-    """ticks: the numbers from 1 to 10 that are written, in every decade."""
-    scale("log")
-    axis.set_major_locator(LogLocator(10, subs=ticks))
+def _write_ticks(axis: Axis) -> None:
+    """On a logarithmic axis with everything drawn: the more numbers a decade, the fewer decades it has."""
+    low, high = axis.get_view_interval()
+    decades = log10(high / low)
+    axis.set_major_locator(LogLocator(10, subs=(1,) if decades > 3 else (1, 2, 5) if decades > 1.5 else (1, 1.5, 2, 3, 4, 5, 7)))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_formatter(NullFormatter())
 

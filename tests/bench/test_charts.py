@@ -43,16 +43,21 @@ def test_ratios(tmp_path: Path, figures: list[Figure]):
 
 def test_growth(tmp_path: Path, figures: list[Figure]):
     rows = [
-        described(point.case) | {"axis": point.axis, "value": point.value, "us_per_token": {"sstkern": 1.0 + point.value, "torch": 2.0}}
+        described(point.case)
+        | {"axis": point.axis, "value": point.value, "us_per_token": {"sstkern": 1.0 + point.value, "torch": 2.0}, "discarded": None}
         for point in growth.points(1, ["LSTM", "GRU"], ["inference"])
     ]
+    rows[0]["discarded"] = "why"
     paths = charts.growth(rows, tmp_path)
     assert [path.name for path in paths] == ["growth-lstm-inference.png", "growth-gru-inference.png"]
     assert all(map(is_png, paths))
     steps, *_, threads = figures[0].axes
     assert (steps.get_xlabel(), threads.get_xlabel()) == ("time steps", "threads")
     assert list(steps.lines[0].get_ydata()) == [1 + value for value in growth.SWEEPS["steps"]]
-    assert [line.get_label() for line in steps.lines] == ["sstkern, full", "sstkern, sst2", "torch, full", "torch, sst2"]
+    labels = [line.get_label() for line in steps.lines if not line.get_label().startswith("_")]
+    assert labels == ["sstkern, full", "sstkern, sst2", "torch, full", "torch, sst2"]
+    hollow = [list(line.get_xdata()) for line in steps.lines if line.get_markerfacecolor() == "white" and len(line.get_xdata())]
+    assert hollow == [[growth.SWEEPS["steps"][0]]] * 2  # ours and torch's
 
 
 def test_memory(tmp_path: Path, figures: list[Figure]):

@@ -35,7 +35,15 @@ def test_a_small_run_prints_tables_and_leaves_files(tmp_path: Path):
 def test_growth_and_memory_run_instead_of_the_cases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     points = [Point(axis, BASE, 1) for axis in growth.AXES]
     monkeypatch.setattr(growth, "points", lambda *arguments: points)
-    row = {"axis": "steps", "value": 10, "cell": "LSTM", "phase": "inference", "lengths": "full", "us_per_token": {"sstkern": 1.0}}
+    row = {
+        "axis": "steps",
+        "value": 10,
+        "cell": "LSTM",
+        "phase": "inference",
+        "lengths": "full",
+        "us_per_token": {"sstkern": 1.0},
+        "discarded": None,
+    }
     monkeypatch.setattr(growth, "measure", lambda point, seconds: row | {"axis": point.axis})
     monkeypatch.setattr(memory, "_in_a_process", lambda case, threads, engine: 3 * 2**20)
     result = call("--growth", "--memory", "--cell", "lstm", "--shape", "2,3,4", "--lengths", "full", "--output", tmp_path)
