@@ -94,15 +94,16 @@ class Case:
     @property
     def weight_bytes(self) -> int:
         """weight_ih and weight_hh."""
-        return 2 * self._matrix_bytes
+        return 2 * self.recurrent_bytes
 
     @property
     def streamed_bytes(self) -> int:
         """Weights that one sequence must read: weight_ih once for all steps, weight_hh at each of them; backward reads both again."""
-        return self._matrix_bytes * (1 + self.steps) * (2 if self.training else 1)
+        return self.recurrent_bytes * (1 + self.steps) * (2 if self.training else 1)
 
     @property
-    def _matrix_bytes(self) -> int:
+    def recurrent_bytes(self) -> int:
+        """weight_hh, as large as weight_ih."""
         return _GATES[self.cell] * self.size * self.size * self.torch_dtype.itemsize
 
 

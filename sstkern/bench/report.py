@@ -17,7 +17,7 @@ Row = dict[str, Any]
 COMPUTE_BOUND = 0.7
 """A best peer above this share of the multiply-add peak leaves little to gain."""
 _CASE = ("cell", "batch", "steps", "size", "phase", "lengths", "dtype")
-_FIGURES = ("tokens", "gflop", "best_peer", "ratio", "gflops", "peak_share", "peer_peak_share", "bandwidth_share", "discarded")
+_FIGURES = ("tokens", "gflop", "best_peer", "ratio", "spread", "gflops", "peak_share", "peer_peak_share", "bandwidth_share", "discarded")
 
 
 def figures(timing: Timing, difference: float, notes: Mapping[str, float]) -> dict[str, float]:
@@ -34,7 +34,7 @@ def figures(timing: Timing, difference: float, notes: Mapping[str, float]) -> di
 
 
 def row(case: Case, engines: Mapping[str, dict], left_out: Mapping[str, str], bandwidth: float | None) -> Row:
-    """bandwidth: GB/s that reading the weights can have. The shares of the peak are added by `add`, which knows it."""
+    """A row but for the shares of the peak, which `add` knows. bandwidth: GB/s at which weights can be read, if that matters."""
     times = {name: found["ms"] for name, found in engines.items()}
     ours = times.get(OURS)
     best = min(times.keys() - {OURS}, key=times.__getitem__, default=None)
@@ -47,6 +47,7 @@ def row(case: Case, engines: Mapping[str, dict], left_out: Mapping[str, str], ba
         "left_out": dict(left_out),
         "best_peer": best,
         "ratio": times[best] / ours if ours and best else None,
+        "spread": max(engines[name]["spread"] for name in (OURS, best)) if ours and best else None,
         "gflops": case.flops / ours / 1e6 if ours else None,
         "bandwidth_share": case.streamed_bytes / ours / 1e6 / bandwidth if ours and bandwidth else None,
         "discarded": _discarded(engines, disturbed),
@@ -159,17 +160,31 @@ def _cases_table(rows: list[Row]) -> Any:
     from rich.table import Table
 
     names = list(dict.fromkeys(name for row in rows for name in row["engines"]))
-    table = Table(title="milliseconds of one call; GFLOP/s, % of peak and of bandwidth are ours", title_justify="left")
+    table = Table(
+        title="milliseconds of one call; spread of the ratio's two figures; GFLOP/s, % of peak and of bandwidth are ours",
+        title_justify="left",
+    )
     for name in ("cell", "B,T,H", "phase", "lengths", "dtype"):
         table.add_column(name, no_wrap=True)
-    for name in (*names, "peer / ours", "GFLOP/s", "% peak", "% bandwidth"):
+    for name in (*names, "peer / ours", "% spread", "GFLOP/s", "% peak", "% bandwidth"):
         table.add_column(name.replace("torch_", "torch\n").replace(" ", "\n"), justify="right")
     for row in rows:
         times = [_number(row["engines"].get(name, {}).get("ms"), ".3f") for name in names]
         ratio = _number(row["ratio"], ".2f") + ("*" if row["discarded"] else "")
-        shares = [_number(row["peak_share"], ".0%"), _number(row["bandwidth_share"], ".0%")]
+        shares = [_number(row[name], ".0%") for name in ("peak_share", "bandwidth_share")]
         shape = f"{row['batch']},{row['steps']},{row['size']}"
-        table.add_row(row["cell"], shape, row["phase"], row["lengths"], row["dtype"], *times, ratio, _number(row["gflops"], ".1f"), *shares)
+        table.add_row(
+            row["cell"],
+            shape,
+            row["phase"],
+            row["lengths"],
+            row["dtype"],
+            *times,
+            ratio,
+            _number(row["spread"], ".0%"),
+            _number(row["gflops"], ".1f"),
+            *shares,
+        )
     return table
 
 

@@ -21,7 +21,7 @@ def measure(case: Case, engines: Sequence[Engine], threads: int, seconds: float)
         timings = timing.compare({name: one.block for name, one in prepared.items()}, seconds) if prepared else {}
         notes = {name: one.notes for name, one in prepared.items()}
     taken = {name: report.figures(timings[name], differences[name], notes[name]) for name in timings}
-    return report.row(case, taken, left_out, machine.bandwidth(case.weight_bytes, threads) if case.batch == 1 else None)
+    return report.row(case, taken, left_out, machine.bandwidth(case.recurrent_bytes, threads) if case.batch == 1 else None)
 
 
 def run(cases: Sequence[Case], engines: Sequence[Engine], threads: int, seconds: float, folder: Path, tell: Tell) -> dict:

@@ -20,6 +20,7 @@ def test_flops_and_bytes_of_full_sequences(cell: str, gates: int):
     assert case.flops == 15 * gates * 2 * (8 + 8) * 8
     assert Case(cell, 3, 5, 8, training=True).flops == 3 * case.flops
     assert case.weight_bytes == 4 * gates * (8 + 8) * 8
+    assert case.recurrent_bytes == case.weight_bytes / 2
     assert case.streamed_bytes == 4 * gates * 8 * 8 * (1 + 5)
     assert Case(cell, 3, 5, 8, training=True).streamed_bytes == 2 * case.streamed_bytes
     assert Case(cell, 3, 5, 8, dtype="bfloat16").weight_bytes == case.weight_bytes / 2

@@ -72,6 +72,13 @@ def test_ours_is_timed_on_the_c_engine_and_the_reference_is_not_it():
     assert cpu_runs()["forward"] == before + 1
 
 
+def test_without_the_extension_ours_is_not_the_slow_engine_in_its_place(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("sstkern.engines.extension_problem", lambda: "it is not built")
+    with peers.ready(Problem.of(Case("LSTM", 2, 3, 4), 1), peers.ENGINES[:2]) as (prepared, _, left_out):
+        assert list(prepared) == ["torch"]
+        assert left_out == {"sstkern": "failed: RuntimeError: backend: 'cpu' cannot run here: it is not built"}
+
+
 def test_onednn_is_off_for_one_engine_only_while_it_runs():
     seen = []
     prepared = peers.torch_without_onednn(Problem.of(Case("LSTM", 2, 3, 4), 1))

@@ -62,6 +62,11 @@ def test_a_row_counts_the_best_peer_the_flops_and_the_shares():
     }
 
 
+def test_the_spread_is_the_larger_one_of_the_ratio_s_figures():
+    spread = {name: taken(ms) | {"spread": spread} for name, ms, spread in (("sstkern", 1, 0.02), ("torch", 2, 0.03), ("openvino", 3, 0.5))}
+    assert report.row(Case("GRU", 2, 3, 4), spread, {}, None)["spread"] == 0.03
+
+
 def test_what_is_not_known_is_none():
     case = Case("GRU", 2, 3, 4)
     alone, absent = reported(row(case, sstkern=2.0), row(case, torch=2.0))["rows"]
@@ -152,7 +157,7 @@ def test_the_tables_name_what_is_missing_and_what_is_discarded():
         console.print(part)
     text = console.file.getvalue()
     lines = [line.replace("│", " ").split() for line in text.splitlines() if "2,3,4" in line and line.startswith("│")]
-    assert lines[0] == ["LSTM", "2,3,4", "inference", "full", "float32", "2.000", "5.000", "2.50", "0.0", "-", "-"]
+    assert lines[0] == ["LSTM", "2,3,4", "inference", "full", "float32", "2.000", "5.000", "2.50", "0%", "0.0", "-", "-"]
     assert "2.00*" in lines[1]
     assert "* discarded: LSTM 2,3,4 inference full float32: torch 5 ms alone, 4 ms among the others" in text
     assert "left out of 1 cases: openvino: not there" in text

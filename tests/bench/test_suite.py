@@ -14,7 +14,7 @@ OURS_AND_TORCH = peers.ENGINES[:2]
 
 def test_a_run_measures_and_writes_every_case(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(machine, "peak", lambda: 100.0)
-    monkeypatch.setattr(machine, "bandwidth", lambda size, threads: {(4 * 4 * 4 * 8, 1): 10.0}[size, threads])
+    monkeypatch.setattr(machine, "bandwidth", lambda size, threads: {(4 * 4 * 4 * 4, 1): 10.0}[size, threads])
     told, written = [], []
 
     def tell(case: Case) -> None:
