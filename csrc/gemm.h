@@ -1,4 +1,7 @@
-// The matrix product under the time loop: a few rows times a packed panel of the recurrent weights.
+// The matrix products under the time loop and around it: a few rows at a time times packed panels of a matrix.
+//
+// Every element is a sum in an order that depends on nothing but the product's depth: a row's result has the same bits whatever the
+// other rows are.
 #pragma once
 
 #include "vec.h"
@@ -6,115 +9,209 @@
 namespace sstkern {
 namespace SSTKERN_LEVEL {
 
-// Accumulators that fit the register file beside one row of the panel: 24 of 32 registers, 12 of 16.
+// Accumulators that fit the register file beside one row of the panel and a factor: 24 of 32 registers, 12 of 16.
 constexpr int kAccumulators = SSTKERN_VECTOR_REGISTERS == 32 ? 24 : 12;
+
+// Vectors of a row of a tile, of which a panel of `columns` has a whole number.
+constexpr int tile_columns(int columns) { return SSTKERN_VECTOR_REGISTERS == 16 ? 2 : columns % 4 == 0 ? 4 : 3; }
 
 template <int Columns>
 constexpr int kTileRows = kAccumulators / Columns;
-
-// Calls f.template run<R>() with R = rows, 1 <= rows <= R.
-template <int R, class F>
-inline void with_rows(int64_t rows, const F& f) {
-  if (rows == R) {
-    f.template run<R>();
-  } else if constexpr (R > 1) {
-    with_rows<R - 1>(rows, f);
-  }
-}
 
 // Products are added up in runs of this many and the runs' sums then among themselves: a single chain of H additions is less accurate
 // than torch's matrix product.
 constexpr int64_t kRun = 64;
 
-// sum[r][c] += sum over k of row_r[k] * panel[k][c]; `row` gives the address of row r's element 0.
-template <class T, int R, int Columns, class Row>
-inline void multiply(Vec<T> (&sum)[R][Columns], const Row& row, int64_t depth, const T* panel) {
-  const T* rows[R];
+// What sums start from: the same vectors for every row, or (null) what they hold.
+template <class T>
+using Start = const Vec<T>*;
+
+// sums[r][c] = start + sum over k of rows[r][k] * panel[k][c], for `count` products in each of `Runs` runs at once. A function of its
+// own: where GCC inlines it, the callers' variables push accumulators out of their registers, and products take 2.4 times as long.
+template <class T, int R, int Columns, int Runs>
+__attribute__((noinline)) void add_runs(Vec<T>* sums, int64_t stride, const T* const (&rows)[R], int64_t count, const T* panel,
+                                        Start<T> start) {
+  constexpr int width = Simd<T>::width;
+  Vec<T> local[Runs][R][Columns];
 #pragma GCC unroll 32
-  for (int r = 0; r < R; ++r) rows[r] = row(r);
-  for (int64_t begin = 0; begin < depth; begin += kRun) {
-    const int64_t end = depth - begin < kRun ? depth : begin + kRun;
-    Vec<T> local[R][Columns]{};  // registers: `sum` itself is indexed at run time by the callers' epilogues
-    for (int64_t k = begin; k < end; ++k, panel += Columns * Simd<T>::width) {
-      Vec<T> weight[Columns];
-#pragma GCC unroll 32
-      for (int c = 0; c < Columns; ++c) weight[c] = load(panel + c * Simd<T>::width);
-#pragma GCC unroll 32
-      for (int r = 0; r < R; ++r) {
-        const Vec<T> value = broadcast<T>(rows[r][k]);
-#pragma GCC unroll 32
-        for (int c = 0; c < Columns; ++c) local[r][c] += value * weight[c];
-      }
-    }
+  for (int run = 0; run < Runs; ++run)
 #pragma GCC unroll 32
     for (int r = 0; r < R; ++r)
 #pragma GCC unroll 32
-      for (int c = 0; c < Columns; ++c) sum[r][c] += local[r][c];
+      for (int c = 0; c < Columns; ++c) local[run][r][c] = Vec<T>{};
+  for (int64_t k = 0; k < count; ++k, panel += Columns * width)
+#pragma GCC unroll 32
+    for (int run = 0; run < Runs; ++run) {
+      Vec<T> weight[Columns];
+#pragma GCC unroll 32
+      for (int c = 0; c < Columns; ++c) weight[c] = load(panel + (run * kRun * Columns + c) * width);
+#pragma GCC unroll 32
+      for (int r = 0; r < R; ++r) {
+        const Vec<T> value = broadcast<T>(rows[r][run * kRun + k]);
+#pragma GCC unroll 32
+        for (int c = 0; c < Columns; ++c) local[run][r][c] += value * weight[c];
+      }
+    }
+  const Vec<T>* from = start ? start : sums;
+  const int64_t from_stride = start ? 0 : stride;
+#pragma GCC unroll 32
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 32
+    for (int c = 0; c < Columns; ++c) {
+      Vec<T> sum = from[r * from_stride + c];
+#pragma GCC unroll 32
+      for (int run = 0; run < Runs; ++run) sum += local[run][r][c];
+      sums[r * stride + c] = sum;
+    }
+}
+
+template <class T, int R, int Columns, int Runs>
+inline void multiply(Vec<T>* sums, int64_t stride, const T* (&rows)[R], int64_t depth, const T* panel, Start<T> start) {
+  while (depth >= (Runs == 1 ? 1 : Runs * kRun)) {
+    const int64_t count = depth < kRun ? depth : kRun, done = Runs == 1 ? count : Runs * kRun;
+    add_runs<T, R, Columns, Runs>(sums, stride, rows, count, panel, start);
+    start = nullptr;
+#pragma GCC unroll 32
+    for (int r = 0; r < R; ++r) rows[r] += done;
+    panel += done * Columns * Simd<T>::width;
+    depth -= done;
+  }
+  if constexpr (Runs > 1) multiply<T, R, Columns, Runs / 2>(sums, stride, rows, depth, panel, start);
+}
+
+// Eight sums in progress hide what a multiply-add takes; a tile of few rows has them from several runs.
+constexpr int runs_at_once(int accumulators) { return accumulators <= 2 ? 4 : accumulators <= 4 ? 2 : 1; }
+
+// One tile of `count` <= R rows, of which row(r) gives the address. sums has `stride` vectors a row.
+template <class T, int Columns, int R, class Row>
+inline void tile_product(Vec<T>* sums, int64_t stride, int64_t count, const Row& row, int64_t depth, const T* panel, Start<T> start) {
+  if (count < R) {
+    if constexpr (R > 1) tile_product<T, Columns, R - 1>(sums, stride, count, row, depth, panel, start);
+    return;
+  }
+  const T* rows[R];
+#pragma GCC unroll 32
+  for (int r = 0; r < R; ++r) rows[r] = row(r);
+  multiply<T, R, Columns, runs_at_once(R * Columns)>(sums, stride, rows, depth, panel, start);
+}
+
+// sums[r][c] = start + sum over k of row_r[k] * panel[k][c], for any number of rows in tiles of about equal height.
+template <class T, int Columns, class Row>
+inline void product(Vec<T>* sums, int64_t stride, int64_t count, const Row& row, int64_t depth, const T* panel, Start<T> start) {
+  if (depth == 0 && start)
+    for (int64_t r = 0; r < count; ++r)
+      for (int c = 0; c < Columns; ++c) sums[r * stride + c] = start[c];
+  constexpr int most = kTileRows<Columns>;
+  for (int64_t tiles = (count + most - 1) / most, first = 0; tiles > 0; --tiles) {
+    const int64_t height = (count - first + tiles - 1) / tiles;
+    tile_product<T, Columns, most>(sums + first * stride, stride, height, [&](int64_t r) { return row(first + r); }, depth, panel, start);
+    first += height;
   }
 }
 
-// A plain product's panel: kPlainColumns vectors of neighbouring columns.
-constexpr int kPlainColumns = 4;
+// Rows that a panel is used for before the next: their sums, and what they are made from, stay in the first cache.
+constexpr int64_t kBlockRows = 24;
+
+// Writes column c of a tile's panel: to[k * Columns * width] holds matrix(k, lane) = from[lane * lane_stride + k * depth_stride].
+template <class T, int Columns>
+inline void pack_column(const T* from, int64_t depth, int64_t lanes, int64_t depth_stride, int64_t lane_stride, T* to) {
+  constexpr int width = Simd<T>::width;
+  int64_t k = 0;
+  if (lanes >= width && depth_stride == 1)
+    for (; k + width <= depth; k += width) {
+      Vec<T> square[width];
+#pragma GCC unroll 16
+      for (int i = 0; i < width; ++i) square[i] = load(from + i * lane_stride + k);
+      transpose<T>(square);
+#pragma GCC unroll 16
+      for (int i = 0; i < width; ++i) store(to + (k + i) * Columns * width, square[i]);
+    }
+  if (lanes >= width && lane_stride == 1)
+    for (; k < depth; ++k) store(to + k * Columns * width, load(from + k * depth_stride));
+  for (; k < depth; ++k)
+    for (int lane = 0; lane < width; ++lane)
+      to[k * Columns * width + lane] = lane < lanes ? from[lane * lane_stride + k * depth_stride] : T(0);
+}
+
+// A plain product's panel: one tile of neighbouring columns.
+constexpr int kPlainColumns = tile_columns(4);
+
+template <class T>
+constexpr int64_t kPlainPanel = kPlainColumns * Simd<T>::width;
 
 template <class T>
 inline int64_t plain_panels(int64_t columns) {
-  const int64_t panel = kPlainColumns * Simd<T>::width;
-  return (columns + panel - 1) / panel;
+  return (columns + kPlainPanel<T> - 1) / kPlainPanel<T>;
 }
 
 template <class T>
 inline int64_t plain_packed_size(int64_t depth, int64_t columns) {
-  return plain_panels<T>(columns) * kPlainColumns * Simd<T>::width * depth;
+  return plain_panels<T>(columns) * kPlainPanel<T> * depth;
 }
 
-// matrix(k, column) = from[k * depth_stride + column * column_stride], zero past `columns`.
+// Packs panels begin..end-1 of matrix(k, column) = from[k * depth_stride + column * column_stride], zero past `columns`.
 template <class T>
-inline void pack_plain(const T* from, int64_t depth, int64_t columns, int64_t depth_stride, int64_t column_stride, T* packed) {
-  const int64_t panel_columns = kPlainColumns * Simd<T>::width;
-  for (int64_t panel = 0; panel < plain_panels<T>(columns); ++panel)
-    for (int64_t k = 0; k < depth; ++k)
-      for (int64_t c = 0; c < panel_columns; ++c) {
-        const int64_t column = panel * panel_columns + c;
-        *packed++ = column < columns ? from[k * depth_stride + column * column_stride] : T(0);
-      }
+inline void pack_plain(const T* from, int64_t depth, int64_t columns, int64_t depth_stride, int64_t column_stride, int64_t begin,
+                       int64_t end, T* packed) {
+  for (int64_t panel = begin; panel < end; ++panel)
+    for (int c = 0; c < kPlainColumns; ++c) {
+      const int64_t column = panel * kPlainPanel<T> + c * Simd<T>::width;
+      pack_column<T, kPlainColumns>(from + column * column_stride, depth, columns - column, depth_stride, column_stride,
+                                    packed + (panel - begin) * kPlainPanel<T> * depth + c * Simd<T>::width);
+    }
 }
 
-// out_r[column] = (accumulate ? out_r[column] : 0) + sum over k of in_r[k] * matrix(k, column), for `count` rows.
-template <class T, class In, class Out>
-struct PlainTile {
-  const In& in;
-  const Out& out;
-  int64_t first, depth, columns, panel;
-  const T* packed;
-  bool accumulate;
-
-  template <int R>
-  void run() const {
-    constexpr int width = Simd<T>::width;
-    const int64_t begin = panel * kPlainColumns * width;
-    Vec<T> sum[R][kPlainColumns];
-    for (int r = 0; r < R; ++r)
-      for (int c = 0; c < kPlainColumns; ++c) {
-        const int64_t column = begin + c * width;
-        sum[r][c] = accumulate && column < columns ? load(out(first + r) + column, columns - column) : Vec<T>{};
-      }
-    multiply<T, R, kPlainColumns>(sum, [&](int r) { return in(first + r); }, depth, packed + begin * depth);
-    for (int r = 0; r < R; ++r)
-      for (int c = 0; c < kPlainColumns; ++c) {
-        const int64_t column = begin + c * width;
-        if (column < columns) store(out(first + r) + column, sum[r][c], columns - column);
-      }
-  }
-};
-
-template <class T, class In, class Out>
-inline void plain_product(const In& in, const Out& out, int64_t count, int64_t depth, int64_t columns, const T* packed, bool accumulate) {
-  constexpr int rows = kTileRows<kPlainColumns>;
-  for (int64_t panel = 0; panel < plain_panels<T>(columns); ++panel)
-    for (int64_t first = 0; first < count; first += rows) {
-      const int64_t left = count - first;
-      with_rows<rows>(left < rows ? left : rows, PlainTile<T, In, Out>{in, out, first, depth, columns, panel, packed, accumulate});
+// sums[r][c] = out_r[c], zero past `columns` columns; and back.
+template <class T, class Out>
+inline void load_sums(Vec<T>* sums, int64_t rows, const Out& out, int64_t columns) {
+  constexpr int width = Simd<T>::width;
+  if (columns >= kPlainPanel<T>) {
+    for (int64_t r = 0; r < rows; ++r, sums += kPlainColumns) {
+      const T* const from = out(r);
+#pragma GCC unroll 4
+      for (int c = 0; c < kPlainColumns; ++c) sums[c] = load(from + c * width);
     }
+    return;
+  }
+  for (int64_t r = 0; r < rows; ++r)
+    for (int c = 0; c < kPlainColumns; ++c)
+      sums[r * kPlainColumns + c] = c * width < columns ? load(out(r) + c * width, columns - c * width) : Vec<T>{};
+}
+
+template <class T, class Out>
+inline void store_sums(const Vec<T>* sums, int64_t rows, const Out& out, int64_t columns) {
+  constexpr int width = Simd<T>::width;
+  if (columns >= kPlainPanel<T>) {
+    for (int64_t r = 0; r < rows; ++r, sums += kPlainColumns) {
+      T* const to = out(r);
+#pragma GCC unroll 4
+      for (int c = 0; c < kPlainColumns; ++c) store(to + c * width, sums[c]);
+    }
+    return;
+  }
+  for (int64_t r = 0; r < rows; ++r)
+    for (int c = 0; c < kPlainColumns; ++c)
+      if (c * width < columns) store(out(r) + c * width, sums[r * kPlainColumns + c], columns - c * width);
+}
+
+// out_r[column] = (accumulate ? out_r[column] : 0) + sum over k of in_r[k] * matrix(k, column), for `count` rows and the columns of
+// panels begin..end-1.
+template <class T, class In, class Out>
+inline void plain_product(const In& in, const Out& out, int64_t count, int64_t depth, int64_t columns, int64_t begin, int64_t end,
+                          const T* packed, bool accumulate) {
+  constexpr Vec<T> zero[kPlainColumns]{};
+  Vec<T> sums[kBlockRows * kPlainColumns];
+  for (int64_t first = 0; first < count; first += kBlockRows) {
+    const int64_t rows = count - first < kBlockRows ? count - first : kBlockRows;
+    for (int64_t panel = begin; panel < end; ++panel) {
+      const int64_t column = panel * kPlainPanel<T>;
+      const auto to = [&](int64_t r) { return out(first + r) + column; };
+      if (accumulate) load_sums<T>(sums, rows, to, columns - column);
+      product<T, kPlainColumns>(
+          sums, kPlainColumns, rows, [&](int64_t r) { return in(first + r); }, depth, packed + column * depth, accumulate ? nullptr : zero);
+      store_sums<T>(sums, rows, to, columns - column);
+    }
+  }
 }
 
 }  // namespace SSTKERN_LEVEL

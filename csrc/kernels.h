@@ -16,6 +16,18 @@ struct Schedule {
   const int64_t* length;  // by position
 };
 
+// Where threads that share a time step meet (team.h).
+class Barrier;
+void wait(Barrier&);
+
+// What one thread runs: some positions of the batch through all time steps and, where `parts` threads share these positions, its part of
+// the hidden units.
+struct Share {
+  int64_t first, count;  // positions
+  int64_t part, parts;
+  Barrier* barrier;  // of those threads, or null where there is one
+};
+
 // What the forward and the backward of one direction of a layer share. H = hidden_size, P = output_size (proj_size, or H).
 template <class T>
 struct Recurrence {
@@ -29,21 +41,37 @@ struct Recurrence {
 
 template <class T>
 struct Forward : Recurrence<T> {
-  const T* weight_hh;  // packed by pack_recurrent
-  const T* weight_hr;  // packed by pack_plain as (H, P), or null
-  const T* bias_hh;    // gates * H, or null
-  T* output;           // rows past a length are set to zero
-  T* h_n;              // (B, P)
-  T* states_n;         // (B, states * H)
-  T* gates;            // (rows, gates * H): in, the input projection; out, the activated gates
-  // With save_for_backward: by row, to keep; without: by position, overwritten every step.
+  const T* x;  // element (t, b, i) is at t * x_step + b * x_row + i
+  int64_t input_size, x_step, x_row;
+  // (gates * H, I) and (gates * H, P), and both packed by pack_units, or null: a panel is then packed when it is needed.
+  const T *weight_ih, *weight_hh, *packed_ih, *packed_hh;
+  const T *bias_ih, *bias_hh;  // gates * H, or null
+  const T* weight_hr;          // packed by pack_plain as (H, P), or null
+  T* output;                   // rows past a length are set to zero
+  T* h_n;                      // (B, P)
+  T* states_n;                 // (B, states * H)
   bool save_for_backward;
-  T* extras;  // (., (states + extras) * H)
-  T* hidden;  // (., H): what the projection reads, or null
+  T* gates;             // to keep, by row: (rows, gates * H), activated; or null
+  T* extras;            // (., (states + extras) * H): by row to keep, or by position and overwritten every step
+  T* hidden;            // (., H), likewise: what the projection reads, or null
+  int64_t chunk_steps;  // time steps whose input projection is made at once
+};
+
+// A thread's own memory.
+template <class T>
+struct ForwardRow;
+template <class T>
+struct ForwardWork {
+  ForwardRow<T>* rows;  // for each of its positions
+  const T** chunk_x;    // for each of its positions at each time step of a chunk
+  T** chunk_gates;      // likewise
+  T* gates;             // (chunk_steps, positions, gates * H) where none are saved
+  T* panels;            // room for `panels_at_once` packed panels of either weight
 };
 
 template <class T>
 struct Backward : Recurrence<T> {
+  bool needs_dh0;        // without it dh is not meant for anybody in the end, and no product makes it
   const T* weight_hh;    // packed by pack_plain as (gates * H, P)
   const T* weight_hr;    // packed by pack_plain as (P, H), or null
   const T* output;       // the forward's output
@@ -56,6 +84,14 @@ struct Backward : Recurrence<T> {
   T* dhidden;   // (B, H) by position: working memory of a projection, or null
   T* dh;        // (B, P): in, gradient of h_n; out, gradient of h0
   T* dstates;   // (B, states * H): likewise
+};
+
+// A weight whose gradient is wanted.
+template <class T>
+struct WeightGradient {
+  const T* const* right;  // for every row, the `columns` elements that the weight was multiplied with
+  int64_t columns;
+  T* out;  // (., columns)
 };
 
 // The addresses of one position at one time step.
@@ -75,13 +111,26 @@ template <class T>
 struct Kernels {
   int gates, states, extras;
   bool same_gate_gradients, projects;
-  int64_t (*recurrent_packed_size)(int64_t hidden_size, int64_t output_size);
-  void (*pack_recurrent)(const T* weight_hh, int64_t hidden_size, int64_t output_size, T* packed);
+  int panels_at_once;
+  // A panel holds the weights of some neighbouring hidden units; packed_panel is its size for a weight of `depth` columns. What packs
+  // writes panel `begin` first.
+  int64_t (*unit_panels)(int64_t hidden_size);
+  int64_t (*packed_panel)(int64_t depth);
+  void (*pack_units)(const T* weight, int64_t hidden_size, int64_t depth, int64_t begin, int64_t end, T* packed);
+  // A panel holds some neighbouring columns of a matrix.
+  int64_t (*plain_panels)(int64_t columns);
   int64_t (*plain_packed_size)(int64_t depth, int64_t columns);
-  void (*pack_plain)(const T* from, int64_t depth, int64_t columns, int64_t depth_stride, int64_t column_stride, T* packed);
-  // Run positions first..first+count-1 through all time steps; `rows` is working memory for `count` rows.
-  void (*forward)(const Forward<T>&, int64_t first, int64_t count, ForwardRow<T>* rows);
-  void (*backward)(const Backward<T>&, int64_t first, int64_t count, BackwardRow<T>* rows);
+  void (*pack_plain)(const T* from, int64_t depth, int64_t columns, int64_t depth_stride, int64_t column_stride, int64_t begin, int64_t end,
+                     T* packed);
+  void (*forward)(const Forward<T>&, const Share&, const ForwardWork<T>&);
+  void (*backward)(const Backward<T>&, const Share&, BackwardRow<T>* rows);
+  // out[i] = (accumulate ? out[i] : 0) + in[i] * matrix, for `count` rows and a matrix packed by pack_plain.
+  void (*rows_product)(const T* const* in, T* const* out, int64_t count, int64_t depth, int64_t columns, const T* packed, bool accumulate);
+  // For each of `count` weights: out[g][c] = sum over rows r of left[r * left_size + g] * right[r][c], for g in begin..end-1. `work` has
+  // gradient_work elements.
+  int64_t (*gradient_work)(const WeightGradient<T>* weights, int64_t count);
+  void (*weight_gradients)(const T* left, int64_t left_size, int64_t rows, const WeightGradient<T>* weights, int64_t count, int64_t begin,
+                           int64_t end, T* work);
 };
 
 enum class Cell { lstm, gru, rnn_tanh, rnn_relu };

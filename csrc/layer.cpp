@@ -3,20 +3,19 @@
 #include <pthread.h>
 
 #include <ATen/Parallel.h>
-#include <ATen/ops/addmm.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/mm.h>
 #include <ATen/ops/sum.h>
 #include <ATen/ops/zeros.h>
 
 #include <algorithm>
 #include <atomic>
+#include <memory>
 #include <mutex>
-#include <numeric>
 #include <string>
 
 #include "capability.h"
 #include "schedule.h"
+#include "team.h"
 
 namespace sstkern {
 
@@ -24,8 +23,16 @@ namespace {
 
 std::atomic<int64_t> forward_runs{0}, backward_runs{0}, latest_threads{0};
 
-// Multiply-adds a thread should have in the time loop at least: waking one costs about as long as this many take.
+// Multiply-adds a thread should have at least: waking one costs about as long as this many take.
 constexpr int64_t kThreadWork = 1 << 17;
+// Multiply-adds a thread should have in a time step at least where others share it: they meet once a step.
+constexpr int64_t kStepWork = 1 << 14;
+// Rows of the batch a thread should have at least where it has them to itself: a tile of the products.
+constexpr int64_t kThreadRows = 6;
+// Rows whose input projection is made at once: as many as share a panel of the weights while it is in the first cache.
+constexpr int64_t kChunkRows = 24;
+// Elements a thread should pack at least.
+constexpr int64_t kPackGrain = 1 << 15;
 
 std::atomic<bool> forked{false};
 [[maybe_unused]] const int fork_noted = pthread_atfork(nullptr, nullptr, [] { forked = true; });
@@ -67,6 +74,10 @@ Cell cell_by_name(std::string_view name) {
 // bfloat16 and float16 are storage only: a call computes in float32.
 at::ScalarType compute_type(at::ScalarType type) { return type == at::kBFloat16 || type == at::kHalf ? at::kFloat : type; }
 
+at::Tensor features_contiguous(const at::Tensor& tensor) {
+  return tensor.size(-1) <= 1 || tensor.stride(-1) == 1 ? tensor : tensor.contiguous();
+}
+
 at::Tensor prepare(const at::Tensor& tensor) { return tensor.to(compute_type(tensor.scalar_type())).contiguous(); }
 
 struct Weights {
@@ -99,7 +110,7 @@ struct Arguments {
       : kernels(kernels_for<T>(cell)),
         size(sizes(x, given, bidirectional, kernels.gates)),
         type(x.scalar_type()),
-        x(x.to(compute_type(type))),
+        x(features_contiguous(x.to(compute_type(type)))),
         schedule(lengths, size.steps, size.batch) {
     const int64_t per_direction = static_cast<int64_t>(given.size()) / size.directions, gates = kernels.gates * size.hidden;
     const bool projected = per_direction == 3 + 2 * has_bias;
@@ -168,43 +179,94 @@ T* write(const at::Tensor& tensor) {
   return tensor.defined() ? tensor.mutable_data_ptr<T>() : nullptr;
 }
 
+// Packs run(begin, end, where panel `begin` starts) of `panels` panels in all threads.
+template <class T, class Run>
+at::Tensor pack(const Arguments<T>& a, int64_t panels, int64_t panel_size, const Run& run) {
+  at::Tensor packed = a.empty({panels * panel_size});
+  T* const to = write<T>(packed);
+  at::parallel_for(0, panels, std::max<int64_t>(1, kPackGrain / std::max<int64_t>(1, panel_size)),
+                   [&](int64_t begin, int64_t end) { run(begin, end, to + begin * panel_size); });
+  return packed;
+}
+
 template <class T>
 at::Tensor pack_plain(const Arguments<T>& a, const at::Tensor& matrix) {
-  const int64_t depth = matrix.size(0), columns = matrix.size(1);
-  at::Tensor packed = a.empty({a.kernels.plain_packed_size(depth, columns)});
-  a.kernels.pack_plain(read<T>(matrix), depth, columns, matrix.stride(0), matrix.stride(1), write<T>(packed));
-  return packed;
+  const int64_t depth = matrix.size(0), columns = matrix.size(1), panels = a.kernels.plain_panels(columns);
+  const int64_t size = a.kernels.plain_packed_size(depth, columns) / std::max<int64_t>(1, panels);
+  return pack(a, panels, size, [&](int64_t begin, int64_t end, T* to) {
+    a.kernels.pack_plain(read<T>(matrix), depth, columns, matrix.stride(0), matrix.stride(1), begin, end, to);
+  });
 }
 
 template <class T>
-at::Tensor pack_recurrent(const Arguments<T>& a, const at::Tensor& weight_hh) {
-  at::Tensor packed = a.empty({a.kernels.recurrent_packed_size(a.size.hidden, a.size.output)});
-  a.kernels.pack_recurrent(read<T>(weight_hh), a.size.hidden, a.size.output, write<T>(packed));
-  return packed;
+at::Tensor pack_units(const Arguments<T>& a, const at::Tensor& weight) {
+  const int64_t depth = weight.size(1);
+  return pack(a, a.kernels.unit_panels(a.size.hidden), a.kernels.packed_panel(depth),
+              [&](int64_t begin, int64_t end, T* to) { a.kernels.pack_units(read<T>(weight), a.size.hidden, depth, begin, end, to); });
 }
 
-// Runs run(direction, first position, count, working memory) over all positions of all directions. Rows of a batch are independent:
-// a thread takes a range of positions through all time steps and waits for nobody.
-template <class Row, class T, class Run>
-void share_among_threads(const Arguments<T>& a, const Run& run) {
-  const int64_t work = a.size.directions * a.schedule.rows() * a.gates() * a.size.output;
-  const int64_t threads = std::clamp<int64_t>(work / kThreadWork, 1, at::in_parallel_region() ? 1 : at::get_num_threads());
-  const std::vector<int64_t> bounds = a.schedule.split(threads / std::gcd(threads, a.size.directions));
-  const int64_t ranges = static_cast<int64_t>(bounds.size()) - 1, tasks = ranges * a.size.directions;
-  std::vector<Row> rows(a.size.directions * a.size.batch);
-  std::atomic<int64_t> took_part{0};
-  const auto run_tasks = [&](int64_t begin, int64_t end) {
-    ++took_part;
-    for (int64_t task = begin; task < end; ++task) {
-      const int64_t direction = task / ranges, first = bounds[task % ranges], count = bounds[task % ranges + 1] - first;
-      run(direction, first, count, rows.data() + direction * a.size.batch + first);
+// How threads share the time loop. Rows of a batch are independent: a thread takes a range of positions through all time steps and waits
+// for nobody. Where that leaves threads without rows, several take the same range, each a part of the hidden units.
+class Plan {
+ public:
+  template <class T>
+  Plan(const Arguments<T>& a, int64_t threads) : directions_(a.size.directions), together_(threads % directions_ == 0 ? directions_ : 1) {
+    const int64_t each = threads / together_;
+    int64_t ranges = std::clamp<int64_t>(a.size.batch / kThreadRows, 1, each);
+    while (each % ranges != 0) --ranges;
+    parts_ = each / ranges;
+    const int64_t step = a.schedule.rows() / std::max<int64_t>(1, a.size.steps) * a.gates() * a.size.output / ranges;
+    if (step < parts_ * kStepWork) {
+      parts_ = 1;
+      ranges = each;
     }
-  };
-  if (threads == 1)
-    run_tasks(0, tasks);
-  else
-    at::parallel_for(0, tasks, 1, run_tasks);
-  latest_threads = took_part.load();
+    bounds_ = a.schedule.split(ranges);
+    for (int64_t i = 0; i < together_ * this->ranges(); ++i) barriers_.push_back(std::make_unique<Barrier>(parts_));
+  }
+
+  int64_t threads() const { return together_ * ranges() * parts_; }
+
+  // Positions of the largest range.
+  int64_t most_rows() const {
+    int64_t most = 1;
+    for (int64_t i = 0; i < ranges(); ++i) most = std::max(most, bounds_[i + 1] - bounds_[i]);
+    return most;
+  }
+
+  // Calls run(direction, share) for what falls to a thread.
+  template <class Run>
+  void run(int64_t thread, const Run& run) const {
+    const int64_t group = thread / parts_, range = group % ranges();
+    Barrier* const barrier = parts_ > 1 ? barriers_[group].get() : nullptr;
+    const Share share{bounds_[range], bounds_[range + 1] - bounds_[range], thread % parts_, parts_, barrier};
+    for (int64_t direction = group / ranges(); direction < directions_; direction += together_) run(direction, share);
+  }
+
+ private:
+  int64_t ranges() const { return static_cast<int64_t>(bounds_.size()) - 1; }
+
+  int64_t directions_, together_, parts_;  // `together_` directions run at once
+  std::vector<int64_t> bounds_;
+  std::vector<std::unique_ptr<Barrier>> barriers_;
+};
+
+template <class T>
+Plan make_plan(const Arguments<T>& a) {
+  const int64_t work = a.size.directions * a.schedule.rows() * a.gates() * a.size.output;
+  return Plan(a, std::clamp<int64_t>(work / kThreadWork, 1, at::in_parallel_region() ? 1 : at::get_num_threads()));
+}
+
+// Runs all of the plan, or, where OpenMP has fewer threads to give, a plan for one.
+template <class T, class Run>
+void run_plan(const Arguments<T>& a, const Plan& plan, const Run& run) {
+  bool complete = false;
+  run_team(plan.threads(), [&](int64_t thread, int64_t threads) {
+    if (threads != plan.threads()) return;
+    if (thread == 0) complete = true;
+    plan.run(thread, run);
+  });
+  latest_threads = complete ? plan.threads() : 1;
+  if (!complete) Plan(a, 1).run(0, run);
 }
 
 template <class T>
@@ -226,33 +288,45 @@ using LayerResult = std::tuple<at::Tensor, std::vector<at::Tensor>, std::vector<
 template <class T>
 LayerResult forward(const Arguments<T>& a, bool save_for_backward) {
   const Sizes& size = a.size;
-  const at::Tensor x = a.schedule.gather(a.x);
   at::Tensor output = a.empty({size.steps, size.batch, size.directions * size.output});
   at::Tensor h_n = a.empty({size.directions, size.batch, size.output});
   at::Tensor states_n = a.empty({size.directions, size.batch, a.states()});
   // Rows for every time step, though only the valid ones are used: a shape that does not depend on the lengths' values.
   const int64_t kept = save_for_backward ? a.all_rows() : size.batch;
+  const Plan plan = make_plan(a);
+  const int64_t chunk_steps = std::max<int64_t>(1, kChunkRows / plan.most_rows());
   std::vector<at::Tensor> saved, packed;
   std::vector<Forward<T>> calls;
+  const auto pack_unless = [&](bool used_once, const at::Tensor& weight) {
+    if (used_once) return static_cast<const T*>(nullptr);
+    packed.push_back(pack_units(a, weight));
+    return read<T>(packed.back());
+  };
   for (int64_t d = 0; d < size.directions; ++d) {
     const Weights& w = a.weights[d];
-    at::Tensor gates = a.empty({a.all_rows(), a.gates()}), extras = a.empty({kept, a.extras()});
-    at::Tensor rows = gates.narrow(0, 0, a.schedule.rows());
-    if (w.bias_ih.defined())
-      at::addmm_out(rows, w.bias_ih, x, w.ih.t());
-    else
-      at::mm_out(rows, x, w.ih.t());
     Forward<T> f{recurrence(a, d)};
-    packed.push_back(pack_recurrent(a, w.hh));
-    f.weight_hh = read<T>(packed.back());
+    f.x = read<T>(a.x);
+    f.input_size = size.input;
+    f.x_step = a.x.stride(0);
+    f.x_row = a.x.stride(1);
+    f.weight_ih = read<T>(w.ih);
+    f.weight_hh = read<T>(w.hh);
+    f.packed_ih = pack_unless(chunk_steps >= size.steps, w.ih);
+    f.packed_hh = pack_unless(size.steps <= 1, w.hh);
+    f.bias_ih = read<T>(w.bias_ih);
     f.bias_hh = read<T>(w.bias_hh);
     f.output = write<T>(output) + d * size.output;
     f.h_n = write<T>(h_n) + d * size.batch * size.output;
     f.states_n = write<T>(states_n) + d * size.batch * a.states();
-    f.gates = write<T>(gates);
-    f.extras = write<T>(extras);
+    f.chunk_steps = chunk_steps;
     f.save_for_backward = save_for_backward;
-    saved.insert(saved.end(), {gates, extras});
+    f.gates = nullptr;
+    if (save_for_backward) {
+      saved.push_back(a.empty({a.all_rows(), a.gates()}));
+      f.gates = write<T>(saved.back());
+    }
+    saved.push_back(a.empty({kept, a.extras()}));
+    f.extras = write<T>(saved.back());
     f.weight_hr = nullptr;
     f.hidden = nullptr;
     if (a.projected()) {
@@ -263,8 +337,15 @@ LayerResult forward(const Arguments<T>& a, bool save_for_backward) {
     }
     calls.push_back(f);
   }
-  share_among_threads<ForwardRow<T>>(a, [&](int64_t direction, int64_t first, int64_t count, ForwardRow<T>* rows) {
-    a.kernels.forward(calls[direction], first, count, rows);
+  run_plan(a, plan, [&](int64_t direction, const Share& share) {
+    const Forward<T>& f = calls[direction];
+    const int64_t rows = chunk_steps * share.count;
+    std::vector<ForwardRow<T>> row_memory(share.count);
+    std::vector<const T*> chunk_x(rows);
+    std::vector<T*> chunk_gates(rows);
+    const int64_t panel = a.kernels.packed_panel(std::max(size.input, size.output)) * a.kernels.panels_at_once;
+    const std::unique_ptr<T[]> gates(f.gates ? nullptr : new T[rows * a.gates()]), panels(new T[f.packed_ih && f.packed_hh ? 0 : panel]);
+    a.kernels.forward(f, share, {row_memory.data(), chunk_x.data(), chunk_gates.data(), gates.get(), panels.get()});
   });
   ++forward_runs;
   if (!save_for_backward) saved.clear();
@@ -287,19 +368,39 @@ struct Wanted {
   bool state(int64_t index) const { return flags[1 + weights + index]; }
 };
 
-// left^T * right for (rows, .) matrices, summed in runs of rows: a single run over (T, B) = (40, 8) had 1.4 times the error of torch.nn,
-// which adds up one product for each time step.
-at::Tensor sum_over_rows(const at::Tensor& left, const at::Tensor& right, int64_t batch) {
-  const int64_t rows = left.size(0), run = std::max<int64_t>(64, batch);
-  at::Tensor sum = at::zeros({left.size(1), right.size(1)}, left.options());
-  for (int64_t begin = 0; begin < rows; begin += run) {
-    const int64_t count = std::min(run, rows - begin);
-    sum.addmm_(left.narrow(0, begin, count).t(), right.narrow(0, begin, count));
-  }
-  return sum;
+// Gradients of weights whose products' gradients are `left` (rows, .).
+template <class T>
+void weight_gradients(const Arguments<T>& a, const at::Tensor& left, const std::vector<WeightGradient<T>>& weights) {
+  const int64_t rows = left.size(0), gates = left.size(1), count = static_cast<int64_t>(weights.size());
+  int64_t columns = 0;
+  for (const WeightGradient<T>& weight : weights) columns += weight.columns;
+  constexpr int64_t block = 24;  // gates: whole tiles, whatever their height
+  const int64_t grain = std::max<int64_t>(1, kThreadWork / std::max<int64_t>(1, block * rows * columns));
+  at::parallel_for(0, (gates + block - 1) / block, grain, [&](int64_t begin, int64_t end) {
+    const std::unique_ptr<T[]> work(new T[a.kernels.gradient_work(weights.data(), count)]);
+    a.kernels.weight_gradients(read<T>(left), gates, rows, weights.data(), count, begin * block, std::min(gates, end * block), work.get());
+  });
 }
 
+// The gradient of x: the gates' gradients of all directions times their input weights, zero in the padding.
 template <class T>
+at::Tensor input_gradient(const Arguments<T>& a, const std::vector<at::Tensor>& dgates) {
+  const Sizes& size = a.size;
+  at::Tensor dx = a.schedule.full() ? a.empty({size.steps, size.batch, size.input}) : a.zeros({size.steps, size.batch, size.input});
+  const std::vector<T*> to = a.schedule.rows_of(write<T>(dx), size.batch * size.input, size.input);
+  for (int64_t d = 0; d < size.directions; ++d) {
+    const at::Tensor packed = pack_plain(a, a.weights[d].ih);
+    const T* const from = read<T>(dgates[d]);
+    const int64_t grain = std::max(kThreadRows, kThreadWork / std::max<int64_t>(1, a.gates() * size.input));
+    at::parallel_for(0, a.schedule.rows(), grain, [&](int64_t begin, int64_t end) {
+      std::vector<const T*> rows(end - begin);
+      for (int64_t r = begin; r < end; ++r) rows[r - begin] = from + r * a.gates();
+      a.kernels.rows_product(rows.data(), to.data() + begin, end - begin, a.gates(), size.input, read<T>(packed), d > 0);
+    });
+  }
+  return dx;
+}
+
 struct BackwardBuffers {
   at::Tensor dgates_x, dgates_h, dh_total, dhidden, weight_hh, weight_hr;
 };
@@ -316,20 +417,23 @@ std::vector<at::Tensor> backward(const Arguments<T>& a, const at::Tensor& given_
   at::Tensor dh = prepare(grad_hx[0]).clone(), dstates;
   if (a.kernels.states) dstates = prepare(grad_hx[1]).clone();
 
-  std::vector<BackwardBuffers<T>> buffers;
+  const Wanted wanted{needs, weights, weights * size.directions};
+  std::vector<BackwardBuffers> buffers;
   std::vector<Backward<T>> calls;
   for (int64_t d = 0; d < size.directions; ++d) {
     const Weights& w = a.weights[d];
-    BackwardBuffers<T> b;
+    BackwardBuffers b;
     b.dgates_x = a.empty({rows, a.gates()});
     b.dgates_h = a.kernels.same_gate_gradients ? b.dgates_x : a.empty({rows, a.gates()});
-    b.weight_hh = pack_plain(a, w.hh);
+    const bool needs_dh0 = wanted.state(0);
+    if (needs_dh0 || size.steps > 1) b.weight_hh = pack_plain(a, w.hh);
     if (a.projected()) {
       b.weight_hr = pack_plain(a, w.hr);
       b.dh_total = a.empty({rows, size.output});
       b.dhidden = a.empty({size.batch, size.hidden});
     }
     Backward<T> f{recurrence(a, d)};
+    f.needs_dh0 = needs_dh0;
     f.weight_hh = read<T>(b.weight_hh);
     f.weight_hr = read<T>(b.weight_hr);
     f.output = read<T>(output) + d * size.output;
@@ -345,38 +449,49 @@ std::vector<at::Tensor> backward(const Arguments<T>& a, const at::Tensor& given_
     buffers.push_back(b);
     calls.push_back(f);
   }
-  share_among_threads<BackwardRow<T>>(a, [&](int64_t direction, int64_t first, int64_t count, BackwardRow<T>* working) {
-    a.kernels.backward(calls[direction], first, count, working);
+  run_plan(a, make_plan(a), [&](int64_t direction, const Share& share) {
+    std::vector<BackwardRow<T>> row_memory(share.count);
+    a.kernels.backward(calls[direction], share, row_memory.data());
   });
   ++backward_runs;
 
   // After the loop every gradient is one matrix product over all valid rows.
-  const Wanted wanted{needs, weights, weights * size.directions};
   std::vector<at::Tensor> gradients;
   if (wanted.x()) {
-    at::Tensor dx = at::mm(buffers[0].dgates_x, a.weights[0].ih);
-    if (size.directions == 2) dx.addmm_(buffers[1].dgates_x, a.weights[1].ih);
-    gradients.push_back(a.schedule.scatter(dx));
+    std::vector<at::Tensor> dgates;
+    for (const BackwardBuffers& b : buffers) dgates.push_back(b.dgates_x);
+    gradients.push_back(input_gradient(a, dgates));
   }
-  at::Tensor x;
+  const auto gradient_like = [&](const at::Tensor& weight, const std::vector<const T*>& right) {
+    gradients.push_back(rows == 0 ? a.zeros(weight.sizes()) : a.empty(weight.sizes()));
+    return WeightGradient<T>{right.data(), weight.size(1), write<T>(gradients.back())};
+  };
+  const std::vector<const T*> x = a.schedule.rows_of(read<T>(a.x), a.x.stride(0), a.x.stride(1));
   for (int64_t d = 0; d < size.directions; ++d) {
-    const BackwardBuffers<T>& b = buffers[d];
+    const BackwardBuffers& b = buffers[d];
+    const Backward<T>& f = calls[d];
     int64_t index = 0;
-    if (wanted.weight(d, index++)) {
-      if (!x.defined()) x = a.schedule.gather(a.x);
-      gradients.push_back(sum_over_rows(b.dgates_x, x, size.batch));
+    const bool ih = wanted.weight(d, index++), hh = wanted.weight(d, index++);
+    std::vector<WeightGradient<T>> of_x, of_h;
+    std::vector<const T*> h_previous;
+    if (ih) of_x.push_back(gradient_like(a.weights[d].ih, x));
+    if (hh) {
+      h_previous = a.schedule.previous_rows_of(f.output, f.output_step, f.output_row, f.h0, size.output, f.reverse);
+      (a.kernels.same_gate_gradients ? of_x : of_h).push_back(gradient_like(a.weights[d].hh, h_previous));
     }
-    if (wanted.weight(d, index++)) {
-      const at::Tensor h_previous = a.schedule.gather_previous(output.narrow(2, d * size.output, size.output), a.h0[d], d == 1);
-      gradients.push_back(sum_over_rows(b.dgates_h, h_previous, size.batch));
-    }
+    if (!of_x.empty()) weight_gradients(a, b.dgates_x, of_x);
+    if (!of_h.empty()) weight_gradients(a, b.dgates_h, of_h);
     if (a.weights[d].bias_ih.defined()) {
       const bool bias_ih = wanted.weight(d, index++), bias_hh = wanted.weight(d, index++);
       if (bias_ih) gradients.push_back(b.dgates_x.sum(0));
       if (bias_hh) gradients.push_back(bias_ih && a.kernels.same_gate_gradients ? gradients.back().clone() : b.dgates_h.sum(0));
     }
-    if (a.projected() && wanted.weight(d, index++))
-      gradients.push_back(sum_over_rows(b.dh_total, saved[d * per_direction + 2].narrow(0, 0, rows), size.batch));
+    if (a.projected() && wanted.weight(d, index++)) {
+      const T* const hidden = read<T>(saved[d * per_direction + 2]);
+      std::vector<const T*> hidden_rows(rows);
+      for (int64_t r = 0; r < rows; ++r) hidden_rows[r] = hidden + r * size.hidden;
+      weight_gradients(a, b.dh_total, {gradient_like(a.weights[d].hr, hidden_rows)});
+    }
   }
   if (wanted.state(0)) gradients.push_back(dh);
   if (a.kernels.states && wanted.state(1)) gradients.push_back(dstates);

@@ -9,6 +9,7 @@
 #include "cells/lstm.h"
 #include "cells/rnn.h"
 #include "gemm.h"
+#include "gradient.h"
 #include "kernels.h"
 
 namespace sstkern {
@@ -37,6 +38,19 @@ inline int64_t active_rows(const Recurrence<T>& r, int64_t t, int64_t first, int
   return active < 0 ? 0 : active < count ? active : count;
 }
 
+// The time step that is visited as number s.
+template <class T>
+inline int64_t time_step(const Recurrence<T>& r, int64_t s) {
+  return r.reverse ? r.schedule.steps - 1 - s : s;
+}
+
+// Where the gates of the share's position i at time step t are, the step of number `step` in its chunk.
+template <class T, class Step>
+inline T* gate_row(const Forward<T>& f, const Share& share, const ForwardWork<T>& work, int64_t step, int64_t t, int64_t i) {
+  const int64_t size = Step::gates * f.hidden_size;
+  return f.gates ? f.gates + (f.schedule.offset[t] + share.first + i) * size : work.gates + (step * share.count + i) * size;
+}
+
 template <class T>
 inline void copy(T* to, const T* from, int64_t count) {
   for (int64_t i = 0; i < count; ++i) to[i] = from[i];
@@ -45,106 +59,241 @@ inline void copy(T* to, const T* from, int64_t count) {
 template <class T, class Step>
 struct Panels {
   static constexpr int columns = Step::gates * Step::unit_blocks;
+  static constexpr int tile = tile_columns(columns);
   static constexpr int units = Step::unit_blocks * Simd<T>::width;
-  static int64_t count(int64_t hidden_size) { return (hidden_size + units - 1) / units; }
+  static constexpr int size = columns * Simd<T>::width;  // of one k
+  // Panels whose steps fill a group where there is one row.
+  static constexpr int at_once = Step::unit_blocks < kGroup ? kGroup / Step::unit_blocks : 1;
+  static_assert(columns % tile == 0 && at_once <= kBlockRows, "a panel is whole tiles, and its sums have room");
 };
 
-// weight_hh (gates * H, P) as panels of [P][unit_blocks][gates][width]; units past H are zero.
 template <class T, class Step>
-inline void pack_recurrent(const T* weight_hh, int64_t hidden_size, int64_t output_size, T* packed) {
+inline int64_t unit_panels(int64_t hidden_size) {
+  return (hidden_size + Panels<T, Step>::units - 1) / Panels<T, Step>::units;
+}
+
+template <class T, class Step>
+inline int64_t packed_panel(int64_t depth) {
+  return Panels<T, Step>::size * depth;
+}
+
+// Packs panels begin..end-1 of a weight (gates * H, depth), each [tile][depth][column of the tile][width]; units past H are zero. Column c
+// of a panel is gate c % gates of its block of units c / gates.
+template <class T, class Step>
+inline void pack_units(const T* weight, int64_t hidden_size, int64_t depth, int64_t begin, int64_t end, T* packed) {
   using Panel = Panels<T, Step>;
-  for (int64_t panel = 0; panel < Panel::count(hidden_size); ++panel)
-    for (int64_t k = 0; k < output_size; ++k)
-      for (int block = 0; block < Step::unit_blocks; ++block)
-        for (int gate = 0; gate < Step::gates; ++gate)
-          for (int lane = 0; lane < Simd<T>::width; ++lane) {
-            const int64_t unit = panel * Panel::units + block * Simd<T>::width + lane;
-            *packed++ = unit < hidden_size ? weight_hh[(gate * hidden_size + unit) * output_size + k] : T(0);
-          }
-}
-
-template <class T, class Step>
-inline int64_t recurrent_packed_size(int64_t hidden_size, int64_t output_size) {
-  return Panels<T, Step>::count(hidden_size) * Panels<T, Step>::columns * Simd<T>::width * output_size;
-}
-
-// R rows x one panel of units: the recurrent product, then the cell's step on what the registers hold.
-template <class T, class Step>
-struct ForwardTile {
-  const Forward<T>& f;
-  const ForwardRow<T>* rows;
-  int64_t panel;
-
-  template <int R>
-  void run() const {
-    using Panel = Panels<T, Step>;
-    constexpr int width = Simd<T>::width;
-    const int64_t hidden_size = f.hidden_size;
-    const int64_t begin = panel * Panel::units;
-    Vec<T> sum[R][Panel::columns];
+  constexpr int width = Simd<T>::width;
+  for (int64_t panel = begin; panel < end; ++panel)
     for (int c = 0; c < Panel::columns; ++c) {
-      const int64_t unit = begin + c / Step::gates * width;
-      const Vec<T> bias =
-          f.bias_hh && unit < hidden_size ? load(f.bias_hh + c % Step::gates * hidden_size + unit, hidden_size - unit) : Vec<T>{};
-      for (int r = 0; r < R; ++r) sum[r][c] = bias;
+      const int64_t unit = panel * Panel::units + c / Step::gates * width;
+      T* const to = packed + (panel - begin) * Panel::size * depth + (c / Panel::tile * Panel::tile * depth + c % Panel::tile) * width;
+      pack_column<T, Panel::tile>(weight + (c % Step::gates * hidden_size + unit) * depth, depth, hidden_size - unit, 1, depth, to);
     }
-    multiply<T, R, Panel::columns>(
-        sum, [this](int r) { return rows[r].h_previous; }, f.output_size, f.weight_hh + panel * Panel::columns * width * f.output_size);
-    for (int r = 0; r < R; ++r)
-      for (int block = 0; block < Step::unit_blocks; ++block) {
-        const int64_t unit = begin + block * width;
-        if (unit < hidden_size) step(rows[r], unit, hidden_size - unit, &sum[r][block * Step::gates]);
-      }
+}
+
+// sums[row][column] = bias + row's product with a panel, for `count` rows.
+template <class T, class Step, class Row>
+inline void panel_sums(Vec<T>* sums, int64_t count, const Row& row, int64_t depth, const T* packed, const T* bias, int64_t hidden_size,
+                       int64_t panel) {
+  using Panel = Panels<T, Step>;
+  constexpr int width = Simd<T>::width;
+  Vec<T> start[Panel::columns];
+  for (int c = 0; c < Panel::columns; ++c) {
+    const int64_t unit = panel * Panel::units + c / Step::gates * width;
+    start[c] = bias && unit < hidden_size ? load(bias + c % Step::gates * hidden_size + unit, hidden_size - unit) : Vec<T>{};
+  }
+  for (int c = 0; c < Panel::columns; c += Panel::tile)
+    product<T, Panel::tile>(sums + c, Panel::columns, count, row, depth, packed + c * width * depth, start + c);
+}
+
+// The part of `count` panels that falls to this thread.
+struct Range {
+  int64_t begin, end;
+};
+
+inline Range my_part(const Share& share, int64_t count) {
+  return {count * share.part / share.parts, count * (share.part + 1) / share.parts};
+}
+
+inline void meet(const Share& share) {
+  if (share.barrier) wait(*share.barrier);
+}
+
+// A weight's packed panel, made now where the call packs none.
+template <class T, class Step>
+inline const T* panel_of(const T* packed, const T* weight, int64_t hidden_size, int64_t depth, int64_t panel, T* room) {
+  if (packed) return packed + panel * packed_panel<T, Step>(depth);
+  pack_units<T, Step>(weight, hidden_size, depth, panel, panel + 1, room);
+  return room;
+}
+
+// Writes a row's sums of a panel, of which `units` units exist; gates are `stride` apart.
+template <class T, class Step>
+inline void store_panel(const Vec<T>* sums, T* to, int64_t stride, int64_t units) {
+  using Panel = Panels<T, Step>;
+  constexpr int width = Simd<T>::width;
+  if (units >= Panel::units) {
+#pragma GCC unroll 8
+    for (int c = 0; c < Panel::columns; ++c) store(to + c % Step::gates * stride + c / Step::gates * width, sums[c]);
+    return;
+  }
+  for (int c = 0; c < Panel::columns; ++c) {
+    const int64_t unit = c / Step::gates * width;
+    if (unit < units) store(to + c % Step::gates * stride + unit, sums[c], units - unit);
+  }
+}
+
+// The input projection of time steps begin..end-1 (in the order they are visited).
+template <class T, class Step>
+inline void project(const Forward<T>& f, const Share& share, const ForwardWork<T>& work, int64_t begin, int64_t end) {
+  using Panel = Panels<T, Step>;
+  int64_t rows = 0;
+  for (int64_t s = begin; s < end; ++s) {
+    const int64_t t = time_step(f, s), active = active_rows(f, t, share.first, share.count);
+    for (int64_t i = 0; i < active; ++i, ++rows) {
+      work.chunk_x[rows] = f.x + t * f.x_step + f.schedule.order[share.first + i] * f.x_row;
+      work.chunk_gates[rows] = gate_row<T, Step>(f, share, work, s - begin, t, i);
+    }
+  }
+  const Range mine = my_part(share, unit_panels<T, Step>(f.hidden_size));
+  Vec<T> sums[kBlockRows * Panel::columns];
+  for (int64_t panel = mine.begin; panel < mine.end; ++panel) {
+    const T* packed = panel_of<T, Step>(f.packed_ih, f.weight_ih, f.hidden_size, f.input_size, panel, work.panels);
+    for (int64_t first = 0; first < rows; first += kBlockRows) {
+      const int64_t count = rows - first < kBlockRows ? rows - first : kBlockRows;
+      const auto row = [&](int64_t r) { return work.chunk_x[first + r]; };
+      panel_sums<T, Step>(sums, count, row, f.input_size, packed, f.bias_ih, f.hidden_size, panel);
+      const int64_t units = f.hidden_size - panel * Panel::units;
+      for (int64_t r = 0; r < count; ++r)
+        store_panel<T, Step>(sums + r * Panel::columns, work.chunk_gates[first + r] + panel * Panel::units, f.hidden_size, units);
+    }
+  }
+}
+
+// A vector of units of a row, whose step is taken in a group with others.
+template <class T, class Row>
+struct Place {
+  const Row* row;
+  int64_t unit;
+  const Vec<T>* sums;
+};
+
+// Gathers places to groups of kGroup and runs run(places) for each; the last one is filled up with its own last place, whose results are
+// the same however often they are stored.
+template <class P, class Run>
+class Groups {
+ public:
+  explicit Groups(const Run& run) : run_(run) {}
+  void add(const P& place) {
+    places_[filled_++] = place;
+    if (filled_ == kGroup) flush();
+  }
+  void finish() {
+    if (filled_ == 0) return;
+    for (int i = filled_; i < kGroup; ++i) places_[i] = places_[filled_ - 1];
+    flush();
   }
 
-  void step(const ForwardRow<T>& row, int64_t unit, int64_t count, const Vec<T>* sum) const {
-    const int64_t hidden_size = f.hidden_size;
-    Vec<T> gate[Step::gates], from_h[Step::gates], state[1]{}, extra[1]{};
-    static_assert(Step::states <= 1 && Step::extras <= 1, "the arrays above hold one of each");
-    for (int g = 0; g < Step::gates; ++g) {
-      gate[g] = load(row.gates + g * hidden_size + unit, count);
-      from_h[g] = sum[g];
-    }
-    if (Step::states) state[0] = load(row.states_previous + unit, count);
-    const Vec<T> h_previous = Step::uses_h ? load(row.h_previous + unit, count) : Vec<T>{};
-    const Vec<T> h = Step::forward(gate, from_h, h_previous, state, extra);
-    store((row.hidden ? row.hidden : row.h) + unit, h, count);
-    if (Step::states) store(row.extras + unit, state[0], count);
-    if (!f.save_for_backward) return;
-    for (int g = 0; g < Step::gates; ++g) store(row.gates + g * hidden_size + unit, gate[g], count);
-    if (Step::extras) store(row.extras + Step::states * hidden_size + unit, extra[0], count);
+ private:
+  void flush() {
+    run_(places_);
+    filled_ = 0;
   }
+  const Run& run_;
+  P places_[kGroup];
+  int filled_ = 0;
 };
 
 template <class T, class Step>
-inline void forward(const Forward<T>& f, int64_t first, int64_t count, ForwardRow<T>* rows) {
-  constexpr int tile_rows = kTileRows<Panels<T, Step>::columns>;
+inline void forward_step(const Forward<T>& f, const Place<T, ForwardRow<T>>* at) {
+  const int64_t hidden_size = f.hidden_size;
+  Group<T> gate[Step::gates], from_h[Step::gates], state[1]{}, extra[1]{}, h_previous{};
+  static_assert(Step::states <= 1 && Step::extras <= 1, "the arrays above hold one of each");
+  const auto get = [&](const T* const ForwardRow<T>::* from, int64_t offset) {
+    return each<T>([&](int i) { return load(at[i].row->*from + offset + at[i].unit, hidden_size - at[i].unit); });
+  };
+  const auto put = [&](T* const ForwardRow<T>::* to, int64_t offset, const Group<T>& values) {
+#pragma GCC unroll 8
+    for (int i = 0; i < kGroup; ++i) store(at[i].row->*to + offset + at[i].unit, values.part[i], hidden_size - at[i].unit);
+  };
+#pragma GCC unroll 8
+  for (int g = 0; g < Step::gates; ++g) {
+    gate[g] = each<T>([&](int i) { return load(at[i].row->gates + g * hidden_size + at[i].unit, hidden_size - at[i].unit); });
+    from_h[g] = each<T>([&](int i) { return at[i].sums[g]; });
+  }
+  if (Step::states) state[0] = get(&ForwardRow<T>::states_previous, 0);
+  if (Step::uses_h) h_previous = get(&ForwardRow<T>::h_previous, 0);
+  const Group<T> h = Step::forward(gate, from_h, h_previous, state, extra);
+  put(f.hidden ? &ForwardRow<T>::hidden : &ForwardRow<T>::h, 0, h);
+  if (Step::states) put(&ForwardRow<T>::extras, 0, state[0]);
+  if (!f.save_for_backward) return;
+#pragma GCC unroll 8
+  for (int g = 0; g < Step::gates; ++g) put(&ForwardRow<T>::gates, g * hidden_size, gate[g]);
+  if (Step::extras) put(&ForwardRow<T>::extras, Step::states * hidden_size, extra[0]);
+}
+
+// One time step of `active` rows: the recurrent product, then the cell's step while the sums are in the first cache.
+template <class T, class Step>
+inline void recur(const Forward<T>& f, const Share& share, const ForwardWork<T>& work, int64_t active) {
+  using Panel = Panels<T, Step>;
+  using At = Place<T, ForwardRow<T>>;
+  const Range mine = my_part(share, unit_panels<T, Step>(f.hidden_size));
+  const int64_t at_once = active < Panel::at_once ? Panel::at_once / active : 1, size = packed_panel<T, Step>(f.output_size);
+  const auto step = [&f](const At* at) { forward_step<T, Step>(f, at); };
+  Vec<T> sums[kBlockRows * Panel::columns];
+  for (int64_t panel = mine.begin; panel < mine.end; panel += at_once) {
+    const int64_t panels = mine.end - panel < at_once ? mine.end - panel : at_once;
+    const T* packed[Panel::at_once]{};
+    for (int64_t q = 0; q < panels; ++q)
+      packed[q] = panel_of<T, Step>(f.packed_hh, f.weight_hh, f.hidden_size, f.output_size, panel + q, work.panels + q * size);
+    for (int64_t first = 0; first < active; first += kBlockRows) {
+      const int64_t count = active - first < kBlockRows ? active - first : kBlockRows;
+      const auto row = [&](int64_t r) { return work.rows[first + r].h_previous; };
+      Groups<At, decltype(step)> groups(step);
+      for (int64_t q = 0; q < panels; ++q) {
+        Vec<T>* const mine_sums = sums + q * count * Panel::columns;
+        panel_sums<T, Step>(mine_sums, count, row, f.output_size, packed[q], f.bias_hh, f.hidden_size, panel + q);
+        for (int64_t r = 0; r < count; ++r)
+          for (int block = 0; block < Step::unit_blocks; ++block) {
+            const int64_t unit = (panel + q) * Panel::units + block * Simd<T>::width;
+            if (unit < f.hidden_size) groups.add({work.rows + first + r, unit, mine_sums + r * Panel::columns + block * Step::gates});
+          }
+      }
+      groups.finish();
+    }
+  }
+}
+
+template <class T, class Step>
+inline void forward(const Forward<T>& f, const Share& share, const ForwardWork<T>& work) {
   const Schedule& schedule = f.schedule;
   const int64_t hidden_size = f.hidden_size, output_size = f.output_size, states = Step::states * hidden_size,
-                extras = (Step::states + Step::extras) * hidden_size;
+                extras = (Step::states + Step::extras) * hidden_size, first = share.first;
   for (int64_t s = 0; s < schedule.steps; ++s) {
-    const int64_t t = f.reverse ? schedule.steps - 1 - s : s;
-    const int64_t active = active_rows(f, t, first, count);
+    const int64_t t = time_step(f, s), chunk = s / f.chunk_steps * f.chunk_steps;
+    if (s == chunk) project<T, Step>(f, share, work, s, s + f.chunk_steps < schedule.steps ? s + f.chunk_steps : schedule.steps);
+    const int64_t active = active_rows(f, t, first, share.count);
     for (int64_t i = 0; i < active; ++i) {
-      const int64_t p = first + i, b = schedule.order[p], row = schedule.offset[t] + p, kept = f.save_for_backward ? row : p;
+      const int64_t p = first + i, b = schedule.order[p], kept = f.save_for_backward ? schedule.offset[t] + p : p;
       const int64_t before = f.save_for_backward && !first_step(f, t, p) ? schedule.offset[previous(f, t)] + p : p;
-      rows[i].h_previous = previous_h(f, f.output, t, p);
-      rows[i].states_previous = first_step(f, t, p) ? f.states0 + b * states : f.extras + before * extras;
-      rows[i].gates = f.gates + row * Step::gates * hidden_size;
-      rows[i].extras = f.extras + kept * extras;
-      rows[i].hidden = f.hidden ? f.hidden + kept * hidden_size : nullptr;
-      rows[i].h = f.output + t * f.output_step + b * f.output_row;
+      ForwardRow<T>& row = work.rows[i];
+      row.h_previous = previous_h(f, f.output, t, p);
+      row.states_previous = first_step(f, t, p) ? f.states0 + b * states : f.extras + before * extras;
+      row.gates = gate_row<T, Step>(f, share, work, s - chunk, t, i);
+      row.extras = f.extras + kept * extras;
+      row.hidden = f.hidden ? f.hidden + kept * hidden_size : nullptr;
+      row.h = f.output + t * f.output_step + b * f.output_row;
     }
-    for (int64_t panel = 0; panel < Panels<T, Step>::count(hidden_size); ++panel)
-      for (int64_t i = 0; i < active; i += tile_rows) {
-        const int64_t left = active - i;
-        with_rows<tile_rows>(left < tile_rows ? left : tile_rows, ForwardTile<T, Step>{f, rows + i, panel});
-      }
-    if (f.hidden)
-      plain_product<T>([rows](int64_t i) { return rows[i].hidden; }, [rows](int64_t i) { return rows[i].h; }, active, hidden_size,
-                       output_size, f.weight_hr, false);
+    if (active > 0) recur<T, Step>(f, share, work, active);
+    meet(share);
+    if (!f.hidden) continue;
+    const Range columns = my_part(share, plain_panels<T>(output_size));
+    plain_product<T>([&work](int64_t i) { return work.rows[i].hidden; }, [&work](int64_t i) { return work.rows[i].h; }, active, hidden_size,
+                     output_size, columns.begin, columns.end, f.weight_hr, false);
+    meet(share);
   }
-  for (int64_t p = first; p < first + count; ++p) {
+  const Range mine = my_part(share, share.count);
+  for (int64_t p = first + mine.begin; p < first + mine.end; ++p) {
     const int64_t b = schedule.order[p], length = schedule.length[p], last = f.reverse ? 0 : length - 1;
     const bool empty = length == 0;
     copy(f.h_n + b * output_size, empty ? f.h0 + b * output_size : f.output + last * f.output_step + b * f.output_row, output_size);
@@ -158,45 +307,58 @@ inline void forward(const Forward<T>& f, int64_t first, int64_t count, ForwardRo
 }
 
 template <class T, class Step>
-inline void backward_step(const Backward<T>& f, const BackwardRow<T>& row, int64_t unit) {
-  const int64_t hidden_size = f.hidden_size, count = hidden_size - unit;
-  Vec<T> gate[Step::gates], dgate_x[Step::gates], dgate_h[Step::gates];
-  Vec<T> extra[1]{}, before[1]{}, state[1]{}, dstate[1]{};
+inline void backward_step(const Backward<T>& f, const Place<T, BackwardRow<T>>* at) {
+  const int64_t hidden_size = f.hidden_size;
+  Group<T> gate[Step::gates], dgate_x[Step::gates], dgate_h[Step::gates];
+  Group<T> extra[1]{}, before[1]{}, state[1]{}, dstate[1]{}, h_previous{};
   static_assert(Step::states <= 1 && Step::extras <= 1, "the arrays above hold one of each");
-  for (int g = 0; g < Step::gates; ++g) gate[g] = load(row.gates + g * hidden_size + unit, count);
-  if (Step::extras) extra[0] = load(row.extras + Step::states * hidden_size + unit, count);
+  const auto get = [&](const T* BackwardRow<T>::* from, int64_t offset) {
+    return each<T>([&](int i) { return load(at[i].row->*from + offset + at[i].unit, hidden_size - at[i].unit); });
+  };
+  const auto get_own = [&](T* BackwardRow<T>::* from) {
+    return each<T>([&](int i) { return load(at[i].row->*from + at[i].unit, hidden_size - at[i].unit); });
+  };
+  const auto put = [&](T* BackwardRow<T>::* to, int64_t offset, const Group<T>& values) {
+#pragma GCC unroll 8
+    for (int i = 0; i < kGroup; ++i) store(at[i].row->*to + offset + at[i].unit, values.part[i], hidden_size - at[i].unit);
+  };
+#pragma GCC unroll 8
+  for (int g = 0; g < Step::gates; ++g) gate[g] = get(&BackwardRow<T>::gates, g * hidden_size);
+  if (Step::extras) extra[0] = get(&BackwardRow<T>::extras, Step::states * hidden_size);
   if (Step::states) {
-    before[0] = load(row.states_previous + unit, count);
-    state[0] = load(row.extras + unit, count);
-    dstate[0] = load(row.dstates + unit, count);
+    before[0] = get(&BackwardRow<T>::states_previous, 0);
+    state[0] = get(&BackwardRow<T>::extras, 0);
+    dstate[0] = get_own(&BackwardRow<T>::dstates);
   }
-  const Vec<T> h_previous = Step::uses_h ? load(row.h_previous + unit, count) : Vec<T>{};
-  Vec<T> dh;
-  if (row.dhidden) {
-    dh = load(row.dhidden + unit, count);
-  } else {
-    dh = load(row.dh + unit, count);
-    if (row.grad_output) dh += load(row.grad_output + unit, count);
-  }
-  const Vec<T> direct = Step::backward(gate, extra, h_previous, before, state, dh, dstate, dgate_x, dgate_h);
+  if (Step::uses_h) h_previous = get(&BackwardRow<T>::h_previous, 0);
+  Group<T> dh = get_own(f.dhidden ? &BackwardRow<T>::dhidden : &BackwardRow<T>::dh);
+  if (!f.dhidden && f.grad_output) dh = dh + get(&BackwardRow<T>::grad_output, 0);
+  const Group<T> direct = Step::backward(gate, extra, h_previous, before, state, dh, dstate, dgate_x, dgate_h);
+#pragma GCC unroll 8
   for (int g = 0; g < Step::gates; ++g) {
-    store(row.dgates_x + g * hidden_size + unit, dgate_x[g], count);
-    if (!Step::same_gate_gradients) store(row.dgates_h + g * hidden_size + unit, dgate_h[g], count);
+    put(&BackwardRow<T>::dgates_x, g * hidden_size, dgate_x[g]);
+    if (!Step::same_gate_gradients) put(&BackwardRow<T>::dgates_h, g * hidden_size, dgate_h[g]);
   }
-  if (Step::states) store(row.dstates + unit, dstate[0], count);
-  if (Step::uses_h) store(row.dh + unit, direct, count);
+  if (Step::states) put(&BackwardRow<T>::dstates, 0, dstate[0]);
+  if (Step::uses_h) put(&BackwardRow<T>::dh, 0, direct);
 }
 
 template <class T, class Step>
-inline void backward(const Backward<T>& f, int64_t first, int64_t count, BackwardRow<T>* rows) {
+inline void backward(const Backward<T>& f, const Share& share, BackwardRow<T>* rows) {
+  using At = Place<T, BackwardRow<T>>;
   const Schedule& schedule = f.schedule;
   const int64_t hidden_size = f.hidden_size, output_size = f.output_size, gates = Step::gates * hidden_size,
                 states = Step::states * hidden_size, extras = (Step::states + Step::extras) * hidden_size;
+  // A thread's units are the columns of dh that it makes: they need no meeting from one time step to the next.
+  const Range units = my_part(share, plain_panels<T>(hidden_size)), columns = my_part(share, plain_panels<T>(output_size));
+  const auto end_of = [](const Range& range, int64_t size) {
+    return range.end * kPlainPanel<T> < size ? range.end * kPlainPanel<T> : size;
+  };
+  const auto step = [&f](const At* at) { backward_step<T, Step>(f, at); };
   for (int64_t s = schedule.steps - 1; s >= 0; --s) {
-    const int64_t t = f.reverse ? schedule.steps - 1 - s : s;
-    const int64_t active = active_rows(f, t, first, count);
+    const int64_t t = time_step(f, s), active = active_rows(f, t, share.first, share.count);
     for (int64_t i = 0; i < active; ++i) {
-      const int64_t p = first + i, b = schedule.order[p], row = schedule.offset[t] + p;
+      const int64_t p = share.first + i, b = schedule.order[p], row = schedule.offset[t] + p;
       rows[i].h_previous = previous_h(f, f.output, t, p);
       rows[i].states_previous = first_step(f, t, p) ? f.states0 + b * states : f.extras + (schedule.offset[previous(f, t)] + p) * extras;
       rows[i].gates = f.gates + row * gates;
@@ -211,16 +373,29 @@ inline void backward(const Backward<T>& f, int64_t first, int64_t count, Backwar
     }
     if (f.dhidden) {
       for (int64_t i = 0; i < active; ++i)
-        for (int64_t k = 0; k < output_size; ++k)
+        for (int64_t k = columns.begin * kPlainPanel<T>; k < end_of(columns, output_size); ++k)
           rows[i].dh_total[k] = rows[i].dh[k] + (rows[i].grad_output ? rows[i].grad_output[k] : T(0));
+      meet(share);
       plain_product<T>([rows](int64_t i) { return rows[i].dh_total; }, [rows](int64_t i) { return rows[i].dhidden; }, active, output_size,
-                       hidden_size, f.weight_hr, false);
+                       hidden_size, units.begin, units.end, f.weight_hr, false);
     }
+    Groups<At, decltype(step)> groups(step);
     for (int64_t i = 0; i < active; ++i)
-      for (int64_t unit = 0; unit < hidden_size; unit += Simd<T>::width) backward_step<T, Step>(f, rows[i], unit);
+      for (int64_t unit = units.begin * kPlainPanel<T>; unit < end_of(units, hidden_size); unit += Simd<T>::width)
+        groups.add({rows + i, unit, nullptr});
+    groups.finish();
+    if (s == 0 && !f.needs_dh0) return;
+    meet(share);
     plain_product<T>([rows](int64_t i) { return rows[i].dgates_h; }, [rows](int64_t i) { return rows[i].dh; }, active, gates, output_size,
-                     f.weight_hh, Step::uses_h);
+                     columns.begin, columns.end, f.weight_hh, Step::uses_h);
   }
+}
+
+template <class T>
+inline void rows_product(const T* const* in, T* const* out, int64_t count, int64_t depth, int64_t columns, const T* packed,
+                         bool accumulate) {
+  plain_product<T>([in](int64_t r) { return in[r]; }, [out](int64_t r) { return out[r]; }, count, depth, columns, 0,
+                   plain_panels<T>(columns), packed, accumulate);
 }
 
 template <class T, class Step>
@@ -230,12 +405,18 @@ inline Kernels<T> kernels_of() {
           Step::extras,
           Step::same_gate_gradients,
           !Step::uses_h,  // the step would read unit u of an h that has output_size units
-          recurrent_packed_size<T, Step>,
-          pack_recurrent<T, Step>,
+          Panels<T, Step>::at_once,
+          unit_panels<T, Step>,
+          packed_panel<T, Step>,
+          pack_units<T, Step>,
+          plain_panels<T>,
           plain_packed_size<T>,
           pack_plain<T>,
           forward<T, Step>,
-          backward<T, Step>};
+          backward<T, Step>,
+          rows_product<T>,
+          gradient_work<T>,
+          weight_gradients<T>};
 }
 
 template <class T>

@@ -23,14 +23,30 @@ class BatchSchedule {
   // Bounds of `parts` ranges of positions with about equal numbers of time steps.
   std::vector<int64_t> split(int64_t parts) const;
 
-  // The valid rows of a (steps, batch, features) tensor of any strides, in row order: (rows, features). The tensor's own memory where
-  // that is the order already.
-  at::Tensor gather(const at::Tensor& padded) const;
-  // The reverse, with zeros in the padding: contiguous (steps, batch, features).
-  at::Tensor scatter(const at::Tensor& rows) const;
-  // Row (t, p) holds what came before time step t in the sequence at position p: output (steps, batch, features), or initial
-  // (batch, features) at the sequence's first step in this direction.
-  at::Tensor gather_previous(const at::Tensor& output, const at::Tensor& initial, bool reverse) const;
+  bool full() const { return full_; }  // whether there is no padding
+
+  // Where the valid rows of a (steps, batch, features) tensor are, in row order; its element (t, b, 0) is at t * step + b * row.
+  template <class T>
+  std::vector<T*> rows_of(T* tensor, int64_t step, int64_t row) const {
+    std::vector<T*> rows;
+    rows.reserve(rows_);
+    for (int64_t t = 0; t < steps_; ++t)
+      for (int64_t p = 0; p < active_[t]; ++p) rows.push_back(tensor + t * step + order_[p] * row);
+    return rows;
+  }
+
+  // What came before them in their sequences: a row of the tensor, or of initial (batch, features) at a sequence's first step.
+  template <class T>
+  std::vector<T*> previous_rows_of(T* tensor, int64_t step, int64_t row, T* initial, int64_t features, bool reverse) const {
+    std::vector<T*> rows;
+    rows.reserve(rows_);
+    for (int64_t t = 0; t < steps_; ++t)
+      for (int64_t p = 0; p < active_[t]; ++p) {
+        const bool first = reverse ? t == length_[p] - 1 : t == 0;
+        rows.push_back(first ? initial + order_[p] * features : tensor + (reverse ? t + 1 : t - 1) * step + order_[p] * row);
+      }
+    return rows;
+  }
 
  private:
   int64_t steps_, rows_;

@@ -55,6 +55,17 @@ struct Simd {
 template <class T>
 using Vec = typename Simd<T>::Vec;
 
+template <int... Lane>
+struct Lanes {};
+
+// Lanes<0, 1, ..., Count - 1>
+template <int Count, int... Lane>
+struct LanesBelow : LanesBelow<Count - 1, Count - 1, Lane...> {};
+template <int... Lane>
+struct LanesBelow<0, Lane...> {
+  using Type = Lanes<Lane...>;
+};
+
 template <class T>
 inline Vec<T> broadcast(T value) {
   return value - Vec<T>{};
@@ -87,24 +98,91 @@ inline void store(T* to, Vec<T> v, int64_t count) {
   for (int64_t i = 0; i < count; ++i) to[i] = v[i];
 }
 
+// Swaps blocks of `Distance` lanes between two rows of a matrix: what a transposition is made of.
+template <class T, int Distance, int... Lane>
+inline void exchange(Vec<T>& a, Vec<T>& b, Lanes<Lane...>) {
+  constexpr int width = Simd<T>::width;
+#if defined(__clang__)
+  const Vec<T> first = __builtin_shufflevector(a, b, (Lane & Distance ? width + Lane - Distance : Lane)...);
+  b = __builtin_shufflevector(a, b, (Lane & Distance ? width + Lane : Lane + Distance)...);
+#else
+  using Bits = typename Simd<T>::Bits;
+  const Vec<T> first = __builtin_shuffle(a, b, Bits{(Lane & Distance ? width + Lane - Distance : Lane)...});
+  b = __builtin_shuffle(a, b, Bits{(Lane & Distance ? width + Lane : Lane + Distance)...});
+#endif
+  a = first;
+}
+
+// A square matrix of one vector a row.
+template <class T, int Distance = Simd<T>::width / 2>
+inline void transpose(Vec<T> (&rows)[Simd<T>::width]) {
+  constexpr int width = Simd<T>::width;
+#pragma GCC unroll 16
+  for (int i = 0; i < width; ++i)
+    if (!(i & Distance)) exchange<T, Distance>(rows[i], rows[i + Distance], typename LanesBelow<width>::Type{});
+  if constexpr (Distance > 1) transpose<T, Distance / 2>(rows);
+}
+
+// Vectors worked on side by side. A cell's step is a chain of dependent operations, and one chain at a time leaves most of a core idle:
+// the LSTM's took 93 cycles a vector by itself and takes 59 in a group of four (AMD EPYC, AVX2).
+constexpr int kGroup = 4;
+
 template <class T>
-inline Vec<T> absolute(Vec<T> x) {
+struct Group {
+  Vec<T> part[kGroup];
+};
+
+template <class T, class F>
+inline Group<T> each(const F& f) {
+  Group<T> result;
+#pragma GCC unroll 8
+  for (int i = 0; i < kGroup; ++i) result.part[i] = f(i);
+  return result;
+}
+
+#define SSTKERN_GROUP_OPERATOR(op)                                    \
+  template <class T>                                                  \
+  inline Group<T> operator op(const Group<T>& a, const Group<T>& b) { \
+    return each<T>([&](int i) { return a.part[i] op b.part[i]; });    \
+  }                                                                   \
+  template <class T>                                                  \
+  inline Group<T> operator op(const Group<T>& a, T b) {               \
+    return each<T>([&](int i) { return a.part[i] op b; });            \
+  }                                                                   \
+  template <class T>                                                  \
+  inline Group<T> operator op(T a, const Group<T>& b) {               \
+    return each<T>([&](int i) { return a op b.part[i]; });            \
+  }
+SSTKERN_GROUP_OPERATOR(+)
+SSTKERN_GROUP_OPERATOR(-)
+SSTKERN_GROUP_OPERATOR(*)
+SSTKERN_GROUP_OPERATOR(/)
+#undef SSTKERN_GROUP_OPERATOR
+
+template <class T>
+inline Group<T> absolute(const Group<T>& x) {
   using Bits = typename Simd<T>::Bits;
   const Bits sign = (Bits)(broadcast<T>(T(-0.0)));
-  return (Vec<T>)((Bits)x & ~sign);
+  return each<T>([&](int i) { return (Vec<T>)((Bits)x.part[i] & ~sign); });
 }
 
 template <class T>
-inline Vec<T> copy_sign(Vec<T> magnitude, Vec<T> sign_of) {
+inline Group<T> copy_sign(const Group<T>& magnitude, const Group<T>& sign_of) {
   using Bits = typename Simd<T>::Bits;
   const Bits sign = (Bits)(broadcast<T>(T(-0.0)));
-  return (Vec<T>)(((Bits)magnitude & ~sign) | ((Bits)sign_of & sign));
+  return each<T>([&](int i) { return (Vec<T>)(((Bits)magnitude.part[i] & ~sign) | ((Bits)sign_of.part[i] & sign)); });
+}
+
+// x < 0 ? negative : otherwise
+template <class T>
+inline Group<T> where_negative(const Group<T>& x, const Group<T>& negative, T otherwise) {
+  return each<T>([&](int i) { return x.part[i] < broadcast<T>(0) ? negative.part[i] : broadcast<T>(otherwise); });
 }
 
 // min(x, limit); a NaN in x stays.
 template <class T>
-inline Vec<T> at_most(Vec<T> x, T limit) {
-  return x > broadcast<T>(limit) ? broadcast<T>(limit) : x;
+inline Group<T> at_most(const Group<T>& x, T limit) {
+  return each<T>([&](int i) { return x.part[i] > broadcast<T>(limit) ? broadcast<T>(limit) : x.part[i]; });
 }
 
 // of[i] = 1 / i!
@@ -120,39 +198,39 @@ struct InverseFactorials {
 // exp(x) = scale * (1 + fraction) with scale = 2^n and |x - n ln 2| <= ln(2) / 2; x within +-exp_limit.
 template <class T>
 struct ScaledExp {
-  Vec<T> scale, fraction;
+  Group<T> scale, fraction;
 };
 
 template <class T>
-inline ScaledExp<T> scaled_exp(Vec<T> x) {
+inline ScaledExp<T> scaled_exp(const Group<T>& x) {
   using R = Real<T>;
   using Bits = typename Simd<T>::Bits;
   const Vec<T> magic = broadcast<T>(R::round_magic);
-  const Vec<T> shifted = x * R::log2_e + magic;
-  const Vec<T> n = shifted - magic;
-  const Vec<T> r = (x - n * R::ln2_high) - n * R::ln2_low;
+  const Group<T> shifted = x * R::log2_e + R::round_magic;
+  const Group<T> n = shifted - R::round_magic;
+  const Group<T> r = (x - n * R::ln2_high) - n * R::ln2_low;
   static constexpr InverseFactorials<T> taylor;
-  Vec<T> sum = broadcast<T>(taylor.of[R::taylor_terms]);
+  const Vec<T> last = broadcast<T>(taylor.of[R::taylor_terms]);
+  Group<T> sum = each<T>([&](int) { return last; });
 #pragma GCC unroll 16
   for (int i = R::taylor_terms - 1; i >= 2; --i) sum = sum * r + taylor.of[i];
-  const Bits exponent = (Bits)shifted - (Bits)magic + R::exponent_bias;
-  return {(Vec<T>)(exponent << R::mantissa_bits), r * r * sum + r};
+  const auto scale = [&](int i) { return (Vec<T>)(((Bits)shifted.part[i] - (Bits)magic + R::exponent_bias) << R::mantissa_bits); };
+  return {each<T>(scale), r * r * sum + r};
 }
 
 // 1 / (1 + exp(-x)), from exp(-|x|) so that nothing overflows and both tails keep their relative accuracy.
 template <class T>
-inline Vec<T> sigmoid(Vec<T> x) {
-  const ScaledExp<T> e = scaled_exp<T>(-at_most<T>(absolute<T>(x), Real<T>::exp_limit));
-  const Vec<T> tail = e.scale * e.fraction + e.scale;
-  const Vec<T> numerator = x < broadcast<T>(0) ? tail : broadcast<T>(1);
-  return numerator / (tail + T(1));
+inline Group<T> sigmoid(const Group<T>& x) {
+  const ScaledExp<T> e = scaled_exp<T>(at_most<T>(absolute<T>(x), Real<T>::exp_limit) * T(-1));
+  const Group<T> tail = e.scale * e.fraction + e.scale;
+  return where_negative<T>(x, tail, T(1)) / (tail + T(1));
 }
 
 // (exp(2|x|) - 1) / (exp(2|x|) + 1) with the sign of x; exp(.) - 1 without cancellation keeps small x accurate.
 template <class T>
-inline Vec<T> tanh(Vec<T> x) {
+inline Group<T> tanh(const Group<T>& x) {
   const ScaledExp<T> e = scaled_exp<T>(at_most<T>(absolute<T>(x), Real<T>::tanh_limit) * T(2));
-  const Vec<T> minus_one = e.scale * e.fraction + (e.scale - T(1));
+  const Group<T> minus_one = e.scale * e.fraction + (e.scale - T(1));
   return copy_sign<T>(minus_one / (minus_one + T(2)), x);
 }
 

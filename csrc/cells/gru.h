@@ -8,11 +8,11 @@ namespace SSTKERN_LEVEL {
 
 template <class T>
 struct Gru {
-  using V = Vec<T>;
+  using V = Group<T>;
   static constexpr int gates = 3;  // r, z, n
   static constexpr int states = 0;
-  static constexpr int extras = 1;  // h_n, the recurrent part of n: dr needs it
-  static constexpr int unit_blocks = 1;
+  static constexpr int extras = 1;                                            // h_n, the recurrent part of n: dr needs it
+  static constexpr int unit_blocks = SSTKERN_VECTOR_REGISTERS == 32 ? 1 : 2;  // tiles of 3 columns, or of 2
   static constexpr bool same_gate_gradients = false;
   static constexpr bool uses_h = true;
 
@@ -26,7 +26,7 @@ struct Gru {
 
   static V backward(const V (&gate)[gates], const V (&extra)[1], V h, const V (&)[1], const V (&)[1], V dh, V (&)[1], V (&dgate_x)[gates],
                     V (&dgate_h)[gates]) {
-    const V one = broadcast<T>(1);
+    const T one = 1;
     const V dn = dh * (one - gate[1]) * (one - gate[2] * gate[2]);
     dgate_x[0] = dgate_h[0] = dn * extra[0] * gate[0] * (one - gate[0]);
     dgate_x[1] = dgate_h[1] = dh * (h - gate[2]) * gate[1] * (one - gate[1]);

@@ -8,7 +8,7 @@ namespace SSTKERN_LEVEL {
 
 template <class T>
 struct Lstm {
-  using V = Vec<T>;
+  using V = Group<T>;
   static constexpr int gates = 4;   // i, f, g, o
   static constexpr int states = 1;  // c, beside h
   static constexpr int extras = 0;
@@ -27,7 +27,7 @@ struct Lstm {
 
   static V backward(const V (&gate)[gates], const V (&)[1], V, const V (&previous)[1], const V (&state)[1], V dh, V (&dstate)[1],
                     V (&dgate)[gates], V (&)[gates]) {
-    const V one = broadcast<T>(1);
+    const T one = 1;
     const V tanh_c = tanh<T>(state[0]);
     const V dc = dstate[0] + dh * gate[3] * (one - tanh_c * tanh_c);
     dgate[0] = dc * gate[2] * gate[0] * (one - gate[0]);

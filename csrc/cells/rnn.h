@@ -8,11 +8,11 @@ namespace SSTKERN_LEVEL {
 
 struct Tanh {
   template <class T>
-  static Vec<T> value(Vec<T> x) {
+  static Group<T> value(const Group<T>& x) {
     return tanh<T>(x);
   }
   template <class T>
-  static Vec<T> gradient(Vec<T> y, Vec<T> dh) {
+  static Group<T> gradient(const Group<T>& y, const Group<T>& dh) {
     return dh * (T(1) - y * y);
   }
 };
@@ -20,19 +20,19 @@ struct Tanh {
 struct Relu {
   // x < 0 and not x > 0: a NaN must come through.
   template <class T>
-  static Vec<T> value(Vec<T> x) {
-    return x < broadcast<T>(0) ? broadcast<T>(0) : x;
+  static Group<T> value(const Group<T>& x) {
+    return each<T>([&](int i) { return x.part[i] < broadcast<T>(0) ? broadcast<T>(0) : x.part[i]; });
   }
   // A choice, not a product: an infinite gradient of a unit at 0 is dropped.
   template <class T>
-  static Vec<T> gradient(Vec<T> y, Vec<T> dh) {
-    return y <= broadcast<T>(0) ? broadcast<T>(0) : dh;
+  static Group<T> gradient(const Group<T>& y, const Group<T>& dh) {
+    return each<T>([&](int i) { return y.part[i] <= broadcast<T>(0) ? broadcast<T>(0) : dh.part[i]; });
   }
 };
 
 template <class T, class Nonlinearity>
 struct Rnn {
-  using V = Vec<T>;
+  using V = Group<T>;
   static constexpr int gates = 1;
   static constexpr int states = 0;
   static constexpr int extras = 0;
