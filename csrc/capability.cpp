@@ -1,9 +1,15 @@
 #include "capability.h"
 
+#include <ATen/Parallel.h>
 #include <c10/util/Exception.h>
 
+#include <algorithm>
+#include <atomic>
+#include <chrono>
 #include <cstdlib>
 #include <vector>
+
+#include "team.h"
 
 namespace sstkern {
 
@@ -14,6 +20,8 @@ struct Level {
   bool supported;
   Kernels<float> (*float_kernels)(Cell);
   Kernels<double> (*double_kernels)(Cell);
+  int64_t (*multiply_adds)(int64_t rounds);
+  void (*read_all)(const float* from, int64_t count);
 };
 
 // Best first.
@@ -24,10 +32,11 @@ std::vector<Level> levels() {
   const bool fma = __builtin_cpu_supports("fma");
   const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
                       __builtin_cpu_supports("avx512bw");
-  all.push_back({"avx512", fma && avx512, avx512::float_kernels, avx512::double_kernels});
-  all.push_back({"avx2", fma && static_cast<bool>(__builtin_cpu_supports("avx2")), avx2::float_kernels, avx2::double_kernels});
+  all.push_back({"avx512", fma && avx512, avx512::float_kernels, avx512::double_kernels, avx512::multiply_adds, avx512::read_all});
+  all.push_back({"avx2", fma && static_cast<bool>(__builtin_cpu_supports("avx2")), avx2::float_kernels, avx2::double_kernels,
+                 avx2::multiply_adds, avx2::read_all});
 #endif
-  all.push_back({"baseline", true, baseline::float_kernels, baseline::double_kernels});
+  all.push_back({"baseline", true, baseline::float_kernels, baseline::double_kernels, baseline::multiply_adds, baseline::read_all});
   return all;
 }
 
@@ -47,7 +56,37 @@ const Level& level() {
   return chosen;
 }
 
+// The best of some rounds of `run(thread, threads)`, which returns how much a thread did: all threads' sum for each second.
+template <class Run>
+double rate(const Run& run) {
+  double best = 0;
+  for (int round = 0; round < 8; ++round) {
+    std::atomic<int64_t> done{0};
+    const auto start = std::chrono::steady_clock::now();
+    run_team(at::get_num_threads(), [&](int64_t thread, int64_t threads) { done += run(thread, threads); });
+    const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
+    best = std::max(best, static_cast<double>(done.load()) / seconds.count());
+  }
+  return best;
+}
+
 }  // namespace
+
+double cpu_peak() {
+  constexpr int64_t rounds = 2000000;  // about 5 ms
+  return 2e-9 * rate([](int64_t, int64_t) { return level().multiply_adds(rounds); });
+}
+
+double cpu_bandwidth(int64_t bytes) {
+  TORCH_CHECK_VALUE(bytes >= 4096, "bytes: expected at least 4096, got ", bytes);
+  const std::vector<float> memory(bytes / sizeof(float), 1.0f);
+  const int64_t size = static_cast<int64_t>(memory.size()), repeats = std::max<int64_t>(1, (int64_t{1} << 28) / bytes);
+  return 1e-9 * rate([&](int64_t thread, int64_t threads) {
+           const int64_t begin = size * thread / threads, count = size * (thread + 1) / threads - begin;
+           for (int64_t i = 0; i < repeats; ++i) level().read_all(memory.data() + begin, count);
+           return repeats * count * static_cast<int64_t>(sizeof(float));
+         });
+}
 
 const std::string& cpu_capability() {
   static const std::string name = level().name;

@@ -135,11 +135,14 @@ struct Kernels {
 
 enum class Cell { lstm, gru, rnn_tanh, rnn_relu };
 
-// One set of kernels for every instruction set this build has.
-#define SSTKERN_DECLARE_LEVEL(level)    \
-  namespace level {                     \
-  Kernels<float> float_kernels(Cell);   \
-  Kernels<double> double_kernels(Cell); \
+// One set of kernels for every instruction set this build has; and what measures a core (peak.h): multiply_adds makes 12 independent
+// ones of a vector a round, and returns how many of numbers that were.
+#define SSTKERN_DECLARE_LEVEL(level)               \
+  namespace level {                                \
+  Kernels<float> float_kernels(Cell);              \
+  Kernels<double> double_kernels(Cell);            \
+  int64_t multiply_adds(int64_t rounds);           \
+  void read_all(const float* from, int64_t count); \
   }
 SSTKERN_DECLARE_LEVEL(baseline)
 #if defined(__x86_64__)

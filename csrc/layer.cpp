@@ -252,7 +252,8 @@ class Plan {
 
 template <class T>
 Plan make_plan(const Arguments<T>& a) {
-  const int64_t work = a.size.directions * a.schedule.rows() * a.gates() * a.size.output;
+  // Packing an element takes about as long as four multiply-adds.
+  const int64_t work = a.size.directions * a.gates() * (a.schedule.rows() * a.size.output + 4 * (a.size.input + a.size.output));
   return Plan(a, std::clamp<int64_t>(work / kThreadWork, 1, at::in_parallel_region() ? 1 : at::get_num_threads()));
 }
 

@@ -8,6 +8,7 @@
 #define SSTKERN_LEVEL avx2
 #define SSTKERN_VECTOR_BYTES 32
 #define SSTKERN_VECTOR_REGISTERS 16
+#include "peak.h"
 #include "recurrence.h"
 #if defined(__clang__)
 #pragma clang attribute pop

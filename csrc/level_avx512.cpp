@@ -8,6 +8,7 @@
 #define SSTKERN_LEVEL avx512
 #define SSTKERN_VECTOR_BYTES 64
 #define SSTKERN_VECTOR_REGISTERS 32
+#include "peak.h"
 #include "recurrence.h"
 #if defined(__clang__)
 #pragma clang attribute pop

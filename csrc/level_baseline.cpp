@@ -6,4 +6,5 @@
 #else
 #define SSTKERN_VECTOR_REGISTERS 16
 #endif
+#include "peak.h"
 #include "recurrence.h"

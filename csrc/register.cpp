@@ -12,4 +12,6 @@ TORCH_LIBRARY_IMPL(sstkern, CPU, m) {
 TORCH_LIBRARY_IMPL(sstkern, CompositeExplicitAutograd, m) {
   m.impl("cpu_capability", [] { return sstkern::cpu_capability(); });
   m.impl("cpu_runs", &sstkern::cpu_runs);
+  m.impl("cpu_peak", &sstkern::cpu_peak);
+  m.impl("cpu_bandwidth", &sstkern::cpu_bandwidth);
 }

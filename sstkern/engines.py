@@ -122,7 +122,10 @@ def _warn_once(problem: str) -> None:
 @torch.compiler.assume_constant_result
 def interpreting() -> bool:
     """Whether TRITON_INTERPRET=1 has Triton's interpreter run the GPU engine's kernels, very slowly, on CPU tensors."""
-    return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on", "yes", "y")  # as triton reads it
+    return _INTERPRETING
+
+
+_INTERPRETING = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on", "yes", "y")  # as and when triton reads it
 
 
 def _no_problem() -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import dropout as drop
 from torch.nn.utils.rnn import PackedSequence
 
-from sstkern import engines, reference
+from sstkern import engines, operators, reference
 from sstkern.cells import CELLS, Cell
 from sstkern.lengths import Lengths, Padded, to_padded
 from sstkern.weights import by_direction
@@ -116,7 +116,7 @@ def _run(cell: Cell, input: Input, weights: Sequence[Tensor], hx: Sequence[Tenso
     for i, layer in enumerate(layers):
         if i > 0 and options.dropout:
             x = drop(x, options.dropout)
-        mine = [state[i * options.directions : (i + 1) * options.directions] for state in states]
+        mine = states if len(layers) == 1 else [state[i * options.directions : (i + 1) * options.directions] for state in states]
         x, final = _layer(cell, x, layer, mine, padded.lengths, options)
         finals.append(final)
     hx_n = [torch.cat(state) if options.num_layers > 1 else state[0] for state in zip(*finals, strict=True)]
@@ -126,9 +126,7 @@ def _run(cell: Cell, input: Input, weights: Sequence[Tensor], hx: Sequence[Tenso
 def _layer(cell: Cell, x: Tensor, weights: list[Tensor], hx: list[Tensor], lengths: Tensor | None, options: _Options):
     if engines.choose(cell, x, (*weights, *hx)) == "reference":
         return reference.layer(cell, x, weights, hx, lengths, options.bias, options.bidirectional)
-    save = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, *weights, *hx))
-    output, hx_n, _ = torch.ops.sstkern.layer(cell.name, x, weights, hx, lengths, options.bias, options.bidirectional, save)
-    return output, hx_n
+    return operators.layer(cell.name, x, weights, hx, lengths, options.bias, options.bidirectional)
 
 
 def _check_input(x: Tensor, weight_ih: Tensor) -> None:

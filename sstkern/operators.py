@@ -6,7 +6,7 @@ machine without the extension, has the reference engine's.
 """
 
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 
 import torch
 from torch import Tensor
@@ -24,6 +24,9 @@ _library.define(f"layer({_LAYER}, bool save_for_backward) -> (Tensor output, Ten
 _library.define(f"layer_backward({_LAYER}, Tensor output, Tensor[] saved, Tensor? grad_output, Tensor[] grad_hx, bool[] needs) -> Tensor[]")
 _library.define("cpu_capability() -> str")
 _library.define("cpu_runs() -> int[]")
+# What no kernel can exceed, with this many threads: float32 multiply-adds in GFLOP/s, and reading `bytes` of memory again and again in GB/s.
+_library.define("cpu_peak() -> float")
+_library.define("cpu_bandwidth(int bytes) -> float")
 
 
 def _reference_layer(cell, x, weights, hx, lengths, has_bias, bidirectional, save_for_backward):
@@ -127,22 +130,76 @@ def _setup_layer(ctx, inputs, output):
 
 
 def _layer_gradient(ctx, grad_output, grad_hx, _grad_saved):
+    dx, dweights, dhx = _gradients(ctx, grad_output, grad_hx, [ctx.needs_input_grad[1], *ctx.needs_input_grad[2], *ctx.needs_input_grad[3]])
+    return None, dx, dweights, dhx, None, None, None, None
+
+
+def _gradients(ctx, grad_output, grad_hx, needs: list[bool]) -> tuple[Tensor | None, list[Tensor | None], list[Tensor | None]]:
     (cell, has_bias, bidirectional), (weights, states) = ctx.call, ctx.counts
     if grad_output is None and all(grad is None for grad in grad_hx):
         # A second derivative comes by here, through `output`, an input of layer_backward; there is nothing to run.
-        return None, None, [None] * weights, [None] * states, None, None, None, None
+        return None, [None] * weights, [None] * states
     x, *rest = ctx.saved_tensors
     weights, hx, (lengths, output, *saved) = rest[:weights], rest[weights : weights + states], rest[weights + states :]
     grad_hx = [torch.zeros_like(state) if grad is None else grad for state, grad in zip(hx, grad_hx, strict=True)]
-    needs = [ctx.needs_input_grad[1], *ctx.needs_input_grad[2], *ctx.needs_input_grad[3]]
-    grads = iter(
-        torch.ops.sstkern.layer_backward(cell, x, weights, hx, lengths, has_bias, bidirectional, output, saved, grad_output, grad_hx, needs)
-    )
+    with _undifferentiated(torch.is_grad_enabled()):
+        grads = iter(
+            torch.ops.sstkern.layer_backward(
+                cell, x, weights, hx, lengths, has_bias, bidirectional, output, saved, grad_output, grad_hx, needs
+            )
+        )
     dx, *drest = [next(grads) if need else None for need in needs]
-    return None, dx, drest[: len(weights)], drest[len(weights) :], None, None, None, None
+    return dx, drest[: len(weights)], drest[len(weights) :]
 
 
 torch.library.register_autograd("sstkern::layer", _layer_gradient, setup_context=_setup_layer, lib=_library)
+
+
+def _undifferentiated(differentiable: bool = False):
+    """Inside, an operator goes straight to its implementation: the dispatcher's way through autograd takes 40 microseconds."""
+    return nullcontext() if differentiable or torch.compiler.is_compiling() else torch._C._AutoDispatchBelowAutograd()
+
+
+class _Layer(torch.autograd.Function):
+    """The gradient that `sstkern::layer` registers, for eager calls: through the dispatcher it takes four times as long."""
+
+    @staticmethod
+    def forward(ctx, call, weights: int, lengths, x, *tensors):
+        ctx.call, ctx.counts = call, (weights, len(tensors) - weights)
+        ctx.set_materialize_grads(False)
+        cell, *options = call
+        with _undifferentiated():
+            output, hx_n, saved = torch.ops.sstkern.layer(cell, x, tensors[:weights], tensors[weights:], lengths, *options, True)
+        ctx.save_for_backward(x, *tensors, lengths, output, *saved)
+        return output, *hx_n
+
+    @staticmethod
+    def backward(ctx, grad_output, *grad_hx):
+        dx, dweights, dhx = _gradients(ctx, grad_output, grad_hx, list(ctx.needs_input_grad[3:]))
+        return None, None, None, dx, *dweights, *dhx
+
+
+def layer(
+    cell: str,
+    x: Tensor,
+    weights: Sequence[Tensor],
+    hx: Sequence[Tensor],
+    lengths: Tensor | None,
+    has_bias: bool,
+    bidirectional: bool,
+) -> tuple[Tensor, list[Tensor]]:
+    """The operator `sstkern::layer` as the modules call it, differentiable: output and final states.
+
+    torch.compile and torch.export see the operator itself, as does autocast.
+    """
+    differentiable = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, *weights, *hx))
+    if torch.compiler.is_compiling() or torch.is_autocast_enabled(x.device.type):
+        return torch.ops.sstkern.layer(cell, x, weights, hx, lengths, has_bias, bidirectional, differentiable)[:2]
+    if differentiable:
+        output, *hx_n = _Layer.apply((cell, has_bias, bidirectional), len(weights), lengths, x, *weights, *hx)
+        return output, hx_n
+    with _undifferentiated():
+        return torch.ops.sstkern.layer(cell, x, weights, hx, lengths, has_bias, bidirectional, False)[:2]
 
 
 def _setup_backward(ctx, inputs, output):

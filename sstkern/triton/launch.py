@@ -23,7 +23,7 @@ class Card:
     registers: int = 2**14
     """Bytes of weights that a program can keep where products need them in registers: a third of those of 4 warps."""
     float64_backward: tuple[int, ...] = (3, 4)
-    """Numbers of gates with which Triton compiles the backward's product in float64: 3.9 not with one (relu), 3.6 with none."""
+    """Numbers of gates with which the backward's product works in float64: with one, Triton 3.9 spills registers; 3.6 compiles none."""
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ def _obstacle(launch: Launch, card: Card, layer: Layer, backward: bool) -> str |
     if layer.projects:
         return "it has a projection, and only 'stepwise' has a place for one"
     if backward and layer.dtype == torch.float64 and layer.gates not in card.float64_backward:
-        return "this version of Triton does not compile its backward in float64"
+        return "this version of Triton does not compile its backward in float64, or spills registers"
     programs = launch.programs(layer.hidden_size)
     if launch.exchanges and programs > card.multiprocessors:
         return f"its {programs} programs have to run at once, on {card.multiprocessors} multiprocessors"

@@ -51,3 +51,18 @@ def tanh_and_slope(x):
     e = _exp(-2.0 * tl.where(size > limit, limit, size))
     far = (1.0 - e) / (1.0 + e)
     return tl.where(size < 0.625, near, tl.where(x < 0, -far, far)), 4.0 * e / ((1.0 + e) * (1.0 + e))
+
+
+@triton.jit
+def where_positive(x, y):
+    """y where x > 0 (or x is NaN), else 0; y may be infinite.
+
+    In the numbers' bits, since a condition is one bit wide: on its way to a product Triton 3.9 would take it through shared memory, whose
+    elements are bytes, and fails.
+    """
+    bits: tl.constexpr = x.dtype.primitive_bitwidth
+    integer: tl.constexpr = tl.int64 if bits == 64 else tl.int32
+    number = x.to(integer, bitcast=True)
+    sign = number >> (bits - 1)
+    nonzero = (number | -number) >> (bits - 1)
+    return (y.to(integer, bitcast=True) & nonzero & ~sign).to(y.dtype, bitcast=True)

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from sstkern.triton.math import tanh, tanh_and_slope
+from sstkern.triton.math import tanh, tanh_and_slope, where_positive
 
 
 @triton.jit
@@ -27,5 +27,5 @@ def step_relu(x, h, states):
 
 @triton.jit
 def derivative_relu(saved, previous, d):
-    gates = (tl.where(saved[0] > 0.0, d[0], 0.0),)
+    gates = (where_positive(saved[0], d[0]),)
     return gates, gates, (tl.zeros_like(d[0]),)
