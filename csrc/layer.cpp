@@ -215,7 +215,7 @@ class Plan {
     int64_t ranges = std::clamp<int64_t>(a.size.batch / kThreadRows, 1, each);
     while (each % ranges != 0) --ranges;
     parts_ = each / ranges;
-    const int64_t step = a.schedule.rows() / std::max<int64_t>(1, a.size.steps) * a.gates() * a.size.output / ranges;
+    const int64_t step = a.schedule.rows() * a.gates() * a.size.output / (std::max<int64_t>(1, a.size.steps) * ranges);
     if (step < parts_ * kStepWork) {
       parts_ = 1;
       ranges = each;

@@ -24,7 +24,7 @@ _library.define(f"layer({_LAYER}, bool save_for_backward) -> (Tensor output, Ten
 _library.define(f"layer_backward({_LAYER}, Tensor output, Tensor[] saved, Tensor? grad_output, Tensor[] grad_hx, bool[] needs) -> Tensor[]")
 _library.define("cpu_capability() -> str")
 _library.define("cpu_runs() -> int[]")
-# What no kernel can exceed, with this many threads: float32 multiply-adds in GFLOP/s, and reading `bytes` of memory again and again in GB/s.
+# What no kernel can exceed with this many threads: float32 multiply-adds, in GFLOP/s, and reading `bytes` again and again, in GB/s.
 _library.define("cpu_peak() -> float")
 _library.define("cpu_bandwidth(int bytes) -> float")
 

@@ -216,6 +216,39 @@ def test_the_same_call_gives_the_same_bits(threads: int, set_threads: Callable[[
     assert same_bits(results(), results())
 
 
+WIDE = 128  # hidden units that two threads share where there is one sequence
+
+
+def of_first_sequence(cell: str, batch: int) -> list[Tensor]:
+    """Output, final states and the gradients of x and hx of the first sequence of a batch, in which it is always the same."""
+    torch.manual_seed(0)
+    layer, x, gradient = getattr(sstkern, cell)(WIDE, WIDE, bidirectional=True), torch.randn(STEPS, 1, WIDE), torch.randn(STEPS, 1, 2 * WIDE)
+    torch.manual_seed(batch)
+    x = torch.cat([x, torch.randn(STEPS, batch - 1, WIDE)], 1).requires_grad_()
+    hx = [torch.ones(2, batch, WIDE, requires_grad=True) for _ in range(2 if cell == "LSTM" else 1)]
+    lengths = torch.cat([torch.tensor([STEPS - 3]), torch.randint(0, STEPS + 1, (batch - 1,))])
+    output, hx_n = layer(x, tuple(hx) if len(hx) > 1 else hx[0], lengths=lengths)
+    output.backward(torch.cat([gradient, torch.randn(STEPS, batch - 1, 2 * WIDE)], 1))
+    results = [output, *(hx_n if len(hx) > 1 else [hx_n]), x.grad, *(state.grad for state in hx)]
+    return [result[:, 0].detach().clone() for result in results]
+
+
+@pytest.mark.parametrize("batch", [2, 7, 30])
+@pytest.mark.parametrize("cell", ["LSTM", "GRU", "RNN"])
+def test_a_sequence_has_the_same_bits_whatever_else_is_in_its_batch(cell: str, batch: int):
+    assert same_bits(of_first_sequence(cell, batch), of_first_sequence(cell, 1))
+
+
+@pytest.mark.parametrize("batch", [1, 30], ids=["threads share hidden units", "threads have rows of their own"])
+@pytest.mark.parametrize("cell", ["LSTM", "GRU"])
+def test_the_number_of_threads_changes_no_bits(cell: str, batch: int, set_threads: Callable[[int], None]):
+    set_threads(1)
+    expected = of_first_sequence(cell, batch)
+    set_threads(4)  # two for each direction
+    assert same_bits(of_first_sequence(cell, batch), expected)
+    assert engines.cpu_runs()["threads"] == 4
+
+
 # Places
 
 
