@@ -9,6 +9,7 @@
 #include <cstdlib>
 #include <vector>
 
+#include "forked.h"
 #include "team.h"
 
 namespace sstkern {
@@ -21,7 +22,7 @@ struct Level {
   Kernels<float> (*float_kernels)(Cell);
   Kernels<double> (*double_kernels)(Cell);
   int64_t (*multiply_adds)(int64_t rounds);
-  void (*read_all)(const float* from, int64_t count);
+  int64_t (*read_all)(const float* from, int64_t count);
 };
 
 // Best first.
@@ -73,18 +74,23 @@ double rate(const Run& run) {
 }  // namespace
 
 double cpu_peak() {
+  const OneThreadIfForked guard;
+  const Level& kernels = level();      // here: what it may throw could not leave a parallel region
   constexpr int64_t rounds = 2000000;  // about 5 ms
-  return 2e-9 * rate([](int64_t, int64_t) { return level().multiply_adds(rounds); });
+  return 2e-9 * rate([&kernels](int64_t, int64_t) { return kernels.multiply_adds(rounds); });
 }
 
 double cpu_bandwidth(int64_t bytes) {
   TORCH_CHECK_VALUE(bytes >= 4096, "bytes: expected at least 4096, got ", bytes);
+  const OneThreadIfForked guard;
+  const Level& kernels = level();
   const std::vector<float> memory(bytes / sizeof(float), 1.0f);
   const int64_t size = static_cast<int64_t>(memory.size()), repeats = std::max<int64_t>(1, (int64_t{1} << 28) / bytes);
   return 1e-9 * rate([&](int64_t thread, int64_t threads) {
            const int64_t begin = size * thread / threads, count = size * (thread + 1) / threads - begin;
-           for (int64_t i = 0; i < repeats; ++i) level().read_all(memory.data() + begin, count);
-           return repeats * count * static_cast<int64_t>(sizeof(float));
+           int64_t read = 0;
+           for (int64_t i = 0; i < repeats; ++i) read += kernels.read_all(memory.data() + begin, count);
+           return read * static_cast<int64_t>(sizeof(float));
          });
 }
 

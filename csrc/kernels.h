@@ -136,13 +136,13 @@ struct Kernels {
 enum class Cell { lstm, gru, rnn_tanh, rnn_relu };
 
 // One set of kernels for every instruction set this build has; and what measures a core (peak.h): multiply_adds makes 12 independent
-// ones of a vector a round, and returns how many of numbers that were.
-#define SSTKERN_DECLARE_LEVEL(level)               \
-  namespace level {                                \
-  Kernels<float> float_kernels(Cell);              \
-  Kernels<double> double_kernels(Cell);            \
-  int64_t multiply_adds(int64_t rounds);           \
-  void read_all(const float* from, int64_t count); \
+// ones of a vector a round; both return how many numbers that were.
+#define SSTKERN_DECLARE_LEVEL(level)                  \
+  namespace level {                                   \
+  Kernels<float> float_kernels(Cell);                 \
+  Kernels<double> double_kernels(Cell);               \
+  int64_t multiply_adds(int64_t rounds);              \
+  int64_t read_all(const float* from, int64_t count); \
   }
 SSTKERN_DECLARE_LEVEL(baseline)
 #if defined(__x86_64__)

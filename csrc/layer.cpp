@@ -1,7 +1,5 @@
 #include "layer.h"
 
-#include <pthread.h>
-
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/sum.h>
@@ -10,10 +8,10 @@
 #include <algorithm>
 #include <atomic>
 #include <memory>
-#include <mutex>
 #include <string>
 
 #include "capability.h"
+#include "forked.h"
 #include "schedule.h"
 #include "team.h"
 
@@ -33,35 +31,6 @@ constexpr int64_t kThreadRows = 6;
 constexpr int64_t kChunkRows = 24;
 // Elements a thread should pack at least.
 constexpr int64_t kPackGrain = 1 << 15;
-
-std::atomic<bool> forked{false};
-[[maybe_unused]] const int fork_noted = pthread_atfork(nullptr, nullptr, [] { forked = true; });
-
-// fork() copies OpenMP's record of its threads but not the threads, so the child's first parallel region waits for them forever, in
-// torch's own operators as in ours. A DataLoader's workers therefore call torch.set_num_threads(1); a call of ours in any other child
-// does so for as long as it runs.
-class OneThreadIfForked {
- public:
-  OneThreadIfForked() {
-    if (limited_) set_num_threads(1);
-  }
-  ~OneThreadIfForked() {
-    if (limited_) set_num_threads(threads_);
-  }
-  OneThreadIfForked(const OneThreadIfForked&) = delete;
-  OneThreadIfForked& operator=(const OneThreadIfForked&) = delete;
-
- private:
-  // In a forked child torch replaces a pool of its own here, without a lock.
-  static void set_num_threads(int threads) {
-    static std::mutex mutex;
-    const std::lock_guard<std::mutex> lock(mutex);
-    at::set_num_threads(threads);
-  }
-
-  const int threads_ = at::get_num_threads();
-  const bool limited_ = forked && threads_ > 1;
-};
 
 Cell cell_by_name(std::string_view name) {
   if (name == "lstm") return Cell::lstm;
@@ -233,13 +202,16 @@ class Plan {
     return most;
   }
 
-  // Calls run(direction, share) for what falls to a thread.
-  template <class Run>
-  void run(int64_t thread, const Run& run) const {
+  Share share(int64_t thread) const {
     const int64_t group = thread / parts_, range = group % ranges();
     Barrier* const barrier = parts_ > 1 ? barriers_[group].get() : nullptr;
-    const Share share{bounds_[range], bounds_[range + 1] - bounds_[range], thread % parts_, parts_, barrier};
-    for (int64_t direction = group / ranges(); direction < directions_; direction += together_) run(direction, share);
+    return {bounds_[range], bounds_[range + 1] - bounds_[range], thread % parts_, parts_, barrier};
+  }
+
+  // Calls run(direction) for what falls to a thread.
+  template <class Run>
+  void each_direction(int64_t thread, const Run& run) const {
+    for (int64_t direction = thread / parts_ / ranges(); direction < directions_; direction += together_) run(direction);
   }
 
  private:
@@ -257,17 +229,26 @@ Plan make_plan(const Arguments<T>& a) {
   return Plan(a, std::clamp<int64_t>(work / kThreadWork, 1, at::in_parallel_region() ? 1 : at::get_num_threads()));
 }
 
-// Runs all of the plan, or, where OpenMP has fewer threads to give, a plan for one.
-template <class T, class Run>
-void run_plan(const Arguments<T>& a, const Plan& plan, const Run& run) {
+// Runs run(direction, share, memory) for all of the plan, or, where OpenMP has fewer threads to give, of a plan for one. The threads'
+// memory(share) is made before: what it may throw could not leave a parallel region.
+template <class T, class Memory, class Run>
+void run_plan(const Arguments<T>& a, const Plan& plan, const Memory& memory_for, const Run& run) {
+  std::vector<decltype(memory_for(Share{}))> memory;
+  for (int64_t thread = 0; thread < plan.threads(); ++thread) memory.push_back(memory_for(plan.share(thread)));
+  const auto run_thread = [&](const Plan& plan, int64_t thread) {
+    plan.each_direction(thread, [&](int64_t direction) { run(direction, plan.share(thread), memory[thread]); });
+  };
   bool complete = false;
   run_team(plan.threads(), [&](int64_t thread, int64_t threads) {
     if (threads != plan.threads()) return;
     if (thread == 0) complete = true;
-    plan.run(thread, run);
+    run_thread(plan, thread);
   });
   latest_threads = complete ? plan.threads() : 1;
-  if (!complete) Plan(a, 1).run(0, run);
+  if (complete) return;
+  const Plan alone(a, 1);
+  memory[0] = memory_for(alone.share(0));
+  run_thread(alone, 0);
 }
 
 template <class T>
@@ -283,6 +264,26 @@ Recurrence<T> recurrence(const Arguments<T>& a, int64_t direction) {
   r.output_step = a.size.batch * r.output_row;
   return r;
 }
+
+// A thread's own, in the forward.
+template <class T>
+class ForwardMemory {
+ public:
+  ForwardMemory(const Arguments<T>& a, const Share& share, int64_t chunk_steps, bool save_for_backward)
+      : rows_(share.count),
+        chunk_x_(chunk_steps * share.count),
+        chunk_gates_(chunk_steps * share.count),
+        gates_(new T[save_for_backward ? 0 : chunk_steps * share.count * a.gates()]),
+        panels_(new T[a.kernels.packed_panel(std::max(a.size.input, a.size.output)) * a.kernels.panels_at_once]) {}
+
+  ForwardWork<T> work() { return {rows_.data(), chunk_x_.data(), chunk_gates_.data(), gates_.get(), panels_.get()}; }
+
+ private:
+  std::vector<ForwardRow<T>> rows_;
+  std::vector<const T*> chunk_x_;
+  std::vector<T*> chunk_gates_;
+  std::unique_ptr<T[]> gates_, panels_;
+};
 
 using LayerResult = std::tuple<at::Tensor, std::vector<at::Tensor>, std::vector<at::Tensor>>;
 
@@ -338,15 +339,9 @@ LayerResult forward(const Arguments<T>& a, bool save_for_backward) {
     }
     calls.push_back(f);
   }
-  run_plan(a, plan, [&](int64_t direction, const Share& share) {
-    const Forward<T>& f = calls[direction];
-    const int64_t rows = chunk_steps * share.count;
-    std::vector<ForwardRow<T>> row_memory(share.count);
-    std::vector<const T*> chunk_x(rows);
-    std::vector<T*> chunk_gates(rows);
-    const int64_t panel = a.kernels.packed_panel(std::max(size.input, size.output)) * a.kernels.panels_at_once;
-    const std::unique_ptr<T[]> gates(f.gates ? nullptr : new T[rows * a.gates()]), panels(new T[f.packed_ih && f.packed_hh ? 0 : panel]);
-    a.kernels.forward(f, share, {row_memory.data(), chunk_x.data(), chunk_gates.data(), gates.get(), panels.get()});
+  const auto memory_for = [&](const Share& share) { return ForwardMemory<T>(a, share, chunk_steps, save_for_backward); };
+  run_plan(a, plan, memory_for, [&](int64_t direction, const Share& share, ForwardMemory<T>& memory) {
+    a.kernels.forward(calls[direction], share, memory.work());
   });
   ++forward_runs;
   if (!save_for_backward) saved.clear();
@@ -450,9 +445,9 @@ std::vector<at::Tensor> backward(const Arguments<T>& a, const at::Tensor& given_
     buffers.push_back(b);
     calls.push_back(f);
   }
-  run_plan(a, make_plan(a), [&](int64_t direction, const Share& share) {
-    std::vector<BackwardRow<T>> row_memory(share.count);
-    a.kernels.backward(calls[direction], share, row_memory.data());
+  const auto memory_for = [](const Share& share) { return std::vector<BackwardRow<T>>(share.count); };
+  run_plan(a, make_plan(a), memory_for, [&](int64_t direction, const Share& share, std::vector<BackwardRow<T>>& memory) {
+    a.kernels.backward(calls[direction], share, memory.data());
   });
   ++backward_runs;
 

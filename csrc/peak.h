@@ -36,16 +36,19 @@ int64_t multiply_adds(int64_t rounds) {
   return rounds * kChains * Simd<float>::width;
 }
 
-void read_all(const float* from, int64_t count) {
+// Whole groups of 8 vectors only.
+int64_t read_all(const float* from, int64_t count) {
   constexpr int width = Simd<float>::width, at_once = 8;
-  for (; count >= at_once * width; count -= at_once * width, from += at_once * width) {
+  int64_t done = 0;
+  for (; done + at_once * width <= count; done += at_once * width) {
     Vec<float> values[at_once];
 #pragma GCC unroll 8
     for (int i = 0; i < at_once; ++i) {
-      values[i] = load(from + i * width);
+      values[i] = load(from + done + i * width);
       opaque(values[i]);
     }
   }
+  return done;
 }
 
 }  // namespace SSTKERN_LEVEL

@@ -190,10 +190,10 @@ def layer(
 ) -> tuple[Tensor, list[Tensor]]:
     """The operator `sstkern::layer` as the modules call it, differentiable: output and final states.
 
-    torch.compile and torch.export see the operator itself, as does autocast.
+    torch.compile, torch.export and torch.jit.trace see the operator itself, as does autocast.
     """
     differentiable = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, *weights, *hx))
-    if torch.compiler.is_compiling() or torch.is_autocast_enabled(x.device.type):
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch.is_autocast_enabled(x.device.type):
         return torch.ops.sstkern.layer(cell, x, weights, hx, lengths, has_bias, bidirectional, differentiable)[:2]
     if differentiable:
         output, *hx_n = _Layer.apply((cell, has_bias, bidirectional), len(weights), lengths, x, *weights, *hx)

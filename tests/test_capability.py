@@ -5,7 +5,7 @@ import re
 import subprocess
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from functools import cache
+from functools import cache, partial
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -82,12 +82,21 @@ def everything() -> tuple[str, dict[tuple, Arrays], dict[str, dict[str, np.ndarr
         return torch.ops.sstkern.cpu_capability(), layers, {name: nonlinearities(dtype) for name, dtype in DTYPES.items()}
 
 
-def refusal() -> str:
+def refusal(call: Callable[[], object]) -> str:
+    torch.set_num_threads(2)
     try:
-        functional.rnn_tanh(torch.zeros(1, 1, 1), [torch.zeros(1, 1)] * 2, bias=False)
+        call()
     except ValueError as error:
         return str(error)
     return "nothing was raised"
+
+
+def tiny_layer() -> None:
+    functional.rnn_tanh(torch.zeros(1, 1, 1), [torch.zeros(1, 1)] * 2, bias=False)
+
+
+def peak() -> float:
+    return torch.ops.sstkern.cpu_peak()
 
 
 def in_process(level: str, function: Callable[[], object]) -> object:
@@ -112,8 +121,21 @@ def test_the_best_level_runs_unasked(monkeypatch: pytest.MonkeyPatch):
     assert torch.ops.sstkern.cpu_capability() == LEVELS[0]
 
 
-def test_an_unknown_level_is_refused():
-    assert f"SSTKERN_CPU_CAPABILITY is 'sse9'; this machine has: {', '.join(LEVELS)}" in in_process("sse9", refusal)
+@pytest.mark.parametrize("call", [tiny_layer, peak])
+def test_an_unknown_level_is_refused(call: Callable[[], object]):
+    assert f"SSTKERN_CPU_CAPABILITY is 'sse9'; this machine has: {', '.join(LEVELS)}" in in_process("sse9", partial(refusal, call))
+
+
+def test_the_narrowest_level_has_the_lowest_peak():
+    peaks = [in_process(level, peak) for level in LEVELS]
+    assert peaks[-1] == min(peaks)
+    assert peaks[-1] > 1  # GFLOP/s
+
+
+def test_reading_a_cache_is_faster_than_reading_memory():
+    assert torch.ops.sstkern.cpu_bandwidth(1 << 15) > torch.ops.sstkern.cpu_bandwidth(1 << 28) > 0
+    with pytest.raises(ValueError, match="bytes: expected at least 4096, got 4095"):
+        torch.ops.sstkern.cpu_bandwidth(4095)
 
 
 @pytest.mark.parametrize("level", LEVELS)

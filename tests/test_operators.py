@@ -10,6 +10,7 @@ from torch.autograd import gradcheck, gradgradcheck
 from torch.library import opcheck
 
 import sstkern
+from sstkern import operators
 from sstkern.cells import CELLS
 from sstkern.engines import interpreting
 
@@ -57,7 +58,11 @@ class Call:
         return self.cell, x, rest[:count], rest[count:], self.lengths, self.bias, self.bidirectional
 
     def run(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        output, hx_n, _ = torch.ops.sstkern.layer(*self.arguments(inputs or None), True)
+        output, hx_n = operators.layer(*self.arguments(inputs or None))
+        return output, *hx_n
+
+    def run_operator(self) -> tuple[Tensor, ...]:
+        output, hx_n, _ = torch.ops.sstkern.layer(*self.arguments(), True)
         return output, *hx_n
 
     def backward_arguments(self) -> tuple:
@@ -83,6 +88,22 @@ def test_second_derivatives_of_every_input(cell, bidirectional, bias, projected,
     before = fused_runs()["backward"]
     assert gradgradcheck(call.run, call.inputs, fast_mode=True)
     assert fused_runs()["backward"] > before
+
+
+@cases
+def test_an_eager_call_is_the_operator(cell, bidirectional, bias, projected, lengths):
+    call = Call(cell, bidirectional, bias, projected, lengths)
+    results = [run() for run in (call.run, call.run_operator)]
+    gradients = [torch.autograd.grad([result.sin().sum() for result in one], call.inputs) for one in results]
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+
+
+def test_a_traced_layer_can_be_saved(tmp_path):
+    torch.manual_seed(0)
+    layer, x = sstkern.GRU(I, H), torch.randn(T, B, I)
+    torch.jit.trace(layer, (x,), check_trace=False).save(tmp_path / "traced.pt")
+    assert torch.equal(torch.jit.load(tmp_path / "traced.pt")(x)[0], layer(x)[0])
 
 
 @cases
