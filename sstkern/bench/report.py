@@ -10,7 +10,7 @@ from typing import Any
 
 from sstkern.bench.cases import Case
 from sstkern.bench.peers import OURS, TORCH
-from sstkern.bench.timing import Timing
+from sstkern.bench.timing import TOLERANCE, Timing
 from sstkern.text.atomic import write_atomically
 
 Row = dict[str, Any]
@@ -38,7 +38,6 @@ def row(case: Case, engines: Mapping[str, dict], left_out: Mapping[str, str], ba
     times = {name: found["ms"] for name, found in engines.items()}
     ours = times.get(OURS)
     best = min(times.keys() - {OURS}, key=times.__getitem__, default=None)
-    disturbed = [name for name, found in engines.items() if found["disturbed"]]
     return {
         **{name: getattr(case, name) for name in _CASE},
         "tokens": case.tokens,
@@ -50,11 +49,14 @@ def row(case: Case, engines: Mapping[str, dict], left_out: Mapping[str, str], ba
         "spread": max(engines[name]["spread"] for name in (OURS, best)) if ours and best else None,
         "gflops": case.flops / ours / 1e6 if ours else None,
         "bandwidth_share": case.streamed_bytes / ours / 1e6 / bandwidth if ours and bandwidth else None,
-        "discarded": _discarded(engines, disturbed),
+        "discarded": _discarded(engines, times[best] if best else math.inf),
     }
 
 
-def _discarded(engines: Mapping[str, dict], disturbed: Iterable[str]) -> str | None:
+def _discarded(engines: Mapping[str, dict], best: float) -> str | None:
+    """Why the ratio is no good: an engine that decides it, ours or one that is or may be the best peer, was disturbed."""
+    deciding = [name for name, found in engines.items() if name == OURS or min(found["ms"], found["alone_ms"]) <= best * (1 + TOLERANCE)]
+    disturbed = [name for name in deciding if engines[name]["disturbed"]]
     apart = [f"{name} {engines[name]['alone_ms']:.4g} ms alone, {engines[name]['ms']:.4g} ms among the others" for name in disturbed]
     return "; ".join(apart) or None
 

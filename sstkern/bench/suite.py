@@ -12,16 +12,21 @@ from sstkern.text.atomic import write_atomically
 
 Item = TypeVar("Item")
 Tell = Callable[[Any], None]
+ATTEMPTS = 3
+"""How often a case is timed whose engines something disturbs; the last attempt is reported."""
 
 
 def measure(case: Case, engines: Sequence[Engine], threads: int, seconds: float) -> dict:
     """One row of the report: what each engine that can run the case took, and why the others did not run."""
-    problem = Problem.of(case, threads)
-    with peers.ready(problem, engines) as (prepared, differences, left_out):
-        timings = timing.compare({name: one.block for name, one in prepared.items()}, seconds) if prepared else {}
-        notes = {name: one.notes for name, one in prepared.items()}
-    taken = {name: report.figures(timings[name], differences[name], notes[name]) for name in timings}
-    return report.row(case, taken, left_out, machine.bandwidth(case.recurrent_bytes, threads) if case.batch == 1 else None)
+    bandwidth = machine.bandwidth(case.recurrent_bytes, threads) if case.batch == 1 else None
+    with peers.ready(Problem.of(case, threads), engines) as (prepared, differences, left_out):
+        for _ in range(ATTEMPTS):
+            timings = timing.compare({name: one.block for name, one in prepared.items()}, seconds) if prepared else {}
+            taken = {name: report.figures(timings[name], differences[name], prepared[name].notes) for name in timings}
+            row = report.row(case, taken, left_out, bandwidth)
+            if row["discarded"] is None:
+                break
+    return row
 
 
 def run(cases: Sequence[Case], engines: Sequence[Engine], threads: int, seconds: float, folder: Path, tell: Tell) -> dict:

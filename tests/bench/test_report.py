@@ -81,6 +81,12 @@ def test_a_disturbed_engine_discards_the_case_with_its_numbers():
     assert reported(one)["summary"] == []
 
 
+@pytest.mark.parametrize(("ms", "alone", "discards"), [(9.0, 12.0, False), (9.0, 4.3, True), (4.3, 9.0, True)])
+def test_a_disturbed_engine_that_cannot_be_the_best_peer_discards_nothing(ms: float, alone: float, discards: bool):
+    one = report.row(Case("GRU", 2, 3, 4), {"sstkern": taken(2.0), "torch": taken(4.0), "openvino": taken(ms, alone)}, {}, None)
+    assert (one["discarded"] is not None) == discards
+
+
 def test_the_geometric_mean():
     assert report.geometric_mean([2.0, 8.0]) == pytest.approx(4.0)
     assert report.geometric_mean([0.5]) == pytest.approx(0.5)
