@@ -12,6 +12,7 @@ from typing import Annotated, Any, TypeVar
 import torch
 
 from sstkern.checkpoint import TrainingOptions, find, load_model, read_config
+from sstkern.doctor import installed_version
 from sstkern.models import Cell, ModelConfig, Pooling
 
 try:
@@ -43,7 +44,6 @@ class OneLineErrors(TyperGroup):
 
 app = typer.Typer(
     cls=OneLineErrors,
-    help="Text classifiers on fused recurrent layers.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -54,6 +54,20 @@ BenchCell = Enum("BenchCell", {name: name for name in ("lstm", "gru", "rnn")}, t
 Phase = Enum("Phase", {name: name for name in ("inference", "training")}, type=str)
 BenchLengths = Enum("BenchLengths", {name: name for name in ("full", "sst2")}, type=str)
 Dtype = Enum("Dtype", {name: name for name in ("float32", "bfloat16")}, type=str)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"sstkern {installed_version('sstkern')}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=_print_version)] = False,
+) -> None:
+    """Text classifiers on fused recurrent layers."""
+
 
 Model = Annotated[Path, typer.Option(help="Folder of a run, whose best model is taken, or of one checkpoint.")]
 

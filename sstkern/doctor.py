@@ -13,21 +13,23 @@ def report() -> list[tuple[str, str]]:
     """Pairs of a heading and what was found."""
     problem = extension_problem()
     return [
-        ("sstkern", _version("sstkern")),
+        ("sstkern", installed_version("sstkern")),
         ("python", platform.python_version()),
         ("torch", torch.__version__),
-        ("triton", _version("triton")),
+        ("triton", installed_version("triton")),
         ("C++ extension", "built" if problem is None else problem),
         ("instruction set", _instruction_set() if problem is None else "none: needs the C++ extension"),
         ("threads", f"{torch.get_num_threads()} (torch.set_num_threads changes it)"),
         ("GPU", torch.cuda.get_device_name() if torch.cuda.is_available() else "none that torch can use"),
         ("GPU engine", triton_problem() or "ready"),
         *_schedules(),
-        ("training", _training()),
+        ("training", _extra("train", ("accelerate", "matplotlib", "pooch", "rich", "safetensors", "tensorboard", "typer"))),
+        ("benchmarks", _extra("bench", ("matplotlib", "onnx", "onnxruntime", "openvino", "pytest_benchmark", "rich", "typer"))),
     ]
 
 
-def _version(package: str) -> str:
+def installed_version(package: str) -> str:
+    """The version of a package, or how to get it."""
     try:
         return version(package)
     except PackageNotFoundError:
@@ -54,7 +56,6 @@ def _instruction_set() -> str:
         return f"none: {error}"
 
 
-def _training() -> str:
-    needed = ("accelerate", "matplotlib", "pooch", "rich", "safetensors", "tensorboard", "typer")
-    missing = [name for name in needed if importlib.util.find_spec(name) is None]
-    return f"lacks {', '.join(missing)}; get them with 'pip install \"sstkern[train]\"'" if missing else "ready"
+def _extra(name: str, packages: tuple[str, ...]) -> str:
+    missing = [package for package in packages if importlib.util.find_spec(package) is None]
+    return f"lacks {', '.join(missing)}; get them with 'pip install \"sstkern[{name}]\"'" if missing else "ready"

@@ -14,7 +14,7 @@ import typer
 from typer.testing import CliRunner, Result
 
 import sstkern
-from sstkern import checkpoint, cli
+from sstkern import checkpoint, cli, doctor
 from sstkern.triton import aot
 
 SMALL = ("--hidden-size", "4", "--embedding-size", "4", "--pooling", "last")
@@ -53,6 +53,10 @@ def trained(tmp_path_factory) -> tuple[Path, Path, Result]:
     result = call("train", "--data", data, *size, *schedule, "--output", folder / "run")
     assert result.exit_code == 0, result.output
     return data, folder / "run", result
+
+
+def test_the_version():
+    assert call("--version").stdout == f"sstkern {doctor.installed_version('sstkern')}\n"
 
 
 def test_training_ends_with_the_accuracy_the_files_and_the_speeds(trained):

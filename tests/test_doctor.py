@@ -55,11 +55,13 @@ def test_without_the_extension(target: object, name: str, result: str | None, me
     assert report["instruction set"] == "none: needs the C++ extension"
 
 
-def test_what_training_lacks_is_named(monkeypatch: pytest.MonkeyPatch):
-    find_spec = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name in ("rich", "pooch") else find_spec(name, *rest))
-    assert dict(doctor.report())["training"] == "lacks pooch, rich; get them with 'pip install \"sstkern[train]\"'"
+def test_what_an_extra_lacks_is_named(monkeypatch: pytest.MonkeyPatch):
+    find_spec, lacking = importlib.util.find_spec, ("pooch", "rich", "openvino")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name in lacking else find_spec(name, *rest))
+    report = dict(doctor.report())
+    assert report["training"] == "lacks pooch, rich; get them with 'pip install \"sstkern[train]\"'"
+    assert report["benchmarks"] == "lacks openvino, rich; get them with 'pip install \"sstkern[bench]\"'"
 
 
 def test_a_missing_package_says_how_to_get_it():
-    assert doctor._version("no-such-package") == "not installed; get it with 'pip install no-such-package'"
+    assert doctor.installed_version("no-such-package") == "not installed; get it with 'pip install no-such-package'"
