@@ -43,6 +43,7 @@ std::vector<Level> levels() {
 
 Level choose() {
   const char* forced = std::getenv("SSTKERN_CPU_CAPABILITY");
+  if (forced != nullptr && *forced == '\0') forced = nullptr;
   std::string allowed;
   for (const Level& level : levels()) {
     if (!level.supported) continue;

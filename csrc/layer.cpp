@@ -25,10 +25,14 @@ std::atomic<int64_t> forward_runs{0}, backward_runs{0}, latest_threads{0};
 constexpr int64_t kThreadWork = 1 << 17;
 // Multiply-adds a thread should have in a time step at least where others share it: they meet once a step.
 constexpr int64_t kStepWork = 1 << 14;
-// Rows of the batch a thread should have at least where it has them to itself: a tile of the products.
-constexpr int64_t kThreadRows = 6;
-// Rows whose input projection is made at once: as many as share a panel of the weights while it is in the first cache.
-constexpr int64_t kChunkRows = 24;
+// Rows of the batch a thread should have at least where it has them to itself: so many keep the multiply-add units busy.
+constexpr int64_t kThreadRows = 4;
+// Recurrent weights that every thread can read at every step without harm, in bytes: about a core's second cache, twice.
+constexpr int64_t kSmallWeights = 1 << 21;
+// With more, threads share hidden units unless each has this many rows for every weight it reads.
+constexpr int64_t kManyRows = 48;
+// Rows whose input projection is made at once, so that its weights are read once for all of them.
+constexpr int64_t kChunkRows = 96;
 // Elements a thread should pack at least.
 constexpr int64_t kPackGrain = 1 << 15;
 
@@ -181,7 +185,8 @@ class Plan {
   template <class T>
   Plan(const Arguments<T>& a, int64_t threads) : directions_(a.size.directions), together_(threads % directions_ == 0 ? directions_ : 1) {
     const int64_t each = threads / together_;
-    int64_t ranges = std::clamp<int64_t>(a.size.batch / kThreadRows, 1, each);
+    const bool large = a.gates() * a.size.output * static_cast<int64_t>(sizeof(T)) > kSmallWeights;
+    int64_t ranges = std::clamp<int64_t>(a.size.batch / (large ? kManyRows : kThreadRows), 1, each);
     while (each % ranges != 0) --ranges;
     parts_ = each / ranges;
     const int64_t step = a.schedule.rows() * a.gates() * a.size.output / (std::max<int64_t>(1, a.size.steps) * ranges);

@@ -253,11 +253,21 @@ inline void recur(const Forward<T>& f, const Share& share, const ForwardWork<T>&
       for (int64_t q = 0; q < panels; ++q) {
         Vec<T>* const mine_sums = sums + q * count * Panel::columns;
         panel_sums<T, Step>(mine_sums, count, row, f.output_size, packed[q], f.bias_hh, f.hidden_size, panel + q);
-        for (int64_t r = 0; r < count; ++r)
-          for (int block = 0; block < Step::unit_blocks; ++block) {
-            const int64_t unit = (panel + q) * Panel::units + block * Simd<T>::width;
-            if (unit < f.hidden_size) groups.add({work.rows + first + r, unit, mine_sums + r * Panel::columns + block * Step::gates});
-          }
+        for (int block = 0; block < Step::unit_blocks; ++block) {
+          const int64_t unit = (panel + q) * Panel::units + block * Simd<T>::width;
+          if (unit >= f.hidden_size) break;
+          const auto place = [&](int64_t r) {
+            return At{work.rows + first + r, unit, mine_sums + r * Panel::columns + block * Step::gates};
+          };
+          if (count < kGroup)
+            for (int64_t r = 0; r < count; ++r) groups.add(place(r));
+          else
+            for (int64_t r = 0; r < count; r += kGroup) {  // the last group is filled up with its own last row
+              const auto clamped = [&](int64_t i) { return place(r + i < count ? r + i : count - 1); };
+              const At at[kGroup] = {place(r), clamped(1), clamped(2), clamped(3)};
+              step(at);
+            }
+        }
       }
       groups.finish();
     }

@@ -35,7 +35,8 @@ class OneLineErrors(TyperGroup):
         except BrokenPipeError:
             raise  # typer ends in silence when the reader of a pipe is gone
         except ModuleNotFoundError as error:
-            message = f'{error.name} is not installed: pip install "sstkern[train]"'
+            extra = "bench" if ctx.invoked_subcommand == "bench" else "train"
+            message = f'{error.name} is not installed: pip install "sstkern[{extra}]"'
         except (ValueError, OSError, FloatingPointError) as error:
             message = str(error)
         typer.echo(f"sstkern: {message}", err=True)
@@ -211,7 +212,7 @@ def bench(
     ] = None,
     dtype: Annotated[list[Dtype] | None, typer.Option(help="Of input and weights; can be given again.", show_default="both")] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads of every engine.", min=1, show_default="PyTorch's choice")] = None,
-    seconds: Annotated[float, typer.Option(help="Time for a case; a case whose calls are slow takes longer.", min=0.001)] = 6.0,
+    seconds: Annotated[float, typer.Option(help="Time for a case; a case whose calls are slow takes longer.", min=0.001, max=3600)] = 6.0,
     growth: Annotated[bool, typer.Option("--growth", help="Instead: time per token over each size and over threads, float32.")] = False,
     memory: Annotated[bool, typer.Option("--memory", help="Instead: memory of a training step, float32.")] = False,
     compiled: Annotated[bool, typer.Option("--compile", help="Also time torch.compile of torch.nn's layers, short ones.")] = False,
@@ -229,12 +230,13 @@ def bench(
     cells = [name.upper() for name in _values(cell)] or CELLS
     phases, kinds, dtypes = _values(phase) or PHASES, _values(lengths) or LENGTHS, _values(dtype) or DTYPES
     shapes = [parse_shape(text) for text in shape or ()] or SHAPES
-    complete = True
+    if growth and (memory or shape):
+        raise typer.BadParameter(f"--growth: has shapes of its own, and is not for {'--memory' if memory else '--shape'}")
     if growth:
         complete = show.growth(cells, phases, kinds, threads, seconds, output)
-    if memory and complete:
+    elif memory:
         complete = show.memory(cells, shapes, kinds, threads, output)
-    if not growth and not memory:
+    else:
         complete = show.cases(cells, shapes, phases, kinds, dtypes, threads, seconds, compiled, output)
     if not complete:
         typer.echo(f"interrupted; what was measured is in {output}")

@@ -154,6 +154,12 @@ def _load_extension() -> str | None:
         return "TRITON_INTERPRET has the GPU engine's kernels run on CPU tensors instead"
     spec = importlib.util.find_spec("sstkern._cpu")
     if spec is None or spec.origin is None:
+        source = Path(__file__).parents[1]
+        if (source / "setup.py").exists():
+            return (
+                f"its C++ extension is not built; build it with 'pip install --no-build-isolation --no-deps -e .' in {source}, "
+                "or, if sstkern is installed, start Python elsewhere"
+            )
         return "its C++ extension is not built; build it with 'pip install --no-build-isolation sstkern' where torch is installed"
     built_for = _built_for()
     if built_for != torch.__version__:

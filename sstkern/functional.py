@@ -84,10 +84,22 @@ def cell_step(cell: str, input: Tensor, hx: Sequence[Tensor] | None, weights: Se
     """
     if input.dim() not in (1, 2):
         raise ValueError(f"input: expected 1-D (unbatched) or 2-D (batched), got {input.dim()}-D")
+    if hx is not None:
+        _check_cell_states(CELLS[cell], input, hx, weights[1].size(1))
     x = input.unsqueeze(0)
     states = None if hx is None else tuple(state.unsqueeze(0) for state in hx)
     _, states = _run(CELLS[cell], x, weights, states, _Options(bias=bias))
     return tuple(state.squeeze(0) for state in states)
+
+
+def _check_cell_states(cell: Cell, input: Tensor, hx: Sequence[Tensor], hidden_size: int) -> None:
+    """In a cell's own shapes, which have one dimension less than a layer's."""
+    if isinstance(hx, Tensor) or len(hx) != len(cell.states) or not all(isinstance(state, Tensor) for state in hx):
+        raise RuntimeError(f"hx: expected {len(cell.states)} Tensor(s) ({', '.join(cell.states)}), got {_described(hx)}")
+    shape = (*input.shape[:-1], hidden_size)
+    for name, state in zip(cell.states, hx, strict=True):
+        if tuple(state.shape) != shape:
+            raise RuntimeError(f"hx: expected {name} of shape {shape}, got {tuple(state.shape)}")
 
 
 class _Options:

@@ -58,7 +58,10 @@ def _check(lengths: Lengths, x: Tensor) -> Tensor:
 
 
 def _to_tensor(lengths: Sequence[int]) -> Tensor:
-    tensor = torch.tensor(lengths)
+    try:
+        tensor = torch.tensor(lengths)
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"lengths: expected integers, got {lengths!r}") from None
     return tensor.long() if tensor.numel() == 0 else tensor  # torch.tensor([]) is float32
 
 

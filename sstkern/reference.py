@@ -35,7 +35,8 @@ def layer(
     """
     if lengths is None:
         lengths = torch.full((x.size(1),), x.size(0), device=x.device)
-    check_values(lengths, x.size(0))
+    else:
+        check_values(lengths, x.size(0))
     valid = torch.arange(x.size(0), device=x.device)[:, None] < lengths.to(x.device)  # (T, B)
     x = torch.where(valid[..., None], x, 0)
     outputs, finals = [], []

@@ -167,6 +167,20 @@ def test_a_usage_error_names_what_is_allowed(arguments, message):
     assert message in " ".join(result.stderr.replace("│", " ").split())
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--growth", "--shape", "1,2,3"), "--growth: has shapes of its own, and is not for --shape"),
+        (("--growth", "--memory"), "--growth: has shapes of its own, and is not for --memory"),
+        (("--seconds", "inf"), "--seconds"),
+    ],
+)
+def test_benchmark_options_that_contradict(options: tuple[str, ...], message: str):
+    result = call("bench", *options)
+    assert result.exit_code == 2
+    assert message in " ".join(result.stderr.replace("│", " ").split())
+
+
 @pytest.mark.parametrize("name", ["train", "evaluate", "predict", "doctor", "bench", "aot-report"])
 def test_every_option_has_help(name):
     command = typer.main.get_command(cli.app).commands[name]

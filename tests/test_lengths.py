@@ -12,6 +12,7 @@ import sstkern
         (torch.tensor([[4, 2]]), ValueError, r"got shape \(1, 2\)"),
         (torch.tensor(4), ValueError, r"got shape \(\)"),
         ([4.0, 2.0], TypeError, "expected integers, got torch.float32"),
+        (["4", "2"], TypeError, r"expected integers, got \['4', '2'\]"),
         (torch.tensor([True, False]), TypeError, "expected integers, got torch.bool"),
         ([4, 5], ValueError, r"lengths\[1\] is 5; allowed are 0 to 4"),
         ([-1, 4], ValueError, r"lengths\[0\] is -1; allowed are 0 to 4"),

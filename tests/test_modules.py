@@ -318,3 +318,14 @@ def test_other_wrong_calls():
         sstkern.RNN(3, 5, nonlinearity="sine")
     with pytest.raises(ValueError, match="input: expected 1-D"):
         sstkern.LSTMCell(3, 5)(x)
+    with pytest.raises(RuntimeError, match=r"hx: expected 2 Tensor\(s\) \(h, c\), got a Tensor of shape \(2, 5\)"):
+        sstkern.LSTMCell(3, 5)(x[0], torch.zeros(2, 5))
+    with pytest.raises(RuntimeError, match=r"hx: expected h of shape \(2, 5\), got \(1, 2, 5\)"):
+        sstkern.GRUCell(3, 5)(x[0], torch.zeros(1, 2, 5))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_meta_device_has_shapes(kind):
+    ours, theirs = (layer.to("meta") for layer in pair(kind, 3, 5))
+    (output, hx_n), (expected, expected_hx) = (layer(torch.empty(4, 2, 3, dtype=torch.float64, device="meta")) for layer in (ours, theirs))
+    assert [t.shape for t in (output, *flat(hx_n))] == [t.shape for t in (expected, *flat(expected_hx))]

@@ -26,7 +26,7 @@ def environment() -> dict:
         "packages": {name: _version(name) for name in ("sstkern", "onnxruntime", "openvino")},
         "extension": extension_problem() or "built",
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "command": shlex.join(sys.argv),
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
     }
 
 

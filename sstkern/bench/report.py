@@ -155,7 +155,8 @@ _GROUPS: dict[str, Callable[[Row], float | None]] = {
 
 def tables(report: dict) -> list[Any]:
     """What rich prints: a line a case, then the summary."""
-    return [_cases_table(report["rows"]), _summary_table(report["summary"]), *_reasons(report["rows"])]
+    summed = [_summary_table(report["summary"])] if report["summary"] else []
+    return [_cases_table(report["rows"]), *summed, *_reasons(report["rows"])]
 
 
 def _cases_table(rows: list[Row]) -> Any:

@@ -72,8 +72,9 @@ def _memory_table(rows: list[dict]) -> Table:
 
 
 def _console() -> Console:
-    console = Console()
-    return console if console.is_terminal else Console(width=_WIDTH)
+    # Reasons have brackets of their own: pip install "sstkern[bench]".
+    console = Console(markup=False)
+    return console if console.is_terminal else Console(width=_WIDTH, markup=False)
 
 
 @contextmanager
