@@ -12,7 +12,7 @@ from typing import Annotated, Any, TypeVar
 import torch
 
 from sstkern.checkpoint import TrainingOptions, find, load_model, read_config
-from sstkern.doctor import installed_version
+from sstkern.doctor import version_or_advice
 from sstkern.models import Cell, ModelConfig, Pooling
 
 try:
@@ -59,7 +59,7 @@ Dtype = Enum("Dtype", {name: name for name in ("float32", "bfloat16")}, type=str
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"sstkern {installed_version('sstkern')}")
+        typer.echo(f"sstkern {version_or_advice('sstkern')}")
         raise typer.Exit
 
 

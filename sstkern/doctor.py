@@ -13,10 +13,10 @@ def report() -> list[tuple[str, str]]:
     """Pairs of a heading and what was found."""
     problem = extension_problem()
     return [
-        ("sstkern", installed_version("sstkern")),
+        ("sstkern", version_or_advice("sstkern")),
         ("python", platform.python_version()),
         ("torch", torch.__version__),
-        ("triton", installed_version("triton")),
+        ("triton", version_or_advice("triton")),
         ("C++ extension", "built" if problem is None else problem),
         ("instruction set", _instruction_set() if problem is None else "none: needs the C++ extension"),
         ("threads", f"{torch.get_num_threads()} (torch.set_num_threads changes it)"),
@@ -28,12 +28,15 @@ def report() -> list[tuple[str, str]]:
     ]
 
 
-def installed_version(package: str) -> str:
-    """The version of a package, or how to get it."""
+def installed_version(package: str) -> str | None:
     try:
         return version(package)
     except PackageNotFoundError:
-        return f"not installed; get it with 'pip install {package}'"
+        return None
+
+
+def version_or_advice(package: str) -> str:
+    return installed_version(package) or f"not installed; get it with 'pip install {package}'"
 
 
 def _schedules() -> list[tuple[str, str]]:

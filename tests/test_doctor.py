@@ -64,4 +64,5 @@ def test_what_an_extra_lacks_is_named(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_a_missing_package_says_how_to_get_it():
-    assert doctor.installed_version("no-such-package") == "not installed; get it with 'pip install no-such-package'"
+    assert doctor.installed_version("no-such-package") is None
+    assert doctor.version_or_advice("no-such-package") == "not installed; get it with 'pip install no-such-package'"

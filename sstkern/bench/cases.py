@@ -7,6 +7,8 @@ from itertools import product
 
 import torch
 
+from sstkern.cells import CELLS as definitions
+
 CELLS = ("LSTM", "GRU", "RNN")
 PHASES = ("inference", "training")
 LENGTHS = ("full", "sst2")
@@ -36,7 +38,7 @@ SST2_HISTOGRAM = (
     654, 572, 505, 460, 416, 335, 297, 281, 253, 226, 166, 152, 108, 90, 91, 60, 55, 53, 34, 30, 24, 27, 17, 9, 11, 9, 7, 6, 3,
 )
 # fmt: on
-_GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
+_DEFINITIONS = {"LSTM": definitions["lstm"], "GRU": definitions["gru"], "RNN": definitions["rnn_tanh"]}
 _SEED = 0
 
 
@@ -89,7 +91,7 @@ class Case:
     @property
     def flops(self) -> int:
         """Of the matrix products on valid tokens; backward has two for every one forward."""
-        return self.tokens * 2 * _GATES[self.cell] * self.size * 2 * self.size * (3 if self.training else 1)
+        return self.tokens * 2 * _DEFINITIONS[self.cell].gates * self.size * 2 * self.size * (3 if self.training else 1)
 
     @property
     def weight_bytes(self) -> int:
@@ -104,7 +106,7 @@ class Case:
     @property
     def recurrent_bytes(self) -> int:
         """weight_hh, as large as weight_ih."""
-        return _GATES[self.cell] * self.size * self.size * self.torch_dtype.itemsize
+        return _DEFINITIONS[self.cell].gates * self.size * self.size * self.torch_dtype.itemsize
 
 
 def parse_shape(text: str) -> Shape:

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
 from sstkern.bench.cases import CELLS
+from sstkern.bench.report import shape
 
 _ENGINES = {"sstkern": "C0", "torch": "C1", "torch_packed": "C2"}
 _AXES = {"steps": "time steps", "size": "hidden size", "batch": "sequences", "threads": "threads"}
@@ -27,7 +28,7 @@ def _ratios(rows: list[dict], path: Path) -> Path:
         panel.axvline(1, color="black", linewidth=1)
         for place, cell in enumerate(CELLS):
             found = [row for row in chosen if row["cell"] == cell and row["ratio"] is not None]
-            heights = [shapes.index(_shape(row)) + 0.2 * (place - 1) for row in found]
+            heights = [shapes.index(shape(row)) + 0.2 * (place - 1) for row in found]
             colors = [f"C{place}" if row["discarded"] is None else "none" for row in found]
             panel.scatter([row["ratio"] for row in found], heights, s=28, c=colors, edgecolors=f"C{place}", zorder=3)
             panel.scatter([], [], s=28, color=f"C{place}", label=cell)  # the legend's, filled
@@ -43,7 +44,7 @@ def memory(rows: list[dict], path: Path) -> Path:
         for place, (engine, color) in enumerate(_ENGINES.items()):
             found = [row for row in chosen if engine in row["bytes"]]
             sizes = [max(row["bytes"][engine], _LEAST) / 2**20 for row in found]
-            heights = [shapes.index(_shape(row)) + 0.2 * (place - 1) for row in found]
+            heights = [shapes.index(shape(row)) + 0.2 * (place - 1) for row in found]
             panel.scatter(sizes, heights, s=28, color=color, zorder=3, label=engine)
 
     title = "float32 training step, by sequences, time steps, hidden size"
@@ -52,7 +53,7 @@ def memory(rows: list[dict], path: Path) -> Path:
 
 def _by_shape(rows: list[dict], names: tuple[str, str], dots: Callable, title: str, unit: str, path: Path) -> Path:
     """A panel for every pair of values that the rows have under two names, with their shapes as lines."""
-    shapes = list(dict.fromkeys(_shape(row) for row in rows))
+    shapes = list(dict.fromkeys(shape(row) for row in rows))
     down, across = (_distinct(rows, name) for name in names)
     size = (max(6.5, 1.5 + 4.5 * len(across)), 1.8 + (0.9 + 0.3 * len(shapes)) * len(down))
     figure = Figure(figsize=size, layout="constrained")
@@ -134,7 +135,3 @@ def _save(figure: Figure, path: Path) -> Path:
 
 def _distinct(rows: Iterable[dict], name: str) -> list[str]:
     return list(dict.fromkeys(row[name] for row in rows))
-
-
-def _shape(row: dict) -> str:
-    return f"{row['batch']},{row['steps']},{row['size']}"

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sstkern.bench.cases import Case
-from sstkern.bench.peers import Engine, Prepared, Problem, Unavailable, torch_padded
+from sstkern.bench.peers import Engine, Prepared, Problem, Unavailable, in_one_line, torch_padded
 
 MOST_STEPS = 64
 LIMIT = 120.0
@@ -91,7 +91,7 @@ def serve(pipe: Connection, case: Case, threads: int) -> None:
     except (EOFError, BrokenPipeError):  # nobody wants more
         return
     except Exception as error:
-        pipe.send(("failed", f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"))
+        pipe.send(("failed", in_one_line(error)))
 
 
 def _compiled(problem: Problem) -> Prepared:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from sstkern.doctor import installed_version
 from sstkern.engines import extension_problem
 
 
@@ -23,7 +24,7 @@ def environment() -> dict:
         "peak_gflops": peak(),
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "packages": {name: _version(name) for name in ("sstkern", "onnxruntime", "openvino")},
+        "packages": {name: installed_version(name) for name in ("sstkern", "onnxruntime", "openvino")},
         "extension": extension_problem() or "built",
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
@@ -54,12 +55,3 @@ def _measured(operator: str, *arguments):
 def _cpu_model(file: Path = Path("/proc/cpuinfo")) -> str:
     lines = file.read_text().splitlines() if file.exists() else []
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
-
-
-def _version(package: str) -> str | None:
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None

@@ -247,6 +247,10 @@ def difference(problem: Problem, results: Sequence[Tensor], expected: Sequence[T
     return max(map(one, [problem.masked(output), *gradients], expected))
 
 
+def in_one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')}"
+
+
 @contextmanager
 def ready(problem: Problem, engines: Sequence[Engine]) -> Iterator[tuple[dict[str, Prepared], dict[str, float], dict[str, str]]]:
     """The engines that can run the problem and are right, each engine's difference from the reference, and why the others are left out."""
@@ -261,7 +265,7 @@ def ready(problem: Problem, engines: Sequence[Engine]) -> Iterator[tuple[dict[st
             except Unavailable as reason:
                 left_out[engine.name] = str(reason)
             except Exception as error:  # whatever another package raises must not end the run
-                left_out[engine.name] = f"failed: {type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"
+                left_out[engine.name] = f"failed: {in_one_line(error)}"
             else:
                 if differences[engine.name] <= TOLERANCES[problem.case.dtype]:
                     prepared[engine.name] = one

@@ -175,10 +175,9 @@ def _cases_table(rows: list[Row]) -> Any:
         times = [_number(row["engines"].get(name, {}).get("ms"), ".3f") for name in names]
         ratio = _number(row["ratio"], ".2f") + ("*" if row["discarded"] else "")
         shares = [_number(row[name], ".0%") for name in ("peak_share", "bandwidth_share")]
-        shape = f"{row['batch']},{row['steps']},{row['size']}"
         table.add_row(
             row["cell"],
-            shape,
+            shape(row),
             row["phase"],
             row["lengths"],
             row["dtype"],
@@ -214,8 +213,12 @@ def _reasons(rows: list[Row]) -> list[str]:
     return [*discarded, *(f"left out of {count} cases: {reason}" for reason, count in counted.items())]
 
 
+def shape(row: Row) -> str:
+    return f"{row['batch']},{row['steps']},{row['size']}"
+
+
 def label(row: Row) -> str:
-    return f"{row['cell']} {row['batch']},{row['steps']},{row['size']} {row['phase']} {row['lengths']} {row['dtype']}"
+    return f"{row['cell']} {shape(row)} {row['phase']} {row['lengths']} {row['dtype']}"
 
 
 def _number(value: float | None, form: str) -> str:

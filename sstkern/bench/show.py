@@ -67,7 +67,7 @@ def _memory_table(rows: list[dict]) -> Table:
         table.add_column(name, justify="right")
     for row in rows:
         sizes = [f"{row['bytes'][name] / 2**20:.1f}" if name in row["bytes"] else "-" for name in names]
-        table.add_row(row["cell"], f"{row['batch']},{row['steps']},{row['size']}", row["lengths"], *sizes)
+        table.add_row(row["cell"], report.shape(row), row["lengths"], *sizes)
     return table
 
 

@@ -46,4 +46,3 @@ def test_the_processor_s_name(tmp_path: Path):
     file.write_text("processor\t: 0\nmodel name\t: Some CPU @ 2 GHz\n")
     assert machine._cpu_model(file) == "Some CPU @ 2 GHz"
     assert machine._cpu_model(tmp_path / "none") == machine.platform.machine()
-    assert machine._version("no-such-package") is None
