@@ -145,8 +145,8 @@ inline int64_t plain_panels(int64_t columns) {
 }
 
 template <class T>
-inline int64_t plain_packed_size(int64_t depth, int64_t columns) {
-  return plain_panels<T>(columns) * kPlainPanel<T> * depth;
+inline int64_t plain_panel(int64_t depth) {
+  return kPlainPanel<T> * depth;
 }
 
 // Packs panels begin..end-1 of matrix(k, column) = from[k * depth_stride + column * column_stride], zero past `columns`.

@@ -15,7 +15,7 @@ constexpr int64_t kGradientGates = 2 * kBlockRows;
 // Elements that pack_rows makes of one block of rows.
 template <class T>
 inline int64_t packed_block(int64_t columns) {
-  return plain_packed_size<T>(kGradientRows, columns);
+  return plain_panels<T>(columns) * plain_panel<T>(kGradientRows);
 }
 
 // Elements of working memory that weight_gradients needs.

@@ -117,9 +117,9 @@ struct Kernels {
   int64_t (*unit_panels)(int64_t hidden_size);
   int64_t (*packed_panel)(int64_t depth);
   void (*pack_units)(const T* weight, int64_t hidden_size, int64_t depth, int64_t begin, int64_t end, T* packed);
-  // A panel holds some neighbouring columns of a matrix.
+  // A panel holds some neighbouring columns of a matrix, and has plain_panel elements.
   int64_t (*plain_panels)(int64_t columns);
-  int64_t (*plain_packed_size)(int64_t depth, int64_t columns);
+  int64_t (*plain_panel)(int64_t depth);
   void (*pack_plain)(const T* from, int64_t depth, int64_t columns, int64_t depth_stride, int64_t column_stride, int64_t begin, int64_t end,
                      T* packed);
   void (*forward)(const Forward<T>&, const Share&, const ForwardWork<T>&);

@@ -164,9 +164,8 @@ at::Tensor pack(const Arguments<T>& a, int64_t panels, int64_t panel_size, const
 
 template <class T>
 at::Tensor pack_plain(const Arguments<T>& a, const at::Tensor& matrix) {
-  const int64_t depth = matrix.size(0), columns = matrix.size(1), panels = a.kernels.plain_panels(columns);
-  const int64_t size = a.kernels.plain_packed_size(depth, columns) / std::max<int64_t>(1, panels);
-  return pack(a, panels, size, [&](int64_t begin, int64_t end, T* to) {
+  const int64_t depth = matrix.size(0), columns = matrix.size(1);
+  return pack(a, a.kernels.plain_panels(columns), a.kernels.plain_panel(depth), [&](int64_t begin, int64_t end, T* to) {
     a.kernels.pack_plain(read<T>(matrix), depth, columns, matrix.stride(0), matrix.stride(1), begin, end, to);
   });
 }

@@ -1,8 +1,7 @@
 // The time loop, forward and backward, once for every cell.
 //
-// Rows of a batch are independent, so a thread runs its positions through all time steps without waiting for anybody. At a time step
-// the rows share each panel of the recurrent weights while it is in the first cache, and the cell's step is the epilogue of the
-// product: the gates' sums never leave the registers.
+// A thread runs its share of the batch, and where threads share rows its part of the hidden units, through all time steps. At a time step
+// the rows share each panel of the weights while it is in the first cache, and the cell's step is taken on the sums while they are there.
 #pragma once
 
 #include "cells/gru.h"
@@ -204,32 +203,40 @@ class Groups {
   int filled_ = 0;
 };
 
+// What the member `from` of the places' rows holds from `offset` on, and back. A vector past the last unit is cut off.
+template <class T, class Row, class Member>
+inline Group<T> load_group(const Place<T, Row>* at, Member Row::* from, int64_t offset, int64_t hidden_size) {
+  return each<T>([&](int i) { return load<T>(at[i].row->*from + offset + at[i].unit, hidden_size - at[i].unit); });
+}
+
+template <class T, class Row>
+inline void store_group(const Place<T, Row>* at, T* Row::* to, int64_t offset, int64_t hidden_size, const Group<T>& values) {
+#pragma GCC unroll 8
+  for (int i = 0; i < kGroup; ++i) store(at[i].row->*to + offset + at[i].unit, values.part[i], hidden_size - at[i].unit);
+}
+
 template <class T, class Step>
 inline void forward_step(const Forward<T>& f, const Place<T, ForwardRow<T>>* at) {
   const int64_t hidden_size = f.hidden_size;
   Group<T> gate[Step::gates], from_h[Step::gates], state[1]{}, extra[1]{}, h_previous{};
   static_assert(Step::states <= 1 && Step::extras <= 1, "the arrays above hold one of each");
-  const auto get = [&](const T* const ForwardRow<T>::* from, int64_t offset) {
-    return each<T>([&](int i) { return load(at[i].row->*from + offset + at[i].unit, hidden_size - at[i].unit); });
-  };
-  const auto put = [&](T* const ForwardRow<T>::* to, int64_t offset, const Group<T>& values) {
-#pragma GCC unroll 8
-    for (int i = 0; i < kGroup; ++i) store(at[i].row->*to + offset + at[i].unit, values.part[i], hidden_size - at[i].unit);
-  };
+  using Row = ForwardRow<T>;
+  const auto get = [&](auto from, int64_t offset) { return load_group<T>(at, from, offset, hidden_size); };
+  const auto put = [&](T* Row::* to, int64_t offset, const Group<T>& values) { store_group<T>(at, to, offset, hidden_size, values); };
 #pragma GCC unroll 8
   for (int g = 0; g < Step::gates; ++g) {
-    gate[g] = each<T>([&](int i) { return load(at[i].row->gates + g * hidden_size + at[i].unit, hidden_size - at[i].unit); });
+    gate[g] = get(&Row::gates, g * hidden_size);
     from_h[g] = each<T>([&](int i) { return at[i].sums[g]; });
   }
-  if (Step::states) state[0] = get(&ForwardRow<T>::states_previous, 0);
-  if (Step::uses_h) h_previous = get(&ForwardRow<T>::h_previous, 0);
+  if (Step::states) state[0] = get(&Row::states_previous, 0);
+  if (Step::uses_h) h_previous = get(&Row::h_previous, 0);
   const Group<T> h = Step::forward(gate, from_h, h_previous, state, extra);
-  put(f.hidden ? &ForwardRow<T>::hidden : &ForwardRow<T>::h, 0, h);
-  if (Step::states) put(&ForwardRow<T>::extras, 0, state[0]);
+  put(f.hidden ? &Row::hidden : &Row::h, 0, h);
+  if (Step::states) put(&Row::extras, 0, state[0]);
   if (!f.save_for_backward) return;
 #pragma GCC unroll 8
-  for (int g = 0; g < Step::gates; ++g) put(&ForwardRow<T>::gates, g * hidden_size, gate[g]);
-  if (Step::extras) put(&ForwardRow<T>::extras, Step::states * hidden_size, extra[0]);
+  for (int g = 0; g < Step::gates; ++g) put(&Row::gates, g * hidden_size, gate[g]);
+  if (Step::extras) put(&Row::extras, Step::states * hidden_size, extra[0]);
 }
 
 // One time step of `active` rows: the recurrent product, then the cell's step while the sums are in the first cache.
@@ -322,35 +329,28 @@ inline void backward_step(const Backward<T>& f, const Place<T, BackwardRow<T>>* 
   Group<T> gate[Step::gates], dgate_x[Step::gates], dgate_h[Step::gates];
   Group<T> extra[1]{}, before[1]{}, state[1]{}, dstate[1]{}, h_previous{};
   static_assert(Step::states <= 1 && Step::extras <= 1, "the arrays above hold one of each");
-  const auto get = [&](const T* BackwardRow<T>::* from, int64_t offset) {
-    return each<T>([&](int i) { return load(at[i].row->*from + offset + at[i].unit, hidden_size - at[i].unit); });
-  };
-  const auto get_own = [&](T* BackwardRow<T>::* from) {
-    return each<T>([&](int i) { return load(at[i].row->*from + at[i].unit, hidden_size - at[i].unit); });
-  };
-  const auto put = [&](T* BackwardRow<T>::* to, int64_t offset, const Group<T>& values) {
+  using Row = BackwardRow<T>;
+  const auto get = [&](auto from, int64_t offset) { return load_group<T>(at, from, offset, hidden_size); };
+  const auto put = [&](T* Row::* to, int64_t offset, const Group<T>& values) { store_group<T>(at, to, offset, hidden_size, values); };
 #pragma GCC unroll 8
-    for (int i = 0; i < kGroup; ++i) store(at[i].row->*to + offset + at[i].unit, values.part[i], hidden_size - at[i].unit);
-  };
-#pragma GCC unroll 8
-  for (int g = 0; g < Step::gates; ++g) gate[g] = get(&BackwardRow<T>::gates, g * hidden_size);
-  if (Step::extras) extra[0] = get(&BackwardRow<T>::extras, Step::states * hidden_size);
+  for (int g = 0; g < Step::gates; ++g) gate[g] = get(&Row::gates, g * hidden_size);
+  if (Step::extras) extra[0] = get(&Row::extras, Step::states * hidden_size);
   if (Step::states) {
-    before[0] = get(&BackwardRow<T>::states_previous, 0);
-    state[0] = get(&BackwardRow<T>::extras, 0);
-    dstate[0] = get_own(&BackwardRow<T>::dstates);
+    before[0] = get(&Row::states_previous, 0);
+    state[0] = get(&Row::extras, 0);
+    dstate[0] = get(&Row::dstates, 0);
   }
-  if (Step::uses_h) h_previous = get(&BackwardRow<T>::h_previous, 0);
-  Group<T> dh = get_own(f.dhidden ? &BackwardRow<T>::dhidden : &BackwardRow<T>::dh);
-  if (!f.dhidden && f.grad_output) dh = dh + get(&BackwardRow<T>::grad_output, 0);
+  if (Step::uses_h) h_previous = get(&Row::h_previous, 0);
+  Group<T> dh = get(f.dhidden ? &Row::dhidden : &Row::dh, 0);
+  if (!f.dhidden && f.grad_output) dh = dh + get(&Row::grad_output, 0);
   const Group<T> direct = Step::backward(gate, extra, h_previous, before, state, dh, dstate, dgate_x, dgate_h);
 #pragma GCC unroll 8
   for (int g = 0; g < Step::gates; ++g) {
-    put(&BackwardRow<T>::dgates_x, g * hidden_size, dgate_x[g]);
-    if (!Step::same_gate_gradients) put(&BackwardRow<T>::dgates_h, g * hidden_size, dgate_h[g]);
+    put(&Row::dgates_x, g * hidden_size, dgate_x[g]);
+    if (!Step::same_gate_gradients) put(&Row::dgates_h, g * hidden_size, dgate_h[g]);
   }
-  if (Step::states) put(&BackwardRow<T>::dstates, 0, dstate[0]);
-  if (Step::uses_h) put(&BackwardRow<T>::dh, 0, direct);
+  if (Step::states) put(&Row::dstates, 0, dstate[0]);
+  if (Step::uses_h) put(&Row::dh, 0, direct);
 }
 
 template <class T, class Step>
@@ -420,7 +420,7 @@ inline Kernels<T> kernels_of() {
           packed_panel<T, Step>,
           pack_units<T, Step>,
           plain_panels<T>,
-          plain_packed_size<T>,
+          plain_panel<T>,
           pack_plain<T>,
           forward<T, Step>,
           backward<T, Step>,

@@ -6,7 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
-from sstkern.triton.math import sigmoid, tanh, tanh_and_slope
+from sstkern.triton.math import sigmoid, tanh, tanh_and_slope, where_positive
 
 SIZE = 4096
 
@@ -65,3 +65,21 @@ def test_far_infinite_and_not_a_number(dtype):
     assert apply(sigmoid, x)[0][[1, 3]].max() < 1e-37
     for function in (tanh, sigmoid):
         assert apply(function, x)[0].isnan().nonzero().tolist() == [[4]]
+
+
+@triton.jit
+def _choose(x, y, chosen, SIZE: tl.constexpr):
+    at = tl.arange(0, SIZE)
+    tl.store(chosen + at, where_positive(tl.load(x + at), tl.load(y + at)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_where_positive_is_a_choice_and_not_a_product(dtype):
+    tiny, infinity, nan = torch.finfo(dtype).smallest_normal / 2, float("inf"), float("nan")
+    x = torch.tensor([1.0, tiny, infinity, nan, 0.0, -0.0, -tiny, -infinity], dtype=dtype)
+    for value in (3.0, -infinity):
+        chosen = torch.empty_like(x)
+        _choose[(1,)](x, torch.full_like(x, value), chosen, len(x))
+        assert chosen.tolist() == [value] * 4 + [0.0] * 4
+    _choose[(1,)](x, torch.full_like(x, nan), chosen, len(x))
+    assert chosen.isnan().tolist() == [True] * 4 + [False] * 4
