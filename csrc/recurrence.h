@@ -263,17 +263,8 @@ inline void recur(const Forward<T>& f, const Share& share, const ForwardWork<T>&
         for (int block = 0; block < Step::unit_blocks; ++block) {
           const int64_t unit = (panel + q) * Panel::units + block * Simd<T>::width;
           if (unit >= f.hidden_size) break;
-          const auto place = [&](int64_t r) {
-            return At{work.rows + first + r, unit, mine_sums + r * Panel::columns + block * Step::gates};
-          };
-          if (count < kGroup)
-            for (int64_t r = 0; r < count; ++r) groups.add(place(r));
-          else
-            for (int64_t r = 0; r < count; r += kGroup) {  // the last group is filled up with its own last row
-              const auto clamped = [&](int64_t i) { return place(r + i < count ? r + i : count - 1); };
-              const At at[kGroup] = {place(r), clamped(1), clamped(2), clamped(3)};
-              step(at);
-            }
+          for (int64_t r = 0; r < count; ++r)
+            groups.add({work.rows + first + r, unit, mine_sums + r * Panel::columns + block * Step::gates});
         }
       }
       groups.finish();
