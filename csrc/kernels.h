@@ -51,10 +51,10 @@ struct Forward : Recurrence<T> {
   T* h_n;                      // (B, P)
   T* states_n;                 // (B, states * H)
   bool save_for_backward;
-  T* gates;             // to keep, by row: (rows, gates * H), activated; or null
-  T* extras;            // (., (states + extras) * H): by row to keep, or by position and overwritten every step
-  T* hidden;            // (., H), likewise: what the projection reads, or null
-  int64_t chunk_steps;  // time steps whose input projection is made at once
+  T* gates;            // to keep, by row: (rows, gates * H), activated; or null
+  T* extras;           // (., (states + extras) * H): by row to keep, or by position and overwritten every step
+  T* hidden;           // (., H), likewise: what the projection reads, or null
+  int64_t chunk_rows;  // the input projection of time steps with so many rows together is made at once
 };
 
 // A thread's own memory.
@@ -63,10 +63,9 @@ struct ForwardRow;
 template <class T>
 struct ForwardWork {
   ForwardRow<T>* rows;  // for each of its positions
-  const T** chunk_x;    // for each of its positions at each time step of a chunk
-  T** chunk_gates;      // likewise
-  T* gates;             // (chunk_steps, positions, gates * H) where none are saved
-  T* panels;            // room for `panels_at_once` packed panels of either weight
+  const T** chunk_x;    // for each row of a chunk
+  T* chunk_sums;        // a chunk's input projection: chunk_rows rows of every panel; aligned to a vector
+  T* panels;            // room for a packed panel of both weights
 };
 
 template <class T>
@@ -111,7 +110,6 @@ template <class T>
 struct Kernels {
   int gates, states, extras;
   bool same_gate_gradients, projects;
-  int panels_at_once;
   // A panel holds the weights of some neighbouring hidden units; packed_panel is its size for a weight of `depth` columns. What packs
   // writes panel `begin` first.
   int64_t (*unit_panels)(int64_t hidden_size);

@@ -273,20 +273,18 @@ Recurrence<T> recurrence(const Arguments<T>& a, int64_t direction) {
 template <class T>
 class ForwardMemory {
  public:
-  ForwardMemory(const Arguments<T>& a, const Share& share, int64_t chunk_steps, bool save_for_backward)
+  ForwardMemory(const Arguments<T>& a, const Share& share)
       : rows_(share.count),
-        chunk_x_(chunk_steps * share.count),
-        chunk_gates_(chunk_steps * share.count),
-        gates_(new T[save_for_backward ? 0 : chunk_steps * share.count * a.gates()]),
-        panels_(new T[a.kernels.packed_panel(std::max(a.size.input, a.size.output)) * a.kernels.panels_at_once]) {}
+        chunk_x_(std::max(share.count, kChunkRows)),
+        chunk_sums_(a.empty({a.kernels.unit_panels(a.size.hidden) * a.kernels.packed_panel(kChunkRows)})),
+        panels_(a.empty({a.kernels.packed_panel(a.size.input + a.size.output)})) {}
 
-  ForwardWork<T> work() { return {rows_.data(), chunk_x_.data(), chunk_gates_.data(), gates_.get(), panels_.get()}; }
+  ForwardWork<T> work() { return {rows_.data(), chunk_x_.data(), write<T>(chunk_sums_), write<T>(panels_)}; }
 
  private:
   std::vector<ForwardRow<T>> rows_;
   std::vector<const T*> chunk_x_;
-  std::vector<T*> chunk_gates_;
-  std::unique_ptr<T[]> gates_, panels_;
+  at::Tensor chunk_sums_, panels_;
 };
 
 using LayerResult = std::tuple<at::Tensor, std::vector<at::Tensor>, std::vector<at::Tensor>>;
@@ -300,7 +298,6 @@ LayerResult forward(const Arguments<T>& a, bool save_for_backward) {
   // Rows for every time step, though only the valid ones are used: a shape that does not depend on the lengths' values.
   const int64_t kept = save_for_backward ? a.all_rows() : size.batch;
   const Plan plan = make_plan(a);
-  const int64_t chunk_steps = std::max<int64_t>(1, kChunkRows / plan.most_rows());
   std::vector<at::Tensor> saved, packed;
   std::vector<Forward<T>> calls;
   const auto pack_unless = [&](bool used_once, const at::Tensor& weight) {
@@ -317,14 +314,14 @@ LayerResult forward(const Arguments<T>& a, bool save_for_backward) {
     f.x_row = a.x.stride(1);
     f.weight_ih = read<T>(w.ih);
     f.weight_hh = read<T>(w.hh);
-    f.packed_ih = pack_unless(chunk_steps >= size.steps, w.ih);
+    f.packed_ih = pack_unless(size.steps <= 1 || size.steps * plan.most_rows() <= kChunkRows, w.ih);
     f.packed_hh = pack_unless(size.steps <= 1, w.hh);
     f.bias_ih = read<T>(w.bias_ih);
     f.bias_hh = read<T>(w.bias_hh);
     f.output = write<T>(output) + d * size.output;
     f.h_n = write<T>(h_n) + d * size.batch * size.output;
     f.states_n = write<T>(states_n) + d * size.batch * a.states();
-    f.chunk_steps = chunk_steps;
+    f.chunk_rows = kChunkRows;
     f.save_for_backward = save_for_backward;
     f.gates = nullptr;
     if (save_for_backward) {
@@ -343,7 +340,7 @@ LayerResult forward(const Arguments<T>& a, bool save_for_backward) {
     }
     calls.push_back(f);
   }
-  const auto memory_for = [&](const Share& share) { return ForwardMemory<T>(a, share, chunk_steps, save_for_backward); };
+  const auto memory_for = [&](const Share& share) { return ForwardMemory<T>(a, share); };
   run_plan(a, plan, memory_for, [&](int64_t direction, const Share& share, ForwardMemory<T>& memory) {
     a.kernels.forward(calls[direction], share, memory.work());
   });

@@ -43,13 +43,6 @@ inline int64_t time_step(const Recurrence<T>& r, int64_t s) {
   return r.reverse ? r.schedule.steps - 1 - s : s;
 }
 
-// Where the gates of the share's position i at time step t are, the step of number `step` in its chunk.
-template <class T, class Step>
-inline T* gate_row(const Forward<T>& f, const Share& share, const ForwardWork<T>& work, int64_t step, int64_t t, int64_t i) {
-  const int64_t size = Step::gates * f.hidden_size;
-  return f.gates ? f.gates + (f.schedule.offset[t] + share.first + i) * size : work.gates + (step * share.count + i) * size;
-}
-
 template <class T>
 inline void copy(T* to, const T* from, int64_t count) {
   for (int64_t i = 0; i < count; ++i) to[i] = from[i];
@@ -61,9 +54,7 @@ struct Panels {
   static constexpr int tile = tile_columns(columns);
   static constexpr int units = Step::unit_blocks * Simd<T>::width;
   static constexpr int size = columns * Simd<T>::width;  // of one k
-  // Panels whose steps fill a group where there is one row.
-  static constexpr int at_once = Step::unit_blocks < kGroup ? kGroup / Step::unit_blocks : 1;
-  static_assert(columns % tile == 0 && at_once <= kBlockRows, "a panel is whole tiles, and its sums have room");
+  static_assert(columns % tile == 0, "a panel is whole tiles");
 };
 
 template <class T, class Step>
@@ -126,46 +117,34 @@ inline const T* panel_of(const T* packed, const T* weight, int64_t hidden_size, 
   return room;
 }
 
-// Writes a row's sums of a panel, of which `units` units exist; gates are `stride` apart.
-template <class T, class Step>
-inline void store_panel(const Vec<T>* sums, T* to, int64_t stride, int64_t units) {
-  using Panel = Panels<T, Step>;
-  constexpr int width = Simd<T>::width;
-  if (units >= Panel::units) {
-#pragma GCC unroll 8
-    for (int c = 0; c < Panel::columns; ++c) store(to + c % Step::gates * stride + c / Step::gates * width, sums[c]);
-    return;
-  }
-  for (int c = 0; c < Panel::columns; ++c) {
-    const int64_t unit = c / Step::gates * width;
-    if (unit < units) store(to + c % Step::gates * stride + unit, sums[c], units - unit);
-  }
+// Gathers the rows of x for the time steps from number `begin` on: as many steps as have chunk_rows rows, or one. Returns where they end.
+template <class T>
+inline int64_t gather_chunk(const Forward<T>& f, const Share& share, int64_t begin, const T** rows, int64_t* count) {
+  int64_t end = begin;
+  *count = 0;
+  do {
+    const int64_t t = time_step(f, end), active = active_rows(f, t, share.first, share.count);
+    if (end > begin && *count + active > f.chunk_rows) break;
+    for (int64_t i = 0; i < active; ++i) rows[(*count)++] = f.x + t * f.x_step + f.schedule.order[share.first + i] * f.x_row;
+  } while (++end < f.schedule.steps);
+  return end;
 }
 
-// The input projection of time steps begin..end-1 (in the order they are visited).
+// The room that a chunk's input projection has for a panel, in vectors.
 template <class T, class Step>
-inline void project(const Forward<T>& f, const Share& share, const ForwardWork<T>& work, int64_t begin, int64_t end) {
-  using Panel = Panels<T, Step>;
-  int64_t rows = 0;
-  for (int64_t s = begin; s < end; ++s) {
-    const int64_t t = time_step(f, s), active = active_rows(f, t, share.first, share.count);
-    for (int64_t i = 0; i < active; ++i, ++rows) {
-      work.chunk_x[rows] = f.x + t * f.x_step + f.schedule.order[share.first + i] * f.x_row;
-      work.chunk_gates[rows] = gate_row<T, Step>(f, share, work, s - begin, t, i);
-    }
-  }
+inline int64_t chunk_panel(const Forward<T>& f) {
+  return f.chunk_rows * Panels<T, Step>::columns;
+}
+
+// The input projection of a chunk's `count` rows.
+template <class T, class Step>
+inline void project(const Forward<T>& f, const Share& share, const ForwardWork<T>& work, int64_t count) {
   const Range mine = my_part(share, unit_panels<T, Step>(f.hidden_size));
-  Vec<T> sums[kBlockRows * Panel::columns];
+  const auto row = [&work](int64_t r) { return work.chunk_x[r]; };
   for (int64_t panel = mine.begin; panel < mine.end; ++panel) {
-    const T* packed = panel_of<T, Step>(f.packed_ih, f.weight_ih, f.hidden_size, f.input_size, panel, work.panels);
-    for (int64_t first = 0; first < rows; first += kBlockRows) {
-      const int64_t count = rows - first < kBlockRows ? rows - first : kBlockRows;
-      const auto row = [&](int64_t r) { return work.chunk_x[first + r]; };
-      panel_sums<T, Step>(sums, count, row, f.input_size, packed, f.bias_ih, f.hidden_size, panel);
-      const int64_t units = f.hidden_size - panel * Panel::units;
-      for (int64_t r = 0; r < count; ++r)
-        store_panel<T, Step>(sums + r * Panel::columns, work.chunk_gates[first + r] + panel * Panel::units, f.hidden_size, units);
-    }
+    const T* const packed = panel_of<T, Step>(f.packed_ih, f.weight_ih, f.hidden_size, f.input_size, panel, work.panels);
+    Vec<T>* const sums = reinterpret_cast<Vec<T>*>(work.chunk_sums) + panel * chunk_panel<T, Step>(f);
+    panel_sums<T, Step>(sums, count, row, f.input_size, packed, f.bias_ih, f.hidden_size, panel);
   }
 }
 
@@ -174,7 +153,7 @@ template <class T, class Row>
 struct Place {
   const Row* row;
   int64_t unit;
-  const Vec<T>* sums;
+  const Vec<T>*from_x, *from_h;  // sums of its gates
 };
 
 // Gathers places to groups of kGroup and runs run(places) for each; the last one is filled up with its own last place, whose results are
@@ -203,30 +182,42 @@ class Groups {
   int filled_ = 0;
 };
 
-// What the member `from` of the places' rows holds from `offset` on, and back. A vector past the last unit is cut off.
-template <class T, class Row, class Member>
+// What the member `from` of the places' rows holds from `offset` on, and back. A vector past the last unit is cut off, unless all are
+// whole.
+template <bool Whole, class T, class Row, class Member>
 inline Group<T> load_group(const Place<T, Row>* at, Member Row::* from, int64_t offset, int64_t hidden_size) {
-  return each<T>([&](int i) { return load<T>(at[i].row->*from + offset + at[i].unit, hidden_size - at[i].unit); });
+  return each<T>([&](int i) { return load<T>(at[i].row->*from + offset + at[i].unit, Whole ? Simd<T>::width : hidden_size - at[i].unit); });
+}
+
+template <bool Whole, class T, class Row>
+inline void store_group(const Place<T, Row>* at, T* Row::* to, int64_t offset, int64_t hidden_size, const Group<T>& values) {
+#pragma GCC unroll 8
+  for (int i = 0; i < kGroup; ++i)
+    store(at[i].row->*to + offset + at[i].unit, values.part[i], Whole ? Simd<T>::width : hidden_size - at[i].unit);
 }
 
 template <class T, class Row>
-inline void store_group(const Place<T, Row>* at, T* Row::* to, int64_t offset, int64_t hidden_size, const Group<T>& values) {
+inline bool all_whole(const Place<T, Row>* at, int64_t hidden_size) {
+  bool whole = true;
 #pragma GCC unroll 8
-  for (int i = 0; i < kGroup; ++i) store(at[i].row->*to + offset + at[i].unit, values.part[i], hidden_size - at[i].unit);
+  for (int i = 0; i < kGroup; ++i) whole &= at[i].unit + Simd<T>::width <= hidden_size;
+  return whole;
 }
 
-template <class T, class Step>
+template <bool Whole, class T, class Step>
 inline void forward_step(const Forward<T>& f, const Place<T, ForwardRow<T>>* at) {
   const int64_t hidden_size = f.hidden_size;
   Group<T> gate[Step::gates], from_h[Step::gates], state[1]{}, extra[1]{}, h_previous{};
   static_assert(Step::states <= 1 && Step::extras <= 1, "the arrays above hold one of each");
   using Row = ForwardRow<T>;
-  const auto get = [&](auto from, int64_t offset) { return load_group<T>(at, from, offset, hidden_size); };
-  const auto put = [&](T* Row::* to, int64_t offset, const Group<T>& values) { store_group<T>(at, to, offset, hidden_size, values); };
+  const auto get = [&](auto from, int64_t offset) { return load_group<Whole, T>(at, from, offset, hidden_size); };
+  const auto put = [&](T* Row::* to, int64_t offset, const Group<T>& values) {
+    store_group<Whole, T>(at, to, offset, hidden_size, values);
+  };
 #pragma GCC unroll 8
   for (int g = 0; g < Step::gates; ++g) {
-    gate[g] = get(&Row::gates, g * hidden_size);
-    from_h[g] = each<T>([&](int i) { return at[i].sums[g]; });
+    gate[g] = each<T>([&](int i) { return at[i].from_x[g]; });
+    from_h[g] = each<T>([&](int i) { return at[i].from_h[g]; });
   }
   if (Step::states) state[0] = get(&Row::states_previous, 0);
   if (Step::uses_h) h_previous = get(&Row::h_previous, 0);
@@ -239,60 +230,81 @@ inline void forward_step(const Forward<T>& f, const Place<T, ForwardRow<T>>* at)
   if (Step::extras) put(&Row::extras, Step::states * hidden_size, extra[0]);
 }
 
-// One time step of `active` rows: the recurrent product, then the cell's step while the sums are in the first cache.
+// One time step of `active` rows: the recurrent product, then the cell's step while the sums are in the first cache. `ahead` is the input
+// projection of these rows, or null: it is then made here, a panel at a time.
 template <class T, class Step>
-inline void recur(const Forward<T>& f, const Share& share, const ForwardWork<T>& work, int64_t active) {
+inline void recur(const Forward<T>& f, const Share& share, const ForwardWork<T>& work, int64_t active, const Vec<T>* ahead) {
   using Panel = Panels<T, Step>;
   using At = Place<T, ForwardRow<T>>;
   const Range mine = my_part(share, unit_panels<T, Step>(f.hidden_size));
-  const int64_t at_once = active < Panel::at_once ? Panel::at_once / active : 1, size = packed_panel<T, Step>(f.output_size);
-  const auto step = [&f](const At* at) { forward_step<T, Step>(f, at); };
-  Vec<T> sums[kBlockRows * Panel::columns];
-  for (int64_t panel = mine.begin; panel < mine.end; panel += at_once) {
-    const int64_t panels = mine.end - panel < at_once ? mine.end - panel : at_once;
-    const T* packed[Panel::at_once]{};
-    for (int64_t q = 0; q < panels; ++q)
-      packed[q] = panel_of<T, Step>(f.packed_hh, f.weight_hh, f.hidden_size, f.output_size, panel + q, work.panels + q * size);
+  const auto step = [&f](const At* at) {
+    all_whole(at, f.hidden_size) ? forward_step<true, T, Step>(f, at) : forward_step<false, T, Step>(f, at);
+  };
+  Groups<At, decltype(step)> groups(step);
+  Vec<T> x_sums[kBlockRows * Panel::columns], h_sums[kBlockRows * Panel::columns];
+  int64_t waiting = 0;  // rows whose sums are there, of panels before
+  for (int64_t panel = mine.begin; panel < mine.end; ++panel) {
+    const T* const packed_ih =
+        ahead ? nullptr : panel_of<T, Step>(f.packed_ih, f.weight_ih, f.hidden_size, f.input_size, panel, work.panels);
+    const T* const packed_hh =
+        panel_of<T, Step>(f.packed_hh, f.weight_hh, f.hidden_size, f.output_size, panel, work.panels + packed_panel<T, Step>(f.input_size));
     for (int64_t first = 0; first < active; first += kBlockRows) {
       const int64_t count = active - first < kBlockRows ? active - first : kBlockRows;
-      const auto row = [&](int64_t r) { return work.rows[first + r].h_previous; };
-      Groups<At, decltype(step)> groups(step);
-      for (int64_t q = 0; q < panels; ++q) {
-        Vec<T>* const mine_sums = sums + q * count * Panel::columns;
-        panel_sums<T, Step>(mine_sums, count, row, f.output_size, packed[q], f.bias_hh, f.hidden_size, panel + q);
-        for (int block = 0; block < Step::unit_blocks; ++block) {
-          const int64_t unit = (panel + q) * Panel::units + block * Simd<T>::width;
-          if (unit >= f.hidden_size) break;
-          for (int64_t r = 0; r < count; ++r)
-            groups.add({work.rows + first + r, unit, mine_sums + r * Panel::columns + block * Step::gates});
+      Vec<T>* const from_h = h_sums + waiting * Panel::columns;
+      const Vec<T>* from_x = x_sums + waiting * Panel::columns;
+      if (ahead) {
+        from_x = ahead + panel * chunk_panel<T, Step>(f) + first * Panel::columns;
+      } else {
+        const auto x_row = [&](int64_t r) { return work.chunk_x[first + r]; };
+        panel_sums<T, Step>(x_sums + waiting * Panel::columns, count, x_row, f.input_size, packed_ih, f.bias_ih, f.hidden_size, panel);
+      }
+      const auto h_row = [&](int64_t r) { return work.rows[first + r].h_previous; };
+      panel_sums<T, Step>(from_h, count, h_row, f.output_size, packed_hh, f.bias_hh, f.hidden_size, panel);
+      for (int block = 0; block < Step::unit_blocks; ++block) {
+        const int64_t unit = panel * Panel::units + block * Simd<T>::width;
+        if (unit >= f.hidden_size) break;
+        for (int64_t r = 0; r < count; ++r) {
+          const int64_t at = r * Panel::columns + block * Step::gates;
+          groups.add({work.rows + first + r, unit, from_x + at, from_h + at});
         }
       }
+      // The next sums take these sums' place, unless so few rows leave a group waiting for another panel's.
+      waiting += count;
+      if (active < kGroup && waiting * Step::unit_blocks < kGroup) continue;
       groups.finish();
+      waiting = 0;
     }
   }
+  groups.finish();
 }
 
 template <class T, class Step>
 inline void forward(const Forward<T>& f, const Share& share, const ForwardWork<T>& work) {
   const Schedule& schedule = f.schedule;
-  const int64_t hidden_size = f.hidden_size, output_size = f.output_size, states = Step::states * hidden_size,
-                extras = (Step::states + Step::extras) * hidden_size, first = share.first;
-  for (int64_t s = 0; s < schedule.steps; ++s) {
-    const int64_t t = time_step(f, s), chunk = s / f.chunk_steps * f.chunk_steps;
-    if (s == chunk) project<T, Step>(f, share, work, s, s + f.chunk_steps < schedule.steps ? s + f.chunk_steps : schedule.steps);
-    const int64_t active = active_rows(f, t, first, share.count);
+  const int64_t hidden_size = f.hidden_size, output_size = f.output_size, gates = Step::gates * hidden_size,
+                states = Step::states * hidden_size, extras = (Step::states + Step::extras) * hidden_size, first = share.first;
+  const Vec<T>* ahead = nullptr;
+  for (int64_t s = 0, chunk_end = 0; s < schedule.steps; ++s) {
+    const int64_t t = time_step(f, s), active = active_rows(f, t, first, share.count);
+    if (s == chunk_end) {
+      int64_t rows;
+      chunk_end = gather_chunk(f, share, s, work.chunk_x, &rows);
+      ahead = chunk_end > s + 1 ? reinterpret_cast<const Vec<T>*>(work.chunk_sums) : nullptr;
+      if (ahead) project<T, Step>(f, share, work, rows);
+    }
     for (int64_t i = 0; i < active; ++i) {
       const int64_t p = first + i, b = schedule.order[p], kept = f.save_for_backward ? schedule.offset[t] + p : p;
       const int64_t before = f.save_for_backward && !first_step(f, t, p) ? schedule.offset[previous(f, t)] + p : p;
       ForwardRow<T>& row = work.rows[i];
       row.h_previous = previous_h(f, f.output, t, p);
       row.states_previous = first_step(f, t, p) ? f.states0 + b * states : f.extras + before * extras;
-      row.gates = gate_row<T, Step>(f, share, work, s - chunk, t, i);
+      row.gates = f.gates ? f.gates + (schedule.offset[t] + p) * gates : nullptr;
       row.extras = f.extras + kept * extras;
       row.hidden = f.hidden ? f.hidden + kept * hidden_size : nullptr;
       row.h = f.output + t * f.output_step + b * f.output_row;
     }
-    if (active > 0) recur<T, Step>(f, share, work, active);
+    if (active > 0) recur<T, Step>(f, share, work, active, ahead);
+    if (ahead) ahead += active * Panels<T, Step>::columns;
     meet(share);
     if (!f.hidden) continue;
     const Range columns = my_part(share, plain_panels<T>(output_size));
@@ -314,15 +326,17 @@ inline void forward(const Forward<T>& f, const Share& share, const ForwardWork<T
   }
 }
 
-template <class T, class Step>
+template <bool Whole, class T, class Step>
 inline void backward_step(const Backward<T>& f, const Place<T, BackwardRow<T>>* at) {
   const int64_t hidden_size = f.hidden_size;
   Group<T> gate[Step::gates], dgate_x[Step::gates], dgate_h[Step::gates];
   Group<T> extra[1]{}, before[1]{}, state[1]{}, dstate[1]{}, h_previous{};
   static_assert(Step::states <= 1 && Step::extras <= 1, "the arrays above hold one of each");
   using Row = BackwardRow<T>;
-  const auto get = [&](auto from, int64_t offset) { return load_group<T>(at, from, offset, hidden_size); };
-  const auto put = [&](T* Row::* to, int64_t offset, const Group<T>& values) { store_group<T>(at, to, offset, hidden_size, values); };
+  const auto get = [&](auto from, int64_t offset) { return load_group<Whole, T>(at, from, offset, hidden_size); };
+  const auto put = [&](T* Row::* to, int64_t offset, const Group<T>& values) {
+    store_group<Whole, T>(at, to, offset, hidden_size, values);
+  };
 #pragma GCC unroll 8
   for (int g = 0; g < Step::gates; ++g) gate[g] = get(&Row::gates, g * hidden_size);
   if (Step::extras) extra[0] = get(&Row::extras, Step::states * hidden_size);
@@ -355,7 +369,9 @@ inline void backward(const Backward<T>& f, const Share& share, BackwardRow<T>* r
   const auto end_of = [](const Range& range, int64_t size) {
     return range.end * kPlainPanel<T> < size ? range.end * kPlainPanel<T> : size;
   };
-  const auto step = [&f](const At* at) { backward_step<T, Step>(f, at); };
+  const auto step = [&f](const At* at) {
+    all_whole(at, f.hidden_size) ? backward_step<true, T, Step>(f, at) : backward_step<false, T, Step>(f, at);
+  };
   for (int64_t s = schedule.steps - 1; s >= 0; --s) {
     const int64_t t = time_step(f, s), active = active_rows(f, t, share.first, share.count);
     for (int64_t i = 0; i < active; ++i) {
@@ -383,7 +399,7 @@ inline void backward(const Backward<T>& f, const Share& share, BackwardRow<T>* r
     Groups<At, decltype(step)> groups(step);
     for (int64_t i = 0; i < active; ++i)
       for (int64_t unit = units.begin * kPlainPanel<T>; unit < end_of(units, hidden_size); unit += Simd<T>::width)
-        groups.add({rows + i, unit, nullptr});
+        groups.add({rows + i, unit, nullptr, nullptr});
     groups.finish();
     if (s == 0 && !f.needs_dh0) return;
     meet(share);
@@ -401,23 +417,10 @@ inline void rows_product(const T* const* in, T* const* out, int64_t count, int64
 
 template <class T, class Step>
 inline Kernels<T> kernels_of() {
-  return {Step::gates,
-          Step::states,
-          Step::extras,
-          Step::same_gate_gradients,
+  return {Step::gates,          Step::states,          Step::extras,        Step::same_gate_gradients,
           !Step::uses_h,  // the step would read unit u of an h that has output_size units
-          Panels<T, Step>::at_once,
-          unit_panels<T, Step>,
-          packed_panel<T, Step>,
-          pack_units<T, Step>,
-          plain_panels<T>,
-          plain_panel<T>,
-          pack_plain<T>,
-          forward<T, Step>,
-          backward<T, Step>,
-          rows_product<T>,
-          gradient_work<T>,
-          weight_gradients<T>};
+          unit_panels<T, Step>, packed_panel<T, Step>, pack_units<T, Step>, plain_panels<T>,           plain_panel<T>,     pack_plain<T>,
+          forward<T, Step>,     backward<T, Step>,     rows_product<T>,     gradient_work<T>,          weight_gradients<T>};
 }
 
 template <class T>
