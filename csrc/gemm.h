@@ -26,57 +26,62 @@ constexpr int64_t kRun = 64;
 template <class T>
 using Start = const Vec<T>*;
 
-// sums[r][c] = start + sum over k of rows[r][k] * panel[k][c], for `count` products in each of `Runs` runs at once. A function of its
-// own: where GCC inlines it, the callers' variables push accumulators out of their registers, and products take 2.4 times as long.
+// sums[r][c] = start + sum over k < depth of rows[r][k] * panel[k][c], `Runs` runs at a time; depth is as many times Runs whole runs, or
+// any where Runs is 1. A function of its own: where GCC inlines it, the callers' variables push accumulators out of their registers, and
+// products take 2.4 times as long.
 template <class T, int R, int Columns, int Runs>
-__attribute__((noinline)) void add_runs(Vec<T>* sums, int64_t stride, const T* const (&rows)[R], int64_t count, const T* panel,
+__attribute__((noinline)) void add_runs(Vec<T>* sums, int64_t stride, const T* const (&rows)[R], int64_t depth, const T* panel,
                                         Start<T> start) {
   constexpr int width = Simd<T>::width;
-  Vec<T> local[Runs][R][Columns];
+  const Vec<T>* from = start ? start : sums;
+  int64_t from_stride = start ? 0 : stride;
+  for (int64_t done = 0; done < depth; done += Runs * kRun, panel += (Runs - 1) * kRun * Columns * width) {
+    const int64_t end = depth - done < kRun ? depth : done + kRun;
+    Vec<T> local[Runs][R][Columns];
 #pragma GCC unroll 32
-  for (int run = 0; run < Runs; ++run)
+    for (int run = 0; run < Runs; ++run)
+#pragma GCC unroll 32
+      for (int r = 0; r < R; ++r)
+#pragma GCC unroll 32
+        for (int c = 0; c < Columns; ++c) local[run][r][c] = Vec<T>{};
+    for (int64_t k = done; k < end; ++k, panel += Columns * width)
+#pragma GCC unroll 32
+      for (int run = 0; run < Runs; ++run) {
+        Vec<T> weight[Columns];
+#pragma GCC unroll 32
+        for (int c = 0; c < Columns; ++c) weight[c] = load(panel + (run * kRun * Columns + c) * width);
+#pragma GCC unroll 32
+        for (int r = 0; r < R; ++r) {
+          const Vec<T> value = broadcast<T>(rows[r][run * kRun + k]);
+#pragma GCC unroll 32
+          for (int c = 0; c < Columns; ++c) local[run][r][c] += value * weight[c];
+        }
+      }
 #pragma GCC unroll 32
     for (int r = 0; r < R; ++r)
 #pragma GCC unroll 32
-      for (int c = 0; c < Columns; ++c) local[run][r][c] = Vec<T>{};
-  for (int64_t k = 0; k < count; ++k, panel += Columns * width)
+      for (int c = 0; c < Columns; ++c) {
+        Vec<T> sum = from[r * from_stride + c];
 #pragma GCC unroll 32
-    for (int run = 0; run < Runs; ++run) {
-      Vec<T> weight[Columns];
-#pragma GCC unroll 32
-      for (int c = 0; c < Columns; ++c) weight[c] = load(panel + (run * kRun * Columns + c) * width);
-#pragma GCC unroll 32
-      for (int r = 0; r < R; ++r) {
-        const Vec<T> value = broadcast<T>(rows[r][run * kRun + k]);
-#pragma GCC unroll 32
-        for (int c = 0; c < Columns; ++c) local[run][r][c] += value * weight[c];
+        for (int run = 0; run < Runs; ++run) sum += local[run][r][c];
+        sums[r * stride + c] = sum;
       }
-    }
-  const Vec<T>* from = start ? start : sums;
-  const int64_t from_stride = start ? 0 : stride;
-#pragma GCC unroll 32
-  for (int r = 0; r < R; ++r)
-#pragma GCC unroll 32
-    for (int c = 0; c < Columns; ++c) {
-      Vec<T> sum = from[r * from_stride + c];
-#pragma GCC unroll 32
-      for (int run = 0; run < Runs; ++run) sum += local[run][r][c];
-      sums[r * stride + c] = sum;
-    }
+    from = sums;
+    from_stride = stride;
+  }
 }
 
 template <class T, int R, int Columns, int Runs>
 inline void multiply(Vec<T>* sums, int64_t stride, const T* (&rows)[R], int64_t depth, const T* panel, Start<T> start) {
-  while (depth >= (Runs == 1 ? 1 : Runs * kRun)) {
-    const int64_t count = depth < kRun ? depth : kRun, done = Runs == 1 ? count : Runs * kRun;
-    add_runs<T, R, Columns, Runs>(sums, stride, rows, count, panel, start);
-    start = nullptr;
+  const int64_t done = Runs == 1 ? depth : depth / (Runs * kRun) * (Runs * kRun);
+  if (done > 0) add_runs<T, R, Columns, Runs>(sums, stride, rows, done, panel, start);
+  if (done == depth) return;
+  if constexpr (Runs > 1) {
 #pragma GCC unroll 32
     for (int r = 0; r < R; ++r) rows[r] += done;
-    panel += done * Columns * Simd<T>::width;
-    depth -= done;
+    multiply<T, R, Columns, Runs / 2>(sums, stride, rows, depth - done, panel + done * Columns * Simd<T>::width,
+                                      done > 0 ? nullptr : start);
   }
-  if constexpr (Runs > 1) multiply<T, R, Columns, Runs / 2>(sums, stride, rows, depth, panel, start);
 }
 
 // Eight sums in progress hide what a multiply-add takes; a tile of few rows has them from several runs.
