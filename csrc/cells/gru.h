@@ -16,7 +16,7 @@ struct Gru {
   static constexpr bool same_gate_gradients = false;
   static constexpr bool uses_h = true;
 
-  static V forward(V (&gate)[gates], const V (&from_h)[gates], V h, V (&)[1], V (&extra)[1]) {
+  static SSTKERN_INLINE V forward(V (&gate)[gates], const V (&from_h)[gates], V h, V (&)[1], V (&extra)[1]) {
     gate[0] = sigmoid<T>(gate[0] + from_h[0]);
     gate[1] = sigmoid<T>(gate[1] + from_h[1]);
     gate[2] = tanh<T>(gate[2] + gate[0] * from_h[2]);

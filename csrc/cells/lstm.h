@@ -16,7 +16,7 @@ struct Lstm {
   static constexpr bool same_gate_gradients = true;
   static constexpr bool uses_h = false;
 
-  static V forward(V (&gate)[gates], const V (&from_h)[gates], V, V (&state)[1], V (&)[1]) {
+  static SSTKERN_INLINE V forward(V (&gate)[gates], const V (&from_h)[gates], V, V (&state)[1], V (&)[1]) {
     gate[0] = sigmoid<T>(gate[0] + from_h[0]);
     gate[1] = sigmoid<T>(gate[1] + from_h[1]);
     gate[2] = tanh<T>(gate[2] + from_h[2]);

@@ -40,7 +40,7 @@ struct Rnn {
   static constexpr bool same_gate_gradients = true;
   static constexpr bool uses_h = false;
 
-  static V forward(V (&gate)[gates], const V (&from_h)[gates], V, V (&)[1], V (&)[1]) {
+  static SSTKERN_INLINE V forward(V (&gate)[gates], const V (&from_h)[gates], V, V (&)[1], V (&)[1]) {
     gate[0] = Nonlinearity::template value<T>(gate[0] + from_h[0]);
     return gate[0];
   }
