@@ -24,8 +24,8 @@ struct Gru {
     return gate[2] + gate[1] * (h - gate[2]);
   }
 
-  static V backward(const V (&gate)[gates], const V (&extra)[1], V h, const V (&)[1], const V (&)[1], V dh, V (&)[1], V (&dgate_x)[gates],
-                    V (&dgate_h)[gates]) {
+  static SSTKERN_INLINE V backward(const V (&gate)[gates], const V (&extra)[1], V h, const V (&)[1], const V (&)[1], V dh, V (&)[1],
+                                   V (&dgate_x)[gates], V (&dgate_h)[gates]) {
     const T one = 1;
     const V dn = dh * (one - gate[1]) * (one - gate[2] * gate[2]);
     dgate_x[0] = dgate_h[0] = dn * extra[0] * gate[0] * (one - gate[0]);

@@ -25,8 +25,8 @@ struct Lstm {
     return gate[3] * tanh<T>(state[0]);
   }
 
-  static V backward(const V (&gate)[gates], const V (&)[1], V, const V (&previous)[1], const V (&state)[1], V dh, V (&dstate)[1],
-                    V (&dgate)[gates], V (&)[gates]) {
+  static SSTKERN_INLINE V backward(const V (&gate)[gates], const V (&)[1], V, const V (&previous)[1], const V (&state)[1], V dh,
+                                   V (&dstate)[1], V (&dgate)[gates], V (&)[gates]) {
     const T one = 1;
     const V tanh_c = tanh<T>(state[0]);
     const V dc = dstate[0] + dh * gate[3] * (one - tanh_c * tanh_c);

@@ -45,8 +45,8 @@ struct Rnn {
     return gate[0];
   }
 
-  static V backward(const V (&gate)[gates], const V (&)[1], V, const V (&)[1], const V (&)[1], V dh, V (&)[1], V (&dgate)[gates],
-                    V (&)[gates]) {
+  static SSTKERN_INLINE V backward(const V (&gate)[gates], const V (&)[1], V, const V (&)[1], const V (&)[1], V dh, V (&)[1],
+                                   V (&dgate)[gates], V (&)[gates]) {
     dgate[0] = Nonlinearity::template gradient<T>(gate[0], dh);
     return V{};
   }
