@@ -20,6 +20,7 @@ struct Level {
   const char* name;
   bool supported;
   Kernels<float> (*float_kernels)(Cell);
+  Kernels<float> (*bfloat16_kernels)(Cell);
   Kernels<double> (*double_kernels)(Cell);
   int64_t (*multiply_adds)(int64_t rounds);
   int64_t (*read_all)(const float* from, int64_t count);
@@ -33,11 +34,16 @@ std::vector<Level> levels() {
   const bool fma = __builtin_cpu_supports("fma");
   const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
                       __builtin_cpu_supports("avx512bw");
-  all.push_back({"avx512", fma && avx512, avx512::float_kernels, avx512::double_kernels, avx512::multiply_adds, avx512::read_all});
-  all.push_back({"avx2", fma && static_cast<bool>(__builtin_cpu_supports("avx2")), avx2::float_kernels, avx2::double_kernels,
-                 avx2::multiply_adds, avx2::read_all});
+  const auto bf16 = static_cast<bool>(__builtin_cpu_supports("avx512bf16"));
+  all.push_back({"avx512_bf16", fma && avx512 && bf16, avx512::float_kernels, avx512_bf16::float_kernels, avx512::double_kernels,
+                 avx512::multiply_adds, avx512::read_all});
+  all.push_back({"avx512", fma && avx512, avx512::float_kernels, avx512::float_kernels, avx512::double_kernels, avx512::multiply_adds,
+                 avx512::read_all});
+  all.push_back({"avx2", fma && static_cast<bool>(__builtin_cpu_supports("avx2")), avx2::float_kernels, avx2::float_kernels,
+                 avx2::double_kernels, avx2::multiply_adds, avx2::read_all});
 #endif
-  all.push_back({"baseline", true, baseline::float_kernels, baseline::double_kernels, baseline::multiply_adds, baseline::read_all});
+  all.push_back({"baseline", true, baseline::float_kernels, baseline::float_kernels, baseline::double_kernels, baseline::multiply_adds,
+                 baseline::read_all});
   return all;
 }
 
@@ -101,12 +107,12 @@ const std::string& cpu_capability() {
 }
 
 template <>
-Kernels<float> kernels_for<float>(Cell cell) {
-  return level().float_kernels(cell);
+Kernels<float> kernels_for<float>(Cell cell, at::ScalarType given) {
+  return given == at::kBFloat16 ? level().bfloat16_kernels(cell) : level().float_kernels(cell);
 }
 
 template <>
-Kernels<double> kernels_for<double>(Cell cell) {
+Kernels<double> kernels_for<double>(Cell cell, at::ScalarType) {
   return level().double_kernels(cell);
 }
 

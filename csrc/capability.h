@@ -1,18 +1,21 @@
 // Which instruction set the kernels of this process use.
 #pragma once
 
+#include <c10/core/ScalarType.h>
+
 #include <string>
 
 #include "kernels.h"
 
 namespace sstkern {
 
-// "baseline", "avx2" or "avx512": the best this machine has, or what SSTKERN_CPU_CAPABILITY names. Throws ValueError where that is
-// unknown or the machine lacks it.
+// "baseline", "avx2", "avx512" or "avx512_bf16": the best this machine has, or what SSTKERN_CPU_CAPABILITY names. Throws ValueError where
+// that is unknown or the machine lacks it.
 const std::string& cpu_capability();
 
+// Those for tensors of type `given`, which compute in T.
 template <class T>
-Kernels<T> kernels_for(Cell cell);
+Kernels<T> kernels_for(Cell cell, at::ScalarType given);
 
 // float32 multiply-adds on registers alone, all threads, in GFLOP/s: what no kernel can exceed.
 double cpu_peak();

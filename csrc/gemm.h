@@ -4,7 +4,8 @@
 // other rows are.
 #pragma once
 
-#include "vec.h"
+#include "factor.h"
+#include "kernels.h"
 
 namespace sstkern {
 namespace SSTKERN_LEVEL {
@@ -47,14 +48,14 @@ __attribute__((noinline)) void add_runs(Vec<T>* sums, int64_t stride, const T* c
     for (int64_t k = done; k < end; ++k, panel += Columns * width)
 #pragma GCC unroll 32
       for (int run = 0; run < Runs; ++run) {
-        Vec<T> weight[Columns];
+        decltype(load_factors(panel)) weight[Columns];
 #pragma GCC unroll 32
-        for (int c = 0; c < Columns; ++c) weight[c] = load(panel + (run * kRun * Columns + c) * width);
+        for (int c = 0; c < Columns; ++c) weight[c] = load_factors(panel + (run * kRun * Columns + c) * width);
 #pragma GCC unroll 32
         for (int r = 0; r < R; ++r) {
-          const Vec<T> value = broadcast<T>(rows[r][run * kRun + k]);
+          const auto value = broadcast_factor(rows[r] + run * kRun + k);
 #pragma GCC unroll 32
-          for (int c = 0; c < Columns; ++c) local[run][r][c] += value * weight[c];
+          for (int c = 0; c < Columns; ++c) local[run][r][c] = multiply_add<T>(local[run][r][c], value, weight[c]);
         }
       }
 #pragma GCC unroll 32
@@ -114,28 +115,35 @@ inline void product(Vec<T>* sums, int64_t stride, int64_t count, const Row& row,
   }
 }
 
-// Rows that a panel is used for before the next: their sums, and what they are made from, stay in the first cache.
-constexpr int64_t kBlockRows = 24;
-
-// Writes column c of a tile's panel: to[k * Columns * width] holds matrix(k, lane) = from[lane * lane_stride + k * depth_stride].
+// Writes column c of a tile's panel: to[k * Columns * width] holds the factors number k, of matrix(k, lane) =
+// from[lane * lane_stride + k * depth_stride].
 template <class T, int Columns>
 inline void pack_column(const T* from, int64_t depth, int64_t lanes, int64_t depth_stride, int64_t lane_stride, T* to) {
-  constexpr int width = Simd<T>::width;
+  constexpr int width = Simd<T>::width, parts = kFactorParts;
   int64_t k = 0;
   if (lanes >= width && depth_stride == 1)
-    for (; k + width <= depth; k += width) {
+    for (; k + width * parts <= depth; k += width * parts) {
       Vec<T> square[width];
 #pragma GCC unroll 16
-      for (int i = 0; i < width; ++i) square[i] = load(from + i * lane_stride + k);
+      for (int i = 0; i < width; ++i) square[i] = factors_along(from + i * lane_stride + k);
       transpose<T>(square);
 #pragma GCC unroll 16
-      for (int i = 0; i < width; ++i) store(to + (k + i) * Columns * width, square[i]);
+      for (int i = 0; i < width; ++i) store(to + (k / parts + i) * Columns * width, square[i]);
     }
   if (lanes >= width && lane_stride == 1)
-    for (; k < depth; ++k) store(to + k * Columns * width, load(from + k * depth_stride));
-  for (; k < depth; ++k)
-    for (int lane = 0; lane < width; ++lane)
-      to[k * Columns * width + lane] = lane < lanes ? from[lane * lane_stride + k * depth_stride] : T(0);
+    for (; k + parts <= depth; k += parts) {
+      Vec<T> rows[parts];
+      for (int part = 0; part < parts; ++part) rows[part] = load(from + (k + part) * depth_stride);
+      store(to + k / parts * Columns * width, factors_across<T>(rows));
+    }
+  for (; k < depth; k += parts)
+    for (int lane = 0; lane < width; ++lane) {
+      T* const at = to + k / parts * Columns * width + lane;
+      if (lane < lanes)
+        store_factor(at, from + lane * lane_stride + k * depth_stride, depth_stride, depth - k);
+      else
+        *at = 0;
+    }
 }
 
 // A plain product's panel: one tile of neighbouring columns.
@@ -151,7 +159,7 @@ inline int64_t plain_panels(int64_t columns) {
 
 template <class T>
 inline int64_t plain_panel(int64_t depth) {
-  return kPlainPanel<T> * depth;
+  return kPlainPanel<T> * factors(depth);
 }
 
 // Packs panels begin..end-1 of matrix(k, column) = from[k * depth_stride + column * column_stride], zero past `columns`.
@@ -162,7 +170,7 @@ inline void pack_plain(const T* from, int64_t depth, int64_t columns, int64_t de
     for (int c = 0; c < kPlainColumns; ++c) {
       const int64_t column = panel * kPlainPanel<T> + c * Simd<T>::width;
       pack_column<T, kPlainColumns>(from + column * column_stride, depth, columns - column, depth_stride, column_stride,
-                                    packed + (panel - begin) * kPlainPanel<T> * depth + c * Simd<T>::width);
+                                    packed + (panel - begin) * plain_panel<T>(depth) + c * Simd<T>::width);
     }
 }
 
@@ -199,11 +207,11 @@ inline void store_sums(const Vec<T>* sums, int64_t rows, const Out& out, int64_t
       if (c * width < columns) store(out(r) + c * width, sums[r * kPlainColumns + c], columns - c * width);
 }
 
-// out_r[column] = (accumulate ? out_r[column] : 0) + sum over k of in_r[k] * matrix(k, column), for `count` rows and the columns of
-// panels begin..end-1.
+// out_r[column] = (accumulate ? out_r[column] : 0) + sum over k < depth of in_r[k] * matrix(k, column), for `count` rows of factors and the
+// columns of panels begin..end-1.
 template <class T, class In, class Out>
-inline void plain_product(const In& in, const Out& out, int64_t count, int64_t depth, int64_t columns, int64_t begin, int64_t end,
-                          const T* packed, bool accumulate) {
+inline void factor_product(const In& in, const Out& out, int64_t count, int64_t depth, int64_t columns, int64_t begin, int64_t end,
+                           const T* packed, bool accumulate) {
   constexpr Vec<T> zero[kPlainColumns]{};
   Vec<T> sums[kBlockRows * kPlainColumns];
   for (int64_t first = 0; first < count; first += kBlockRows) {
@@ -216,6 +224,19 @@ inline void plain_product(const In& in, const Out& out, int64_t count, int64_t d
           sums, kPlainColumns, rows, [&](int64_t r) { return in(first + r); }, depth, packed + column * depth, accumulate ? nullptr : zero);
       store_sums<T>(sums, rows, to, columns - column);
     }
+  }
+}
+
+// The same for rows of `depth` numbers; room has factor_room(kBlockRows, depth) elements.
+template <class T, class In, class Out>
+inline void plain_product(const In& in, const Out& out, int64_t count, int64_t depth, int64_t columns, int64_t begin, int64_t end,
+                          const T* packed, bool accumulate, T* room) {
+  const T* rows[kBlockRows];
+  for (int64_t first = 0; first < count; first += kBlockRows) {
+    const int64_t block = count - first < kBlockRows ? count - first : kBlockRows;
+    for (int64_t r = 0; r < block; ++r) rows[r] = as_factors(in(first + r), depth, room + r * factors(depth));
+    factor_product<T>([&rows](int64_t r) { return rows[r]; }, [&](int64_t r) { return out(first + r); }, block, factors(depth), columns,
+                      begin, end, packed, accumulate);
   }
 }
 

@@ -9,6 +9,8 @@ namespace SSTKERN_LEVEL {
 
 // Rows summed at once: a whole number of runs, and few enough that they stay in the second cache as they are.
 constexpr int64_t kGradientRows = 4 * kRun;
+// Factors of a block of rows.
+constexpr int64_t kGradientFactors = kGradientRows / kFactorParts;
 // Gates whose gradients are transposed at once: two row blocks of a plain product, and whole cache lines of a row.
 constexpr int64_t kGradientGates = 2 * kBlockRows;
 
@@ -21,40 +23,49 @@ inline int64_t packed_block(int64_t columns) {
 // Elements of working memory that weight_gradients needs.
 template <class T>
 inline int64_t gradient_work(const WeightGradient<T>* weights, int64_t count) {
-  int64_t size = kGradientGates * kGradientRows;
+  int64_t size = kGradientGates * kGradientFactors;
   for (int64_t w = 0; w < count; ++w) size += packed_block<T>(weights[w].columns);
   return size;
 }
 
-// transposed[g * kGradientRows + r] = left[r * left_size + g], for `rows` rows and `gates` gates.
+// transposed[g * kGradientFactors + k] = the factor of rows k * kFactorParts.. of left[r * left_size + g], for `rows` rows and `gates`
+// gates.
 template <class T>
 inline void transpose_block(const T* left, int64_t left_size, int64_t rows, int64_t gates, T* transposed) {
-  constexpr int width = Simd<T>::width;
+  constexpr int width = Simd<T>::width, parts = kFactorParts;
   for (int64_t g = 0; g < gates; g += width) {
     int64_t r = 0;
     if (gates - g >= width)
-      for (; r + width <= rows; r += width) {
+      for (; r + width * parts <= rows; r += width * parts) {
         Vec<T> square[width];
 #pragma GCC unroll 16
-        for (int i = 0; i < width; ++i) square[i] = load(left + (r + i) * left_size + g);
+        for (int i = 0; i < width; ++i) {
+          Vec<T> numbers[parts];
+          for (int part = 0; part < parts; ++part) numbers[part] = load(left + (r + i * parts + part) * left_size + g);
+          square[i] = factors_across<T>(numbers);
+        }
         transpose<T>(square);
 #pragma GCC unroll 16
-        for (int i = 0; i < width; ++i) store(transposed + (g + i) * kGradientRows + r, square[i]);
+        for (int i = 0; i < width; ++i) store(transposed + (g + i) * kGradientFactors + r / parts, square[i]);
       }
-    for (; r < rows; ++r)
-      for (int64_t i = g; i < gates && i < g + width; ++i) transposed[i * kGradientRows + r] = left[r * left_size + i];
+    for (; r < rows; r += parts)
+      for (int64_t i = g; i < gates && i < g + width; ++i)
+        store_factor(transposed + i * kGradientFactors + r / parts, left + r * left_size + i, left_size, rows - r);
   }
 }
 
 // Rows as the panels of a matrix: pack_plain for rows that lie anywhere.
 template <class T>
 inline void pack_rows(const T* const* rows, int64_t count, int64_t columns, T* packed) {
-  constexpr int width = Simd<T>::width;
+  constexpr int width = Simd<T>::width, parts = kFactorParts;
   for (int64_t panel = 0; panel < plain_panels<T>(columns); ++panel)
-    for (int64_t k = 0; k < count; ++k)
+    for (int64_t k = 0; k < count; k += parts)
       for (int c = 0; c < kPlainColumns; ++c, packed += width) {
         const int64_t column = panel * kPlainPanel<T> + c * width;
-        store(packed, column < columns ? load(rows[k] + column, columns - column) : Vec<T>{});
+        Vec<T> numbers[parts]{};
+        for (int part = 0; part < parts && k + part < count; ++part)
+          if (column < columns) numbers[part] = load(rows[k + part] + column, columns - column);
+        store(packed, factors_across<T>(numbers));
       }
 }
 
@@ -65,18 +76,18 @@ inline void weight_gradients(const T* left, int64_t left_size, int64_t rows, con
   T* const transposed = work;
   for (int64_t first = 0; first < rows; first += kGradientRows) {
     const int64_t depth = rows - first < kGradientRows ? rows - first : kGradientRows;
-    T* packed = work + kGradientGates * kGradientRows;
+    T* packed = work + kGradientGates * kGradientFactors;
     for (int64_t w = 0; w < count; packed += packed_block<T>(weights[w].columns), ++w)
       pack_rows<T>(weights[w].right + first, depth, weights[w].columns, packed);
     for (int64_t gate = begin; gate < end; gate += kGradientGates) {
       const int64_t gates = end - gate < kGradientGates ? end - gate : kGradientGates;
       transpose_block<T>(left + first * left_size + gate, left_size, depth, gates, transposed);
-      packed = work + kGradientGates * kGradientRows;
+      packed = work + kGradientGates * kGradientFactors;
       for (int64_t w = 0; w < count; packed += packed_block<T>(weights[w].columns), ++w) {
         const WeightGradient<T>& weight = weights[w];
-        plain_product<T>([&](int64_t g) { return transposed + g * kGradientRows; },
-                         [&](int64_t g) { return weight.out + (gate + g) * weight.columns; }, gates, depth, weight.columns, 0,
-                         plain_panels<T>(weight.columns), packed, first > 0);
+        factor_product<T>([&](int64_t g) { return transposed + g * kGradientFactors; },
+                          [&](int64_t g) { return weight.out + (gate + g) * weight.columns; }, gates, factors(depth), weight.columns, 0,
+                          plain_panels<T>(weight.columns), packed, first > 0);
       }
     }
   }

@@ -57,15 +57,19 @@ struct Forward : Recurrence<T> {
   int64_t chunk_rows;  // the input projection of time steps with so many rows together is made at once
 };
 
+// Rows that a product takes at once: their sums, and what they are made from, stay in the first cache.
+constexpr int64_t kBlockRows = 24;
+
 // A thread's own memory.
 template <class T>
 struct ForwardRow;
 template <class T>
 struct ForwardWork {
-  ForwardRow<T>* rows;  // for each of its positions
-  const T** chunk_x;    // for each row of a chunk
-  T* chunk_sums;        // a chunk's input projection: chunk_rows rows of every panel; aligned to a vector
-  T* panels;            // room for a packed panel of both weights
+  ForwardRow<T>* rows;               // for each of its positions
+  const T** chunk_x;                 // for each row of a chunk, as factors
+  T* chunk_sums;                     // a chunk's input projection: chunk_rows rows of every panel; aligned to a vector
+  T* panels;                         // room for a packed panel of both weights
+  T *x_room, *h_room, *hidden_room;  // factor_room for a chunk's rows of x, for h of each position and for kBlockRows hidden states
 };
 
 template <class T>
@@ -96,7 +100,7 @@ struct WeightGradient {
 // The addresses of one position at one time step.
 template <class T>
 struct ForwardRow {
-  const T *h_previous, *states_previous;
+  const T *h_previous, *h_factors, *states_previous;
   T *gates, *extras, *hidden, *h;
 };
 
@@ -114,16 +118,22 @@ struct Kernels {
   // writes panel `begin` first.
   int64_t (*unit_panels)(int64_t hidden_size);
   int64_t (*packed_panel)(int64_t depth);
+  // Elements of the sums of `rows` rows.
+  int64_t (*unit_sums)(int64_t hidden_size, int64_t rows);
   void (*pack_units)(const T* weight, int64_t hidden_size, int64_t depth, int64_t begin, int64_t end, T* packed);
   // A panel holds some neighbouring columns of a matrix, and has plain_panel elements.
   int64_t (*plain_panels)(int64_t columns);
   int64_t (*plain_panel)(int64_t depth);
   void (*pack_plain)(const T* from, int64_t depth, int64_t columns, int64_t depth_stride, int64_t column_stride, int64_t begin, int64_t end,
                      T* packed);
+  // Elements of room that `rows` rows of a product of this depth need, where its factors are not the numbers themselves.
+  int64_t (*factor_room)(int64_t rows, int64_t depth);
   void (*forward)(const Forward<T>&, const Share&, const ForwardWork<T>&);
-  void (*backward)(const Backward<T>&, const Share&, BackwardRow<T>* rows);
-  // out[i] = (accumulate ? out[i] : 0) + in[i] * matrix, for `count` rows and a matrix packed by pack_plain.
-  void (*rows_product)(const T* const* in, T* const* out, int64_t count, int64_t depth, int64_t columns, const T* packed, bool accumulate);
+  // `room` is factor_room for kBlockRows rows of any product in it.
+  void (*backward)(const Backward<T>&, const Share&, BackwardRow<T>* rows, T* room);
+  // out[i] = (accumulate ? out[i] : 0) + in[i] * matrix, for `count` rows and a matrix packed by pack_plain; `room` as above.
+  void (*rows_product)(const T* const* in, T* const* out, int64_t count, int64_t depth, int64_t columns, const T* packed, bool accumulate,
+                       T* room);
   // For each of `count` weights: out[g][c] = sum over rows r of left[r * left_size + g] * right[r][c], for g in begin..end-1. `work` has
   // gradient_work elements.
   int64_t (*gradient_work)(const WeightGradient<T>* weights, int64_t count);
@@ -146,6 +156,9 @@ SSTKERN_DECLARE_LEVEL(baseline)
 #if defined(__x86_64__)
 SSTKERN_DECLARE_LEVEL(avx2)
 SSTKERN_DECLARE_LEVEL(avx512)
+namespace avx512_bf16 {
+Kernels<float> float_kernels(Cell);  // their products are of bfloat16 pairs
+}
 #endif
 #undef SSTKERN_DECLARE_LEVEL
 

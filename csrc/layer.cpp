@@ -80,7 +80,7 @@ struct Arguments {
 
   Arguments(Cell cell, const at::Tensor& x, at::TensorList given, at::TensorList hx, const std::optional<at::Tensor>& lengths,
             bool has_bias, bool bidirectional)
-      : kernels(kernels_for<T>(cell)),
+      : kernels(kernels_for<T>(cell, x.scalar_type())),
         size(sizes(x, given, bidirectional, kernels.gates)),
         type(x.scalar_type()),
         x(features_contiguous(x.to(compute_type(type)))),
@@ -276,15 +276,21 @@ class ForwardMemory {
   ForwardMemory(const Arguments<T>& a, const Share& share)
       : rows_(share.count),
         chunk_x_(std::max(share.count, kChunkRows)),
-        chunk_sums_(a.empty({a.kernels.unit_panels(a.size.hidden) * a.kernels.packed_panel(kChunkRows)})),
-        panels_(a.empty({a.kernels.packed_panel(a.size.input + a.size.output)})) {}
+        chunk_sums_(a.empty({a.kernels.unit_sums(a.size.hidden, kChunkRows)})),
+        panels_(a.empty({a.kernels.packed_panel(a.size.input) + a.kernels.packed_panel(a.size.output)})),
+        x_room_(a.empty({a.kernels.factor_room(std::max(share.count, kChunkRows), a.size.input)})),
+        h_room_(a.empty({a.kernels.factor_room(share.count, a.size.output)})),
+        hidden_room_(a.empty({a.projected() ? a.kernels.factor_room(kBlockRows, a.size.hidden) : 0})) {}
 
-  ForwardWork<T> work() { return {rows_.data(), chunk_x_.data(), write<T>(chunk_sums_), write<T>(panels_)}; }
+  ForwardWork<T> work() {
+    return {rows_.data(),      chunk_x_.data(),   write<T>(chunk_sums_), write<T>(panels_),
+            write<T>(x_room_), write<T>(h_room_), write<T>(hidden_room_)};
+  }
 
  private:
   std::vector<ForwardRow<T>> rows_;
   std::vector<const T*> chunk_x_;
-  at::Tensor chunk_sums_, panels_;
+  at::Tensor chunk_sums_, panels_, x_room_, h_room_, hidden_room_;
 };
 
 using LayerResult = std::tuple<at::Tensor, std::vector<at::Tensor>, std::vector<at::Tensor>>;
@@ -392,7 +398,8 @@ at::Tensor input_gradient(const Arguments<T>& a, const std::vector<at::Tensor>& 
     at::parallel_for(0, a.schedule.rows(), grain, [&](int64_t begin, int64_t end) {
       std::vector<const T*> rows(end - begin);
       for (int64_t r = begin; r < end; ++r) rows[r - begin] = from + r * a.gates();
-      a.kernels.rows_product(rows.data(), to.data() + begin, end - begin, a.gates(), size.input, read<T>(packed), d > 0);
+      const std::unique_ptr<T[]> room(new T[a.kernels.factor_room(kBlockRows, a.gates())]);
+      a.kernels.rows_product(rows.data(), to.data() + begin, end - begin, a.gates(), size.input, read<T>(packed), d > 0, room.get());
     });
   }
   return dx;
@@ -446,9 +453,14 @@ std::vector<at::Tensor> backward(const Arguments<T>& a, const at::Tensor& given_
     buffers.push_back(b);
     calls.push_back(f);
   }
-  const auto memory_for = [](const Share& share) { return std::vector<BackwardRow<T>>(share.count); };
-  run_plan(a, make_plan(a), memory_for, [&](int64_t direction, const Share& share, std::vector<BackwardRow<T>>& memory) {
-    a.kernels.backward(calls[direction], share, memory.data());
+  struct Memory {
+    std::vector<BackwardRow<T>> rows;
+    std::vector<T> room;
+  };
+  const int64_t room = a.kernels.factor_room(kBlockRows, std::max(a.gates(), size.output));
+  const auto memory_for = [&](const Share& share) { return Memory{std::vector<BackwardRow<T>>(share.count), std::vector<T>(room)}; };
+  run_plan(a, make_plan(a), memory_for, [&](int64_t direction, const Share& share, Memory& memory) {
+    a.kernels.backward(calls[direction], share, memory.rows.data(), memory.room.data());
   });
   ++backward_runs;
 

@@ -64,11 +64,16 @@ inline int64_t unit_panels(int64_t hidden_size) {
 
 template <class T, class Step>
 inline int64_t packed_panel(int64_t depth) {
-  return Panels<T, Step>::size * depth;
+  return Panels<T, Step>::size * factors(depth);
 }
 
-// Packs panels begin..end-1 of a weight (gates * H, depth), each [tile][depth][column of the tile][width]; units past H are zero. Column c
-// of a panel is gate c % gates of its block of units c / gates.
+template <class T, class Step>
+inline int64_t unit_sums(int64_t hidden_size, int64_t rows) {
+  return unit_panels<T, Step>(hidden_size) * Panels<T, Step>::size * rows;
+}
+
+// Packs panels begin..end-1 of a weight (gates * H, depth), each [tile][factors of the depth][column of the tile][width]; units past H are
+// zero. Column c of a panel is gate c % gates of its block of units c / gates.
 template <class T, class Step>
 inline void pack_units(const T* weight, int64_t hidden_size, int64_t depth, int64_t begin, int64_t end, T* packed) {
   using Panel = Panels<T, Step>;
@@ -76,12 +81,13 @@ inline void pack_units(const T* weight, int64_t hidden_size, int64_t depth, int6
   for (int64_t panel = begin; panel < end; ++panel)
     for (int c = 0; c < Panel::columns; ++c) {
       const int64_t unit = panel * Panel::units + c / Step::gates * width;
-      T* const to = packed + (panel - begin) * Panel::size * depth + (c / Panel::tile * Panel::tile * depth + c % Panel::tile) * width;
+      T* const to = packed + (panel - begin) * packed_panel<T, Step>(depth) +
+                    (c / Panel::tile * Panel::tile * factors(depth) + c % Panel::tile) * width;
       pack_column<T, Panel::tile>(weight + (c % Step::gates * hidden_size + unit) * depth, depth, hidden_size - unit, 1, depth, to);
     }
 }
 
-// sums[row][column] = bias + row's product with a panel, for `count` rows.
+// sums[row][column] = bias + row's product with a panel, for `count` rows of factors.
 template <class T, class Step, class Row>
 inline void panel_sums(Vec<T>* sums, int64_t count, const Row& row, int64_t depth, const T* packed, const T* bias, int64_t hidden_size,
                        int64_t panel) {
@@ -93,7 +99,7 @@ inline void panel_sums(Vec<T>* sums, int64_t count, const Row& row, int64_t dept
     start[c] = bias && unit < hidden_size ? load(bias + c % Step::gates * hidden_size + unit, hidden_size - unit) : Vec<T>{};
   }
   for (int c = 0; c < Panel::columns; c += Panel::tile)
-    product<T, Panel::tile>(sums + c, Panel::columns, count, row, depth, packed + c * width * depth, start + c);
+    product<T, Panel::tile>(sums + c, Panel::columns, count, row, factors(depth), packed + c * width * factors(depth), start + c);
 }
 
 // The part of `count` panels that falls to this thread.
@@ -119,13 +125,16 @@ inline const T* panel_of(const T* packed, const T* weight, int64_t hidden_size, 
 
 // Gathers the rows of x for the time steps from number `begin` on: as many steps as have chunk_rows rows, or one. Returns where they end.
 template <class T>
-inline int64_t gather_chunk(const Forward<T>& f, const Share& share, int64_t begin, const T** rows, int64_t* count) {
+inline int64_t gather_chunk(const Forward<T>& f, const Share& share, const ForwardWork<T>& work, int64_t begin, int64_t* count) {
   int64_t end = begin;
   *count = 0;
   do {
     const int64_t t = time_step(f, end), active = active_rows(f, t, share.first, share.count);
     if (end > begin && *count + active > f.chunk_rows) break;
-    for (int64_t i = 0; i < active; ++i) rows[(*count)++] = f.x + t * f.x_step + f.schedule.order[share.first + i] * f.x_row;
+    for (int64_t i = 0; i < active; ++i, ++*count) {
+      const T* const x = f.x + t * f.x_step + f.schedule.order[share.first + i] * f.x_row;
+      work.chunk_x[*count] = as_factors(x, f.input_size, work.x_room + *count * factors(f.input_size));
+    }
   } while (++end < f.schedule.steps);
   return end;
 }
@@ -258,7 +267,7 @@ inline void recur(const Forward<T>& f, const Share& share, const ForwardWork<T>&
         const auto x_row = [&](int64_t r) { return work.chunk_x[first + r]; };
         panel_sums<T, Step>(x_sums + waiting * Panel::columns, count, x_row, f.input_size, packed_ih, f.bias_ih, f.hidden_size, panel);
       }
-      const auto h_row = [&](int64_t r) { return work.rows[first + r].h_previous; };
+      const auto h_row = [&](int64_t r) { return work.rows[first + r].h_factors; };
       panel_sums<T, Step>(from_h, count, h_row, f.output_size, packed_hh, f.bias_hh, f.hidden_size, panel);
       for (int block = 0; block < Step::unit_blocks; ++block) {
         const int64_t unit = panel * Panel::units + block * Simd<T>::width;
@@ -288,7 +297,7 @@ inline void forward(const Forward<T>& f, const Share& share, const ForwardWork<T
     const int64_t t = time_step(f, s), active = active_rows(f, t, first, share.count);
     if (s == chunk_end) {
       int64_t rows;
-      chunk_end = gather_chunk(f, share, s, work.chunk_x, &rows);
+      chunk_end = gather_chunk(f, share, work, s, &rows);
       ahead = chunk_end > s + 1 ? reinterpret_cast<const Vec<T>*>(work.chunk_sums) : nullptr;
       if (ahead) project<T, Step>(f, share, work, rows);
     }
@@ -297,6 +306,7 @@ inline void forward(const Forward<T>& f, const Share& share, const ForwardWork<T
       const int64_t before = f.save_for_backward && !first_step(f, t, p) ? schedule.offset[previous(f, t)] + p : p;
       ForwardRow<T>& row = work.rows[i];
       row.h_previous = previous_h(f, f.output, t, p);
+      row.h_factors = as_factors(row.h_previous, output_size, work.h_room + i * factors(output_size));
       row.states_previous = first_step(f, t, p) ? f.states0 + b * states : f.extras + before * extras;
       row.gates = f.gates ? f.gates + (schedule.offset[t] + p) * gates : nullptr;
       row.extras = f.extras + kept * extras;
@@ -309,7 +319,7 @@ inline void forward(const Forward<T>& f, const Share& share, const ForwardWork<T
     if (!f.hidden) continue;
     const Range columns = my_part(share, plain_panels<T>(output_size));
     plain_product<T>([&work](int64_t i) { return work.rows[i].hidden; }, [&work](int64_t i) { return work.rows[i].h; }, active, hidden_size,
-                     output_size, columns.begin, columns.end, f.weight_hr, false);
+                     output_size, columns.begin, columns.end, f.weight_hr, false, work.hidden_room);
     meet(share);
   }
   const Range mine = my_part(share, share.count);
@@ -359,7 +369,7 @@ inline void backward_step(const Backward<T>& f, const Place<T, BackwardRow<T>>* 
 }
 
 template <class T, class Step>
-inline void backward(const Backward<T>& f, const Share& share, BackwardRow<T>* rows) {
+inline void backward(const Backward<T>& f, const Share& share, BackwardRow<T>* rows, T* room) {
   using At = Place<T, BackwardRow<T>>;
   const Schedule& schedule = f.schedule;
   const int64_t hidden_size = f.hidden_size, output_size = f.output_size, gates = Step::gates * hidden_size,
@@ -394,7 +404,7 @@ inline void backward(const Backward<T>& f, const Share& share, BackwardRow<T>* r
           rows[i].dh_total[k] = rows[i].dh[k] + (rows[i].grad_output ? rows[i].grad_output[k] : T(0));
       meet(share);
       plain_product<T>([rows](int64_t i) { return rows[i].dh_total; }, [rows](int64_t i) { return rows[i].dhidden; }, active, output_size,
-                       hidden_size, units.begin, units.end, f.weight_hr, false);
+                       hidden_size, units.begin, units.end, f.weight_hr, false, room);
     }
     Groups<At, decltype(step)> groups(step);
     for (int64_t i = 0; i < active; ++i)
@@ -404,23 +414,24 @@ inline void backward(const Backward<T>& f, const Share& share, BackwardRow<T>* r
     if (s == 0 && !f.needs_dh0) return;
     meet(share);
     plain_product<T>([rows](int64_t i) { return rows[i].dgates_h; }, [rows](int64_t i) { return rows[i].dh; }, active, gates, output_size,
-                     columns.begin, columns.end, f.weight_hh, Step::uses_h);
+                     columns.begin, columns.end, f.weight_hh, Step::uses_h, room);
   }
 }
 
 template <class T>
-inline void rows_product(const T* const* in, T* const* out, int64_t count, int64_t depth, int64_t columns, const T* packed,
-                         bool accumulate) {
+inline void rows_product(const T* const* in, T* const* out, int64_t count, int64_t depth, int64_t columns, const T* packed, bool accumulate,
+                         T* room) {
   plain_product<T>([in](int64_t r) { return in[r]; }, [out](int64_t r) { return out[r]; }, count, depth, columns, 0,
-                   plain_panels<T>(columns), packed, accumulate);
+                   plain_panels<T>(columns), packed, accumulate, room);
 }
 
 template <class T, class Step>
 inline Kernels<T> kernels_of() {
-  return {Step::gates,          Step::states,          Step::extras,        Step::same_gate_gradients,
+  return {Step::gates,          Step::states,          Step::extras,       Step::same_gate_gradients,
           !Step::uses_h,  // the step would read unit u of an h that has output_size units
-          unit_panels<T, Step>, packed_panel<T, Step>, pack_units<T, Step>, plain_panels<T>,           plain_panel<T>,     pack_plain<T>,
-          forward<T, Step>,     backward<T, Step>,     rows_product<T>,     gradient_work<T>,          weight_gradients<T>};
+          unit_panels<T, Step>, packed_panel<T, Step>, unit_sums<T, Step>, pack_units<T, Step>,       plain_panels<T>,
+          plain_panel<T>,       pack_plain<T>,         factor_room,        forward<T, Step>,          backward<T, Step>,
+          rows_product<T>,      gradient_work<T>,      weight_gradients<T>};
 }
 
 template <class T>
@@ -439,7 +450,9 @@ inline Kernels<T> find_kernels(Cell cell) {
 }
 
 Kernels<float> float_kernels(Cell cell) { return find_kernels<float>(cell); }
+#ifndef SSTKERN_BFLOAT16
 Kernels<double> double_kernels(Cell cell) { return find_kernels<double>(cell); }
+#endif
 
 }  // namespace SSTKERN_LEVEL
 }  // namespace sstkern

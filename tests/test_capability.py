@@ -16,7 +16,12 @@ import torch
 import sstkern
 from sstkern import functional
 
-LEVELS = ["avx512"] * torch.cpu._is_avx512_supported() + ["avx2"] * torch.cpu._is_avx2_supported() + ["baseline"]
+LEVELS = [
+    *["avx512_bf16"] * torch.cpu._is_avx512_bf16_supported(),
+    *["avx512"] * torch.cpu._is_avx512_supported(),
+    *["avx2"] * torch.cpu._is_avx2_supported(),
+    "baseline",
+]
 CELLS = {"lstm": sstkern.LSTM, "gru": sstkern.GRU, "rnn_tanh": sstkern.RNN, "rnn_relu": sstkern.RNN}
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 HIDDEN_SIZES = [1, 3, 17, 33]  # not one is a multiple of a vector's width
@@ -31,12 +36,14 @@ def layer(cell: str, hidden_size: int, dtype: torch.dtype) -> Arrays:
     with torch.no_grad():
         for weight in module.parameters():
             weight.uniform_(-0.4, 0.4, generator=generator)
-    x = torch.randn(9, 7, 5, generator=generator, dtype=torch.float64).to(dtype).requires_grad_()
+            weight.copy_(weight.bfloat16())  # the same numbers in every dtype
+    x = torch.randn(9, 7, 5, generator=generator, dtype=torch.float64).bfloat16().to(dtype).requires_grad_()
     output, hx = module.to(dtype)(x, lengths=[9, 0, 4, 1, 9, 2, 7])
     results = [output, *(hx if isinstance(hx, tuple) else (hx,))]
     weighted = [(result * torch.linspace(-1, 1, result.numel(), dtype=dtype).view_as(result)).sum() for result in results]
     gradients = torch.autograd.grad(sum(weighted), [x, *module.parameters()])
-    return [tensor.detach().numpy() for tensor in (*results, *gradients)]
+    # numpy has no bfloat16
+    return [tensor.detach().to(torch.float32 if dtype == torch.bfloat16 else dtype).numpy() for tensor in (*results, *gradients)]
 
 
 def points(dtype: torch.dtype) -> torch.Tensor:
@@ -78,7 +85,8 @@ def nonlinearities(dtype: torch.dtype) -> dict[str, np.ndarray]:
 def everything() -> tuple[str, dict[tuple, Arrays], dict[str, dict[str, np.ndarray]]]:
     torch.set_num_threads(1)
     with sstkern.backend("cpu"):
-        layers = {(cell, size, name): layer(cell, size, dtype) for cell in CELLS for size in HIDDEN_SIZES for name, dtype in DTYPES.items()}
+        dtypes = DTYPES | {"bfloat16": torch.bfloat16}
+        layers = {(cell, size, name): layer(cell, size, dtype) for cell in CELLS for size in HIDDEN_SIZES for name, dtype in dtypes.items()}
         return torch.ops.sstkern.cpu_capability(), layers, {name: nonlinearities(dtype) for name, dtype in DTYPES.items()}
 
 
@@ -151,6 +159,16 @@ def test_layers_equal_the_reference_engine(level: str, cell: str, hidden_size: i
         np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * max(1, np.abs(b).max()))
 
 
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("hidden_size", HIDDEN_SIZES)
+def test_bfloat16_layers_are_near_the_reference_engine(level: str, cell: str, hidden_size: int, computed):
+    with sstkern.backend("reference"):
+        expected = layer(cell, hidden_size, torch.float64)
+    for a, b in zip(computed(level)[1][cell, hidden_size, "bfloat16"], expected, strict=True):
+        assert np.linalg.norm(a - b) <= 0.02 * max(np.linalg.norm(b), 0.1 * b.size**0.5)
+
+
 def in_ulp(got: np.ndarray, expected: np.ndarray) -> np.ndarray:
     """Errors in units of the last place of `got`'s dtype; none where it is as small as the smallest normal numbers."""
     error = np.abs(got.astype(np.longdouble) - expected)
@@ -201,8 +219,8 @@ def namespaces_using(register: str, disassembly: str) -> set[str]:
 def test_no_wide_code_outside_its_level():
     disassembly = listing("objdump", "-d", "-C", "--no-show-raw-insn")
     x86 = platform.machine() == "x86_64"
-    assert namespaces_using("zmm", disassembly) == ({"avx512"} if x86 else set())
-    assert namespaces_using("ymm", disassembly) == ({"avx512", "avx2"} if x86 else set())
+    assert namespaces_using("zmm", disassembly) == ({"avx512_bf16", "avx512"} if x86 else set())
+    assert namespaces_using("ymm", disassembly) == ({"avx512_bf16", "avx512", "avx2"} if x86 else set())
 
 
 def test_the_binary_brings_no_threads_of_its_own():
