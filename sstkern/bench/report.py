@@ -17,7 +17,10 @@ Row = dict[str, Any]
 COMPUTE_BOUND = 0.7
 """A best peer above this share of the multiply-add peak leaves little to gain."""
 _CASE = ("cell", "batch", "steps", "size", "phase", "lengths", "dtype")
-_FIGURES = ("tokens", "gflop", "best_peer", "ratio", "spread", "gflops", "peak_share", "peer_peak_share", "bandwidth_share", "discarded")
+_FIGURES = (
+    *("tokens", "gflop", "best_peer", "ratio", "spread", "gflops", "peak_share", "peer_peak_share", "bandwidth_share"),
+    *("float32_ratio", "discarded"),
+)
 
 
 def figures(timing: Timing, difference: float, notes: Mapping[str, float]) -> dict[str, float]:
@@ -70,8 +73,19 @@ def add(report: dict, row: Row) -> None:
     peak = report["environment"]["peak_gflops"]
     row["peak_share"] = row["gflops"] / peak if peak and row["gflops"] else None
     row["peer_peak_share"] = row["peak_share"] / row["ratio"] if row["peak_share"] and row["ratio"] else None
+    row["float32_ratio"] = _float32_ratio(report["rows"], row) if row["dtype"] == "bfloat16" else None
     report["rows"].append(row)
     report["summary"] = summary(report["rows"])
+
+
+def _float32_ratio(rows: Iterable[Row], row: Row) -> float | None:
+    """Our time for the same case in float32 / ours, if that row is there and neither was disturbed."""
+    same = {name: row[name] for name in _CASE} | {"dtype": "float32"}
+    pair = [*(other for other in rows if _is(other, **same)), row]
+    ours = [one["engines"].get(OURS) for one in pair]
+    if len(ours) != 2 or not all(figures and not figures["disturbed"] for figures in ours):
+        return None
+    return ours[0]["ms"] / ours[1]["ms"]
 
 
 def write(report: dict, folder: Path) -> None:
@@ -149,6 +163,7 @@ _GROUPS: dict[str, Callable[[Row], float | None]] = {
     "training sst2 float32 / better of torch padded, packed": lambda row: (
         _against(row, ("torch", "torch_packed")) if _is(row, phase="training", lengths="sst2", dtype="float32") else None
     ),
+    "bfloat16 / our float32, B >= 32": lambda row: row["float32_ratio"] if row["batch"] >= 32 else None,
     "all points": lambda row: row["ratio"],
 }
 
@@ -164,7 +179,7 @@ def _cases_table(rows: list[Row]) -> Any:
 
     names = list(dict.fromkeys(name for row in rows for name in row["engines"]))
     table = Table(
-        title="milliseconds of one call; spread of the ratio's two figures; GFLOP/s, % of peak and of bandwidth are ours",
+        title="milliseconds of one call; spread of the ratio's two figures; GFLOP/s, % of float32's peak and of bandwidth are ours",
         title_justify="left",
     )
     for name in ("cell", "B,T,H", "phase", "lengths", "dtype"):

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -85,6 +86,20 @@ def test_a_disturbed_engine_discards_the_case_with_its_numbers():
 def test_a_disturbed_engine_that_cannot_be_the_best_peer_discards_nothing(ms: float, alone: float, discards: bool):
     one = report.row(Case("GRU", 2, 3, 4), {"sstkern": taken(2.0), "torch": taken(4.0), "openvino": taken(ms, alone)}, {}, None)
     assert (one["discarded"] is not None) == discards
+
+
+def test_bfloat16_is_set_beside_our_float32():
+    cases = [Case("GRU", 32, 3, 4), Case("GRU", 32, 3, 4, dtype="bfloat16"), Case("GRU", 32, 5, 4, dtype="bfloat16")]
+    found = reported(*(row(case, sstkern=ms, torch=9.0) for case, ms in zip(cases, (6.0, 4.0, 1.0), strict=True)))
+    assert [one["float32_ratio"] for one in found["rows"]] == [None, 1.5, None]
+    assert [(group["points"], group["geometric_mean"]) for group in found["summary"] if "our float32" in group["group"]] == [(1, 1.5)]
+
+
+def test_bfloat16_is_not_set_beside_a_disturbed_float32():
+    case = Case("GRU", 32, 3, 4)
+    disturbed = report.row(case, {"sstkern": taken(6.0, 9.0), "torch": taken(9.0)}, {}, None)
+    found = reported(disturbed, row(replace(case, dtype="bfloat16"), sstkern=4.0, torch=9.0))
+    assert found["rows"][1]["float32_ratio"] is None
 
 
 def test_the_geometric_mean():
