@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import PackedSequence
 from sstkern import engines, operators, reference
 from sstkern.cells import CELLS, Cell
 from sstkern.lengths import Lengths, Padded, to_padded
-from sstkern.weights import by_direction
+from sstkern.weights import check_number
 
 Input = Tensor | PackedSequence
 
@@ -151,10 +151,10 @@ def _check_input(x: Tensor, weight_ih: Tensor) -> None:
 
 
 def _states(cell: Cell, padded: Padded, layers: list[list[Tensor]], hx: Sequence[Tensor] | None, options: _Options) -> list[Tensor]:
-    weights = by_direction(cell, layers[0], options.bias, options.bidirectional)[0]
+    check_number(cell, layers[0], options.bias, options.bidirectional)
     rows, batch, x = options.num_layers * options.directions, padded.x.size(1), padded.x
-    hidden_size = weights.weight_hh.size(0) // cell.gates
-    shapes = [(rows, batch, weights.output_size if name == "h" else hidden_size) for name in cell.states]
+    gates, output_size = layers[0][1].shape
+    shapes = [(rows, batch, output_size if name == "h" else gates // cell.gates) for name in cell.states]
     if hx is None:
         return [x.new_zeros(shape) for shape in shapes]
     if isinstance(hx, Tensor) or len(hx) != len(shapes) or not all(isinstance(state, Tensor) for state in hx):

@@ -31,15 +31,26 @@ class Weights(NamedTuple):
 
 def by_direction(cell: Cell, weights: Sequence[Tensor], has_bias: bool, bidirectional: bool) -> list[Weights]:
     """Splits [weight_ih, weight_hh, bias_ih?, bias_hh?, weight_hr?, *cell parameters] x directions; ValueError for another number."""
+    count = check_number(cell, weights, has_bias, bidirectional)
+    plain = _plain(cell, has_bias)
+    return [_one_direction(weights[d : d + count], has_bias, count > plain) for d in range(0, len(weights), count)]
+
+
+def check_number(cell: Cell, weights: Sequence[Tensor], has_bias: bool, bidirectional: bool) -> int:
+    """How many weights a direction has; ValueError unless a layer of this cell has as many."""
     directions = 2 if bidirectional else 1
     count, rest = divmod(len(weights), directions)
-    plain = 2 + 2 * has_bias + len(cell.parameters)
+    plain = _plain(cell, has_bias)
     if rest or count not in (plain, plain + cell.projects):
         raise ValueError(
             f"weights: a {cell.name} layer with bias={has_bias} has {plain} tensors for each direction"
             f"{' (one more with a projection)' if cell.projects else ''}, got {len(weights)} for {directions} direction(s)"
         )
-    return [_one_direction(weights[d * count : (d + 1) * count], has_bias, count > plain) for d in range(directions)]
+    return count
+
+
+def _plain(cell: Cell, has_bias: bool) -> int:
+    return 2 + 2 * has_bias + len(cell.parameters)
 
 
 def _one_direction(weights: Sequence[Tensor], has_bias: bool, projected: bool) -> Weights:
