@@ -85,8 +85,9 @@ inline void multiply(Vec<T>* sums, int64_t stride, const T* (&rows)[R], int64_t 
   }
 }
 
-// Eight sums in progress hide what a multiply-add takes; a tile of few rows has them from several runs.
-constexpr int runs_at_once(int accumulators) { return accumulators <= 2 ? 4 : accumulators <= 4 ? 2 : 1; }
+// Eight sums in progress hide what a multiply-add takes; a tile of few rows has them from several runs. Not with AVX-512, where one stream
+// of vectors is as much as the second cache gives: two took 1.0 to 1.8 times as long (1 row, depths 128 and 256, 96 KB to 1 MB).
+constexpr int runs_at_once(int accumulators) { return SSTKERN_VECTOR_BYTES == 64 || accumulators > 4 ? 1 : accumulators > 2 ? 2 : 4; }
 
 // One tile of `count` <= R rows, of which row(r) gives the address. sums has `stride` vectors a row.
 template <class T, int Columns, int R, class Row>
