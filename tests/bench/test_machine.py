@@ -41,6 +41,15 @@ def test_without_such_an_operator_there_is_no_figure(monkeypatch: pytest.MonkeyP
     assert machine.peak() is None
 
 
+def test_a_level_that_the_machine_lacks_ends_the_run_at_its_start(monkeypatch: pytest.MonkeyPatch):
+    def refused():
+        raise ValueError("SSTKERN_CPU_CAPABILITY is 'sse9'")
+
+    monkeypatch.setattr(torch.ops, "sstkern", SimpleNamespace(cpu_capability=refused), raising=False)
+    with pytest.raises(ValueError, match="sse9"):
+        machine.environment()
+
+
 def test_the_processor_s_name(tmp_path: Path):
     file = tmp_path / "cpuinfo"
     file.write_text("processor\t: 0\nmodel name\t: Some CPU @ 2 GHz\n")
