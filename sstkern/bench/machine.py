@@ -15,6 +15,10 @@ from sstkern.doctor import installed_version
 from sstkern.engines import extension_problem
 
 
+_LEAST = 4096
+"""Bytes that cpu_bandwidth can measure."""
+
+
 def environment() -> dict:
     return {
         "cpu": _cpu_model(),
@@ -38,8 +42,11 @@ def peak() -> float | None:
 
 @cache
 def bandwidth(size: int, threads: int) -> float | None:
-    """GB/s at which `threads`, the number in use, read `size` bytes again and again; None without the extension that measures it."""
-    return _measured("cpu_bandwidth", size)
+    """GB/s at which `threads`, the number in use, read `size` bytes again and again.
+
+    None without the extension that measures it, or for too few bytes.
+    """
+    return _measured("cpu_bandwidth", size) if size >= _LEAST else None
 
 
 def _measured(operator: str, *arguments):

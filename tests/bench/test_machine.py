@@ -25,14 +25,15 @@ def test_peak_and_bandwidth_are_what_the_extension_measures(monkeypatch: pytest.
     operators = SimpleNamespace(cpu_peak=lambda: 123.5, cpu_bandwidth=lambda size: asked.append(size) or 40.0)
     monkeypatch.setattr(torch.ops, "sstkern", operators, raising=False)
     assert machine.peak() == 123.5
-    assert [machine.bandwidth(1000, 1), machine.bandwidth(1000, 1), machine.bandwidth(1000, 2)] == [40.0] * 3
-    assert asked == [1000, 1000]  # once for each number of threads
+    assert [machine.bandwidth(5000, 1), machine.bandwidth(5000, 1), machine.bandwidth(5000, 2)] == [40.0] * 3
+    assert asked == [5000, 5000]  # once for each number of threads
+    assert machine.bandwidth(4095, 1) is None
 
 
 def test_without_such_an_operator_there_is_no_figure(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(torch.ops, "sstkern", SimpleNamespace(), raising=False)
     assert machine.peak() is None
-    assert machine.bandwidth(1000, 1) is None
+    assert machine.bandwidth(6000, 1) is None
 
     def declared_only():
         raise NotImplementedError
