@@ -14,7 +14,6 @@ import torch
 from sstkern.doctor import installed_version
 from sstkern.engines import extension_problem
 
-
 _LEAST = 4096
 """Bytes that cpu_bandwidth can measure."""
 
