@@ -51,14 +51,15 @@ struct Forward : Recurrence<T> {
   T* h_n;                      // (B, P)
   T* states_n;                 // (B, states * H)
   bool save_for_backward;
-  T* gates;            // to keep, by row: (rows, gates * H), activated; or null
-  T* extras;           // (., (states + extras) * H): by row to keep, or by position and overwritten every step
-  T* hidden;           // (., H), likewise: what the projection reads, or null
-  int64_t chunk_rows;  // the input projection of time steps with so many rows together is made at once
+  T* gates;   // to keep, by row: (rows, gates * H), activated; or null
+  T* extras;  // (., (states + extras) * H): by row to keep, or by position and overwritten every step
+  T* hidden;  // (., H), likewise: what the projection reads, or null
 };
 
 // Rows that a product takes at once: their sums, and what they are made from, stay in the first cache.
 constexpr int64_t kBlockRows = 24;
+// Rows whose input projection is made at once, so that its weights are read once for all of them.
+constexpr int64_t kChunkRows = 96;
 
 // A thread's own memory.
 template <class T>
@@ -67,7 +68,7 @@ template <class T>
 struct ForwardWork {
   ForwardRow<T>* rows;               // for each of its positions
   const T** chunk_x;                 // for each row of a chunk, as factors
-  T* chunk_sums;                     // a chunk's input projection: chunk_rows rows of every panel; aligned to a vector
+  T* chunk_sums;                     // a chunk's input projection: kChunkRows rows of every panel; aligned to a vector
   T* panels;                         // room for a packed panel of both weights
   T *x_room, *h_room, *hidden_room;  // factor_room for a chunk's rows of x, for h of each position and for kBlockRows hidden states
 };

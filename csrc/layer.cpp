@@ -31,8 +31,6 @@ constexpr int64_t kThreadRows = 4;
 constexpr int64_t kSmallWeights = 1 << 21;
 // With more, threads share hidden units unless each has this many rows for every weight it reads.
 constexpr int64_t kManyRows = 48;
-// Rows whose input projection is made at once, so that its weights are read once for all of them.
-constexpr int64_t kChunkRows = 96;
 // Elements a thread should pack at least.
 constexpr int64_t kPackGrain = 1 << 15;
 
@@ -327,7 +325,6 @@ LayerResult forward(const Arguments<T>& a, bool save_for_backward) {
     f.output = write<T>(output) + d * size.output;
     f.h_n = write<T>(h_n) + d * size.batch * size.output;
     f.states_n = write<T>(states_n) + d * size.batch * a.states();
-    f.chunk_rows = kChunkRows;
     f.save_for_backward = save_for_backward;
     f.gates = nullptr;
     if (save_for_backward) {

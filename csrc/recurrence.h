@@ -123,14 +123,14 @@ inline const T* panel_of(const T* packed, const T* weight, int64_t hidden_size, 
   return room;
 }
 
-// Gathers the rows of x for the time steps from number `begin` on: as many steps as have chunk_rows rows, or one. Returns where they end.
+// Gathers the rows of x for the time steps from number `begin` on: as many steps as have kChunkRows rows, or one. Returns where they end.
 template <class T>
 inline int64_t gather_chunk(const Forward<T>& f, const Share& share, const ForwardWork<T>& work, int64_t begin, int64_t* count) {
   int64_t end = begin;
   *count = 0;
   do {
     const int64_t t = time_step(f, end), active = active_rows(f, t, share.first, share.count);
-    if (end > begin && *count + active > f.chunk_rows) break;
+    if (end > begin && *count + active > kChunkRows) break;
     for (int64_t i = 0; i < active; ++i, ++*count) {
       const T* const x = f.x + t * f.x_step + f.schedule.order[share.first + i] * f.x_row;
       work.chunk_x[*count] = as_factors(x, f.input_size, work.x_room + *count * factors(f.input_size));
@@ -141,9 +141,7 @@ inline int64_t gather_chunk(const Forward<T>& f, const Share& share, const Forwa
 
 // The room that a chunk's input projection has for a panel, in vectors.
 template <class T, class Step>
-inline int64_t chunk_panel(const Forward<T>& f) {
-  return f.chunk_rows * Panels<T, Step>::columns;
-}
+constexpr int64_t kChunkPanel = kChunkRows * Panels<T, Step>::columns;
 
 // The input projection of a chunk's `count` rows.
 template <class T, class Step>
@@ -152,7 +150,7 @@ inline void project(const Forward<T>& f, const Share& share, const ForwardWork<T
   const auto row = [&work](int64_t r) { return work.chunk_x[r]; };
   for (int64_t panel = mine.begin; panel < mine.end; ++panel) {
     const T* const packed = panel_of<T, Step>(f.packed_ih, f.weight_ih, f.hidden_size, f.input_size, panel, work.panels);
-    Vec<T>* const sums = reinterpret_cast<Vec<T>*>(work.chunk_sums) + panel * chunk_panel<T, Step>(f);
+    Vec<T>* const sums = reinterpret_cast<Vec<T>*>(work.chunk_sums) + panel * kChunkPanel<T, Step>;
     panel_sums<T, Step>(sums, count, row, f.input_size, packed, f.bias_ih, f.hidden_size, panel);
   }
 }
@@ -262,7 +260,7 @@ inline void recur(const Forward<T>& f, const Share& share, const ForwardWork<T>&
       Vec<T>* const from_h = h_sums + waiting * Panel::columns;
       const Vec<T>* from_x = x_sums + waiting * Panel::columns;
       if (ahead) {
-        from_x = ahead + panel * chunk_panel<T, Step>(f) + first * Panel::columns;
+        from_x = ahead + panel * kChunkPanel<T, Step> + first * Panel::columns;
       } else {
         const auto x_row = [&](int64_t r) { return work.chunk_x[first + r]; };
         panel_sums<T, Step>(x_sums + waiting * Panel::columns, count, x_row, f.input_size, packed_ih, f.bias_ih, f.hidden_size, panel);
