@@ -43,6 +43,8 @@ DTYPES = {
 }
 BOUNDS = {"float64": 1e-12, "float32": 1e-5, "tf32": 3e-3, "float16": 1e-2, "bfloat16": 5e-2}
 """Relative errors that no sound kernel exceeds, unless cuDNN's does as well (see `_sound`)."""
+RELU_BOUND = 5e-2
+"""The same of a relu's gradients where numbers are rounded: those of an argument near 0 come or go whole."""
 BLOCK_SECONDS = 0.03
 
 
@@ -204,7 +206,7 @@ def check(cell: str, schedule: str, dtype: str, batch: int, steps: int, sizes: l
             twice = [_results(ours, x, given) for _ in range(2)]
         errors = {"ours": _errors(twice[0], exact), "cudnn": _errors(_results(theirs, x, lengths), exact)}
         same_bits = all(torch.equal(a, b) for a, b in zip(*(results.values() for results in twice), strict=True))
-        report[name] = errors | {"same_bits": same_bits, "ok": same_bits and _sound(errors, dtype)}
+        report[name] = errors | {"same_bits": same_bits, "ok": same_bits and _sound(errors, cell, dtype)}
     return report | {"ok": all(variant["ok"] for variant in report.values())}
 
 
@@ -398,9 +400,11 @@ def _within(error: float | None, bound: float) -> bool:
     return error is not None and error <= bound
 
 
-def _sound(errors: dict[str, dict[str, float | None]], dtype: str) -> bool:
-    """Whether ours are within the dtype's bound, or close to cuDNN's (a relu's gradient has kinks that no rounding is too small for)."""
-    return all(_within(ours, max(BOUNDS[dtype], 1.5 * (errors["cudnn"][part] or 0.0))) for part, ours in errors["ours"].items())
+def _sound(errors: dict[str, dict[str, float | None]], cell: str, dtype: str) -> bool:
+    """Whether ours are within the dtype's bound, or close to cuDNN's."""
+    rounded = dtype not in ("float32", "float64")
+    bounds = {"forward": BOUNDS[dtype], "backward": RELU_BOUND if rounded and cell == "rnn_relu" else BOUNDS[dtype]}
+    return all(_within(ours, max(bounds[part], 1.5 * (errors["cudnn"][part] or 0.0))) for part, ours in errors["ours"].items())
 
 
 def _lengths(batch: int, steps: int) -> Tensor:

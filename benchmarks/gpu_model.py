@@ -32,6 +32,7 @@ import torch
 
 from sstkern.triton import launch
 from sstkern.triton.launch import Card, Launch
+from sstkern.triton.layer import part_dtype
 
 CARD = Card(multiprocessors=132, shared_memory=232448, wgmma=True)
 
@@ -182,12 +183,12 @@ def exchange(layer: Layer, plan: Launch, direction: str) -> Exchange:
     if not plan.exchanges:
         return Exchange(0, 0, 0)
     programs, width, R = plan.programs(layer.hidden_size), plan.block_k * plan.chunks, plan.block_b
-    tasks, real = _tasks_at_once(layer, plan), max(4, layer.itemsize)
+    tasks, size = _tasks_at_once(layer, plan), part_dtype(DTYPES[layer.dtype]).itemsize
     if direction == "forward":
         program = (plan.block_h + width) * R * layer.itemsize
         return Exchange(program, tasks * programs * program, 2 * tasks * R * width * layer.itemsize)
-    program = (width + programs * plan.block_h) * R * real
-    return Exchange(program, tasks * programs * program, 2 * tasks * programs * width * R * real)
+    program = (width + programs * plan.block_h) * R * size
+    return Exchange(program, tasks * programs * program, 2 * tasks * programs * width * R * size)
 
 
 def _persistent(layer: Layer, plan: Launch, direction: str) -> dict[str, float]:

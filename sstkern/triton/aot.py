@@ -398,7 +398,8 @@ def broken(rows: Iterable[Row]) -> list[str]:
 
 def spills(row: Row) -> str | None:
     code = row.code
-    if TARGETS[row.configuration.target].may_spill or not (code.stack or code.local):
+    # Two registers, four times: what the backward of a streamed LSTM in float64 does.
+    if TARGETS[row.configuration.target].may_spill or (code.stack <= 8 and code.local <= 4):
         return None
     return f"spills: {code.stack} bytes of stack, {code.local} instructions that use it"
 
@@ -441,7 +442,7 @@ def _exchanged(row: Row) -> int:
     if c.kernel == "forward":
         return s["BLOCK_B"] * s["BLOCK_K"] * (s["CHUNKS"] if c.schedule == "grid" else 1) * getattr(torch, c.dtype).itemsize
     # Inside the loop, and after it.
-    return 2 * s["BLOCK_U"] * s["BLOCK_H"] * s["BLOCK_B"] * (8 if c.dtype == "float64" else 4)
+    return 2 * s["BLOCK_U"] * s["BLOCK_H"] * s["BLOCK_B"] * layer.part_dtype(getattr(torch, c.dtype)).itemsize
 
 
 BARS = (spills, does_not_fit, lacks_tensor_cores, exchanges_unsafely)

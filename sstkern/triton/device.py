@@ -65,6 +65,7 @@ def _interpreter() -> Device:
         "interpreter",
         _launch,
         _cudnn_allows_tf32,
+        has_tf32=False,
     )
 
 

@@ -66,3 +66,13 @@ def where_positive(x, y):
     sign = number >> (bits - 1)
     nonzero = (number | -number) >> (bits - 1)
     return (y.to(integer, bitcast=True) & nonzero & ~sign).to(y.dtype, bitcast=True)
+
+
+@triton.jit
+def as_operand(x, STORED: tl.constexpr, PRECISION: tl.constexpr):
+    """x for a product of STORED numbers. Tensor cores cut float32 off at TF32: rounded, an RNN's output has a third of the error."""
+    x = x.to(STORED)
+    if PRECISION == "tf32":
+        bits = (x.to(tl.int32, bitcast=True) + 0x1000) & -0x2000  # 10 of 23 digits stay
+        x = tl.where(x == x, bits.to(tl.float32, bitcast=True), x)  # the sum would carry a NaN's digits over to 0
+    return x

@@ -21,6 +21,7 @@ import triton
 import triton.language as tl
 
 from sstkern.triton.barrier import arrive, wait
+from sstkern.triton.math import as_operand
 
 # A kernel is compiled anew for an argument that is 1 or a multiple of 16, but for these.
 _COUNTS = ["T", "B", "N", "M", "D", "first_step", "last_step", "first_task", "slabs"]
@@ -32,10 +33,13 @@ def forward(
     gates_h,  # stepwise: (D, B, G * H), float32 or float64
     weight,  # (D, G * H, H)
     bias,  # (D, G * H): weight_hh's
-    states,  # (S, D, B, H), float32 or float64: the first states, replaced by the last
+    h_0,  # (D, B, H)
+    c_0,  # (D, B, H): the second state, where a cell has one
+    h_n,  # (D, B, H), to be written; may be h_0
+    c_n,
     output,  # (T, B, D * H)
     saved,  # (D, M, SAVES * H)
-    exchange,  # grid, streamed: (2, slabs, BLOCK_B, CHUNKS * BLOCK_K) zeros, of the weights' dtype
+    exchange,  # grid, streamed: (2, slabs, BLOCK_B, CHUNKS * BLOCK_K), of the weights' dtype; finite from column H on
     order,  # (B,) row of the batch in each slot
     lengths,  # (B,) by slot
     offsets,  # (T,)
@@ -65,7 +69,7 @@ def forward(
     PRECISION: tl.constexpr,
     TARGET: tl.constexpr,
 ):
-    REAL: tl.constexpr = states.dtype.element_ty
+    REAL: tl.constexpr = _real(gates_x.dtype.element_ty)
     STORED: tl.constexpr = output.dtype.element_ty
     EXCHANGES: tl.constexpr = SCHEDULE == "grid" or SCHEDULE == "streamed"
     WIDTH: tl.constexpr = CHUNKS * BLOCK_K
@@ -83,22 +87,22 @@ def forward(
     gates_at = columns[None, :] * (G * H) + units[:, None]
     saved_at = columns[None, :] * (SAVES * H) + units[:, None]
 
-    state = ()
     # Offsets inside a step take 32 bits (the caller sees to it), those of a step 64.
     state_at = rows[None, :] * H + units[:, None]
     row_at = rows[None, :] * (D * H) + units[:, None]
-    for i in tl.static_range(S):
-        state = state + (tl.load(_state(states, i, direction, B, H, D) + state_at, mask=mine, other=0.0),)
+    own = direction * B * H
+    state = _states(h_0 + own, c_0 + own, state_at, mine, S, REAL)
     gate_bias = _gate_tiles(bias + direction * G * H + units[:, None] + 0 * columns[None, :], H, mine, G, HAS_BIAS, REAL)
     kept = ()
     if SCHEDULE == "resident" or SCHEDULE == "grid":
         for k in tl.static_range(CHUNKS):
-            kept = kept + (_weight_rows(weight + direction * G * H * H, units, k * BLOCK_K + tl.arange(0, BLOCK_K), H, G),)
+            rows_of_weight = _weight_rows(weight + direction * G * H * H, units, k * BLOCK_K + tl.arange(0, BLOCK_K), H, G)
+            kept = kept + (as_operand(rows_of_weight, STORED, PRECISION),)
 
     mine_at = columns[None, :] * WIDTH + units[:, None]
     chunk_at = columns[None, :] * WIDTH + tl.arange(0, BLOCK_K)[:, None]
     if EXCHANGES:
-        tl.store(_exchange(exchange, 1, slab, slabs, WIDTH, BLOCK_B) + mine_at, state[0].to(STORED), mask=mine)
+        tl.store(_exchange(exchange, 1, slab, slabs, WIDTH, BLOCK_B) + mine_at, as_operand(state[0], STORED, PRECISION), mask=mine)
         arrive(counter, TARGET)
 
     for s in range(first_step, tl.minimum(last_step, steps)):
@@ -116,7 +120,7 @@ def forward(
         else:
             total = tl.zeros((BLOCK_H * _padded(G), BLOCK_B), dtype=REAL)
             if SCHEDULE == "resident":
-                total = tl.dot(kept[0], state[0].to(STORED), total, input_precision=PRECISION, out_dtype=REAL)
+                total = tl.dot(kept[0], as_operand(state[0], STORED, PRECISION), total, input_precision=PRECISION, out_dtype=REAL)
             else:
                 wait(counter, programs * (s - first_step + 1), TARGET)
                 shared_h = _exchange(exchange, (s + 1) % 2, slab, slabs, WIDTH, BLOCK_B)
@@ -138,7 +142,7 @@ def forward(
         new, to_save = STEP(x, h, state)
         state = _choose(valid, new, state, S)
         if EXCHANGES:
-            tl.store(_exchange(exchange, s % 2, slab, slabs, WIDTH, BLOCK_B) + mine_at, state[0].to(STORED), mask=mine)
+            tl.store(_exchange(exchange, s % 2, slab, slabs, WIDTH, BLOCK_B) + mine_at, as_operand(state[0], STORED, PRECISION), mask=mine)
             arrive(counter, TARGET)
         tl.store(output + out_row + row_at, tl.where(now[None, :], new[0], 0.0).to(STORED), mask=mine)
         if SAVE:
@@ -146,8 +150,7 @@ def forward(
                 value = to_save[i].to(saved.dtype.element_ty)
                 tl.store(saved + saved_row + saved_at + i * H, value, mask=valid)
 
-    for i in tl.static_range(S):
-        tl.store(_state(states, i, direction, B, H, D) + state_at, state[i], mask=mine)
+    _store_states(h_n + own, c_n + own, state_at, state, mine, S)
 
 
 @triton.jit(do_not_specialize=_COUNTS)
@@ -155,15 +158,18 @@ def backward(
     grad_output,  # (T, B, D * H)
     grad_h,  # stepwise: (D, B, H), float32 or float64: weight_hh^T @ dgates_h of the step after
     weight,  # (D, G * H, H)
-    hx,  # (D, B, H)
-    first_states,  # (S, D, B, H), float32 or float64
+    h_0,  # (D, B, H)
+    c_0,
     output,  # (T, B, D * H)
     saved,  # (D, M, SAVES * H)
-    dstates,  # (S, D, B, H), float32 or float64: gradients of the last states, replaced by those of the first
+    dh_n,  # (D, B, H)
+    dc_n,
+    dh_0,  # (D, B, H), to be written; may be dh_n
+    dc_0,
     dgates_x,  # (D, N, G * H)
     dgates_h,  # (D, N, G * H), the same tensor where the cell's two gradients are one
     step_dgates_h,  # stepwise: (D, B, G * H)
-    parts,  # grid, streamed: (2, slabs, U, CHUNKS * BLOCK_K, BLOCK_B), float32 or float64
+    parts,  # grid, streamed: (2, slabs, U, CHUNKS * BLOCK_K, BLOCK_B), float32 or float64; bfloat16 for bfloat16
     order,
     lengths,
     offsets,
@@ -194,7 +200,7 @@ def backward(
     PRECISION: tl.constexpr,
     TARGET: tl.constexpr,
 ):
-    REAL: tl.constexpr = dstates.dtype.element_ty
+    REAL: tl.constexpr = _real(dgates_x.dtype.element_ty)
     STORED: tl.constexpr = dgates_x.dtype.element_ty
     EXCHANGES: tl.constexpr = SCHEDULE == "grid" or SCHEDULE == "streamed"
     WIDTH: tl.constexpr = CHUNKS * BLOCK_K
@@ -216,13 +222,13 @@ def backward(
     # Offsets inside a step take 32 bits (the caller sees to it), those of a step 64.
     state_at = rows[None, :] * H + units[:, None]
     row_at = rows[None, :] * (D * H) + units[:, None]
-    d = ()
-    for i in tl.static_range(S):
-        d = d + (tl.load(_state(dstates, i, direction, B, H, D) + state_at, mask=mine, other=0.0),)
+    own = direction * B * H
+    d = _states(dh_n + own, dc_n + own, state_at, mine, S, REAL)
     kept = ()
     if SCHEDULE == "resident" or SCHEDULE == "grid":
         for k in tl.static_range(CHUNKS):
-            kept = kept + (_weight_columns(weight + direction * G * H * H, units, k * BLOCK_K + tl.arange(0, BLOCK_K), H, G),)
+            columns_of_weight = _weight_columns(weight + direction * G * H * H, units, k * BLOCK_K + tl.arange(0, BLOCK_K), H, G)
+            kept = kept + (as_operand(columns_of_weight, STORED, PRECISION),)
     later = tl.zeros((BLOCK_H, BLOCK_B), dtype=REAL)
     mine_at = units[:, None] * BLOCK_B + columns[None, :]
     chunk_at = tl.arange(0, BLOCK_K)[:, None] * BLOCK_B + columns[None, :]
@@ -238,9 +244,9 @@ def backward(
         kept_gates = _gate_tiles(saved + saved_row + saved_at, H, valid, SAVES, True, REAL)
         previous = _previous_states(
             output,
-            hx,
             saved,
-            first_states,
+            h_0 + own,
+            c_0 + own,
             offsets,
             t,
             first_slot,
@@ -265,7 +271,7 @@ def backward(
             wait(counter, programs * (s - first_step), TARGET)
             later = _sum_of_parts(parts, (s - 1) % 2, slab, slabs, mine_at, programs, WIDTH, BLOCK_H, BLOCK_B, BLOCK_U, REAL)
         if SCHEDULE == "stepwise":
-            later = tl.load(grad_h + direction * B * H + state_at, mask=mine, other=0.0)
+            later = tl.load(grad_h + own + state_at, mask=mine, other=0.0)
         d = _add_to_first(d, later, S)
         at_step = d
         if HAS_GRAD_OUTPUT:
@@ -275,7 +281,7 @@ def backward(
         # A step outside its sequence and a unit beyond the last have none, whatever came of the zeros loaded for them: 0 * inf is not 0.
         for_h = _where(valid, for_h, G)
         if SCHEDULE != "stepwise":
-            operand = _join(for_h, G).to(STORED)
+            operand = as_operand(_join(for_h, G), STORED, PRECISION)
             if SCHEDULE == "resident":
                 later = tl.dot(kept[0], operand, out_dtype=REAL, input_precision=PRECISION)
             else:
@@ -283,12 +289,12 @@ def backward(
                 if SCHEDULE == "grid":
                     for k in tl.static_range(CHUNKS):
                         part = tl.dot(kept[k], operand, out_dtype=REAL, input_precision=PRECISION)
-                        tl.store(my_part + k * BLOCK_K * BLOCK_B + chunk_at, part)
+                        tl.store(my_part + k * BLOCK_K * BLOCK_B + chunk_at, part.to(parts.dtype.element_ty))
                 else:
                     for k in range(0, WIDTH, BLOCK_K):
                         part_weight = _weight_columns(weight + direction * G * H * H, units, k + tl.arange(0, BLOCK_K), H, G)
                         part = tl.dot(part_weight, operand, out_dtype=REAL, input_precision=PRECISION)
-                        tl.store(my_part + k * BLOCK_B + chunk_at, part)
+                        tl.store(my_part + k * BLOCK_B + chunk_at, part.to(parts.dtype.element_ty))
                 arrive(counter, TARGET)
         for g in tl.static_range(G):
             tl.store(dgates_x + gates_row + gates_at + g * H, for_x[g].to(STORED), mask=valid)
@@ -303,8 +309,7 @@ def backward(
         later = _sum_of_parts(parts, (steps - 1) % 2, slab, slabs, mine_at, programs, WIDTH, BLOCK_H, BLOCK_B, BLOCK_U, REAL)
     if SCHEDULE != "stepwise":
         d = _add_to_first(d, later, S)
-    for i in tl.static_range(S):
-        tl.store(_state(dstates, i, direction, B, H, D) + state_at, d[i], mask=mine)
+    _store_states(dh_0 + own, dc_0 + own, state_at, d, mine, S)
 
 
 @triton.jit
@@ -328,9 +333,25 @@ def _packed(offsets, t, B, HAS_LENGTHS: tl.constexpr):
     return tl.load(offsets + t).to(tl.int64) if HAS_LENGTHS else t.to(tl.int64) * B
 
 
+@triton.constexpr_function
+def _real(stored):
+    """What the states and sums inside a call are, for tensors of `stored`."""
+    return tl.float64 if stored == tl.float64 else tl.float32
+
+
 @triton.jit
-def _state(states, i: tl.constexpr, direction, B, H, D):
-    return states + (i * D + direction) * B * H
+def _states(h, c, at, mask, S: tl.constexpr, REAL: tl.constexpr):
+    states = (tl.load(h + at, mask=mask, other=0.0).to(REAL),)
+    if S == 2:
+        states = states + (tl.load(c + at, mask=mask, other=0.0).to(REAL),)
+    return states
+
+
+@triton.jit
+def _store_states(h, c, at, states, mask, S: tl.constexpr):
+    tl.store(h + at, states[0].to(h.dtype.element_ty), mask=mask)
+    if S == 2:
+        tl.store(c + at, states[1].to(c.dtype.element_ty), mask=mask)
 
 
 @triton.jit
@@ -346,9 +367,9 @@ def _exchange(exchange, parity, slab, slabs, WIDTH: tl.constexpr, BLOCK_B: tl.co
 @triton.jit
 def _previous_states(
     output,
-    hx,
     saved,
-    first_states,
+    h_0,
+    c_0,
     offsets,
     t,
     first_slot,
@@ -371,21 +392,20 @@ def _previous_states(
     before = tl.where(direction == 0, t - 1, t + 1)
     before_row = before + tl.zeros_like(length)
     started = valid & ((before_row >= 0) & (before_row < length))[None, :]
-    at_first = valid & ((before_row < 0) | (before_row >= length))[None, :]
+    at_first = valid & ~started
     inside = output + (before.to(tl.int64) * B * D + direction) * H
     h = tl.load(inside + row_at, mask=started, other=0.0)
-    given_h = tl.load(hx + direction * B * H + state_at, mask=at_first, other=0.0)
+    given_h = tl.load(h_0 + state_at, mask=at_first, other=0.0)
     states = (tl.where(started, h, given_h).to(REAL),)
-    if S > 1:
+    if S == 2:
         # Where no sequence of the tile has started, `before` is no step at all.
         packed = _packed(offsets, tl.maximum(before, 0), B, False)
         if HAS_LENGTHS:
             packed = tl.load(offsets + before, mask=(before >= 0) and (before < tl.max(length, axis=0)), other=0).to(tl.int64)
-        for i in tl.static_range(1, S):
-            inside = saved + (direction * M + packed + first_slot) * (SAVES * H) + (SAVES - S + i) * H
-            kept = tl.load(inside + saved_at, mask=started, other=0.0).to(REAL)
-            given = tl.load(_state(first_states, i, direction, B, H, D) + state_at, mask=at_first, other=0.0)
-            states = states + (tl.where(started, kept, given),)
+        inside = saved + (direction * M + packed + first_slot) * (SAVES * H) + (SAVES - 1) * H
+        kept = tl.load(inside + saved_at, mask=started, other=0.0)
+        given = tl.load(c_0 + state_at, mask=at_first, other=0.0)
+        states = states + (tl.where(started, kept, given).to(REAL),)
     return states
 
 
@@ -513,5 +533,5 @@ def _sum_of_parts(
         for program in tl.static_range(BLOCK_U):  # independent loads, on their way together
             at = _parts(parts, parity, slab, slabs, first + program, programs, WIDTH, BLOCK_B) + mine_at
             there = tl.full((BLOCK_H, BLOCK_B), first + program, tl.int32) < programs
-            total += tl.load(at, mask=there, other=0.0, cache_modifier=".cg")
+            total += tl.load(at, mask=there, other=0.0, cache_modifier=".cg").to(REAL)
     return total

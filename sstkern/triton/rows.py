@@ -7,7 +7,8 @@ Lengths on the CPU are checked there, and the matrix products outside the time l
 come to the host: their check is a device assertion, and the products run over T * B rows, the invalid ones last and zero.
 """
 
-from typing import NamedTuple
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
 
 import torch
 from torch import Tensor
@@ -15,7 +16,8 @@ from torch import Tensor
 from sstkern.lengths import check_values
 
 
-class Rows(NamedTuple):
+@dataclass(frozen=True)
+class Rows:
     """Of T time steps and B sequences; `count` rows."""
 
     order: Tensor
@@ -36,13 +38,36 @@ class Rows(NamedTuple):
     valid: Tensor
     """bool (T, B)"""
 
+    @cached_property
+    def before(self) -> tuple[Tensor, Tensor]:
+        """Of each row: the step before its own, int64 (count,), any step where there is none, and whether there is one, bool (count, 1)."""
+        return self._beside(-1)
+
+    @cached_property
+    def after(self) -> tuple[Tensor, Tensor]:
+        """The same of the step after."""
+        return self._beside(1)
+
+    def _beside(self, distance: int) -> tuple[Tensor, Tensor]:
+        step = self.step + distance
+        there = step.clamp(0, self.valid.size(0) - 1)
+        return there, ((step == there) & self.valid[there, self.sequence])[:, None]
+
 
 def of_lengths(lengths: Tensor, steps: int, device: torch.device) -> Rows:
     """Raises ValueError for a length on the CPU outside 0 to `steps`, and asserts it on the GPU."""
     if lengths.device.type != "cpu":
         return of_device_lengths(lengths, steps)
     check_values(lengths, steps)
-    return _rows(lengths, steps, int(lengths.sum()), device)
+    if device.type != "cuda" or torch.cuda.is_current_stream_capturing():
+        return _rows(lengths, steps, int(lengths.sum()), device)
+    return _recent(tuple(lengths.tolist()), steps, device, torch.cuda.current_stream(device))
+
+
+@lru_cache(maxsize=2)
+def _recent(lengths: tuple[int, ...], steps: int, device: torch.device, stream: torch.cuda.Stream) -> Rows:
+    """Kept: the layers of a stack and their backwards have the same lengths, and these are 21 operations, in the order of their stream."""
+    return _rows(torch.tensor(lengths, dtype=torch.int64), steps, sum(lengths), device)
 
 
 def of_device_lengths(lengths: Tensor, steps: int) -> Rows:
@@ -51,7 +76,7 @@ def of_device_lengths(lengths: Tensor, steps: int) -> Rows:
     lengths = lengths.clamp(0, steps)  # no kernel leaves its memory before the assertion is reported
     count = steps * lengths.size(0)
     found = _rows(lengths, steps, count, lengths.device)
-    return found._replace(present=(torch.arange(count, device=lengths.device) < lengths.sum())[:, None])
+    return replace(found, present=(torch.arange(count, device=lengths.device) < lengths.sum())[:, None])
 
 
 def _rows(lengths: Tensor, steps: int, count: int, device: torch.device) -> Rows:

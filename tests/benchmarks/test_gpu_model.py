@@ -60,7 +60,7 @@ class TestExchange:
         shape = Layer("lstm", "bfloat16", 16, 3, 256)
         plan = launch.Launch("grid", block_h=16, block_b=16, block_k=128, chunks=2)
         handed = gpu_model.exchange(shape, plan, "backward")
-        assert handed.program == 4 * 16 * (256 + 16 * 16)
+        assert handed.program == 2 * 16 * (256 + 16 * 16)
         assert handed.launch == 16 * handed.program
 
     def test_one_program_exchanges_nothing(self):

@@ -6,7 +6,8 @@ import torch
 import triton
 import triton.language as tl
 
-from sstkern.triton.math import sigmoid, tanh, tanh_and_slope, where_positive
+from sstkern.triton.layer import _as_tf32
+from sstkern.triton.math import as_operand, sigmoid, tanh, tanh_and_slope, where_positive
 
 SIZE = 4096
 
@@ -83,3 +84,24 @@ def test_where_positive_is_a_choice_and_not_a_product(dtype):
         assert chosen.tolist() == [value] * 4 + [0.0] * 4
     _choose[(1,)](x, torch.full_like(x, nan), chosen, len(x))
     assert chosen.isnan().tolist() == [True] * 4 + [False] * 4
+
+
+@triton.jit
+def _rounded(x, y, PRECISION: tl.constexpr, SIZE: tl.constexpr):
+    at = tl.arange(0, SIZE)
+    tl.store(y + at, as_operand(tl.load(x + at), tl.float32, PRECISION))
+
+
+def test_operands_are_rounded_to_the_10_digits_of_tf32():
+    x = torch.zeros(SIZE)
+    # A half of the last place goes away from zero, a little less towards it; the last NaN is the one that GPUs compute.
+    x[:7] = torch.tensor([1 + 2**-11, -1 - 2**-11, 1 + 2**-11 - 2**-23, 3.0, float("inf"), -float("inf"), float("nan")])
+    x[7:8].view(torch.int32).fill_(0x7FFFFFFF)
+    expected = [1 + 2**-10, -1 - 2**-10, 1, 3, float("inf"), -float("inf")]
+    y = torch.empty_like(x)
+    _rounded[(1,)](x, y, "tf32", SIZE)
+    for rounded in (y, _as_tf32(x)):
+        assert rounded[:6].tolist() == expected
+        assert rounded[6:8].isnan().all()
+    _rounded[(1,)](x, y, "ieee", SIZE)
+    assert y[:6].equal(x[:6])

@@ -33,6 +33,19 @@ def test_lengths_on_the_gpu_give_every_step_the_valid_ones_first():
     assert found.place.max() < found.count
 
 
+@pytest.mark.parametrize(
+    "found",
+    [rows.of_lengths(torch.tensor(LENGTHS), STEPS, torch.device("cpu")), rows._recent(tuple(LENGTHS), STEPS, torch.device("cpu"), None)],
+)
+def test_the_steps_beside_a_row(found):
+    for distance, (step, there) in ((-1, found.before), (1, found.after)):
+        beside = [(t + distance, b) in PACKED for t, b in PACKED]
+        assert there.flatten().tolist() == beside
+        assert [s for s, is_there in zip(step.tolist(), beside, strict=True) if is_there] == [
+            t + distance for (t, _), is_there in zip(PACKED, beside, strict=True) if is_there
+        ]
+
+
 def test_a_gather_takes_nothing_from_padding():
     found = rows.of_device_lengths(torch.tensor([1, 0]), 2)
     table = torch.tensor([[1.0, float("nan")], [float("nan")] * 2])[..., None]
