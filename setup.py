@@ -69,6 +69,7 @@ train = [
     "rich>=13",
     "safetensors>=0.4",
     "tensorboard>=2.14",
+    "tqdm>=4.60",
     "typer>=0.12",
 ]
 bench = ["matplotlib>=3.8", "onnx>=1.16", "onnxruntime>=1.18", "openvino>=2024.0", "pytest-benchmark>=4", "rich>=13", "typer>=0.12"]
