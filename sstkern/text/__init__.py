@@ -4,6 +4,7 @@ from sstkern.text.batches import UNLABELLED, Batch, Batches, collate
 from sstkern.text.demo import demo
 from sstkern.text.glove import Vectors, read_glove
 from sstkern.text.sst2 import load
+from sstkern.text.transformer import Subwords, read_transformer
 from sstkern.text.tsv import Examples, read_tsv
 from sstkern.text.vocabulary import PAD, UNK, Vocabulary
 
@@ -14,11 +15,13 @@ __all__ = [
     "Batch",
     "Batches",
     "Examples",
+    "Subwords",
     "Vectors",
     "Vocabulary",
     "collate",
     "demo",
     "load",
     "read_glove",
+    "read_transformer",
     "read_tsv",
 ]
