@@ -64,11 +64,14 @@ def arguments() -> dict:
 
 train = [
     "accelerate>=1.0",
+    "huggingface_hub>=0.25",
     "matplotlib>=3.8",
     "pooch>=1.8",
     "rich>=13",
     "safetensors>=0.4",
     "tensorboard>=2.14",
+    "tokenizers>=0.20",
+    "tqdm>=4.60",
     "typer>=0.12",
 ]
 bench = ["matplotlib>=3.8", "onnx>=1.16", "onnxruntime>=1.18", "openvino>=2024.0", "pytest-benchmark>=4", "rich>=13", "typer>=0.12"]

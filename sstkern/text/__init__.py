@@ -1,8 +1,10 @@
-"""Text for the classifiers: vocabulary, SST-2 and TSV reading, length-bucketed batches."""
+"""Text for the classifiers: vocabulary, SST-2 and TSV reading, length-bucketed batches, pretrained word vectors."""
 
 from sstkern.text.batches import UNLABELLED, Batch, Batches, collate
 from sstkern.text.demo import demo
+from sstkern.text.glove import Vectors, read_glove
 from sstkern.text.sst2 import load
+from sstkern.text.transformer import Subwords, read_transformer
 from sstkern.text.tsv import Examples, read_tsv
 from sstkern.text.vocabulary import PAD, UNK, Vocabulary
 
@@ -13,9 +15,13 @@ __all__ = [
     "Batch",
     "Batches",
     "Examples",
+    "Subwords",
+    "Vectors",
     "Vocabulary",
     "collate",
     "demo",
     "load",
+    "read_glove",
+    "read_transformer",
     "read_tsv",
 ]

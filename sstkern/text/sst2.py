@@ -11,6 +11,7 @@ from sstkern.text.tsv import Examples, read_tsv
 URL = "https://dl.fbaipublicfiles.com/glue/data/SST-2.zip"
 SHA256 = "d67e16fb55739c1b32cdce9877596db1c127dc322d93c082281f64057c16deaa"
 MEMBERS = ("SST-2/train.tsv", "SST-2/dev.tsv")
+BY_HAND = "download and unpack it by other means and give the folder with train.tsv and dev.tsv as --data"
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +37,7 @@ def load(data: str | Path | None = None) -> tuple[Examples, Examples, str]:
     if root := os.environ.get("SSTKERN_DATA"):
         return _read(Path(root) / "sst2")
     try:
-        return _read(fetch(URL, SHA256, MEMBERS, cache_folder="sst2"))
+        return _read(fetch(URL, SHA256, MEMBERS, cache_folder="sst2", by_hand=BY_HAND))
     except UnavailableError as error:
         description = f"generated demo sentences, not SST-2: {error}"
         logger.warning("using %s", description)

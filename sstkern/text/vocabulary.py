@@ -64,7 +64,11 @@ class Vocabulary:
     def encode(self, sentence: str) -> list[int]:
         """The ids of the sentence's tokens, 1 for each unknown one; an empty sentence has none."""
         # `or UNK`: a "<pad>" written in the text is a word we do not know, not padding.
-        return [self._ids.get(token, UNK) or UNK for token in sentence.split()]
+        return [self._ids.get(token, UNK) or UNK for token in self.pieces(sentence)]
+
+    def pieces(self, sentence: str) -> list[str]:
+        """The sentence's tokens as they are written, unknown ones too; `encode` has their ids."""
+        return sentence.split()
 
     def save(self, path: str | Path) -> None:
         """Write the tokens as a JSON list in UTF-8, one a line. A fault leaves an older file whole."""

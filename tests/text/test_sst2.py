@@ -70,6 +70,7 @@ def test_without_network_it_says_so_and_gives_the_demo(offline, caplog):
         train, dev, description = load()
     assert (train, dev) == demo()
     assert description.startswith("generated demo sentences, not SST-2: http://127.0.0.1:1/SST-2.zip could not")
+    assert description.endswith("give the folder with train.tsv and dev.tsv as --data")
     assert description in caplog.text
 
 

@@ -24,6 +24,13 @@ def test_encode(sentence, ids):
     assert Vocabulary.build(SENTENCES).encode(sentence) == ids
 
 
+def test_pieces_are_the_tokens_as_written():
+    vocabulary = Vocabulary.build(SENTENCES)
+    assert vocabulary.pieces("c new\t<pad>  a ") == ["c", "new", "<pad>", "a"]
+    assert vocabulary.encode("c new\t<pad>  a ") == [3, 1, 1, 2]
+    assert vocabulary.pieces("") == []
+
+
 def test_contains():
     vocabulary = Vocabulary.build(SENTENCES)
     assert [token in vocabulary for token in ("a", "<unk>", "new")] == [True, True, False]
