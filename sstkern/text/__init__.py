@@ -6,6 +6,7 @@ from sstkern.text.glove import Vectors, read_glove
 from sstkern.text.sst2 import load
 from sstkern.text.transformer import Subwords, read_transformer
 from sstkern.text.tsv import Examples, read_tsv
+from sstkern.text.vectors import load_vectors
 from sstkern.text.vocabulary import PAD, UNK, Vocabulary
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "collate",
     "demo",
     "load",
+    "load_vectors",
     "read_glove",
     "read_transformer",
     "read_tsv",
