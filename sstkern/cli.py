@@ -14,6 +14,8 @@ import torch
 from sstkern.checkpoint import TrainingOptions, find, load_model, read_config
 from sstkern.doctor import version_or_advice
 from sstkern.models import Cell, ModelConfig, Pooling
+from sstkern.text.glove import NAME
+from sstkern.text.transformer import HUB
 
 try:
     import typer
@@ -84,18 +86,31 @@ def train(
     cell: Annotated[Cell, typer.Option(help="Recurrent cell; 'average' is the mean of the word vectors.")] = ModelConfig.cell,
     layers: Annotated[int, typer.Option(help="Stacked recurrent layers.")] = ModelConfig.layers,
     hidden_size: Annotated[int, typer.Option(help="Units of a layer, in each direction.")] = ModelConfig.hidden_size,
-    embedding_size: Annotated[int, typer.Option(help="Numbers in a word vector.")] = ModelConfig.embedding_size,
+    embedding_size: Annotated[
+        int | None, typer.Option(help="Numbers in a word vector.", show_default="the vectors' own, or 128")
+    ] = ModelConfig.embedding_size,
     bidirectional: Annotated[bool, typer.Option("--bidirectional", help="Also read from the end.")] = False,
     dropout: Annotated[float, typer.Option(help="Share of numbers set to 0 in training.")] = ModelConfig.dropout,
     pooling: Annotated[
         Pooling, typer.Option(help="How the steps become one sentence vector; 'last' is the final state.")
     ] = ModelConfig.pooling,
+    vectors: Annotated[
+        str | None,
+        typer.Option(
+            help="Pretrained word vectors: glove.6B, a zip or text file as GloVe's, or a transformer's: hf:NAME or a folder.",
+            show_default="random ones",
+        ),
+    ] = TrainingOptions.vectors,
+    frozen: Annotated[bool, typer.Option("--frozen", help="Do not train the pretrained word vectors.")] = False,
     min_count: Annotated[int, typer.Option(help="Words that are rarer in the training data are unknown.")] = TrainingOptions.min_count,
     epochs: Annotated[int, typer.Option(help="The most passes over the training data.")] = TrainingOptions.epochs,
     batch_size: Annotated[int, typer.Option(help="Sentences per step and process.")] = TrainingOptions.batch_size,
-    lr: Annotated[float, typer.Option(help="AdamW's learning rate.")] = TrainingOptions.lr,
+    lr: Annotated[float, typer.Option(help="AdamW's learning rate at first; it falls to 0.")] = TrainingOptions.lr,
     weight_decay: Annotated[float, typer.Option(help="AdamW's weight decay.")] = TrainingOptions.weight_decay,
     clip: Annotated[float, typer.Option(help="The largest norm of the gradient.")] = TrainingOptions.clip,
+    label_smoothing: Annotated[
+        float, typer.Option(help="Share of the target that is spread over all labels.")
+    ] = TrainingOptions.label_smoothing,
     patience: Annotated[int, typer.Option(help="Epochs without a better accuracy before training stops.")] = TrainingOptions.patience,
     seed: Annotated[int, typer.Option(help="Decides initial weights, order of batches and dropout.")] = TrainingOptions.seed,
     threads: Annotated[
@@ -111,7 +126,7 @@ def train(
     from sstkern.trainer import Run
 
     # The options have the names of the fields they set.
-    values = ctx.params | {"data": _absolute(data), "valid": _absolute(valid)}
+    values = ctx.params | {"data": _absolute(data, "demo"), "valid": _absolute(valid), "vectors": _absolute(vectors, NAME)}
     given = {name: values[name] for name in values if ctx.get_parameter_source(name).name == "COMMANDLINE"}
     if cell == "average" and (useless := _flags(name for name in NOT_FOR_AVERAGE if name in given)):
         raise typer.BadParameter(f"{useless}: the cell 'average' has no recurrent layer")
@@ -307,9 +322,9 @@ def _flags(names: Iterable[str]) -> str:
     return ", ".join(f"--{name.replace('_', '-')}" for name in names)
 
 
-def _absolute(path: str | None) -> str | None:
-    """Data's path, such that a run can be resumed from another working directory."""
-    return path if path in (None, "demo") else str(Path(path).resolve())
+def _absolute(path: str | None, name: str | None = None) -> str | None:
+    """A path, such that a run can be resumed from another working directory; `name` and the hub's names are no paths."""
+    return path if path in (None, name) or path.startswith(HUB) else str(Path(path).resolve())
 
 
 def _device() -> str:

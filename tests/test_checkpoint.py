@@ -36,8 +36,13 @@ def make(seed: int = 0) -> TextClassifier:
 
 def save(folder: Path, seed: int = 0) -> TextClassifier:
     classifier = make(seed)
-    checkpoint.save(folder, classifier, STATE, {"moment": torch.ones(2)}, {"random": torch.zeros(3)})
+    checkpoint.save(folder, classifier, STATE, averaged(classifier), {"moment": torch.ones(2)}, {"random": torch.zeros(3)})
     return classifier
+
+
+def averaged(classifier: TextClassifier) -> dict[str, torch.Tensor]:
+    """An average that is what the weights are."""
+    return {name: parameter.detach() for name, parameter in classifier.model.trainable().items()}
 
 
 def seed_of(folder: Path) -> int:
@@ -154,7 +159,7 @@ def test_a_pickle_is_not_loaded(tmp_path):
 def test_a_missing_file_is_named(tmp_path, name):
     save(tmp_path)
     (tmp_path / name).unlink()
-    with pytest.raises(ValueError, match=f"{name} is missing"):
+    with pytest.raises(ValueError, match=f"{name}( or tokenizer.json)? is missing"):
         load_model(tmp_path)
 
 
@@ -176,8 +181,8 @@ def test_no_checkpoint(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format": 2}, "found format 2, expected 1"),
-        ({"format": None}, "found format None, expected 1"),
+        ({"format": 1}, "found format 1, expected 2"),
+        ({"format": None}, "found format None, expected 2"),
         ({"classes": 2}, r"shape \[3\] and float32 under the name linear.bias, expected a tensor of shape \[2\]"),
         ({"classes": "3"}, "found classes '3', expected an integer"),
         ({"model": {"cell": "lstm"}}, r"found the fields \['cell'\], expected \['bidirectional'"),
@@ -186,9 +191,10 @@ def test_no_checkpoint(tmp_path):
         ({"hidden_size": 10**15}, "found sizes that no model can have"),
         ({"cell": "tree"}, "cell must be one of average, rnn, gru, lstm, not 'tree'"),
         ({"cell": "average", "pooling": "max"}, "found a tensor .* under the name attention.bias, expected no tensor"),
+        ({"embedding_size": None}, r"config.json: found sizes .* \(embedding_size is None"),
         ({"layers": 2}, "found no tensor under the name encoder.* expected a tensor of shape"),
         ({"lr": -1}, "lr must be a number above 0, not -1"),
-        ({"data": 5}, "data must be a path as a string, or None, not 5"),
+        ({"data": 5}, "data must be a string, or None, not 5"),
     ],
 )
 def test_a_configuration_that_does_not_fit_is_told(tmp_path, change, message):
@@ -251,6 +257,8 @@ def test_a_damaged_training_state_is_told(tmp_path, content, message):
         ("lr", float("inf"), "above 0"),
         ("clip", 0, "above 0"),
         ("weight_decay", -0.1, "at least 0"),
+        ("label_smoothing", 1.0, "from 0 to below 1"),
+        ("vectors", 5, "a string, or None"),
     ],
 )
 def test_a_wrong_training_option_is_named_with_what_is_allowed(field, value, allowed):

@@ -60,7 +60,7 @@ def metrics(output: Path) -> list[dict[str, float]]:
 def assert_same(output: Path, expected: Path) -> None:
     """Bit for bit, all that two runs have left."""
     assert metrics(output) == metrics(expected)
-    for name in ("best/model", "last/model", "last/optimizer", "last/processes"):
+    for name in ("best/model", "last/model", "last/average", "last/optimizer", "last/processes"):
         assert (output / f"{name}.safetensors").read_bytes() == (expected / f"{name}.safetensors").read_bytes(), name
     assert vars(load_model(output).options) == vars(load_model(expected).options)
 
