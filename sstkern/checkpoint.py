@@ -161,6 +161,21 @@ class TextClassifier:
         probabilities, labels = logits.softmax(1).max(1)
         return list(zip(labels.tolist(), probabilities.tolist(), strict=True))
 
+    def explain(self, text: str) -> list[tuple[str, float]]:
+        """How much each token of a text speaks for the label that is predicted, in the text's order.
+
+        That is by how much the log-odds of the label, against all others together, fall when only that token is left
+        out; it is below 0 where they rise. An empty text has no tokens. With a single class there are no odds: nan.
+        """
+        ids = self.vocabulary.encode(text)
+        if not ids:
+            return []
+        logits = self._logits([ids, *(ids[:i] + ids[i + 1 :] for i in range(len(ids)))])
+        label = int(logits[0].argmax())
+        others = torch.arange(self.classes) != label
+        odds = logits[:, label] - logits[:, others].logsumexp(1)
+        return list(zip(self.vocabulary.pieces(text), (odds[0] - odds[1:]).tolist(), strict=True))
+
     def _logits(self, encoded: Sequence[Sequence[int]]) -> Tensor:
         """(len(encoded), classes) float32 on the CPU, of encoded texts."""
         device = self.model.linear.weight.device

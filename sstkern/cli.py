@@ -192,13 +192,18 @@ def evaluate(
 def predict(
     model: Model,
     texts: Annotated[list[str] | None, typer.Argument(help="Texts, one an argument.", show_default="the lines of stdin")] = None,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Below, for each token, by how much the label's log-odds fall without it.")
+    ] = False,
 ) -> None:
     """Print, for each text, the most probable label, a tab, and its probability."""
     classifier = load_model(model, _device())
     # Line by line, so that answers come as the lines do.
     for batch in [texts] if texts else ([line] for line in sys.stdin):
-        for label, probability in classifier.predict(batch):
+        for text, (label, probability) in zip(batch, classifier.predict(batch), strict=True):
             typer.echo(f"{label}\t{probability:.4f}")
+            for token, contribution in classifier.explain(text) if explain else ():
+                typer.echo(f"  {contribution:+.2f}\t{token}")
 
 
 @app.command()
