@@ -5,18 +5,20 @@ import io
 import itertools
 import json
 import os
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 import sstkern
 from sstkern import checkpoint
 from sstkern.checkpoint import TextClassifier, TrainingOptions, TrainingState, load_model
 from sstkern.models import Classifier, ModelConfig
-from sstkern.text import Vocabulary
+from sstkern.text import Subwords, Vocabulary
 
 TEXTS = ["a fine film", "", "dull", "a dull film that nobody knows"]
 CONFIG = ModelConfig("gru", hidden_size=4, embedding_size=3, bidirectional=True, pooling="attention")
@@ -62,6 +64,63 @@ def test_what_was_saved_is_loaded(tmp_path):
     assert all(parameter.requires_grad for parameter in loaded.model.parameters())
     assert not loaded.model.training
     assert sorted(path.name for path in tmp_path.iterdir()) == ["last"]
+
+
+def subwords() -> Subwords:
+    tokenizer = Tokenizer(models.WordLevel({"fine": 0, "dull": 1, "[UNK]": 2}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    return Subwords(tokenizer.to_str())
+
+
+def test_a_model_on_subwords_has_a_tokenizer_in_place_of_a_vocabulary(tmp_path):
+    model = Classifier(3, 2, replace(CONFIG, frozen=True))
+    saved = TextClassifier(model, subwords(), 2, TrainingOptions(vectors="hf:a/model"))
+    checkpoint.save(tmp_path, saved)
+    assert {path.name for path in tmp_path.iterdir()} == {"config.json", "tokenizer.json", "model.safetensors"}
+    loaded = load_model(tmp_path)
+    assert isinstance(loaded.vocabulary, Subwords)
+    assert loaded.predict(TEXTS) == saved.predict(TEXTS)
+    assert (loaded.options.vectors, loaded.model.config.frozen) == ("hf:a/model", True)
+    assert not loaded.model.embedding.weight.requires_grad
+    make().vocabulary.save(tmp_path / "vocabulary.json")
+    with pytest.raises(ValueError, match=r"found vocabulary\.json and tokenizer\.json, expected one of them"):
+        load_model(tmp_path)
+
+
+def test_where_training_can_go_on_the_model_has_the_average(tmp_path):
+    average = {name: torch.full_like(tensor, 0.5) for name, tensor in averaged(make()).items()}
+    checkpoint.save(tmp_path, make(), STATE, average, {}, {})
+    assert all(parameter.eq(0.5).all() for parameter in load_model(tmp_path).model.parameters())
+    (tmp_path / "average.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"average\.safetensors is missing"):
+        load_model(tmp_path)
+
+
+def test_an_explanation_is_the_fall_of_the_log_odds_without_each_token():
+    classifier = make()
+    text = "a fine unheard film"
+    ((label, _),) = classifier.predict([text])
+    words = text.split()
+
+    def log_odds(text: str) -> float:
+        ids = torch.tensor([classifier.vocabulary.encode(text)])
+        probability = classifier.model(ids, torch.tensor([ids.shape[1]])).double().softmax(1)[0, label]
+        return probability.logit().item()
+
+    explained = classifier.explain(text)
+    assert [word for word, _ in explained] == words
+    without = [" ".join(words[:i] + words[i + 1 :]) for i in range(len(words))]
+    assert [value for _, value in explained] == pytest.approx([log_odds(text) - log_odds(less) for less in without], abs=1e-5)
+
+
+def test_explaining_one_token_and_none():
+    classifier = make()
+    ((word, value),) = classifier.explain("fine")
+    label = classifier.predict(["fine"])[0][0]
+    both = classifier._logits([classifier.vocabulary.encode("fine"), []])
+    with_, without = (row.double().softmax(0)[label].logit().item() for row in both)
+    assert (word, value) == ("fine", pytest.approx(with_ - without, abs=1e-5))
+    assert classifier.explain("") == []
 
 
 def test_a_run_means_its_best_model_or_else_its_last(tmp_path):
