@@ -5,6 +5,8 @@ import io
 import itertools
 import json
 import os
+import subprocess
+import sys
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -64,6 +66,14 @@ def test_what_was_saved_is_loaded(tmp_path):
     assert all(parameter.requires_grad for parameter in loaded.model.parameters())
     assert not loaded.model.training
     assert sorted(path.name for path in tmp_path.iterdir()) == ["last"]
+
+
+def test_load_is_lazy(tmp_path):
+    save(tmp_path)
+    assert isinstance(sstkern.load(tmp_path), TextClassifier)
+    code = "import sys, sstkern; sys.exit('sstkern.checkpoint' in sys.modules or 'sstkern.text' in sys.modules)"
+    environment = os.environ | {"PYTHONPATH": str(Path(sstkern.__file__).parents[1])}
+    assert subprocess.run([sys.executable, "-c", code], env=environment, check=False).returncode == 0
 
 
 def subwords() -> Subwords:
