@@ -1,4 +1,4 @@
-"""The command `sstkern`: train, evaluate, predict, doctor, bench, aot-report."""
+"""The command `sstkern`: train, evaluate, predict, study, doctor, bench, aot-report."""
 
 import json
 import shlex
@@ -14,6 +14,7 @@ import torch
 from sstkern.checkpoint import TrainingOptions, find, load_model, read_config
 from sstkern.doctor import version_or_advice
 from sstkern.models import Cell, ModelConfig, Pooling
+from sstkern.study import PROBLEMS
 from sstkern.text.glove import NAME
 from sstkern.text.transformer import HUB
 
@@ -37,7 +38,7 @@ class OneLineErrors(TyperGroup):
         except BrokenPipeError:
             raise  # typer ends in silence when the reader of a pipe is gone
         except ModuleNotFoundError as error:
-            extra = "bench" if ctx.invoked_subcommand == "bench" else "train"
+            extra = ctx.invoked_subcommand if ctx.invoked_subcommand in ("bench", "study") else "train"
             message = f'{error.name} is not installed: pip install "sstkern[{extra}]"'
         except (ValueError, OSError, FloatingPointError) as error:
             message = str(error)
@@ -57,6 +58,7 @@ BenchCell = Enum("BenchCell", {name: name for name in ("lstm", "gru", "rnn")}, t
 Phase = Enum("Phase", {name: name for name in ("inference", "training")}, type=str)
 BenchLengths = Enum("BenchLengths", {name: name for name in ("full", "sst2")}, type=str)
 Dtype = Enum("Dtype", {name: name for name in ("float32", "bfloat16")}, type=str)
+Problem = Enum("Problem", {number: number for number in PROBLEMS}, type=str)
 
 
 def _print_version(wanted: bool) -> None:
@@ -204,6 +206,40 @@ def predict(
             typer.echo(f"{label}\t{probability:.4f}")
             for token, contribution in classifier.explain(text) if explain else ():
                 typer.echo(f"  {contribution:+.2f}\t{token}")
+
+
+@app.command()
+def study(
+    problem: Annotated[
+        list[Problem] | None, typer.Option(help="Number of a problem; can be given again.", show_default="all of them")
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Two minutes: one seed, one epoch, a part of the data.")] = False,
+    data: Annotated[str | None, typer.Option(help="Folder with train.tsv and dev.tsv.", show_default="SST-2")] = None,
+    glove: Annotated[str, typer.Option(help="GloVe's vectors: glove.6B, a zip or a text file.")] = NAME,
+    transformer: Annotated[str, typer.Option(help="A transformer: hf:NAME, or a folder.")] = f"{HUB}bert-base-uncased",
+    output: Annotated[
+        Path | None, typer.Option(help="Folder of the study; one that is there goes on.", show_default="study, or study-quick")
+    ] = None,
+) -> None:
+    """Answer the thirteen problems of the course assignment from runs of its own, and write report.md and report.html."""
+    from sstkern.study import study as studies
+    from sstkern.study.runs import InterruptedStudyError
+
+    folder = output or Path("study-quick" if quick else "study")
+    chosen = [number for number in PROBLEMS if number in _values(problem)] if problem else list(PROBLEMS)
+    prepared = studies.Study.prepare(folder, _absolute(data), _absolute(glove, NAME), _absolute(transformer), quick)
+    typer.echo(
+        f"data: {prepared.source}; held out {len(prepared.runs.data.held_out):,} sentences, {len(prepared.runs.data.train):,} to train on"
+    )
+    try:
+        failed = studies.run(prepared, chosen, typer.echo)
+    except InterruptedStudyError as interruption:
+        typer.echo(f"interrupted; {interruption}; the same command goes on from there")
+        raise typer.Exit(130) from None
+    typer.echo(f"{folder / 'report.md'}, report.html and results.json are written")
+    if failed:
+        typer.echo("not answered:\n  " + "\n  ".join(failed), err=True)
+        raise typer.Exit(1)
 
 
 @app.command()

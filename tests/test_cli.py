@@ -252,12 +252,12 @@ def test_the_ahead_of_time_report_is_a_line_a_kernel_and_a_file(compiled, tmp_pa
 
 
 def test_the_ahead_of_time_report_fails_with_the_bar_that_is_broken(compiled):
-    spilled = replace(compiled[0], code=replace(compiled[0].code, stack=8, local=2))
+    spilled = replace(compiled[0], code=replace(compiled[0].code, stack=16, local=2))
     compiled.append(spilled)
     result = call("aot-report", "--target", "sm_90")
     assert result.exit_code == 1
     assert result.stdout.splitlines()[-2:] == [
-        "sm_90 forward lstm bfloat16 resident B=1 H=64: spills: 8 bytes of stack, 2 instructions that use it",
+        "sm_90 forward lstm bfloat16 resident B=1 H=64: spills: 16 bytes of stack, 2 instructions that use it",
         "2 kernels compiled, 1 bars broken",
     ]
 
