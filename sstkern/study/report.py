@@ -37,7 +37,7 @@ def _draw(folder: Path, answers: dict[str, dict], models: plots.Models) -> None:
     drawings: dict[str, tuple[str, Callable[[dict, Path], None]]] = {
         "1.1": ("exploding.png", gradients.plot_exploding),
         "1.2": ("vanishing.png", lambda answer, target: gradients.plot_vanishing(answer["initialisation"], answer["trained"], target)),
-        "2.1": ("frequencies.png", vocabulary.plot_counts),
+        "2.1": ("frequencies.png", vocabulary.plot_zipf),
         "3.4": ("log_softmax.png", losses.plot_log_after_softmax),
     }
     for problem, (name, plot) in drawings.items():
@@ -60,6 +60,12 @@ def _markdown(kept: dict[str, dict], answers: dict[str, dict], models: plots.Mod
         machine=next(iter(kept.values()))["machine"],
         table=table,
         number=number,
+        vocabulary_table=vocabulary_table,
+        coverage_table=coverage_table,
+        common_words=common_words,
+        label_order_table=label_order_table,
+        log_softmax_table=log_softmax_table,
+        log_softmax_breaks=log_softmax_breaks,
         largest=lambda values: max((value for value in values if value is not None), default=None),
     )
 
@@ -136,16 +142,13 @@ class _Words:
             theirs,
         ]
 
-    @property
     def blind(self) -> float:
         """The accuracy on shuffled sentences of the model that was trained on ordered ones."""
         return mean(run["dev_shuffled_accuracy"] for run in self.models["lstm-dropout"])
 
-    @property
     def commands(self) -> str:
         return "\n".join(run["command"] for runs in self.models.values() for run in runs)
 
-    @property
     def vanished(self) -> list[list[str]]:
         """The Jacobians' norms at the largest distance."""
         moments = [self.answers["1.2"][moment]["cells"] for moment in ("initialisation", "trained")]
@@ -156,6 +159,69 @@ class _Words:
             for key, title in names.items()
             if key in moments[0][cell]
         ]
+
+
+def vocabulary_table(found: dict[str, Any]) -> str:
+    rows = [
+        ["running tokens of the training phrases", f"{found['tokens']:,}"],
+        ["distinct tokens", f"{found['distinct']:,}"],
+        ["of these seen at least twice", f"{found['at_least_twice']:,}"],
+        ["special tokens besides", found["specials"]],
+        ["a vocabulary of all, with the special ones", f"{found['coverage']['1']['vocabulary_size']:,}"],
+    ]
+    return table(["", "number"], rows)
+
+
+def coverage_table(found: dict[str, Any]) -> str:
+    """Shares of dev that vocabularies know."""
+    names = {"1": "all words", "2": "words seen at least twice"}
+    parts = ("tokens", "words", "sentences_with_unknown")
+    rows = [
+        [names[least], f"{known['vocabulary_size']:,}", *(f"{100 * known[part]:.1f}%" for part in parts)]
+        for least, known in found["coverage"].items()
+    ]
+    return table(["vocabulary", "size", "dev's tokens known", "dev's distinct words known", "dev's sentences with an unknown word"], rows)
+
+
+def common_words(found: dict[str, Any]) -> str:
+    return ", ".join(f"`{word}` ({count:,})" for word, count in found["most_frequent"][:10])
+
+
+def label_order_table(found: dict[str, Any]) -> str:
+    names = {"labels_moved": "labels moved with their sentences", "labels_left_behind": "labels left behind"}
+    rows = [
+        [title, f"{100 * found[key]['labels_right']:.1f}%", f"{found[key]['accuracy']:.4f}", f"{found[key]['loss']:.4f}"]
+        for key, title in names.items()
+    ]
+    rows.append(["always the more frequent label", "-", f"{found['majority']:.4f}", "-"])
+    return table(["", "training sentences with their own label's class", "accuracy, held out", "loss, held out"], rows)
+
+
+def log_softmax_table(found: dict[str, Any]) -> str:
+    dtypes = list(found["dtypes"])
+    header = ["gap", "exact", *(f"{way}, {dtype}" for dtype in dtypes for way in ("log(softmax)", "log_softmax"))]
+    rows = [
+        [f"{row['gap']:g}", row["exact"], *(row[dtype][way] for dtype in dtypes for way in ("log_of_softmax", "log_softmax"))]
+        for row in found["table"]
+    ]
+    return table(header, rows)
+
+
+def log_softmax_breaks(found: dict[str, Any]) -> str:
+    """Where each way fails first, for two classes."""
+    names = {"log_of_softmax": "log(softmax)", "log_softmax": "log_softmax"}
+    rows = [
+        [
+            f"{names[way]}, {dtype}",
+            *(
+                "never" if of[way][key] is None else f"{of[way][key]:g}"
+                for key in ("first_inexact", "first_bad_gradient", "first_infinite")
+            ),
+        ]
+        for dtype, classes in found["dtypes"].items()
+        for way, of in ((way, classes["2"]) for way in names)
+    ]
+    return table(["from which gap on", "error above 1%", "gradient wrong or no number", "value minus infinity"], rows)
 
 
 def _html(markdown: str) -> str:

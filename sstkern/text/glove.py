@@ -36,8 +36,8 @@ class Vectors(NamedTuple):
     matrix: torch.Tensor
 
 
-def read_glove(source: str | Path, words: Iterable[str], dimension: int | None = None) -> Vectors:
-    """The vectors of those of `words` that the file has, in the order of `words`, each once.
+def read_glove(source: str | Path, words: Iterable[str], dimension: int | None = None, most_frequent: int = 0) -> Vectors:
+    """The vectors of those of `words` that the file has, in the order of `words`, each once, and then of its first words.
 
     The file is read line by line and only the numbers of `words` are parsed. A word may hold spaces, except the file's
     first one, for the first line tells the dimension. A first line of two integers is word2vec's header, the number of
@@ -50,6 +50,8 @@ def read_glove(source: str | Path, words: Iterable[str], dimension: int | None =
             downloaded on first use (a file of that name is "./glove.6B").
         words: the words wanted.
         dimension: numbers in a vector. None takes the file's own, in an archive the largest, 300 in glove.6B.
+        most_frequent: the first so many words of the file are wanted too: GloVe's files begin with the most frequent ones.
+            Those that are not UTF-8 or hold white space are left out.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -63,7 +65,7 @@ def read_glove(source: str | Path, words: Iterable[str], dimension: int | None =
         raise ValueError(f"dimension is {dimension}, expected at least 1")
     path = fetch_file(URL, SHA256, "glove", BY_HAND) if source == NAME else Path(source)
     with _open(path, dimension) as (name, file):
-        return _read(name, file, words, dimension)
+        return _read(name, file, words, dimension, most_frequent)
 
 
 @contextmanager
@@ -96,7 +98,7 @@ def _member(path: Path, names: list[str], dimension: int | None) -> str:
     return fitting[0]
 
 
-def _read(name: str, file: BinaryIO, words: Iterable[str], dimension: int | None) -> Vectors:
+def _read(name: str, file: BinaryIO, words: Iterable[str], dimension: int | None, most_frequent: int) -> Vectors:
     wanted = {word.encode(): word for word in words}
     found: dict[bytes, np.ndarray] = {}
     first = file.readline().removeprefix(b"\xef\xbb\xbf")
@@ -106,6 +108,8 @@ def _read(name: str, file: BinaryIO, words: Iterable[str], dimension: int | None
     for number, line in enumerate(lines, start=before + 1):
         # In nearly all lines there are as many spaces as numbers: counting them is the cheapest check.
         word = line[: line.index(b" ")] if line.count(b" ") == dimension else _word(name, number, line, dimension)
+        if number - before <= most_frequent and _is_token(word):
+            wanted.setdefault(word, word.decode())
         if word in wanted:
             if word in found:
                 raise ValueError(f"{name}, line {number}: found the word {wanted[word]!r} again, expected it once")
@@ -116,6 +120,14 @@ def _read(name: str, file: BinaryIO, words: Iterable[str], dimension: int | None
         raise ValueError(f"{name}: found none of the {len(wanted)} words, expected at least one")
     rows = [word for word in wanted if word in found]
     return Vectors([wanted[word] for word in rows], torch.from_numpy(np.stack([found[word] for word in rows])))
+
+
+def _is_token(word: bytes) -> bool:
+    try:
+        text = word.decode()
+    except UnicodeDecodeError:
+        return False
+    return text.split() == [text]
 
 
 def _without_blank_end(lines: Iterable[bytes]) -> Iterator[bytes]:

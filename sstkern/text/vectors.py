@@ -16,14 +16,18 @@ from sstkern.text.vocabulary import SPECIALS, Vocabulary
 # GloVe's have about that already.
 SCALE = 0.6
 
+# Of GloVe's words, besides those of the sentences. With them 97% of the tokens of SST-2's validation sentences are known,
+# without 94%.
+MOST_FREQUENT = 50_000
+
 
 def load_vectors(
     source: str, sentences: Sequence[str], min_count: int = 1, dimension: int | None = None
 ) -> tuple[Vocabulary | Subwords, Tensor]:
     """A vocabulary and its pretrained vectors, scaled to the standard deviation 0.6.
 
-    GloVe's are those of the words of `sentences`; a word without one, `<pad>` and `<unk>` have zeros. A transformer's
-    are those of all tokens of its tokenizer, whatever the sentences.
+    GloVe's are those of the words of `sentences` and of the file's 50,000 most frequent ones; a word without one, `<pad>` and
+    `<unk>` have zeros. A transformer's are those of all tokens of its tokenizer, whatever the sentences.
 
     Args:
         source: a transformer, which is a folder or "hf:NAME" (see `read_transformer`), or else GloVe's vectors (see
@@ -46,10 +50,13 @@ def load_vectors(
         if dimension not in (None, matrix.shape[1]):
             raise ValueError(f"{source}: found the dimension {matrix.shape[1]}, expected {dimension}")
         return vocabulary, _scaled(matrix, source)
-    vocabulary = Vocabulary.build(sentences, min_count)
-    words, read = read_glove(source, vocabulary.tokens[len(SPECIALS) :], dimension)
+    known = Vocabulary.build(sentences, min_count).tokens
+    words, read = read_glove(source, known[len(SPECIALS) :], dimension, MOST_FREQUENT)
+    rows = [row for row, word in enumerate(words) if word not in SPECIALS]
+    words = [words[row] for row in rows]
+    vocabulary = Vocabulary(list(dict.fromkeys([*known, *words])))
     matrix = torch.zeros(len(vocabulary), read.shape[1])
-    matrix[vocabulary.encode(" ".join(words))] = _scaled(read, source)
+    matrix[vocabulary.encode(" ".join(words))] = _scaled(read[rows], source)
     return vocabulary, matrix
 
 

@@ -73,6 +73,11 @@ def test_words_of_any_kind(tmp_path, word):
     )
 
 
+def test_the_most_frequent_words_follow_those_asked_for(tmp_path):
+    file = write(tmp_path, b"the 1 2\n\xff 3 4\nno break 5 6\ngood 7 8\nbad 9 10\n")
+    check(read_glove(file, ["bad"], most_frequent=4), ["bad", "the", "good"], [[9, 10], [1, 2], [7, 8]])
+
+
 def test_numbers_are_the_nearest_float32(tmp_path):
     values = np.random.default_rng(0).normal(size=(20, 50))
     content = "".join(f"w{i} {' '.join(map(repr, row.tolist()))}\n" for i, row in enumerate(values))

@@ -5,11 +5,11 @@ import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from sstkern.text import Subwords, load_vectors
+from sstkern.text import Subwords, load_vectors, vectors
 
 SENTENCES = ["good film", "good <unk> , good film"]
 GLOVE = "film 3 0\n<unk> 8 8\ngood 1 2\nbad 50 60\n"
-SCALE = 0.6 / torch.tensor([3.0, 0, 1, 2]).std(correction=0)
+SCALE = 0.6 / torch.tensor([3.0, 0, 1, 2, 50, 60]).std(correction=0)
 
 
 @pytest.fixture
@@ -32,15 +32,16 @@ def transformer(tmp_path) -> str:
 
 def test_words_keep_their_order_and_those_without_a_vector_have_zeros(glove):
     vocabulary, matrix = load_vectors(glove, SENTENCES)
-    assert vocabulary.tokens == ["<pad>", "<unk>", "good", "film", ","]
+    assert vocabulary.tokens == ["<pad>", "<unk>", "good", "film", ",", "bad"]
     assert matrix.dtype == torch.float32
-    torch.testing.assert_close(matrix, torch.tensor([[0.0, 0], [0, 0], [1, 2], [3, 0], [0, 0]]) * SCALE)
+    torch.testing.assert_close(matrix, torch.tensor([[0.0, 0], [0, 0], [1, 2], [3, 0], [0, 0], [50, 60]]) * SCALE)
 
 
-def test_rare_words_are_unknown(glove):
+def test_rare_words_are_unknown_but_for_the_most_frequent_of_the_file(glove, monkeypatch):
+    monkeypatch.setattr(vectors, "MOST_FREQUENT", 1)
     vocabulary, matrix = load_vectors(glove, SENTENCES, min_count=3)
-    assert vocabulary.tokens == ["<pad>", "<unk>", "good"]
-    assert matrix.shape == (3, 2)
+    assert vocabulary.tokens == ["<pad>", "<unk>", "good", "film"]
+    assert matrix.shape == (4, 2)
 
 
 def test_a_transformer_brings_its_own_tokens(transformer):
