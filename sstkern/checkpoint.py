@@ -3,7 +3,8 @@
 A checkpoint holds
 
 * ``config.json``: the format's version, the model's configuration, the number of classes, the training options;
-* ``vocabulary.json``: the words in the order of their ids, or ``tokenizer.json``: a pretrained tokenizer;
+* ``vocabulary.json``: the words in the order of their ids, ``affixes.json``: the same where affixes have ids too, or
+  ``tokenizer.json``: a pretrained tokenizer;
 * ``model.safetensors``: the weights;
 
 and, if training can go on from it,
@@ -32,11 +33,11 @@ import torch
 from torch import Tensor
 
 from sstkern.models import Classifier, ModelConfig
-from sstkern.text import Batches, Subwords, Vocabulary
+from sstkern.text import AffixVocabulary, Batches, Subwords, Vocabulary
 from sstkern.text.atomic import write_atomically
 
 FORMAT = 2
-VOCABULARIES = {"vocabulary.json": Vocabulary, "tokenizer.json": Subwords}
+VOCABULARIES = {"vocabulary.json": Vocabulary, "affixes.json": AffixVocabulary, "tokenizer.json": Subwords}
 
 T = TypeVar("T")
 
@@ -208,7 +209,7 @@ def save(
     }
     with _replacing(folder) as new:
         _write_json(new / "config.json", config)
-        (name,) = (name for name, kind in VOCABULARIES.items() if isinstance(classifier.vocabulary, kind))
+        (name,) = (name for name, kind in VOCABULARIES.items() if type(classifier.vocabulary) is kind)
         classifier.vocabulary.save(new / name)
         _write_tensors(new / "model.safetensors", classifier.model.state_dict())
         if state is not None:

@@ -104,6 +104,7 @@ def train(
         ),
     ] = TrainingOptions.vectors,
     frozen: Annotated[bool, typer.Option("--frozen", help="Do not train the pretrained word vectors.")] = False,
+    affixes: Annotated[bool, typer.Option("--affixes", help="Also learn vectors of the words' beginnings and endings.")] = False,
     min_count: Annotated[int, typer.Option(help="Words that are rarer in the training data are unknown.")] = TrainingOptions.min_count,
     epochs: Annotated[int, typer.Option(help="The most passes over the training data.")] = TrainingOptions.epochs,
     batch_size: Annotated[int, typer.Option(help="Sentences per step and process.")] = TrainingOptions.batch_size,

@@ -6,11 +6,17 @@ from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import embedding_bag
 
 from sstkern import GRU, LSTM, RNN
+from sstkern.text import PAD
 
 Cell = Literal["average", "rnn", "gru", "lstm"]
 Pooling = Literal["last", "mean", "max", "attention"]
+
+# Measured on held-out sentences of SST-2's training data.
+AFFIX_SCALE = 0.2  # standard deviation of the numbers at first
+WORD_DROPOUT = 0.2
 
 RECURRENT: dict[str, type[nn.Module]] = {"rnn": RNN, "gru": GRU, "lstm": LSTM}
 
@@ -33,6 +39,7 @@ class ModelConfig:
         pooling: how the steps become one sentence vector: ``last`` (the final state of the last layer), ``mean``,
             ``max`` or ``attention`` (a learned weighted mean).
         frozen: the word vectors, which are pretrained, are not trained.
+        affixes: a word's vector is its own plus those of its beginnings and endings (see :class:`AffixEmbedding`).
 
     Raises:
         ValueError: a field has a value that is not allowed; the message names it and what is.
@@ -46,6 +53,7 @@ class ModelConfig:
     dropout: float = 0.3
     pooling: Pooling = "max"
     frozen: bool = False
+    affixes: bool = False
 
     def __post_init__(self) -> None:
         for name, choices in (("cell", get_args(Cell)), ("pooling", get_args(Pooling))):
@@ -58,12 +66,36 @@ class ModelConfig:
         size = self.embedding_size
         if size is not None and (type(size) is not int or size < 1):
             raise ValueError(f"embedding_size must be an integer of at least 1, or None, not {size!r}")
-        for name in ("bidirectional", "frozen"):
+        for name in ("bidirectional", "frozen", "affixes"):
             value = getattr(self, name)
             if type(value) is not bool:
                 raise ValueError(f"{name} must be True or False, not {value!r}")
         if type(self.dropout) not in (int, float) or not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be a number from 0 to below 1, not {self.dropout!r}")
+
+
+class AffixEmbedding(nn.Embedding):
+    """The vector of a word, plus the sum of those of its affixes over the root of their number.
+
+    A word seldom or never seen so has a vector from those it resembles. In training a fifth of the words go without their
+    own, so that the affixes learn to stand alone. The arguments of ``torch.nn.Embedding``; id 0 is no vector.
+    """
+
+    def __init__(self, num_embeddings: int, embedding_dim: int) -> None:
+        super().__init__(num_embeddings, embedding_dim, padding_idx=PAD)
+        with torch.no_grad():
+            self.weight.mul_(AFFIX_SCALE)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """(B, T, K) int64, a word's id and those of its affixes, to (B, T, E); (B, T), a batch without a word, to zeros."""
+        if ids.dim() == 2:
+            ids = ids[..., None]
+        words, affixes = ids[..., 0], ids[..., 1:].flatten(0, 1)
+        if self.training:
+            words = words.masked_fill(torch.rand(words.shape, device=words.device) < WORD_DROPOUT, PAD)
+        sums = embedding_bag(affixes, self.weight, mode="sum", padding_idx=PAD)
+        counts = (affixes != PAD).sum(1, keepdim=True).clamp(min=1)
+        return super().forward(words) + (sums / counts.sqrt()).view(*words.shape, -1)
 
 
 class Classifier(nn.Module):
@@ -91,7 +123,7 @@ class Classifier(nn.Module):
         if config.embedding_size is None:
             raise ValueError("embedding_size is None, expected an integer of at least 1")
         self.config = config
-        self.embedding = nn.Embedding(vocabulary_size, config.embedding_size)
+        self.embedding = (AffixEmbedding if config.affixes else nn.Embedding)(vocabulary_size, config.embedding_size)
         self.embedding.weight.requires_grad_(not config.frozen)
         self.dropout = nn.Dropout(config.dropout)
         if config.cell == "average":
@@ -115,7 +147,7 @@ class Classifier(nn.Module):
         """Score every class for every sentence.
 
         Args:
-            ids: (B, T) int64 token ids; what lies past a sentence's length is not read.
+            ids: (B, T) int64 token ids, (B, T, K) with affixes; what lies past a sentence's length is not read.
             lengths: (B,) int64, each from 0 to T. A sentence of length 0 has the sentence vector 0.
 
         Returns:

@@ -34,7 +34,7 @@ from sstkern import checkpoint
 from sstkern.checkpoint import TextClassifier, TrainingOptions, TrainingState
 from sstkern.models import RECURRENT, Classifier, ModelConfig
 from sstkern.plots import plot_training
-from sstkern.text import Batch, Batches, Examples, Vocabulary, load, load_vectors, read_tsv
+from sstkern.text import AffixVocabulary, Batch, Batches, Examples, Vocabulary, load, load_vectors, read_tsv
 
 STEPS_PER_LINE = 50  # steps between two lines of metrics.jsonl
 EVALUATION_BATCH = 256
@@ -148,6 +148,8 @@ class Run:
                 vectors have another dimension than ``config`` asks for, or there are none to be frozen.
             FileNotFoundError: the data or the vectors are not there.
         """
+        if config.affixes and options.vectors is not None:
+            raise ValueError(f"affixes is True and vectors is {options.vectors}, expected only one: pretrained vectors have no affixes")
         if config.frozen and options.vectors is None:
             raise ValueError("frozen is True and vectors is None, expected vectors: random ones have to be trained")
         if output.exists() and (not output.is_dir() or any(output.iterdir())):
@@ -360,7 +362,8 @@ class Run:
 
 def _new_classifier(config: ModelConfig, options: TrainingOptions, train: Examples) -> TextClassifier:
     if options.vectors is None:
-        vocabulary, matrix = Vocabulary.build(train.sentences, options.min_count), None
+        kind = AffixVocabulary if config.affixes else Vocabulary
+        vocabulary, matrix = kind.build(train.sentences, options.min_count), None
         size = config.embedding_size or EMBEDDING_SIZE
     else:
         vocabulary, matrix = load_vectors(options.vectors, train.sentences, options.min_count, config.embedding_size)

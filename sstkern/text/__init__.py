@@ -1,5 +1,6 @@
 """Text for the classifiers: vocabulary, SST-2 and TSV reading, length-bucketed batches, pretrained word vectors."""
 
+from sstkern.text.affixes import AffixVocabulary
 from sstkern.text.batches import UNLABELLED, Batch, Batches, collate
 from sstkern.text.demo import demo
 from sstkern.text.glove import Vectors, read_glove
@@ -13,6 +14,7 @@ __all__ = [
     "PAD",
     "UNK",
     "UNLABELLED",
+    "AffixVocabulary",
     "Batch",
     "Batches",
     "Examples",

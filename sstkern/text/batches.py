@@ -20,7 +20,7 @@ class Batch(NamedTuple):
     """B sentences, the longest of T tokens (at least 1); all tensors are int64, on the CPU.
 
     Attributes:
-        ids: (B, T) token ids, 0 after a sentence's end.
+        ids: (B, T) token ids, or (B, T, K) where a token is K ids; 0 after a sentence's end.
         lengths: (B,) tokens in each sentence, from 0 to T.
         labels: (B,) classes; -100 where there are none.
         indices: (B,) the sentences' positions in the data set.
@@ -48,9 +48,10 @@ def collate(encoded: Sequence[Sequence[int]], labels: Sequence[int] | None, indi
     # One index picks the sentence and its label, so that they cannot part.
     rows = [encoded[index] for index in indices]
     lengths = torch.tensor([len(row) for row in rows])
-    ids = torch.full((len(rows), max(1, int(lengths.max()))), PAD)
+    tokens = torch.tensor(list(chain.from_iterable(rows)), dtype=torch.int64)
+    ids = torch.full((len(rows), max(1, int(lengths.max())), *tokens.shape[1:]), PAD)
     inside = torch.arange(ids.shape[1]) < lengths[:, None]
-    ids[inside] = torch.tensor(list(chain.from_iterable(rows)), dtype=torch.int64)
+    ids[inside] = tokens
     classes = [UNLABELLED if labels is None else labels[index] for index in indices]
     return Batch(ids, lengths, torch.tensor(classes), torch.tensor(indices))
 
