@@ -45,16 +45,16 @@ def exploding(train: Examples, steps: int = 150, seed: int = 0) -> dict:
     and a spectral radius of 0.9 the network trains.
 
     Args:
-        train: sentences with two classes; those of at least 20 tokens are used, in batches of 128, epoch after epoch.
+        train: sentences with their classes; those of at least 20 tokens are used, in batches of 128, epoch after epoch.
         steps: batches to train on.
         seed: decides weights and batches.
 
     Returns:
-        The settings, `chance_loss` (nats, ln 2), and under `runs` for `unclipped`, `clipped` and `control` its `spectral_radius`;
-        a number per step: `loss` (nats per sentence), `norm_before` and `norm_after` (the 2-norm of all gradients, before and after
-        clipping, which are equal without it), None where it is not finite; `last_loss` and `last_accuracy`, means over the last 50
-        batches, each before its step but, from the second epoch on, on sentences trained on before; and `first_not_finite`, the
-        first step (from 0) whose loss is not finite, None if there is none.
+        The settings, `chance_loss` (nats, the logarithm of the number of classes), and under `runs` for `unclipped`, `clipped` and
+        `control` its `spectral_radius`; a number per step: `loss` (nats per sentence), `norm_before` and `norm_after` (the 2-norm of
+        all gradients, before and after clipping, which are equal without it), None where it is not finite; `last_loss` and
+        `last_accuracy`, means over the last 50 batches, each before its step but, from the second epoch on, on sentences trained on
+        before; and `first_not_finite`, the first step (from 0) whose loss is not finite, None if there is none.
 
     Raises:
         ValueError: no sentence has 20 tokens.
@@ -71,9 +71,10 @@ def exploding(train: Examples, steps: int = 150, seed: int = 0) -> dict:
         ("control", CONTROL_RADIUS, None),
     ):
         torch.manual_seed(seed)
-        trained = _train(_irnn(len(vocabulary), radius), islice(_endless(batches), steps), max_norm)
+        trained = _train(_irnn(len(vocabulary), train.num_classes, radius), islice(_endless(batches), steps), max_norm)
         runs[name] = {"spectral_radius": radius} | trained
     return {
+        "spectral_radius": SPECTRAL_RADIUS,
         "learning_rate": LEARNING_RATE,
         "momentum": MOMENTUM,
         "max_norm": MAX_NORM,
@@ -82,14 +83,14 @@ def exploding(train: Examples, steps: int = 150, seed: int = 0) -> dict:
         "sentences": len(long),
         "steps": steps,
         "seed": seed,
-        "chance_loss": math.log(2),
+        "chance_loss": math.log(train.num_classes),
         "runs": runs,
     }
 
 
-def _irnn(vocabulary_size: int, spectral_radius: float) -> Classifier:
+def _irnn(vocabulary_size: int, classes: int, spectral_radius: float) -> Classifier:
     config = ModelConfig("rnn", hidden_size=128, embedding_size=128, dropout=0.0, pooling="last")
-    model = Classifier(vocabulary_size, 2, config, {"rnn": partial(RNN, nonlinearity="relu")})
+    model = Classifier(vocabulary_size, classes, config, {"rnn": partial(RNN, nonlinearity="relu")})
     with torch.no_grad():
         nn.init.eye_(model.encoder.weight_hh_l0).mul_(spectral_radius)
     return model
@@ -148,7 +149,7 @@ def plot_exploding(result: dict, target: Path) -> None:
         _draw(axes, clipped[name], color=CLIPPED, label=f"{radius}, clipped")
         _draw(axes, control[name], color=CONTROL, linestyle="--", label=f"radius {control['spectral_radius']:g}, not clipped")
     _draw(norms, clipped["norm_before"], color=CLIPPED, linestyle=":", label=f"{radius}, before it is clipped")
-    losses.axhline(result["chance_loss"], color="black", linewidth=1, linestyle=":", label="chance, ln 2")
+    losses.axhline(result["chance_loss"], color="black", linewidth=1, linestyle=":", label=f"chance, {result['chance_loss']:.2f}")
     norms.set_title(f"IRNN by spectral radius of its recurrent matrix; SGD, norm clipped at {result['max_norm']:g}")
     norms.set_ylabel("norm of the gradient")
     losses.set_ylabel("loss (nats per sentence)")
@@ -193,11 +194,13 @@ def vanishing(layers: Mapping[str, nn.Module], inputs: Sequence[Tensor], distanc
         and, of an LSTM, `dc`, `forget_max` and `forget_mean` (over units), a number per d.
 
     Raises:
-        ValueError: an input is shorter than `distance`, or a layer is of another kind.
+        ValueError: there is no input, one is shorter than `distance`, or a layer is of another kind.
         RuntimeError: the C++ engine cannot run here.
     """
-    if any(len(x) < distance for x in inputs):
-        raise ValueError(f"inputs: the shortest has {min(map(len, inputs))} steps, expected at least {distance}")
+    if not inputs:
+        raise ValueError("inputs: there is none")
+    if (shortest := min(map(len, inputs))) < distance:
+        raise ValueError(f"inputs: the shortest has {shortest} steps, expected at least {distance}")
     for name, layer in layers.items():
         if layer.num_layers != 1 or layer.bidirectional or layer.proj_size:
             raise ValueError(f"layers: {name} has several layers or directions or a projection, expected one layer and direction")

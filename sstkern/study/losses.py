@@ -2,6 +2,7 @@
 
 import math
 import random
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -158,7 +159,7 @@ def label_order(train: Examples, valid: Examples, seed: int = 0) -> dict:
     """Train on batches sorted by length, once with the labels moved along and once with the labels left in their old order.
 
     A packed sequence wanted its sentences sorted by length. Sort the sentences of a batch and forget their labels, and almost every
-    sentence gets the label of another: nothing raises, the loss falls a little, to the entropy of the labels, and stays. The
+    sentence gets the label of another: nothing raises, and the loss stays near the entropy of the labels. The
     classifier is the mean of 64-dimensional word vectors, trained for an epoch of Adam on 20,000 phrases in batches of 64.
 
     Args:
@@ -168,7 +169,7 @@ def label_order(train: Examples, valid: Examples, seed: int = 0) -> dict:
 
     Returns:
         `labels_moved` and `labels_left_behind`, each with validation `accuracy` and `loss` (nats per sentence) and `labels_right`, the
-        share of training sentences that had their own label's class; `majority`, the share of `valid`'s larger class; `sentences`
+        share of training sentences that had their own label's class; `majority`, the share of `valid`'s largest class; `sentences`
         trained on.
     """
     chosen = random.Random(seed).sample(range(len(train)), min(SUBSET, len(train)))
@@ -178,11 +179,11 @@ def label_order(train: Examples, valid: Examples, seed: int = 0) -> dict:
     result = {}
     for name, moved in (("labels_moved", True), ("labels_left_behind", False)):
         torch.manual_seed(seed)
-        model = Classifier(len(vocabulary), 2, ModelConfig("average", embedding_size=64, dropout=0.0))
+        model = Classifier(len(vocabulary), train.num_classes, ModelConfig("average", embedding_size=64, dropout=0.0))
         right = _train(model, _sorted_batches(encoded, labels, moved), labels)
         measured = evaluate(model, *validation)
         result[name] = {"accuracy": measured.accuracy, "loss": measured.loss, "labels_right": right}
-    majority = max(valid.labels.count(label) for label in (0, 1)) / len(valid)
+    majority = max(Counter(valid.labels).values()) / len(valid)
     return result | {"majority": majority, "sentences": len(chosen)}
 
 

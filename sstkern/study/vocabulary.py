@@ -84,7 +84,7 @@ def _zipf(numbers: np.ndarray) -> dict:
     }
 
 
-def plot_zipf(result: dict, target: Path) -> None:
+def plot_counts(result: dict, target: Path) -> None:
     """Draw frequency over rank and the fit that `counts` returned to a PNG file."""
     zipf = result["zipf"]
     figure = Figure(figsize=(8, 5), layout="constrained")

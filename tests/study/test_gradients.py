@@ -80,6 +80,8 @@ def test_forget_products_of_constant_gates():
 def test_vanishing_checks_its_arguments():
     with pytest.raises(ValueError, match="the shortest has 3 steps, expected at least 4"):
         gradients.vanishing({"gru": layer("gru")}, sentences(5, 3), distance=4)
+    with pytest.raises(ValueError, match="inputs: there is none"):
+        gradients.vanishing({"gru": layer("gru")}, [])
     with pytest.raises(ValueError, match="layers: gru has several"):
         gradients.vanishing({"gru": layer("gru", bidirectional=True)}, sentences(5), distance=4)
 
@@ -103,7 +105,7 @@ def long_sentences() -> Examples:
 def test_exploding(long_sentences):
     result = gradients.exploding(long_sentences, steps=12)
     unclipped, clipped, control = result["runs"].values()
-    assert (result["sentences"], result["steps"]) == (48, 12)
+    assert (result["sentences"], result["steps"], result["chance_loss"]) == (48, 12, math.log(2))
     assert [run["spectral_radius"] for run in (unclipped, clipped, control)] == [1.05, 1.05, 0.9]
     assert all(len(run[name]) == 12 for run in (unclipped, clipped, control) for name in ("loss", "norm_before", "norm_after"))
     # The same weights and batches up to the first step of the optimizer, and nothing clipped where it should not be.
@@ -121,7 +123,7 @@ def test_exploding_is_repeatable(long_sentences):
 
 
 def test_the_spectral_radius_is_what_is_said():
-    weight = gradients._irnn(5, 1.3).encoder.weight_hh_l0
+    weight = gradients._irnn(5, 2, 1.3).encoder.weight_hh_l0
     assert torch.linalg.eigvals(weight.detach()).abs().max().item() == pytest.approx(1.3)
 
 

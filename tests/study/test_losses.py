@@ -82,11 +82,11 @@ def test_labels_left_behind_are_others():
 
 def test_label_order_without_different_lengths():
     """Nothing is sorted then, and so nothing left behind."""
-    train = Examples(["good film", "bad film"] * 200, [1, 0] * 200)
-    result = losses.label_order(train, Examples(["good", "bad", "bad"], [1, 0, 0]))
+    train = Examples(["good film", "bad film", "odd film"] * 200, [1, 0, 2] * 200)
+    result = losses.label_order(train, Examples(["good", "bad", "odd", "bad", "bad", "bad"], [1, 0, 2, 0, 0, 0]))
     assert result["labels_moved"] == result["labels_left_behind"]
     assert (result["labels_moved"]["accuracy"], result["labels_moved"]["labels_right"]) == (1, 1)
-    assert (result["majority"], result["sentences"]) == (2 / 3, 400)
+    assert (result["majority"], result["sentences"]) == (2 / 3, 600)
 
 
 def test_label_order_is_repeatable():

@@ -73,9 +73,9 @@ def test_counts_checks_its_arguments(train):
         vocabulary.counts(train, examples(" "))
 
 
-def test_plot_zipf(tmp_path, figures, train):
+def test_plot_counts(tmp_path, figures, train):
     result = vocabulary.counts(train, train)
-    vocabulary.plot_zipf(result, tmp_path / "zipf.png")
+    vocabulary.plot_counts(result, tmp_path / "zipf.png")
     points, line = figures[0].axes[0].lines
     assert list(points.get_ydata()) == result["frequency"]
     zipf = result["zipf"]
