@@ -3,7 +3,7 @@ VENV := .venv
 PYTHON := $(VENV)/bin/python
 CPP := $(wildcard csrc/*.cpp csrc/*.h csrc/cells/*.h)
 
-.PHONY: help train test lint format bench aot clean
+.PHONY: help train study test lint format bench aot clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -11,6 +11,9 @@ help: ## this list
 
 train: $(VENV)/built ## train a fused LSTM classifier on SST-2 (ARGS="..." adds options)
 	$(VENV)/bin/sstkern train $(ARGS)
+
+study: $(VENV)/built ## answer the problems of the SST-2 assignment and write the report (ARGS="--quick", ...)
+	$(VENV)/bin/sstkern study $(ARGS)
 
 test: $(VENV)/built ## the whole test suite (ARGS="..." adds pytest options)
 	$(PYTHON) -m pytest $(ARGS)

@@ -3,12 +3,14 @@
 A checkpoint holds
 
 * ``config.json``: the format's version, the model's configuration, the number of classes, the training options;
-* ``vocabulary.json``: the tokens in the order of their ids;
+* ``vocabulary.json``: the words in the order of their ids, or ``tokenizer.json``: a pretrained tokenizer;
 * ``model.safetensors``: the weights;
 
 and, if training can go on from it,
 
 * ``training_state.json``: see :class:`TrainingState`;
+* ``average.safetensors``: the running average of the weights that are trained, which is the model to use;
+  ``model.safetensors`` has them as training goes on from them;
 * ``optimizer.safetensors``: AdamW's moments, as ``<parameter>.exp_avg`` and so on;
 * ``processes.safetensors``: what each process holds, one row a process: random generators and running totals.
 
@@ -30,10 +32,11 @@ import torch
 from torch import Tensor
 
 from sstkern.models import Classifier, ModelConfig
-from sstkern.text import Batches, Vocabulary
+from sstkern.text import Batches, Subwords, Vocabulary
 from sstkern.text.atomic import write_atomically
 
-FORMAT = 1
+FORMAT = 2
+VOCABULARIES = {"vocabulary.json": Vocabulary, "tokenizer.json": Subwords}
 
 T = TypeVar("T")
 
@@ -45,12 +48,15 @@ class TrainingOptions:
     Attributes:
         data: a folder with train.tsv and dev.tsv, or ``demo``; None is SST-2 (see :func:`sstkern.text.load`).
         valid: a TSV file to validate on instead of the data's own dev.tsv.
-        min_count: a word that is rarer in the training data is unknown.
+        vectors: pretrained word vectors: GloVe's, as :func:`sstkern.text.read_glove` takes them, or a transformer's, as
+            :func:`sstkern.text.read_transformer` does; None begins with random ones.
+        min_count: a word that is rarer in the training data is unknown; a transformer's tokenizer has its own tokens.
         epochs: the most passes over the training data.
         batch_size: sentences per step and process.
-        lr: AdamW's learning rate.
+        lr: AdamW's learning rate at first; it falls in a line to 0 at the end of the last epoch.
         weight_decay: AdamW's weight decay.
         clip: the largest norm of the gradient; a longer one is scaled down to it.
+        label_smoothing: share of the target, from 0 to below 1, that training spreads over all classes.
         patience: epochs without a better accuracy on the validation set before training stops.
         seed: decides the initial weights, the order of the batches and dropout; 0 or more.
         threads: CPU threads of a process; None leaves it to PyTorch.
@@ -61,12 +67,14 @@ class TrainingOptions:
 
     data: str | None = None
     valid: str | None = None
-    min_count: int = 2
-    epochs: int = 8
-    batch_size: int = 64
+    vectors: str | None = None
+    min_count: int = 1
+    epochs: int = 4
+    batch_size: int = 128
     lr: float = 2e-3
     weight_decay: float = 0.01
     clip: float = 1.0
+    label_smoothing: float = 0.1
     patience: int = 3
     seed: int = 0
     threads: int | None = None
@@ -76,10 +84,10 @@ class TrainingOptions:
             value = getattr(self, name)
             if type(value) is not int or value < least:
                 raise ValueError(f"{name} must be an integer of at least {least}, not {value!r}")
-        for name in ("data", "valid"):
+        for name in ("data", "valid", "vectors"):
             value = getattr(self, name)
             if value is not None and not isinstance(value, str):
-                raise ValueError(f"{name} must be a path as a string, or None, not {value!r}")
+                raise ValueError(f"{name} must be a string, or None, not {value!r}")
         if self.threads is not None and (type(self.threads) is not int or self.threads < 1):
             raise ValueError(f"threads must be an integer of at least 1, or None, not {self.threads!r}")
         for name in ("lr", "clip"):
@@ -88,6 +96,8 @@ class TrainingOptions:
                 raise ValueError(f"{name} must be a number above 0, not {value!r}")
         if type(self.weight_decay) not in (int, float) or not 0 <= self.weight_decay < math.inf:
             raise ValueError(f"weight_decay must be a number of at least 0, not {self.weight_decay!r}")
+        if type(self.label_smoothing) not in (int, float) or not 0 <= self.label_smoothing < 1:
+            raise ValueError(f"label_smoothing must be a number from 0 to below 1, not {self.label_smoothing!r}")
 
 
 @dataclass
@@ -129,13 +139,13 @@ class TextClassifier:
 
     Attributes:
         model: the classifier, in evaluation mode when it comes from :func:`load_model`.
-        vocabulary: the tokens it knows.
+        vocabulary: the tokens it knows, words or parts of words.
         classes: number of classes; the labels are 0 to ``classes - 1``, those of the training data.
         options: how it was trained.
     """
 
     model: Classifier
-    vocabulary: Vocabulary
+    vocabulary: Vocabulary | Subwords
     classes: int
     options: TrainingOptions
 
@@ -147,28 +157,45 @@ class TextClassifier:
         """
         if isinstance(texts, str):
             raise TypeError("texts is a string, expected several, such as a list of strings")
+        logits = self._logits([self.vocabulary.encode(text) for text in texts])
+        probabilities, labels = logits.softmax(1).max(1)
+        return list(zip(labels.tolist(), probabilities.tolist(), strict=True))
+
+    def explain(self, text: str) -> list[tuple[str, float]]:
+        """How much each token of a text speaks for the label that is predicted, in the text's order.
+
+        That is by how much the log-odds of the label, against all others together, fall when only that token is left
+        out; it is below 0 where they rise. An empty text has no tokens. With a single class there are no odds: nan.
+        """
+        ids = self.vocabulary.encode(text)
+        if not ids:
+            return []
+        logits = self._logits([ids, *(ids[:i] + ids[i + 1 :] for i in range(len(ids)))])
+        label = int(logits[0].argmax())
+        others = torch.arange(self.classes) != label
+        odds = logits[:, label] - logits[:, others].logsumexp(1)
+        return list(zip(self.vocabulary.pieces(text), (odds[0] - odds[1:]).tolist(), strict=True))
+
+    def _logits(self, encoded: Sequence[Sequence[int]]) -> Tensor:
+        """(len(encoded), classes) float32 on the CPU, of encoded texts."""
         device = self.model.linear.weight.device
-        answers: list[tuple[int, float]] = [(0, 0.0)] * len(texts)
+        logits = torch.empty(len(encoded), self.classes)
         self.model.eval()
-        encoded = [self.vocabulary.encode(text) for text in texts]
         with torch.inference_mode():
             for batch in Batches(encoded, None, batch_size=256, shuffle=False).epoch(0):
-                logits = self.model(batch.ids.to(device), batch.lengths.to(device))
-                probabilities, labels = logits.float().softmax(1).max(1)
-                rows = (batch.indices.tolist(), labels.tolist(), probabilities.tolist())
-                for index, label, probability in zip(*rows, strict=True):
-                    answers[index] = (label, probability)
-        return answers
+                logits[batch.indices] = self.model(batch.ids.to(device), batch.lengths.to(device)).float().cpu()
+        return logits
 
 
 def save(
     folder: Path,
     classifier: TextClassifier,
     state: TrainingState | None = None,
+    average: Mapping[str, Tensor] | None = None,
     optimizer: Mapping[str, Tensor] | None = None,
     processes: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Write a checkpoint in the place of the one in ``folder``; the last three arguments, together, allow resuming.
+    """Write a checkpoint in the place of the one in ``folder``; the last four arguments, together, allow resuming.
 
     Raises:
         OSError: a write failed, for instance on a full disk. The previous checkpoint is whole and still loads.
@@ -181,10 +208,12 @@ def save(
     }
     with _replacing(folder) as new:
         _write_json(new / "config.json", config)
-        classifier.vocabulary.save(new / "vocabulary.json")
+        (name,) = (name for name, kind in VOCABULARIES.items() if isinstance(classifier.vocabulary, kind))
+        classifier.vocabulary.save(new / name)
         _write_tensors(new / "model.safetensors", classifier.model.state_dict())
         if state is not None:
             _write_json(new / "training_state.json", asdict(state))
+            _write_tensors(new / "average.safetensors", average)
             _write_tensors(new / "optimizer.safetensors", optimizer)
             _write_tensors(new / "processes.safetensors", processes)
 
@@ -206,24 +235,36 @@ def find(path: str | Path) -> Path:
 def load_model(path: str | Path, device: str | torch.device = "cpu") -> TextClassifier:
     """Load the model of a checkpoint, or the best one of a run's folder.
 
+    Where training can go on, the model has the average of its weights.
+
     Raises:
+        ModuleNotFoundError: the model has a pretrained tokenizer, and tokenizers is not installed.
         ValueError: a file is missing or damaged, the format is another one, or the weights do not fit the
             configuration. The message names the file, what it holds and what is expected.
     """
     folder = find(path)
     config = read_config(folder)
-    vocabulary_file = folder / "vocabulary.json"
-    with _missing_is_value_error(vocabulary_file):
-        vocabulary = Vocabulary.load(vocabulary_file)
+    vocabulary = _load_vocabulary(folder)
     # Without memory, so that a damaged configuration fails on its shapes, not by asking for terabytes.
     try:
         with torch.device("meta"):
             model = Classifier(len(vocabulary), config["classes"], config["model"])
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
         raise ValueError(f"{folder / 'config.json'}: found sizes that no model can have ({error})") from error
     weights = read_tensors(folder / "model.safetensors", model.state_dict())
+    if (folder / "training_state.json").is_file():
+        weights |= read_tensors(folder / "average.safetensors", model.trainable())
     model.load_state_dict(weights, assign=True)
     return TextClassifier(model.to(device).eval(), vocabulary, config["classes"], config["training"])
+
+
+def _load_vocabulary(folder: Path) -> Vocabulary | Subwords:
+    there = [name for name in VOCABULARIES if (folder / name).is_file()]
+    if not there:
+        raise ValueError(f"{folder / ' or '.join(VOCABULARIES)} is missing; the checkpoint is not complete")
+    if len(there) > 1:
+        raise ValueError(f"{folder}: found {' and '.join(there)}, expected one of them")
+    return VOCABULARIES[there[0]].load(folder / there[0])
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The command `sstkern`: train, evaluate, predict, doctor, bench, aot-report."""
+"""The command `sstkern`: train, evaluate, predict, study, doctor, bench, aot-report."""
 
 import json
 import shlex
@@ -14,6 +14,9 @@ import torch
 from sstkern.checkpoint import TrainingOptions, find, load_model, read_config
 from sstkern.doctor import version_or_advice
 from sstkern.models import Cell, ModelConfig, Pooling
+from sstkern.study import PROBLEMS
+from sstkern.text.glove import NAME
+from sstkern.text.transformer import HUB
 
 try:
     import typer
@@ -35,7 +38,7 @@ class OneLineErrors(TyperGroup):
         except BrokenPipeError:
             raise  # typer ends in silence when the reader of a pipe is gone
         except ModuleNotFoundError as error:
-            extra = "bench" if ctx.invoked_subcommand == "bench" else "train"
+            extra = ctx.invoked_subcommand if ctx.invoked_subcommand in ("bench", "study") else "train"
             message = f'{error.name} is not installed: pip install "sstkern[{extra}]"'
         except (ValueError, OSError, FloatingPointError) as error:
             message = str(error)
@@ -55,6 +58,7 @@ BenchCell = Enum("BenchCell", {name: name for name in ("lstm", "gru", "rnn")}, t
 Phase = Enum("Phase", {name: name for name in ("inference", "training")}, type=str)
 BenchLengths = Enum("BenchLengths", {name: name for name in ("full", "sst2")}, type=str)
 Dtype = Enum("Dtype", {name: name for name in ("float32", "bfloat16")}, type=str)
+Problem = Enum("Problem", {number: number for number in PROBLEMS}, type=str)
 
 
 def _print_version(wanted: bool) -> None:
@@ -84,18 +88,31 @@ def train(
     cell: Annotated[Cell, typer.Option(help="Recurrent cell; 'average' is the mean of the word vectors.")] = ModelConfig.cell,
     layers: Annotated[int, typer.Option(help="Stacked recurrent layers.")] = ModelConfig.layers,
     hidden_size: Annotated[int, typer.Option(help="Units of a layer, in each direction.")] = ModelConfig.hidden_size,
-    embedding_size: Annotated[int, typer.Option(help="Numbers in a word vector.")] = ModelConfig.embedding_size,
+    embedding_size: Annotated[
+        int | None, typer.Option(help="Numbers in a word vector.", show_default="the vectors' own, or 128")
+    ] = ModelConfig.embedding_size,
     bidirectional: Annotated[bool, typer.Option("--bidirectional", help="Also read from the end.")] = False,
     dropout: Annotated[float, typer.Option(help="Share of numbers set to 0 in training.")] = ModelConfig.dropout,
     pooling: Annotated[
         Pooling, typer.Option(help="How the steps become one sentence vector; 'last' is the final state.")
     ] = ModelConfig.pooling,
+    vectors: Annotated[
+        str | None,
+        typer.Option(
+            help="Pretrained word vectors: glove.6B, a zip or text file as GloVe's, or a transformer's: hf:NAME or a folder.",
+            show_default="random ones",
+        ),
+    ] = TrainingOptions.vectors,
+    frozen: Annotated[bool, typer.Option("--frozen", help="Do not train the pretrained word vectors.")] = False,
     min_count: Annotated[int, typer.Option(help="Words that are rarer in the training data are unknown.")] = TrainingOptions.min_count,
     epochs: Annotated[int, typer.Option(help="The most passes over the training data.")] = TrainingOptions.epochs,
     batch_size: Annotated[int, typer.Option(help="Sentences per step and process.")] = TrainingOptions.batch_size,
-    lr: Annotated[float, typer.Option(help="AdamW's learning rate.")] = TrainingOptions.lr,
+    lr: Annotated[float, typer.Option(help="AdamW's learning rate at first; it falls to 0.")] = TrainingOptions.lr,
     weight_decay: Annotated[float, typer.Option(help="AdamW's weight decay.")] = TrainingOptions.weight_decay,
     clip: Annotated[float, typer.Option(help="The largest norm of the gradient.")] = TrainingOptions.clip,
+    label_smoothing: Annotated[
+        float, typer.Option(help="Share of the target that is spread over all labels.")
+    ] = TrainingOptions.label_smoothing,
     patience: Annotated[int, typer.Option(help="Epochs without a better accuracy before training stops.")] = TrainingOptions.patience,
     seed: Annotated[int, typer.Option(help="Decides initial weights, order of batches and dropout.")] = TrainingOptions.seed,
     threads: Annotated[
@@ -111,7 +128,7 @@ def train(
     from sstkern.trainer import Run
 
     # The options have the names of the fields they set.
-    values = ctx.params | {"data": _absolute(data), "valid": _absolute(valid)}
+    values = ctx.params | {"data": _absolute(data, "demo"), "valid": _absolute(valid), "vectors": _absolute(vectors, NAME)}
     given = {name: values[name] for name in values if ctx.get_parameter_source(name).name == "COMMANDLINE"}
     if cell == "average" and (useless := _flags(name for name in NOT_FOR_AVERAGE if name in given)):
         raise typer.BadParameter(f"{useless}: the cell 'average' has no recurrent layer")
@@ -177,13 +194,52 @@ def evaluate(
 def predict(
     model: Model,
     texts: Annotated[list[str] | None, typer.Argument(help="Texts, one an argument.", show_default="the lines of stdin")] = None,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Below, for each token, by how much the label's log-odds fall without it.")
+    ] = False,
 ) -> None:
     """Print, for each text, the most probable label, a tab, and its probability."""
     classifier = load_model(model, _device())
     # Line by line, so that answers come as the lines do.
     for batch in [texts] if texts else ([line] for line in sys.stdin):
-        for label, probability in classifier.predict(batch):
+        for text, (label, probability) in zip(batch, classifier.predict(batch), strict=True):
             typer.echo(f"{label}\t{probability:.4f}")
+            for token, contribution in classifier.explain(text) if explain else ():
+                typer.echo(f"  {contribution:+.2f}\t{token}")
+
+
+@app.command()
+def study(
+    problem: Annotated[
+        list[Problem] | None, typer.Option(help="Number of a problem; can be given again.", show_default="all of them")
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Two minutes: one seed, one epoch, a part of the data.")] = False,
+    data: Annotated[str | None, typer.Option(help="Folder with train.tsv and dev.tsv.", show_default="SST-2")] = None,
+    glove: Annotated[str, typer.Option(help="GloVe's vectors: glove.6B, a zip or a text file.")] = NAME,
+    transformer: Annotated[str, typer.Option(help="A transformer: hf:NAME, or a folder.")] = f"{HUB}bert-base-uncased",
+    output: Annotated[
+        Path | None, typer.Option(help="Folder of the study; one that is there goes on.", show_default="study, or study-quick")
+    ] = None,
+) -> None:
+    """Answer the thirteen problems of the course assignment from runs of its own, and write report.md and report.html."""
+    from sstkern.study import study as studies
+    from sstkern.study.runs import InterruptedStudyError
+
+    folder = output or Path("study-quick" if quick else "study")
+    chosen = [number for number in PROBLEMS if number in _values(problem)] if problem else list(PROBLEMS)
+    prepared = studies.Study.prepare(folder, _absolute(data), _absolute(glove, NAME), _absolute(transformer), quick)
+    typer.echo(
+        f"data: {prepared.source}; held out {len(prepared.runs.data.held_out):,} sentences, {len(prepared.runs.data.train):,} to train on"
+    )
+    try:
+        failed = studies.run(prepared, chosen, typer.echo)
+    except InterruptedStudyError as interruption:
+        typer.echo(f"interrupted; {interruption}; the same command goes on from there")
+        raise typer.Exit(130) from None
+    typer.echo(f"{folder / 'report.md'}, report.html and results.json are written")
+    if failed:
+        typer.echo("not answered:\n  " + "\n  ".join(failed), err=True)
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -307,9 +363,9 @@ def _flags(names: Iterable[str]) -> str:
     return ", ".join(f"--{name.replace('_', '-')}" for name in names)
 
 
-def _absolute(path: str | None) -> str | None:
-    """Data's path, such that a run can be resumed from another working directory."""
-    return path if path in (None, "demo") else str(Path(path).resolve())
+def _absolute(path: str | None, name: str | None = None) -> str | None:
+    """A path, such that a run can be resumed from another working directory; `name` and the hub's names are no paths."""
+    return path if path in (None, name) or path.startswith(HUB) else str(Path(path).resolve())
 
 
 def _device() -> str:

@@ -26,11 +26,13 @@ class ModelConfig:
         cell: ``average``, ``rnn``, ``gru`` or ``lstm``.
         layers: stacked recurrent layers, at least 1.
         hidden_size: units of a layer, in each direction.
-        embedding_size: numbers in a word vector.
+        embedding_size: numbers in a word vector; None leaves it to :meth:`sstkern.trainer.Run.start`: as many as
+            pretrained vectors have, or 128.
         bidirectional: also read the sentence from its end.
         dropout: share of numbers set to 0 in training: on the word vectors, between layers and on the sentence vector.
         pooling: how the steps become one sentence vector: ``last`` (the final state of the last layer), ``mean``,
             ``max`` or ``attention`` (a learned weighted mean).
+        frozen: the word vectors, which are pretrained, are not trained.
 
     Raises:
         ValueError: a field has a value that is not allowed; the message names it and what is.
@@ -39,21 +41,27 @@ class ModelConfig:
     cell: Cell = "lstm"
     layers: int = 1
     hidden_size: int = 128
-    embedding_size: int = 128
+    embedding_size: int | None = None
     bidirectional: bool = False
-    dropout: float = 0.5
+    dropout: float = 0.3
     pooling: Pooling = "max"
+    frozen: bool = False
 
     def __post_init__(self) -> None:
         for name, choices in (("cell", get_args(Cell)), ("pooling", get_args(Pooling))):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {', '.join(choices)}, not {getattr(self, name)!r}")
-        for name in ("layers", "hidden_size", "embedding_size"):
+        for name in ("layers", "hidden_size"):
             value = getattr(self, name)
             if type(value) is not int or value < 1:
                 raise ValueError(f"{name} must be an integer of at least 1, not {value!r}")
-        if type(self.bidirectional) is not bool:
-            raise ValueError(f"bidirectional must be True or False, not {self.bidirectional!r}")
+        size = self.embedding_size
+        if size is not None and (type(size) is not int or size < 1):
+            raise ValueError(f"embedding_size must be an integer of at least 1, or None, not {size!r}")
+        for name in ("bidirectional", "frozen"):
+            value = getattr(self, name)
+            if type(value) is not bool:
+                raise ValueError(f"{name} must be True or False, not {value!r}")
         if type(self.dropout) not in (int, float) or not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be a number from 0 to below 1, not {self.dropout!r}")
 
@@ -62,11 +70,14 @@ class Classifier(nn.Module):
     """Embedding, dropout, encoder, pooling, dropout, linear.
 
     Args:
-        vocabulary_size: number of token ids; id 0 is padding.
+        vocabulary_size: number of token ids.
         classes: number of classes.
-        config: what lies in between.
+        config: what lies in between; its ``embedding_size`` is a number.
         recurrent: the recurrent layer of each cell. Any class with the arguments of ``torch.nn.LSTM`` whose forward
             also takes ``lengths`` will do.
+
+    Raises:
+        ValueError: ``config.embedding_size`` is None.
     """
 
     def __init__(
@@ -77,8 +88,11 @@ class Classifier(nn.Module):
         recurrent: Mapping[str, type[nn.Module]] = RECURRENT,
     ) -> None:
         super().__init__()
+        if config.embedding_size is None:
+            raise ValueError("embedding_size is None, expected an integer of at least 1")
         self.config = config
-        self.embedding = nn.Embedding(vocabulary_size, config.embedding_size, padding_idx=0)
+        self.embedding = nn.Embedding(vocabulary_size, config.embedding_size)
+        self.embedding.weight.requires_grad_(not config.frozen)
         self.dropout = nn.Dropout(config.dropout)
         if config.cell == "average":
             self.encoder = None
@@ -109,6 +123,10 @@ class Classifier(nn.Module):
         """
         embedded = self.dropout(self.embedding(ids))
         return self.linear(self.dropout(self._sentence_vectors(embedded, lengths)))
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """The parameters that are trained, by their names: all, or all but the frozen word vectors."""
+        return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
 
     def _sentence_vectors(self, embedded: Tensor, lengths: Tensor) -> Tensor:
         if self.encoder is None:

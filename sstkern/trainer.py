@@ -1,5 +1,6 @@
 """The thin trainer: AdamW on cross entropy, on one process or, through Accelerate, on several.
 
+The learning rate falls in a line to 0, and the model that is validated and kept has the running average of the weights.
 Only the main process writes. A run's folder holds ``best`` and ``last`` (see :mod:`sstkern.checkpoint`),
 ``metrics.jsonl``, TensorBoard's events and, at the end, ``training.png``.
 """
@@ -14,7 +15,7 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -33,10 +34,12 @@ from sstkern import checkpoint
 from sstkern.checkpoint import TextClassifier, TrainingOptions, TrainingState
 from sstkern.models import RECURRENT, Classifier, ModelConfig
 from sstkern.plots import plot_training
-from sstkern.text import Batch, Batches, Examples, Vocabulary, load, read_tsv
+from sstkern.text import Batch, Batches, Examples, Vocabulary, load, load_vectors, read_tsv
 
 STEPS_PER_LINE = 50  # steps between two lines of metrics.jsonl
 EVALUATION_BATCH = 256
+EMBEDDING_SIZE = 128  # without pretrained vectors
+AVERAGING = 0.99  # share of the average of the weights that a step keeps
 
 
 @dataclass(frozen=True)
@@ -127,8 +130,12 @@ class Run:
         self._batches = Batches(train, data.train.labels, options.batch_size, options.seed)
         self._validation = valid, data.valid.labels
         # Fused, because the step over all word vectors is a good part of the time.
-        optimizer = torch.optim.AdamW(classifier.model.parameters(), lr=options.lr, weight_decay=options.weight_decay, fused=True)
+        parameters = classifier.model.trainable().values()
+        optimizer = torch.optim.AdamW(parameters, lr=options.lr, weight_decay=options.weight_decay, fused=True)
         self._model, self._optimizer = accelerator.prepare(classifier.model, optimizer)
+        # After that, because the weights are on their device now, and the same on every process.
+        self._trainable = classifier.model.trainable()
+        self._average = {name: parameter.detach().clone() for name, parameter in self._trainable.items()}
         # Rows: the epoch under way, the steps since the last line of metrics. Columns: loss, correct, examples.
         self._totals = torch.zeros(2, 3, dtype=torch.float64, device=accelerator.device)
 
@@ -137,18 +144,18 @@ class Run:
         """Prepare a new run.
 
         Raises:
-            ValueError: ``output`` is neither new nor an empty folder, or the data cannot be read.
-            FileNotFoundError: the data is not there.
+            ValueError: ``output`` is neither new nor an empty folder, the data or the vectors cannot be read, the
+                vectors have another dimension than ``config`` asks for, or there are none to be frozen.
+            FileNotFoundError: the data or the vectors are not there.
         """
+        if config.frozen and options.vectors is None:
+            raise ValueError("frozen is True and vectors is None, expected vectors: random ones have to be trained")
         if output.exists() and (not output.is_dir() or any(output.iterdir())):
             raise ValueError(f"{output} exists and is no empty folder; choose another output, or resume the run in it")
         accelerator = _accelerator()
         data = Data.load(options, accelerator)
         set_seed(options.seed)
-        vocabulary = Vocabulary.build(data.train.sentences, options.min_count)
-        classes = data.train.num_classes
-        model = Classifier(len(vocabulary), classes, config)
-        classifier = TextClassifier(model, vocabulary, classes, options)
+        classifier = _new_classifier(config, options, data.train)
         run = cls(output, accelerator, classifier, data, TrainingState(data.sha256, accelerator.num_processes))
         set_seed(options.seed, device_specific=True)
         return run
@@ -182,10 +189,13 @@ class Run:
         """Optimizer steps in an epoch."""
         return -(-len(self._batches) // self.accelerator.num_processes)
 
-    def train(self) -> bool:
-        """Train to the end, or to the first SIGINT, and save.
+    def train(self, quiet: bool = False) -> bool:
+        """Train to the end, or to the first SIGINT, and save; at the end the model has the average of its weights.
 
         A checkpoint that cannot be written is reported; training goes on, and the previous one is kept.
+
+        Args:
+            quiet: tell of nothing but what went wrong.
 
         Returns:
             Whether the run is finished; otherwise it was interrupted and :meth:`resume` goes on with it.
@@ -194,9 +204,11 @@ class Run:
             FloatingPointError: the loss is not finite any more.
         """
         main = self.accelerator.is_main_process
-        with Reporter(self) as self._reporter, History(self.output, self.state, self._reporter, main) as self._history:
+        with Reporter(self, quiet) as self._reporter, History(self.output, self.state, self._reporter, main) as self._history:
             with _noting_sigint() as sigint:
                 self._train_until(sigint)
+            if self.finished:
+                self._set_weights(self._average)
             if self.finished and main:
                 with self._reporter.reporting("no plot of the training"):
                     plot_training(self.output / "metrics.jsonl", self.steps_per_epoch, self.output / "training.png")
@@ -224,17 +236,41 @@ class Run:
         return self._batches.epoch(self.state.epoch, self.state.batch, process.process_index, process.num_processes)
 
     def _train_on(self, batch: Batch) -> None:
-        loss, correct = _step(self.accelerator, self._model, self._optimizer, batch, self.options.clip)
+        done = self.state.step / (self.options.epochs * self.steps_per_epoch)
+        for group in self._optimizer.param_groups:
+            group["lr"] = self.options.lr * (1 - done)
+        loss, correct = _step(self.accelerator, self._model, self._optimizer, batch, self.options)
         examples = len(batch.labels)
         self._totals += torch.stack([loss.double() * examples, correct, torch.full_like(correct, examples)])
         self._speed.count(batch)
         self.state.step += 1
         self.state.batch += 1
+        self._update_average()
         self._reporter.step()
         if self.state.step % STEPS_PER_LINE == 0:
             values = self._means(1)
             self._history.write("step", self.state, values)
             self._reporter.steps(values)
+
+    def _update_average(self) -> None:
+        # Of the first steps it keeps less: the initial weights would stay in it for long.
+        kept = min(AVERAGING, self.state.step / (self.state.step + 10))
+        with torch.no_grad():
+            torch._foreach_lerp_(list(self._average.values()), list(self._trainable.values()), 1 - kept)
+
+    def _set_weights(self, weights: dict[str, Tensor]) -> None:
+        with torch.no_grad():
+            torch._foreach_copy_(list(self._trainable.values()), list(weights.values()))
+
+    @contextmanager
+    def _averaged(self) -> Iterator[None]:
+        """The model has the average of its weights."""
+        trained = {name: parameter.detach().clone() for name, parameter in self._trainable.items()}
+        self._set_weights(self._average)
+        try:
+            yield
+        finally:
+            self._set_weights(trained)
 
     def _means(self, row: int) -> dict[str, float]:
         """Loss and accuracy of a row of the totals, over all processes, and the speed; the row starts anew."""
@@ -263,7 +299,8 @@ class Run:
 
     def _validate(self) -> Evaluation:
         """Evaluate on every process and take the main one's numbers, so that all decide alike."""
-        result = evaluate(self.accelerator.unwrap_model(self._model), *self._validation)
+        with self._averaged():
+            result = evaluate(self.accelerator.unwrap_model(self._model), *self._validation)
         numbers = torch.tensor([result.loss, result.accuracy], dtype=torch.float64, device=self.accelerator.device)
         return Evaluation(*broadcast(numbers).tolist(), result.examples)
 
@@ -282,10 +319,11 @@ class Run:
         if self.accelerator.is_main_process:
             with self._reporter.reporting(f"step {self.state.step} is not saved, an earlier checkpoint is kept"):
                 if name == "best":
-                    checkpoint.save(self.output / name, self.classifier)
+                    with self._averaged():
+                        checkpoint.save(self.output / name, self.classifier)
                 else:
-                    moments = _name_moments(self.classifier.model, self._optimizer)
-                    checkpoint.save(self.output / name, self.classifier, self.state, moments, processes)
+                    moments = _name_moments(self._trainable, self._optimizer)
+                    checkpoint.save(self.output / name, self.classifier, self.state, self._average, moments, processes)
                 done = 1
         return bool(broadcast(torch.tensor(done, device=self.accelerator.device)))
 
@@ -314,7 +352,23 @@ class Run:
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(self.state.loss_scale)
         if self.state.step > 0:
-            _load_moments(self.classifier.model, self._optimizer, folder / "optimizer.safetensors")
+            _load_moments(self._trainable, self._optimizer, folder / "optimizer.safetensors")
+        # The model came with the average of its weights.
+        model = self.classifier.model
+        model.load_state_dict(checkpoint.read_tensors(folder / "model.safetensors", model.state_dict()))
+
+
+def _new_classifier(config: ModelConfig, options: TrainingOptions, train: Examples) -> TextClassifier:
+    if options.vectors is None:
+        vocabulary, matrix = Vocabulary.build(train.sentences, options.min_count), None
+        size = config.embedding_size or EMBEDDING_SIZE
+    else:
+        vocabulary, matrix = load_vectors(options.vectors, train.sentences, options.min_count, config.embedding_size)
+        size = matrix.shape[1]
+    model = Classifier(len(vocabulary), train.num_classes, replace(config, embedding_size=size))
+    if matrix is not None:
+        model.embedding.weight.data.copy_(matrix)
+    return TextClassifier(model, vocabulary, train.num_classes, options)
 
 
 def _accelerator() -> Accelerator:
@@ -322,34 +376,33 @@ def _accelerator() -> Accelerator:
     return Accelerator(cpu=not torch.accelerator.is_available())
 
 
-def _step(accelerator: Accelerator, model: nn.Module, optimizer: torch.optim.Optimizer, batch: Batch, clip: float) -> tuple[Tensor, Tensor]:
+def _step(
+    accelerator: Accelerator, model: nn.Module, optimizer: torch.optim.Optimizer, batch: Batch, options: TrainingOptions
+) -> tuple[Tensor, Tensor]:
     """One step of training; the mean loss and the number of sentences that were classified correctly."""
     ids, lengths, labels, _ = (tensor.to(accelerator.device) for tensor in batch)
     optimizer.zero_grad()
     logits = model(ids, lengths)
-    loss = cross_entropy(logits, labels)
+    loss = cross_entropy(logits, labels, label_smoothing=options.label_smoothing)
     accelerator.backward(loss)
-    accelerator.clip_grad_norm_(model.parameters(), clip)
+    accelerator.clip_grad_norm_(model.parameters(), options.clip)
     optimizer.step()
     return loss.detach(), (logits.detach().argmax(1) == labels).sum()
 
 
-def _name_moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+def _name_moments(parameters: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """AdamW's state by the names of the parameters; without one before the first step."""
-    names = [name for name, _ in model.named_parameters()]
+    names = list(parameters)
     states = optimizer.state_dict()["state"]
     return {f"{names[i]}.{key}": tensor for i, state in states.items() for key, tensor in state.items()}
 
 
-def _load_moments(model: nn.Module, optimizer: torch.optim.Optimizer, path: Path) -> None:
+def _load_moments(parameters: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer, path: Path) -> None:
     expected = {}
-    for name, parameter in model.named_parameters():
+    for name, parameter in parameters.items():
         expected |= {f"{name}.step": torch.empty(()), f"{name}.exp_avg": parameter, f"{name}.exp_avg_sq": parameter}
     tensors = checkpoint.read_tensors(path, expected)
-    state = {
-        i: {key: tensors[f"{name}.{key}"] for key in ("step", "exp_avg", "exp_avg_sq")}
-        for i, (name, _) in enumerate(model.named_parameters())
-    }
+    state = {i: {key: tensors[f"{name}.{key}"] for key in ("step", "exp_avg", "exp_avg_sq")} for i, name in enumerate(parameters)}
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
@@ -385,9 +438,13 @@ class Speed:
 
 
 class Reporter:
-    """Tells the progress of a run: a bar on a terminal, plain lines elsewhere, nothing but on the main process."""
+    """Tells the progress of a run: a bar on a terminal, plain lines elsewhere, nothing but on the main process.
 
-    def __init__(self, run: Run) -> None:
+    ``quiet`` leaves the warnings only.
+    """
+
+    def __init__(self, run: Run, quiet: bool) -> None:
+        self._quiet = quiet
         self._state = run.state
         self._epochs = run.options.epochs
         self._steps = run.steps_per_epoch
@@ -400,7 +457,7 @@ class Reporter:
             TimeRemainingColumn(),
             TextColumn("left"),
         )
-        self._bar = Progress(*columns, console=self._console, transient=True, disable=not self._console.is_terminal)
+        self._bar = Progress(*columns, console=self._console, transient=True, disable=quiet or not self._console.is_terminal)
         self._task = self._bar.add_task("", total=self._epochs * self._steps, completed=self._state.step, epoch=self._epoch(), values="")
 
     def __enter__(self) -> "Reporter":
@@ -420,6 +477,8 @@ class Reporter:
 
     def epoch(self, values: dict[str, float]) -> None:
         """Tell the means over the epoch that ended, and how the model does on the validation set."""
+        if self._quiet:
+            return
         left = (self._epochs - self._state.epoch) * values["seconds"]
         self._console.print(
             f"epoch {self._state.epoch}/{self._epochs}: {_describe(values)}, validation loss "
@@ -512,10 +571,10 @@ def measure_throughput(
     models = {}
     for name, recurrent in layers.items():
         model = Classifier(len(classifier.vocabulary), classifier.classes, config, recurrent)
-        optimizer = torch.optim.AdamW(model.parameters(), lr=options.lr, fused=True)
+        optimizer = torch.optim.AdamW(model.trainable().values(), lr=options.lr, fused=True)
         prepared = accelerator.prepare(model, optimizer)
         try:
-            _step(accelerator, *prepared, first, options.clip)
+            _step(accelerator, *prepared, first, options)
         except RuntimeError:
             if name == "sstkern":
                 raise
@@ -530,7 +589,7 @@ def measure_throughput(
         for name in order:
             speed = Speed(accelerator.num_processes)
             for batch in block:
-                loss, _ = _step(accelerator, *models[name], batch, options.clip)
+                loss, _ = _step(accelerator, *models[name], batch, options)
                 speed.count(batch)
             loss.item()  # waits for a GPU to be done
             speeds[name].append(speed.tokens_per_second)

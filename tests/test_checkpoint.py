@@ -5,18 +5,22 @@ import io
 import itertools
 import json
 import os
+import subprocess
+import sys
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 import sstkern
 from sstkern import checkpoint
 from sstkern.checkpoint import TextClassifier, TrainingOptions, TrainingState, load_model
 from sstkern.models import Classifier, ModelConfig
-from sstkern.text import Vocabulary
+from sstkern.text import Subwords, Vocabulary
 
 TEXTS = ["a fine film", "", "dull", "a dull film that nobody knows"]
 CONFIG = ModelConfig("gru", hidden_size=4, embedding_size=3, bidirectional=True, pooling="attention")
@@ -36,8 +40,13 @@ def make(seed: int = 0) -> TextClassifier:
 
 def save(folder: Path, seed: int = 0) -> TextClassifier:
     classifier = make(seed)
-    checkpoint.save(folder, classifier, STATE, {"moment": torch.ones(2)}, {"random": torch.zeros(3)})
+    checkpoint.save(folder, classifier, STATE, averaged(classifier), {"moment": torch.ones(2)}, {"random": torch.zeros(3)})
     return classifier
+
+
+def averaged(classifier: TextClassifier) -> dict[str, torch.Tensor]:
+    """An average that is what the weights are."""
+    return {name: parameter.detach() for name, parameter in classifier.model.trainable().items()}
 
 
 def seed_of(folder: Path) -> int:
@@ -57,6 +66,71 @@ def test_what_was_saved_is_loaded(tmp_path):
     assert all(parameter.requires_grad for parameter in loaded.model.parameters())
     assert not loaded.model.training
     assert sorted(path.name for path in tmp_path.iterdir()) == ["last"]
+
+
+def test_load_is_lazy(tmp_path):
+    save(tmp_path)
+    assert isinstance(sstkern.load(tmp_path), TextClassifier)
+    code = "import sys, sstkern; sys.exit('sstkern.checkpoint' in sys.modules or 'sstkern.text' in sys.modules)"
+    environment = os.environ | {"PYTHONPATH": str(Path(sstkern.__file__).parents[1])}
+    assert subprocess.run([sys.executable, "-c", code], env=environment, check=False).returncode == 0
+
+
+def subwords() -> Subwords:
+    tokenizer = Tokenizer(models.WordLevel({"fine": 0, "dull": 1, "[UNK]": 2}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    return Subwords(tokenizer.to_str())
+
+
+def test_a_model_on_subwords_has_a_tokenizer_in_place_of_a_vocabulary(tmp_path):
+    model = Classifier(3, 2, replace(CONFIG, frozen=True))
+    saved = TextClassifier(model, subwords(), 2, TrainingOptions(vectors="hf:a/model"))
+    checkpoint.save(tmp_path, saved)
+    assert {path.name for path in tmp_path.iterdir()} == {"config.json", "tokenizer.json", "model.safetensors"}
+    loaded = load_model(tmp_path)
+    assert isinstance(loaded.vocabulary, Subwords)
+    assert loaded.predict(TEXTS) == saved.predict(TEXTS)
+    assert (loaded.options.vectors, loaded.model.config.frozen) == ("hf:a/model", True)
+    assert not loaded.model.embedding.weight.requires_grad
+    make().vocabulary.save(tmp_path / "vocabulary.json")
+    with pytest.raises(ValueError, match=r"found vocabulary\.json and tokenizer\.json, expected one of them"):
+        load_model(tmp_path)
+
+
+def test_where_training_can_go_on_the_model_has_the_average(tmp_path):
+    average = {name: torch.full_like(tensor, 0.5) for name, tensor in averaged(make()).items()}
+    checkpoint.save(tmp_path, make(), STATE, average, {}, {})
+    assert all(parameter.eq(0.5).all() for parameter in load_model(tmp_path).model.parameters())
+    (tmp_path / "average.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"average\.safetensors is missing"):
+        load_model(tmp_path)
+
+
+def test_an_explanation_is_the_fall_of_the_log_odds_without_each_token():
+    classifier = make()
+    text = "a fine unheard film"
+    ((label, _),) = classifier.predict([text])
+    words = text.split()
+
+    def log_odds(text: str) -> float:
+        ids = torch.tensor([classifier.vocabulary.encode(text)])
+        probability = classifier.model(ids, torch.tensor([ids.shape[1]])).double().softmax(1)[0, label]
+        return probability.logit().item()
+
+    explained = classifier.explain(text)
+    assert [word for word, _ in explained] == words
+    without = [" ".join(words[:i] + words[i + 1 :]) for i in range(len(words))]
+    assert [value for _, value in explained] == pytest.approx([log_odds(text) - log_odds(less) for less in without], abs=1e-5)
+
+
+def test_explaining_one_token_and_none():
+    classifier = make()
+    ((word, value),) = classifier.explain("fine")
+    label = classifier.predict(["fine"])[0][0]
+    both = classifier._logits([classifier.vocabulary.encode("fine"), []])
+    with_, without = (row.double().softmax(0)[label].logit().item() for row in both)
+    assert (word, value) == ("fine", pytest.approx(with_ - without, abs=1e-5))
+    assert classifier.explain("") == []
 
 
 def test_a_run_means_its_best_model_or_else_its_last(tmp_path):
@@ -154,7 +228,7 @@ def test_a_pickle_is_not_loaded(tmp_path):
 def test_a_missing_file_is_named(tmp_path, name):
     save(tmp_path)
     (tmp_path / name).unlink()
-    with pytest.raises(ValueError, match=f"{name} is missing"):
+    with pytest.raises(ValueError, match=f"{name}( or tokenizer.json)? is missing"):
         load_model(tmp_path)
 
 
@@ -176,8 +250,8 @@ def test_no_checkpoint(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format": 2}, "found format 2, expected 1"),
-        ({"format": None}, "found format None, expected 1"),
+        ({"format": 1}, "found format 1, expected 2"),
+        ({"format": None}, "found format None, expected 2"),
         ({"classes": 2}, r"shape \[3\] and float32 under the name linear.bias, expected a tensor of shape \[2\]"),
         ({"classes": "3"}, "found classes '3', expected an integer"),
         ({"model": {"cell": "lstm"}}, r"found the fields \['cell'\], expected \['bidirectional'"),
@@ -186,9 +260,10 @@ def test_no_checkpoint(tmp_path):
         ({"hidden_size": 10**15}, "found sizes that no model can have"),
         ({"cell": "tree"}, "cell must be one of average, rnn, gru, lstm, not 'tree'"),
         ({"cell": "average", "pooling": "max"}, "found a tensor .* under the name attention.bias, expected no tensor"),
+        ({"embedding_size": None}, r"config.json: found sizes .* \(embedding_size is None"),
         ({"layers": 2}, "found no tensor under the name encoder.* expected a tensor of shape"),
         ({"lr": -1}, "lr must be a number above 0, not -1"),
-        ({"data": 5}, "data must be a path as a string, or None, not 5"),
+        ({"data": 5}, "data must be a string, or None, not 5"),
     ],
 )
 def test_a_configuration_that_does_not_fit_is_told(tmp_path, change, message):
@@ -251,6 +326,8 @@ def test_a_damaged_training_state_is_told(tmp_path, content, message):
         ("lr", float("inf"), "above 0"),
         ("clip", 0, "above 0"),
         ("weight_decay", -0.1, "at least 0"),
+        ("label_smoothing", 1.0, "from 0 to below 1"),
+        ("vectors", 5, "a string, or None"),
     ],
 )
 def test_a_wrong_training_option_is_named_with_what_is_allowed(field, value, allowed):

@@ -87,6 +87,37 @@ def test_prediction_of_arguments_and_of_lines(trained):
     assert call("predict", "--model", run, text="".join(f"{text}\n" for text in texts)).stdout.splitlines() == expected
 
 
+def test_an_explanation_is_a_line_a_token_below_the_answer(trained):
+    _, run, _ = trained
+    explained = sstkern.load(run).explain("not bad")
+    assert all(value > 0 for _, value in explained)
+    answer, *tokens, empty = call("predict", "--model", run, "--explain", "not bad", "").stdout.splitlines()
+    assert answer.startswith("1\t0.")
+    assert tokens == [f"  +{value:.2f}\t{token}" for token, value in explained]
+    assert len(tokens) == 2
+    assert empty[0] in "01"
+
+
+def test_training_on_pretrained_vectors(trained, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("vectors.txt").write_text("good 1 2\nbad 3 4\n")
+    arguments = ("--data", trained[0], "--vectors", "vectors.txt", "--epochs", "1", "--pooling", "last", "--output", "run")
+    assert call("train", "--frozen", "--hidden-size", "4", *arguments).exit_code == 0
+    classifier = sstkern.load("run")
+    assert classifier.options.vectors == str(tmp_path / "vectors.txt")
+    assert (classifier.model.config.frozen, classifier.model.config.embedding_size) == (True, 2)
+    line = told(call("train", "--resume", *arguments, "--embedding-size", "3"))
+    assert "--embedding-size: the run in run was started with embedding_size 2" in line
+
+
+@pytest.mark.parametrize("vectors", ["glove.6B", "hf:a/model"])
+def test_the_name_of_vectors_is_no_path(trained, monkeypatch, vectors):
+    given = []
+    monkeypatch.setattr(cli, "_check_given", lambda _, values: given.append(values["vectors"]))
+    call("train", "--resume", "--output", trained[1], "--vectors", vectors)
+    assert given == [vectors]
+
+
 def test_an_output_with_a_run_is_kept(trained):
     data, run, _ = trained
     before = (run / "metrics.jsonl").read_bytes()
@@ -129,6 +160,7 @@ def test_a_disk_that_stays_full_is_exit_code_1(trained, tmp_path, monkeypatch):
     [
         (("train", "--data", "nowhere"), "nowhere/train.tsv is missing"),
         (("train", "--epochs", "0"), "epochs must be an integer of at least 1, not 0"),
+        (("train", "--frozen", "--data", "demo"), "frozen is True and vectors is None, expected vectors"),
         (("train", "--dropout", "1"), "dropout must be a number from 0 to below 1, not 1.0"),
         (("train", "--resume", "--output", "nowhere"), "nowhere/last holds no checkpoint"),
         (("train", "--resume"), "runs/lstm/last holds no checkpoint"),
@@ -220,12 +252,12 @@ def test_the_ahead_of_time_report_is_a_line_a_kernel_and_a_file(compiled, tmp_pa
 
 
 def test_the_ahead_of_time_report_fails_with_the_bar_that_is_broken(compiled):
-    spilled = replace(compiled[0], code=replace(compiled[0].code, stack=8, local=2))
+    spilled = replace(compiled[0], code=replace(compiled[0].code, stack=16, local=2))
     compiled.append(spilled)
     result = call("aot-report", "--target", "sm_90")
     assert result.exit_code == 1
     assert result.stdout.splitlines()[-2:] == [
-        "sm_90 forward lstm bfloat16 resident B=1 H=64: spills: 8 bytes of stack, 2 instructions that use it",
+        "sm_90 forward lstm bfloat16 resident B=1 H=64: spills: 16 bytes of stack, 2 instructions that use it",
         "2 kernels compiled, 1 bars broken",
     ]
 

@@ -1,5 +1,6 @@
 """The classifiers."""
 
+from dataclasses import replace
 from typing import get_args
 
 import pytest
@@ -77,7 +78,7 @@ def test_pooling_is_that_of_each_sentence_alone(config):
 
 @pytest.mark.parametrize("cell", ["rnn", "gru", "lstm"])
 def test_the_encoder_is_ours_unless_another_is_given(cell):
-    config = ModelConfig(cell, dropout=0.25, layers=2)
+    config = ModelConfig(cell, embedding_size=6, dropout=0.25, layers=2)
     ours = make(config)
     theirs = make(config, recurrent={cell: getattr(nn, cell.upper())})
     assert type(ours.encoder) is getattr(sstkern, cell.upper())
@@ -87,7 +88,7 @@ def test_the_encoder_is_ours_unless_another_is_given(cell):
 
 
 def test_dropout_is_on_in_training_only():
-    model = make(ModelConfig("average", dropout=0.5))
+    model = make(ModelConfig("average", embedding_size=6, dropout=0.5))
     first, second = (model(some_ids(0), LENGTHS) for _ in range(2))
     assert not torch.equal(first, second)
     model.eval()
@@ -104,7 +105,9 @@ def test_dropout_is_on_in_training_only():
         ("layers", True, "at least 1"),
         ("hidden_size", 1.5, "at least 1"),
         ("embedding_size", -3, "at least 1"),
+        ("embedding_size", 4.0, "at least 1, or None"),
         ("bidirectional", 1, "True or False"),
+        ("frozen", None, "True or False"),
         ("dropout", 1.0, "from 0 to below 1"),
         ("dropout", float("nan"), "from 0 to below 1"),
         ("dropout", "0.5", "from 0 to below 1"),
@@ -114,3 +117,24 @@ def test_a_wrong_value_is_named_with_what_is_allowed(field, value, allowed):
     with pytest.raises(ValueError, match=f"^{field} must be .*{allowed}") as error:
         ModelConfig(**{field: value})
     assert repr(value) in str(error.value)
+
+
+def test_frozen_word_vectors_are_not_trained():
+    config = ModelConfig("average", embedding_size=6)
+    assert list(make(config).trainable()) == ["embedding.weight", "linear.weight", "linear.bias"]
+    model = make(replace(config, frozen=True))
+    assert list(model.trainable()) == ["linear.weight", "linear.bias"]
+    model(some_ids(0), LENGTHS).sum().backward()
+    assert model.embedding.weight.grad is None
+
+
+def test_the_id_0_is_a_token_like_any_other():
+    model = make(ModelConfig("average", embedding_size=6, dropout=0.0))
+    model(torch.tensor([[0, 5]]), torch.tensor([2])).sum().backward()
+    assert model.embedding.weight.grad[0].equal(model.embedding.weight.grad[5])
+    assert model.embedding.weight.grad[0].any()
+
+
+def test_a_model_needs_the_size_of_its_word_vectors():
+    with pytest.raises(ValueError, match="embedding_size is None, expected an integer"):
+        make(ModelConfig())

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from sstkern import checkpoint, trainer
 from sstkern.checkpoint import TrainingOptions, load_model
 from sstkern.models import Classifier, ModelConfig
-from sstkern.text import demo, load
+from sstkern.text import demo, load, load_vectors
 from sstkern.trainer import Run, Throughput, evaluate
 
 CONFIG = ModelConfig("lstm", layers=2, hidden_size=4, embedding_size=4, dropout=0.3)
@@ -60,7 +60,7 @@ def metrics(output: Path) -> list[dict[str, float]]:
 def assert_same(output: Path, expected: Path) -> None:
     """Bit for bit, all that two runs have left."""
     assert metrics(output) == metrics(expected)
-    for name in ("best/model", "last/model", "last/optimizer", "last/processes"):
+    for name in ("best/model", "last/model", "last/average", "last/optimizer", "last/processes"):
         assert (output / f"{name}.safetensors").read_bytes() == (expected / f"{name}.safetensors").read_bytes(), name
     assert vars(load_model(output).options) == vars(load_model(expected).options)
 
@@ -213,6 +213,7 @@ def test_resuming_names_what_has_changed(tmp_path, monkeypatch):
     ("file", "name", "damaged", "message"),
     [
         ("processes", "random_cpu", torch.full((1, 5056), 255, dtype=torch.uint8), "found a damaged random generator"),
+        ("average", "linear.bias", torch.zeros(3), r"found a tensor of shape \[3\].* expected .*\[2\]"),
         ("optimizer", "linear.bias.exp_avg", torch.zeros(3), r"found a tensor of shape \[3\].* expected .*\[2\]"),
     ],
 )
@@ -223,6 +224,128 @@ def test_resuming_from_a_damaged_file_names_it(tmp_path, file, name, damaged, me
     with pytest.raises(ValueError, match=message) as error:
         Run.resume(tmp_path)
     assert str(path) in str(error.value)
+
+
+def test_the_learning_rate_falls_in_a_line_to_0(tmp_path, monkeypatch):
+    take_step = trainer._step
+    rates = []
+
+    def noted(accelerator, model, optimizer, *arguments):
+        rates.append(optimizer.param_groups[0]["lr"])
+        return take_step(accelerator, model, optimizer, *arguments)
+
+    monkeypatch.setattr(trainer, "_step", noted)
+    start(tmp_path, lr=0.5).train()
+    assert rates == pytest.approx([0.5 * (1 - step / (2 * STEPS)) for step in range(2 * STEPS)])
+
+
+def test_the_model_is_the_average_of_the_weights(tmp_path, monkeypatch):
+    take_step = trainer._step
+    weights = []
+
+    def noted(accelerator, model, *arguments):
+        if not weights:
+            weights.append(model.linear.weight.detach().clone())
+        answer = take_step(accelerator, model, *arguments)
+        weights.append(model.linear.weight.detach().clone())
+        return answer
+
+    monkeypatch.setattr(trainer, "_step", noted)
+    run = start(tmp_path)
+    assert run.train()
+    average = weights[0]
+    for step, weight in enumerate(weights[1:], start=1):
+        kept = min(0.99, step / (step + 10))
+        average = kept * average + (1 - kept) * weight
+    assert not average.allclose(weights[-1])
+    torch.testing.assert_close(run.classifier.model.linear.weight.detach(), average)
+    torch.testing.assert_close(load_model(tmp_path / "last").model.linear.weight.detach(), average)
+    assert load_file(tmp_path / "last" / "model.safetensors")["linear.weight"].equal(weights[-1])
+
+
+def test_the_best_model_is_as_accurate_as_validation_said(tmp_path):
+    run = start(tmp_path, epochs=3)
+    run.train()
+    valid = SMALL[1]
+    encoded = [run.classifier.vocabulary.encode(sentence) for sentence in valid.sentences]
+    best = evaluate(load_model(tmp_path / "best").model, encoded, valid.labels)
+    epochs = [line for line in metrics(tmp_path) if line["event"] == "epoch"]
+    line = max(epochs, key=lambda line: line["valid_accuracy"])
+    assert best.accuracy == line["valid_accuracy"] == run.state.best_accuracy
+    assert best.loss == pytest.approx(line["valid_loss"])
+
+
+def test_labels_are_smoothed_in_training_only(tmp_path):
+    # A single step, so small that the initial weights stay: what is compared is the loss of one model.
+    start(tmp_path, replace(CONFIG, dropout=0.0), epochs=1, label_smoothing=0.25, lr=1e-12, batch_size=1000).train()
+    (line,) = metrics(tmp_path)
+    model = load_model(tmp_path)
+    for examples, share, loss in zip(SMALL[:2], (0.25, 0.0), (line["loss"], line["valid_loss"]), strict=True):
+        surprise = -model._logits([model.vocabulary.encode(sentence) for sentence in examples.sentences]).log_softmax(1)
+        own = surprise[range(len(examples)), examples.labels]
+        assert loss == pytest.approx(((1 - share) * own + share * surprise.mean(1)).mean().item(), rel=1e-5)
+
+
+def write_vectors(folder: Path) -> str:
+    """Vectors of three numbers for all words of the demo but "the"."""
+    words = {word for sentence in SMALL[0].sentences for word in sentence.split()} - {"the"}
+    numbers = torch.randn(len(words), 3, generator=torch.Generator().manual_seed(0)).tolist()
+    lines = (" ".join([word, *map(str, row)]) for word, row in zip(sorted(words), numbers, strict=True))
+    (folder / "vectors.txt").write_text("\n".join(lines))
+    return str(folder / "vectors.txt")
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_pretrained_vectors_are_trained_unless_they_are_frozen(tmp_path, frozen):
+    vectors = write_vectors(tmp_path)
+    config = replace(CONFIG, embedding_size=None, frozen=frozen)
+    run = start(tmp_path / "run", config, vectors=vectors)
+    vocabulary, matrix = load_vectors(vectors, SMALL[0].sentences)
+    assert run.classifier.model.config.embedding_size == 3
+    assert run.classifier.vocabulary.tokens == vocabulary.tokens
+    assert run.classifier.model.embedding.weight.equal(matrix)
+    assert run.train()
+    assert run.classifier.model.embedding.weight.equal(matrix) == frozen
+    assert load_model(tmp_path / "run").model.embedding.weight.requires_grad != frozen
+    for name in ("average", "optimizer"):
+        held = load_file(tmp_path / "run" / "last" / f"{name}.safetensors")
+        assert any(key.startswith("embedding") for key in held) != frozen
+
+
+def test_a_run_on_frozen_vectors_is_resumed_bit_for_bit_without_their_file(tmp_path, monkeypatch):
+    vectors = write_vectors(tmp_path)
+    config = replace(CONFIG, embedding_size=3, frozen=True)
+    assert start(tmp_path / "whole", config, vectors=vectors).train()
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 5)
+        assert not start(tmp_path / "parts", config, vectors=vectors).train()
+    Path(vectors).unlink()
+    assert Run.resume(tmp_path / "parts").train()
+    assert_same(tmp_path / "parts", tmp_path / "whole")
+
+
+def test_the_size_of_a_word_vector_is_128_unless_it_is_given(tmp_path):
+    assert start(tmp_path / "first", replace(CONFIG, embedding_size=None)).classifier.model.config.embedding_size == 128
+    with pytest.raises(ValueError, match="found dimension 3, expected 4"):
+        start(tmp_path / "second", vectors=write_vectors(tmp_path))
+
+
+def test_random_vectors_are_not_frozen(tmp_path):
+    with pytest.raises(ValueError, match="frozen is True and vectors is None, expected vectors"):
+        start(tmp_path, replace(CONFIG, frozen=True))
+
+
+def test_a_quiet_run_tells_only_what_went_wrong(tmp_path, monkeypatch, capsys):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    run = start(tmp_path, epochs=1)
+    monkeypatch.setattr(checkpoint, "save", full)
+    assert run.train(quiet=True)
+    told = capsys.readouterr().out.splitlines()
+    assert len(told) == 3
+    assert all(line.startswith("warning: step ") for line in told)
+    assert [line["event"] for line in metrics(tmp_path)] == ["step", "step", "epoch"]
 
 
 def test_the_seed_decides(tmp_path):

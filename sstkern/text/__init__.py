@@ -7,6 +7,7 @@ from sstkern.text.split import hold_out, share_inside
 from sstkern.text.sst2 import load
 from sstkern.text.transformer import Subwords, read_transformer
 from sstkern.text.tsv import Examples, read_tsv
+from sstkern.text.vectors import load_vectors
 from sstkern.text.vocabulary import PAD, UNK, Vocabulary
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "demo",
     "hold_out",
     "load",
+    "load_vectors",
     "read_glove",
     "read_transformer",
     "read_tsv",

@@ -1,0 +1,183 @@
+"""The study's report: report.md from its template, report.html of that, and results.json with every number."""
+
+import json
+from collections.abc import Callable, Sequence
+from html import escape
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from sstkern.study import PROBLEMS, gradients, losses, plots, vocabulary
+from sstkern.study.recipes import RECIPES
+from sstkern.study.runs import Runs
+from sstkern.text.atomic import write_atomically
+
+TEMPLATE = Path(__file__).with_name("report.md.jinja")
+
+
+def write(folder: Path, runs: Runs) -> None:
+    """Write the report of all answers that the study's folder has, and draw its plots."""
+    files = {problem: folder / "results" / f"{problem}.json" for problem in PROBLEMS}
+    kept = {problem: json.loads(file.read_bytes()) for problem, file in files.items() if file.is_file()}
+    answers = {problem: entry["result"] for problem, entry in kept.items()}
+    models = {recipe.name: answers[recipe.problem][recipe.name] for recipe in RECIPES if recipe.problem in answers}
+    _draw(folder / "plots", answers, models)
+    markdown = _markdown(kept, answers, models, runs)
+    write_atomically(folder / "report.md", markdown.encode())
+    write_atomically(folder / "report.html", _html(markdown).encode())
+    write_atomically(folder / "results.json", (json.dumps(kept, indent=1) + "\n").encode())
+
+
+def _draw(folder: Path, answers: dict[str, dict], models: plots.Models) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    if models:
+        plots.accuracies(models, folder / "accuracies.png")
+        plots.progress(models, folder / "progress.png")
+        plots.speeds(models, folder / "speeds.png")
+    drawings: dict[str, tuple[str, Callable[[dict, Path], None]]] = {
+        "1.1": ("exploding.png", gradients.plot_exploding),
+        "1.2": ("vanishing.png", lambda answer, target: gradients.plot_vanishing(answer["initialisation"], answer["trained"], target)),
+        "2.1": ("frequencies.png", vocabulary.plot_counts),
+        "3.4": ("log_softmax.png", losses.plot_log_after_softmax),
+    }
+    for problem, (name, plot) in drawings.items():
+        if problem in answers:
+            plot(answers[problem], folder / name)
+
+
+def _markdown(kept: dict[str, dict], answers: dict[str, dict], models: plots.Models, runs: Runs) -> str:
+    import jinja2
+
+    # Delimiters that neither Markdown nor formulas have.
+    marks = {"variable_start_string": "<<", "variable_end_string": ">>", "block_start_string": "<%", "block_end_string": "%>"}
+    language = jinja2.Environment(**marks, trim_blocks=True, undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
+    words = _Words(models, answers)
+    return language.from_string(TEMPLATE.read_text()).render(
+        {name: getattr(words, name) for name in dir(words) if not name.startswith("_")},
+        quick=runs.quick,
+        seeds=len(runs.seeds),
+        dev=len(runs.data.dev),
+        machine=next(iter(kept.values()))["machine"],
+        table=table,
+        number=number,
+        largest=lambda values: max((value for value in values if value is not None), default=None),
+    )
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """A table in Markdown."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+
+
+def number(value: float | None) -> str:
+    """Three digits; what JSON cannot hold is None."""
+    return "not finite" if value is None else f"{value:.3g}"
+
+
+class _Words:
+    """What the template asks for."""
+
+    def __init__(self, models: plots.Models, answers: dict[str, dict]) -> None:
+        self.models, self.answers = models, answers
+        self._titles = {recipe.name: recipe.title for recipe in RECIPES}
+
+    def mean(self, name: str, side: str = "dev") -> float:
+        return mean(run["accuracy"][side] for run in self.models[name])
+
+    def accuracy(self, name: str, side: str = "dev") -> str:
+        values = [run["accuracy"][side] for run in self.models[name]]
+        spread = f" ({min(values):.4f} to {max(values):.4f})" if len(values) > 1 else ""
+        return f"{mean(values):.4f}{spread}"
+
+    def gap(self, name: str) -> float:
+        """Points between training and dev."""
+        return 100 * (self.mean(name, "train") - self.mean(name))
+
+    def table_of(self, *names: str) -> str:
+        """The accuracies of those models that are there."""
+        rows = [
+            [self._titles[name], *(self.accuracy(name, side) for side in ("train", "held_out", "dev")), f"{self.gap(name):.1f}"]
+            for name in names
+            if name in self.models
+        ]
+        return table(["model", "train", "held out", "dev", "train - dev, points"], rows)
+
+    def compared(self, name: str, other: str) -> str:
+        """How much better or worse on dev."""
+        if other not in self.models:
+            return f"not compared here with {self._titles[other]}, which was not trained"
+        points = 100 * (self.mean(name) - self.mean(other))
+        return f"{abs(points):.1f} points {'better' if points >= 0 else 'worse'} on dev than {self._titles[other]} ({self.mean(other):.4f})"
+
+    def summary(self) -> str:
+        header = ["", "model", "trained parameters", "held out", "dev", "aim", "ours", "torch.nn", "ratio", "s to best", "torch.nn's"]
+        return table(header, [self._line(recipe) for recipe in RECIPES if recipe.name in self.models])
+
+    def _line(self, recipe: Any) -> list[str]:
+        runs = self.models[recipe.name]
+        speed, best = runs[0]["throughput"], mean(run["seconds_to_best"] for run in runs)
+        torch, ratio, theirs = "-", "-", "-"
+        if speed["torch"] is not None:
+            factor = speed["sstkern"] / speed["torch"]
+            torch, ratio, theirs = f"{speed['torch'] / 1000:.1f}", f"{factor:.2f}", f"{best * factor:.0f}"
+        aim = "-" if recipe.target is None else f"{recipe.target} {'reached' if self.mean(recipe.name) >= recipe.target else '**missed**'}"
+        return [
+            recipe.problem,
+            recipe.title,
+            f"{runs[0]['trained_parameters']:,}",
+            self.accuracy(recipe.name, "held_out"),
+            f"**{self.accuracy(recipe.name)}**",
+            aim,
+            f"{speed['sstkern'] / 1000:.1f}",
+            torch,
+            ratio,
+            f"{best:.0f}",
+            theirs,
+        ]
+
+    @property
+    def blind(self) -> float:
+        """The accuracy on shuffled sentences of the model that was trained on ordered ones."""
+        return mean(run["dev_shuffled_accuracy"] for run in self.models["lstm-dropout"])
+
+    @property
+    def commands(self) -> str:
+        return "\n".join(run["command"] for runs in self.models.values() for run in runs)
+
+    @property
+    def vanished(self) -> list[list[str]]:
+        """The Jacobians' norms at the largest distance."""
+        moments = [self.answers["1.2"][moment]["cells"] for moment in ("initialisation", "trained")]
+        names = {"dh": "norm of dh_T/dh_t", "dc": "norm of dc_T/dc_t", "forget_max": "product of forget gates, largest unit"}
+        return [
+            [f"{cell.upper()}: {title}", *(f"{cells[cell][key][-1]:.1e}" for cells in moments)]
+            for cell in moments[0]
+            for key, title in names.items()
+            if key in moments[0][cell]
+        ]
+
+
+def _html(markdown: str) -> str:
+    """A page of its own: formulas as MathML, no script, nothing fetched but the plots beside it."""
+    from latex2mathml.converter import convert
+    from markdown_it import MarkdownIt
+    from mdit_py_plugins.dollarmath import dollarmath_plugin
+
+    def formula(text: str, options: dict[str, Any]) -> str:
+        return convert(text, display="block" if options["display_mode"] else "inline")
+
+    reader = MarkdownIt("commonmark").enable("table").use(dollarmath_plugin, renderer=formula)
+    title = escape(markdown.splitlines()[0].removeprefix("# "))
+    head = f"<!doctype html>\n<html lang=en>\n<meta charset=utf-8>\n<title>{title}</title>\n<style>{_STYLE}</style>\n"
+    return f"{head}{reader.render(markdown)}</html>\n"
+
+
+_STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222; background: #fff }
+table { border-collapse: collapse; font-size: 0.85em; display: block; overflow-x: auto; margin: 1em 0 }
+td, th { border-bottom: 1px solid #ccc; padding: 0.3em 0.6em; text-align: left; white-space: nowrap }
+pre { background: #f5f5f5; padding: 0.8em; overflow-x: auto; font-size: 0.8em }
+img { max-width: 100% }
+math[display=block] { margin: 0.8em 0 }
+"""

@@ -1,0 +1,203 @@
+"""Trains the study's models, each in a folder of its own, and measures them; what is there is not done again."""
+
+import json
+import random
+import shlex
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from sstkern.checkpoint import TextClassifier, TrainingOptions, load_model
+from sstkern.models import ModelConfig
+from sstkern.study.recipes import Recipe
+from sstkern.text import Examples
+from sstkern.text.atomic import write_atomically
+from sstkern.trainer import Evaluation, Run, evaluate
+
+QUICK_EPOCHS = 1
+GAP_SENTENCES = 850  # of the training side, as many as are held out
+
+
+class InterruptedStudyError(Exception):
+    """Ctrl-C, after the run under way was saved."""
+
+
+@dataclass(frozen=True)
+class Data:
+    """What the study trains and measures on, and the folders that hold it for `sstkern train`.
+
+    Attributes:
+        train: phrases to train on; none occurs inside a sentence of `held_out`.
+        held_out: whole sentences of the training data, to stop and to choose by.
+        dev: SST-2's validation sentences, which decide nothing.
+        folder: has `ordered` and `shuffled`, each with train.tsv and dev.tsv, the latter the held-out sentences.
+    """
+
+    train: Examples
+    held_out: Examples
+    dev: Examples
+    folder: Path
+
+    def write(self) -> None:
+        """Write the folders, unless they are there."""
+        for name, change in (("ordered", lambda examples, _: examples), ("shuffled", shuffled)):
+            for file, examples in (("train.tsv", self.train), ("dev.tsv", self.held_out)):
+                path = self.folder / name / file
+                text = _as_tsv(change(examples, 0))
+                if not path.is_file() or path.read_bytes() != text:
+                    write_atomically(path, text)
+
+
+def shuffled(examples: Examples, seed: int) -> Examples:
+    """The same with the words of every sentence in random order."""
+    order = random.Random(seed)
+
+    def shuffle(sentence: str) -> str:
+        words = sentence.split()
+        return " ".join(order.sample(words, len(words)))
+
+    return Examples([shuffle(sentence) for sentence in examples.sentences], list(examples.labels))
+
+
+def _as_tsv(examples: Examples) -> bytes:
+    rows = [f"{sentence}\t{label}" for sentence, label in zip(examples.sentences, examples.labels, strict=True)]
+    return "\n".join(["sentence\tlabel", *rows, ""]).encode()
+
+
+@dataclass(frozen=True)
+class Runs:
+    """Where and how the study's models are trained.
+
+    Attributes:
+        data: what on.
+        folder: of the runs, RECIPE-SEED each.
+        vectors: the source of each kind of word vectors.
+        seeds: one run of a recipe each.
+        quick: one epoch.
+    """
+
+    data: Data
+    folder: Path
+    vectors: dict[str, str]
+    seeds: Sequence[int]
+    quick: bool = False
+
+    def of(self, recipe: Recipe) -> list[dict[str, Any]]:
+        """What was measured of a recipe, one entry a seed, trained now where it was not yet.
+
+        Raises:
+            InterruptedStudyError: Ctrl-C; the next call goes on where this one stopped.
+        """
+        return [self.one(recipe, seed) for seed in self.seeds]
+
+    def one(self, recipe: Recipe, seed: int) -> dict[str, Any]:
+        config, options = self.settings(recipe, seed)
+        output, asked = self.folder / f"{recipe.name}-{seed}", {"model": asdict(config), "training": asdict(options)}
+        file = output / "result.json"
+        if file.is_file() and (known := json.loads(file.read_bytes()))["asked"] == asked:
+            return known
+        run = self._train(config, options, output)
+        measured = self._measure(run, recipe, seed, output)
+        write_atomically(file, (json.dumps({"asked": asked, **measured}, indent=1) + "\n").encode())
+        return json.loads(file.read_bytes())
+
+    def settings(self, recipe: Recipe, seed: int) -> tuple[ModelConfig, TrainingOptions]:
+        options = {"data": str((self.data.folder / ("shuffled" if recipe.shuffled else "ordered")).resolve()), "seed": seed}
+        if recipe.vectors is not None:
+            options["vectors"] = self.vectors[recipe.vectors]
+        if self.quick:
+            options["epochs"] = QUICK_EPOCHS
+        return ModelConfig(**recipe.model), TrainingOptions(**recipe.training | options)
+
+    def classifier(self, recipe: Recipe, seed: int) -> TextClassifier:
+        """The trained model."""
+        self.one(recipe, seed)
+        return load_model(self.folder / f"{recipe.name}-{seed}")
+
+    def _train(self, config: ModelConfig, options: TrainingOptions, output: Path) -> Run:
+        run = self._resumed(config, options, output) or Run.start(config, options, _unused(output))
+        if not run.train():
+            raise InterruptedStudyError(f"{output} is saved at step {run.state.step}")
+        return run
+
+    def _resumed(self, config: ModelConfig, options: TrainingOptions, output: Path) -> Run | None:
+        """The run that was broken off in `output`, if it is one with these settings."""
+        try:
+            run = Run.resume(output)
+        except (ValueError, FileNotFoundError):
+            return None
+        found = replace(run.classifier.model.config, embedding_size=config.embedding_size)
+        return run if (found, run.options) == (config, options) else None
+
+    def _measure(self, run: Run, recipe: Recipe, seed: int, output: Path) -> dict[str, Any]:
+        trained = load_model(output)
+        sides = {"train": whole_sentences(self.data.train, GAP_SENTENCES), "held_out": self.data.held_out, "dev": self.data.dev}
+        scores = {name: _scored(trained, shuffled(side, 1) if recipe.shuffled else side) for name, side in sides.items()}
+        epochs = [line for line in _lines(output / "metrics.jsonl") if line["event"] == "epoch"]
+        best = max(epochs, key=lambda line: line["valid_accuracy"])
+        speed = run.throughput() if seed == self.seeds[0] else None
+        parameters = list(run.classifier.model.parameters())
+        return {
+            "recipe": recipe.name,
+            "seed": seed,
+            "command": command(recipe, *self.settings(recipe, seed), output),
+            "parameters": sum(parameter.numel() for parameter in parameters),
+            "trained_parameters": sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
+            "accuracy": {name: score.accuracy for name, score in scores.items()},
+            "loss": {name: score.loss for name, score in scores.items()},
+            "dev_shuffled_accuracy": _scored(trained, shuffled(self.data.dev, 1)).accuracy,
+            "epochs": epochs,
+            "best_epoch": best["epoch"],
+            "seconds_to_best": sum(line["seconds"] for line in epochs[: best["epoch"]]),
+            "tokens_per_second": mean(line["tokens_per_second"] for line in epochs),
+            "throughput": None if speed is None else asdict(speed),
+        }
+
+
+def whole_sentences(examples: Examples, count: int) -> Examples:
+    """The first `count` examples that look like whole sentences: those of dev do, most training phrases do not."""
+    pairs = zip(examples.sentences, examples.labels, strict=True)
+    chosen = [(sentence, label) for sentence, label in pairs if len(sentence.split()) >= 5 and sentence.split()[-1] == "."][:count]
+    return Examples([sentence for sentence, _ in chosen], [label for _, label in chosen])
+
+
+def _scored(classifier: TextClassifier, examples: Examples) -> Evaluation:
+    encoded = [classifier.vocabulary.encode(sentence) for sentence in examples.sentences]
+    return evaluate(classifier.model, encoded, examples.labels)
+
+
+def command(recipe: Recipe, config: ModelConfig, options: TrainingOptions, output: Path) -> str:
+    """The `sstkern train` command that repeats a run."""
+    given = [*_given(config), *_given(options), "--output", _short(output)]
+    return shlex.join(["sstkern", "train", *given])
+
+
+def _given(settings: ModelConfig | TrainingOptions) -> list[str]:
+    """Options for what differs from the defaults."""
+    words, defaults = [], asdict(type(settings)())
+    for name, value in asdict(settings).items():
+        if value != defaults[name]:
+            words.append(f"--{name.replace('_', '-')}")
+            if value is not True:
+                words.append(_short(value) if name in ("data", "vectors") else str(value))
+    return words
+
+
+def _short(path: str | Path) -> str:
+    """Relative to the working directory where it lies in it: a report should not show whose machine it came from."""
+    path = Path(path)
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def _unused(output: Path) -> Path:
+    """`output`, empty: what is left there of other settings is moved aside, not deleted."""
+    if output.exists() and any(output.iterdir()):
+        number = next(n for n in range(1, 10_000) if not output.with_name(f"{output.name}.old-{n}").exists())
+        output.rename(output.with_name(f"{output.name}.old-{number}"))
+    return output
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
