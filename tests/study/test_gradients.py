@@ -77,6 +77,22 @@ def test_forget_products_of_constant_gates():
     assert norms["forget_mean"] == pytest.approx([sum(f**d for f in (0.5, 0.6, 0.8, 0.9)) / 4 for d in range(4)])
 
 
+def test_forget_products_take_each_steps_own_gates():
+    twin = nn.LSTM(3, 4).double()
+    twin.load_state_dict(layer("lstm").state_dict())
+    (x,) = sentences(6)
+    state, gates = (torch.zeros(1, 4).double(), torch.zeros(1, 4).double()), []
+    for step in x.double().split(1):
+        sums = step @ twin.weight_ih_l0.T + twin.bias_ih_l0 + state[0] @ twin.weight_hh_l0.T + twin.bias_hh_l0
+        gates.append(sums[0, 4:8].sigmoid())
+        _, state = twin(step, state)
+    norms = gradients.vanishing({"lstm": layer("lstm")}, [x], distance=6)["cells"]["lstm"]
+    for d in range(1, 7):
+        product = torch.stack(gates[-d:]).prod(0)
+        assert norms["forget_max"][d] == pytest.approx(product.max().item(), rel=1e-12)
+        assert norms["forget_mean"][d] == pytest.approx(product.mean().item(), rel=1e-12)
+
+
 def test_vanishing_checks_its_arguments():
     with pytest.raises(ValueError, match="the shortest has 3 steps, expected at least 4"):
         gradients.vanishing({"gru": layer("gru")}, sentences(5, 3), distance=4)
