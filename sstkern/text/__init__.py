@@ -4,6 +4,7 @@ from sstkern.text.affixes import AffixVocabulary
 from sstkern.text.batches import UNLABELLED, Batch, Batches, collate
 from sstkern.text.demo import demo
 from sstkern.text.glove import Vectors, read_glove
+from sstkern.text.split import hold_out, share_inside
 from sstkern.text.sst2 import load
 from sstkern.text.transformer import Subwords, read_transformer
 from sstkern.text.tsv import Examples, read_tsv
@@ -23,9 +24,11 @@ __all__ = [
     "Vocabulary",
     "collate",
     "demo",
+    "hold_out",
     "load",
     "load_vectors",
     "read_glove",
     "read_transformer",
     "read_tsv",
+    "share_inside",
 ]
