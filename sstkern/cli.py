@@ -228,7 +228,7 @@ def study(
 
     folder = output or Path("study-quick" if quick else "study")
     chosen = [number for number in PROBLEMS if number in _values(problem)] if problem else list(PROBLEMS)
-    prepared = studies.Study.prepare(folder, _absolute(data), _absolute(glove, NAME), _absolute(transformer), quick)
+    prepared = studies.Study.prepare(folder, _absolute(data, "demo"), _absolute(glove, NAME), _absolute(transformer), quick)
     typer.echo(
         f"data: {prepared.source}; held out {len(prepared.runs.data.held_out):,} sentences, {len(prepared.runs.data.train):,} to train on"
     )

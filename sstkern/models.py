@@ -89,7 +89,7 @@ class AffixEmbedding(nn.Embedding):
     def forward(self, ids: Tensor) -> Tensor:
         """(B, T, K) int64, a word's id and those of its affixes, to (B, T, E); (B, T), a batch without a word, to zeros."""
         if ids.dim() == 2:
-            ids = ids[..., None]
+            return self.weight.new_zeros(*ids.shape, self.embedding_dim)
         words, affixes = ids[..., 0], ids[..., 1:].flatten(0, 1)
         if self.training:
             words = words.masked_fill(torch.rand(words.shape, device=words.device) < WORD_DROPOUT, PAD)

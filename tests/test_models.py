@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import sstkern
-from sstkern.models import Cell, Classifier, ModelConfig, Pooling
+from sstkern.models import AffixEmbedding, Cell, Classifier, ModelConfig, Pooling
 
 CONFIGS = [ModelConfig("average", embedding_size=6, dropout=0.0)] + [
     ModelConfig(cell, 2, 5, 6, bidirectional, 0.0, pooling)
@@ -138,3 +138,19 @@ def test_the_id_0_is_a_token_like_any_other():
 def test_a_model_needs_the_size_of_its_word_vectors():
     with pytest.raises(ValueError, match="embedding_size is None, expected an integer"):
         make(ModelConfig())
+
+
+def test_a_word_is_its_own_vector_and_its_affixes():
+    embedding = AffixEmbedding(10, 3).eval()
+    row = embedding.weight
+    ids = torch.tensor([[[4, 7, 8, 0, 0], [0, 9, 0, 0, 0]], [[5, 0, 0, 0, 0], [0, 0, 0, 0, 0]]])
+    expected = torch.stack([row[4] + (row[7] + row[8]) / 2**0.5, row[9], row[5], torch.zeros(3)]).view(2, 2, 3)
+    torch.testing.assert_close(embedding(ids), expected)
+    assert embedding(torch.zeros(2, 1, dtype=torch.int64)).eq(0).all()
+
+
+def test_in_training_a_fifth_of_the_words_goes_without_its_own_vector():
+    torch.manual_seed(0)
+    embedding = AffixEmbedding(10, 3).train()
+    missing = embedding(torch.tensor([[[4, 0, 0]] * 4000])).eq(0).all(-1)
+    assert missing.double().mean() == pytest.approx(0.2, abs=0.02)

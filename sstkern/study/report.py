@@ -37,7 +37,7 @@ def _draw(folder: Path, answers: dict[str, dict], models: plots.Models) -> None:
     drawings: dict[str, tuple[str, Callable[[dict, Path], None]]] = {
         "1.1": ("exploding.png", gradients.plot_exploding),
         "1.2": ("vanishing.png", lambda answer, target: gradients.plot_vanishing(answer["initialisation"], answer["trained"], target)),
-        "2.1": ("frequencies.png", vocabulary.plot_zipf),
+        "2.1": ("frequencies.png", vocabulary.plot_counts),
         "3.4": ("log_softmax.png", losses.plot_log_after_softmax),
     }
     for problem, (name, plot) in drawings.items():
