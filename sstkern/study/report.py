@@ -16,9 +16,11 @@ TEMPLATE = Path(__file__).with_name("report.md.jinja")
 
 
 def write(folder: Path, runs: Runs) -> None:
-    """Write the report of all answers that the study's folder has, and draw its plots."""
+    """Write the report of all answers that the study's folder has, and draw its plots; nothing where it has none."""
     files = {problem: folder / "results" / f"{problem}.json" for problem in PROBLEMS}
     kept = {problem: json.loads(file.read_bytes()) for problem, file in files.items() if file.is_file()}
+    if not kept:
+        return
     answers = {problem: entry["result"] for problem, entry in kept.items()}
     models = {recipe.name: answers[recipe.problem][recipe.name] for recipe in RECIPES if recipe.problem in answers}
     _draw(folder / "plots", answers, models)
