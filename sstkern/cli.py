@@ -357,7 +357,7 @@ def _values(given: list[Enum] | None) -> list[str]:
 
 def _fill(kind: type[T], values: dict[str, Any]) -> T:
     """Make a dataclass from the values that have the names of its fields."""
-    return kind(**{field.name: values[field.name] for field in fields(kind)})
+    return kind(**{field.name: values[field.name] for field in fields(kind) if field.name in values})
 
 
 def _flags(names: Iterable[str]) -> str:

@@ -15,8 +15,8 @@ Cell = Literal["average", "rnn", "gru", "lstm"]
 Pooling = Literal["last", "mean", "max", "attention"]
 
 # Measured on held-out sentences of SST-2's training data.
-AFFIX_SCALE = 0.2  # standard deviation of the numbers at first
-WORD_DROPOUT = 0.2
+AFFIX_SCALE = 0.25  # standard deviation of the numbers at first
+WORD_DROPOUT = 0.5
 
 RECURRENT: dict[str, type[nn.Module]] = {"rnn": RNN, "gru": GRU, "lstm": LSTM}
 
@@ -33,13 +33,14 @@ class ModelConfig:
         layers: stacked recurrent layers, at least 1.
         hidden_size: units of a layer, in each direction.
         embedding_size: numbers in a word vector; None leaves it to :meth:`sstkern.trainer.Run.start`: as many as
-            pretrained vectors have, or 128.
+            pretrained vectors have, or 128. With ``affixes`` pretrained vectors stand beside the learned ones.
         bidirectional: also read the sentence from its end.
         dropout: share of numbers set to 0 in training: on the word vectors, between layers and on the sentence vector.
         pooling: how the steps become one sentence vector: ``last`` (the final state of the last layer), ``mean``,
             ``max`` or ``attention`` (a learned weighted mean).
         frozen: the word vectors, which are pretrained, are not trained.
         affixes: a word's vector is its own plus those of its beginnings and endings (see :class:`AffixEmbedding`).
+        vectors_size: numbers in a pretrained vector beside a learned one; 0 where there is none.
 
     Raises:
         ValueError: a field has a value that is not allowed; the message names it and what is.
@@ -54,6 +55,7 @@ class ModelConfig:
     pooling: Pooling = "max"
     frozen: bool = False
     affixes: bool = False
+    vectors_size: int = 0
 
     def __post_init__(self) -> None:
         for name, choices in (("cell", get_args(Cell)), ("pooling", get_args(Pooling))):
@@ -66,6 +68,8 @@ class ModelConfig:
         size = self.embedding_size
         if size is not None and (type(size) is not int or size < 1):
             raise ValueError(f"embedding_size must be an integer of at least 1, or None, not {size!r}")
+        if type(self.vectors_size) is not int or self.vectors_size < 0 or (self.vectors_size and not self.affixes):
+            raise ValueError(f"vectors_size must be 0, or an integer above it with affixes, not {self.vectors_size!r}")
         for name in ("bidirectional", "frozen", "affixes"):
             value = getattr(self, name)
             if type(value) is not bool:
@@ -77,7 +81,7 @@ class ModelConfig:
 class AffixEmbedding(nn.Embedding):
     """The vector of a word, plus the sum of those of its affixes over the root of their number.
 
-    A word seldom or never seen so has a vector from those it resembles. In training a fifth of the words go without their
+    A word seldom or never seen so has a vector from those it resembles. In training half of the words go without their
     own, so that the affixes learn to stand alone. The arguments of ``torch.nn.Embedding``; id 0 is no vector.
     """
 
@@ -124,14 +128,16 @@ class Classifier(nn.Module):
             raise ValueError("embedding_size is None, expected an integer of at least 1")
         self.config = config
         self.embedding = (AffixEmbedding if config.affixes else nn.Embedding)(vocabulary_size, config.embedding_size)
-        self.embedding.weight.requires_grad_(not config.frozen)
+        if config.vectors_size:
+            self.vectors = nn.Embedding(vocabulary_size, config.vectors_size)
+        self.pretrained.weight.requires_grad_(not config.frozen)
         self.dropout = nn.Dropout(config.dropout)
+        features = config.embedding_size + config.vectors_size
         if config.cell == "average":
             self.encoder = None
-            features = config.embedding_size
         else:
             self.encoder = recurrent[config.cell](
-                config.embedding_size,
+                features,
                 config.hidden_size,
                 num_layers=config.layers,
                 batch_first=True,
@@ -153,8 +159,21 @@ class Classifier(nn.Module):
         Returns:
             (B, classes) logits in the dtype of the weights.
         """
-        embedded = self.dropout(self.embedding(ids))
+        embedded = self.dropout(self.embedded(ids))
         return self.linear(self.dropout(self._sentence_vectors(embedded, lengths)))
+
+    def embedded(self, ids: Tensor) -> Tensor:
+        """The word vectors (B, T, E) of token ids, those that the encoder reads."""
+        learned = self.embedding(ids)
+        if not self.config.vectors_size:
+            return learned
+        words = ids[..., 0] if ids.dim() == 3 else ids
+        return torch.cat([self.vectors(words), learned], -1)
+
+    @property
+    def pretrained(self) -> nn.Embedding:
+        """The table that pretrained vectors go to, if there are some."""
+        return self.vectors if self.config.vectors_size else self.embedding
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """The parameters that are trained, by their names: all, or all but the frozen word vectors."""

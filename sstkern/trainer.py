@@ -148,8 +148,6 @@ class Run:
                 vectors have another dimension than ``config`` asks for, or there are none to be frozen.
             FileNotFoundError: the data or the vectors are not there.
         """
-        if config.affixes and options.vectors is not None:
-            raise ValueError(f"affixes is True and vectors is {options.vectors}, expected only one: pretrained vectors have no affixes")
         if config.frozen and options.vectors is None:
             raise ValueError("frozen is True and vectors is None, expected vectors: random ones have to be trained")
         if output.exists() and (not output.is_dir() or any(output.iterdir())):
@@ -361,16 +359,23 @@ class Run:
 
 
 def _new_classifier(config: ModelConfig, options: TrainingOptions, train: Examples) -> TextClassifier:
-    if options.vectors is None:
-        kind = AffixVocabulary if config.affixes else Vocabulary
-        vocabulary, matrix = kind.build(train.sentences, options.min_count), None
-        size = config.embedding_size or EMBEDDING_SIZE
-    else:
-        vocabulary, matrix = load_vectors(options.vectors, train.sentences, options.min_count, config.embedding_size)
-        size = matrix.shape[1]
-    model = Classifier(len(vocabulary), train.num_classes, replace(config, embedding_size=size))
+    words = Vocabulary.build(train.sentences, options.min_count)
+    vocabulary, matrix = words, None
+    if options.vectors is not None:
+        dimension = None if config.affixes else config.embedding_size
+        vocabulary, matrix = load_vectors(options.vectors, train.sentences, options.min_count, dimension)
+        width = {"vectors_size" if config.affixes else "embedding_size": matrix.shape[1]}
+        config = replace(config, **width)
+    if config.affixes:
+        if not isinstance(vocabulary, Vocabulary):
+            raise ValueError(f"affixes is True, expected vectors of words, not of {options.vectors}'s parts of words")
+        vocabulary = AffixVocabulary.of_words(vocabulary, words.tokens)
+    model = Classifier(len(vocabulary), train.num_classes, replace(config, embedding_size=config.embedding_size or EMBEDDING_SIZE))
     if matrix is not None:
-        model.embedding.weight.data.copy_(matrix)
+        model.pretrained.weight.data[: len(matrix)] = matrix
+    if config.affixes:
+        # No phrase has the words that only the vectors have.
+        model.embedding.weight.data[len(words) : len(vocabulary.tokens)] = 0
     return TextClassifier(model, vocabulary, train.num_classes, options)
 
 

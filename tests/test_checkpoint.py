@@ -228,7 +228,7 @@ def test_a_pickle_is_not_loaded(tmp_path):
 def test_a_missing_file_is_named(tmp_path, name):
     save(tmp_path)
     (tmp_path / name).unlink()
-    with pytest.raises(ValueError, match=f"{name}( or tokenizer.json)? is missing"):
+    with pytest.raises(ValueError, match=f"{name}( or affixes.json or tokenizer.json)? is missing"):
         load_model(tmp_path)
 
 

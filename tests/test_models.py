@@ -149,8 +149,8 @@ def test_a_word_is_its_own_vector_and_its_affixes():
     assert embedding(torch.zeros(2, 1, dtype=torch.int64)).eq(0).all()
 
 
-def test_in_training_a_fifth_of_the_words_goes_without_its_own_vector():
+def test_in_training_half_of_the_words_go_without_their_own_vector():
     torch.manual_seed(0)
     embedding = AffixEmbedding(10, 3).train()
     missing = embedding(torch.tensor([[[4, 0, 0]] * 4000])).eq(0).all(-1)
-    assert missing.double().mean() == pytest.approx(0.2, abs=0.02)
+    assert missing.double().mean() == pytest.approx(0.5, abs=0.03)

@@ -128,7 +128,8 @@ class Runs:
             run = Run.resume(output)
         except (ValueError, FileNotFoundError):
             return None
-        found = replace(run.classifier.model.config, embedding_size=config.embedding_size)
+        # A run knows what it left open, from the vectors it read.
+        found = replace(run.classifier.model.config, embedding_size=config.embedding_size, vectors_size=config.vectors_size)
         return run if (found, run.options) == (config, options) else None
 
     def _measure(self, run: Run, recipe: Recipe, seed: int, output: Path) -> dict[str, Any]:

@@ -128,7 +128,7 @@ def _new(model: Classifier) -> Classifier:
 
 def _embedded(model: nn.Module, ids: list[int]) -> Tensor:
     with torch.no_grad():
-        return model.embedding(torch.tensor([ids]))[0, :JACOBIAN_TOKENS]
+        return model.embedded(torch.tensor([ids]))[0, :JACOBIAN_TOKENS]
 
 
 def _recurrent(study: Study) -> dict[str, Any]:

@@ -1,12 +1,15 @@
+import json
+
 import pytest
 
-from sstkern.text import PAD, AffixVocabulary
-from sstkern.text.affixes import AFFIXES, BUCKETS, _affixes
+from sstkern.text import PAD, AffixVocabulary, Vocabulary
+from sstkern.text.affixes import AFFIXES, _affixes
 
 
 @pytest.fixture
 def vocabulary() -> AffixVocabulary:
-    return AffixVocabulary.build(["really good", "sadly good"])
+    words = Vocabulary.build(["real sad"])
+    return AffixVocabulary.of_words(words, words.tokens)
 
 
 def test_affixes_of_two_to_five_letters_and_never_the_whole_word():
@@ -15,25 +18,48 @@ def test_affixes_of_two_to_five_letters_and_never_the_whole_word():
     assert _affixes("a") == _affixes("of") == []
 
 
+def test_affixes_follow_the_words(vocabulary):
+    assert vocabulary.tokens == ["<pad>", "<unk>", "real", "sad"]
+    assert vocabulary.affixes == ["<re", "<rea", "al>", "eal>", "<sa", "ad>"]
+    assert len(vocabulary) == 4 + 6
+
+
+def test_tokens_may_be_more_than_the_words_of_the_affixes(vocabulary):
+    more = AffixVocabulary.of_words(Vocabulary([*vocabulary.tokens, "bad"]), vocabulary.tokens)
+    assert more.affixes == vocabulary.affixes
+    assert more.encode("bad") == [[4, 5 + 5] + [PAD] * (AFFIXES - 1)]
+
+
 def test_a_token_is_its_word_and_its_affixes(vocabulary):
-    really, sadly = vocabulary.encode("really sadly")
-    assert (really[0], sadly[0]) == (vocabulary.tokens.index("really"), vocabulary.tokens.index("sadly"))
-    words = len(vocabulary.tokens)
-    assert len(really) == len(sadly) == 1 + AFFIXES
-    assert all(words <= id_ < words + BUCKETS == len(vocabulary) for id_ in really[1:])
-    assert really[5] == sadly[4]  # "ly>"
-    assert sadly[1 + 6 :] == [PAD, PAD]  # "sadly" has no affix of five letters
+    assert vocabulary.encode("sad real") == [[3, 8, 9] + [PAD] * 6, [2, 4, 5, 6, 7] + [PAD] * 4]
+    assert vocabulary.encode("") == []
 
 
-@pytest.mark.parametrize("token", ["madly", "<unk>", "<pad>"])
-def test_an_unknown_word_has_its_affixes_alone(vocabulary, token):
-    ((word, *affixes),) = vocabulary.encode(token)
-    assert word == PAD
-    assert affixes[0] != PAD
+@pytest.mark.parametrize(("token", "ids"), [("meal", [6, 7]), ("reread", [4, 9]), ("<unk>", []), ("<pad>", []), ("x", [])])
+def test_an_unknown_word_has_its_affixes_alone(vocabulary, token, ids):
+    assert vocabulary.encode(token) == [[PAD, *ids] + [PAD] * (AFFIXES - len(ids))]
 
 
 def test_saved_and_loaded(vocabulary, tmp_path):
     vocabulary.save(tmp_path / "v")
     loaded = AffixVocabulary.load(tmp_path / "v")
-    assert loaded.encode("really new") == vocabulary.encode("really new")
-    assert loaded.pieces("really new") == ["really", "new"]
+    assert loaded.encode("really sad") == vocabulary.encode("really sad")
+    assert loaded.pieces("really sad") == ["really", "sad"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ([], "expected an object with the lists"),
+        ({"tokens": ["<pad>", "<unk>"]}, "expected an object with the lists"),
+        ({"tokens": ["<pad>", "<unk>"], "affixes": ["<a", "<a"]}, "affixes hold '<a' twice"),
+        ({"tokens": ["<pad>", "<unk>"], "affixes": [1]}, "affixes hold something that is no string"),
+        ({"tokens": ["a"], "affixes": []}, "tokens begin with"),
+    ],
+)
+def test_a_file_that_is_none_is_named(tmp_path, content, message):
+    file = tmp_path / "v"
+    file.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=message) as error:
+        AffixVocabulary.load(file)
+    assert str(error.value).startswith(f"{file} is no vocabulary with affixes")
