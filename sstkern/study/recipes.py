@@ -48,7 +48,7 @@ RECIPES = (
     Recipe(
         "transformer",
         "5.2",
-        "BiLSTM, a transformer's word embedding",
+        "BiLSTM, transformer's vectors",
         0.875,
         _BILSTM | {"frozen": True},
         _RATE | {"lr": 2e-3},

@@ -97,11 +97,11 @@ class Runs:
         output, asked = self.folder / f"{recipe.name}-{seed}", {"model": asdict(config), "training": asdict(options)}
         file = output / "result.json"
         if file.is_file() and (known := json.loads(file.read_bytes()))["asked"] == asked:
-            return known
+            return known["measured"]
         run = self._train(config, options, output)
         measured = self._measure(run, recipe, seed, output)
-        write_atomically(file, (json.dumps({"asked": asked, **measured}, indent=1) + "\n").encode())
-        return json.loads(file.read_bytes())
+        write_atomically(file, (json.dumps({"asked": asked, "measured": measured}, indent=1) + "\n").encode())
+        return json.loads(file.read_bytes())["measured"]
 
     def settings(self, recipe: Recipe, seed: int) -> tuple[ModelConfig, TrainingOptions]:
         options = {"data": str((self.data.folder / ("shuffled" if recipe.shuffled else "ordered")).resolve()), "seed": seed}
