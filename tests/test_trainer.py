@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from sstkern import checkpoint, trainer
 from sstkern.checkpoint import TrainingOptions, load_model
 from sstkern.models import Classifier, ModelConfig
-from sstkern.text import demo, load, load_vectors
+from sstkern.text import Batch, collate, demo, load, load_vectors
 from sstkern.trainer import Run, Throughput, evaluate
 
 CONFIG = ModelConfig("lstm", layers=2, hidden_size=4, embedding_size=4, dropout=0.3)
@@ -328,6 +328,54 @@ def test_the_size_of_a_word_vector_is_128_unless_it_is_given(tmp_path):
     assert start(tmp_path / "first", replace(CONFIG, embedding_size=None)).classifier.model.config.embedding_size == 128
     with pytest.raises(ValueError, match="found dimension 3, expected 4"):
         start(tmp_path / "second", vectors=write_vectors(tmp_path))
+
+
+AFFIXES = replace(CONFIG, affixes=True)
+
+
+def test_affixes_are_trained_saved_and_resumed_bit_for_bit(tmp_path, monkeypatch):
+    start(tmp_path / "whole", AFFIXES).train()
+    with monkeypatch.context() as patches:
+        interrupt_at(patches, 5)
+        start(tmp_path / "parts", AFFIXES).train()
+    assert Run.resume(tmp_path / "parts").train()
+    assert_same(tmp_path / "parts", tmp_path / "whole")
+    classifier = load_model(tmp_path / "whole")
+    assert classifier.vocabulary.affixes
+    # An unknown word counts by its ending, an empty text has no word.
+    known, unknown, empty = (classifier.model.eval()(*batch[:2]) for batch in (collated(classifier, t) for t in ("fresh", "xxesh", "")))
+    assert not torch.equal(unknown, empty)
+    assert not torch.equal(unknown, known)
+    assert [token for token, _ in classifier.explain("a xxesh film")] == ["a", "xxesh", "film"]
+
+
+def collated(classifier: checkpoint.TextClassifier, text: str) -> Batch:
+    return collate([classifier.vocabulary.encode(text)], None, [0])
+
+
+def test_pretrained_vectors_stand_beside_affixes(tmp_path):
+    vectors = write_vectors(tmp_path)
+    with Path(vectors).open("a") as file:
+        file.write("\nneverseen 1 2 3")
+    run = start(tmp_path / "run", replace(AFFIXES, frozen=True), vectors=vectors)
+    vocabulary, matrix = load_vectors(vectors, run.data.train.sentences)
+    model = run.classifier.model
+    assert (model.config.embedding_size, model.config.vectors_size) == (4, matrix.shape[1])
+    assert torch.equal(model.vectors.weight[: len(matrix)], matrix)
+    assert run.classifier.vocabulary.tokens == vocabulary.tokens
+    # Words that only the vectors have: no phrase trains their own.
+    assert [word for row, word in enumerate(vocabulary.tokens[2:], start=2) if not model.embedding.weight[row].any()] == ["neverseen"]
+    run.train()
+    trained = load_model(tmp_path / "run").model
+    assert torch.equal(trained.vectors.weight, model.vectors.weight)
+    assert not trained.vectors.weight.requires_grad
+    assert trained.embedding.weight.requires_grad
+
+
+def test_affixes_are_of_words(tmp_path, monkeypatch):
+    monkeypatch.setattr(trainer, "load_vectors", lambda *_: (object(), torch.zeros(2, 3)))
+    with pytest.raises(ValueError, match="affixes is True, expected vectors of words, not of folder's parts of words"):
+        start(tmp_path / "run", AFFIXES, vectors="folder")
 
 
 def test_random_vectors_are_not_frozen(tmp_path):

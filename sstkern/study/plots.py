@@ -16,7 +16,7 @@ Models = dict[str, Sequence[dict[str, Any]]]
 def accuracies(models: Models, target: Path) -> None:
     """Accuracy on dev of every run, the means, and what was aimed at."""
     recipes = [recipe for recipe in RECIPES if recipe.name in models]
-    figure = Figure(figsize=(8, 0.45 * len(recipes) + 1.4), layout="constrained")
+    figure = Figure(figsize=(8, 0.45 * len(recipes) + 1.7), layout="constrained")
     axes = figure.subplots()
     for row, recipe in enumerate(recipes):
         dev = [run["accuracy"]["dev"] for run in models[recipe.name]]
@@ -31,7 +31,7 @@ def accuracies(models: Models, target: Path) -> None:
     axes.invert_yaxis()
     axes.set_xlabel("accuracy")
     axes.grid(axis="x", alpha=0.3)
-    axes.legend(loc="lower left", fontsize=8)
+    figure.legend(loc="outside lower center", ncols=4, fontsize=8)
     figure.savefig(target, dpi=120)
 
 
