@@ -81,8 +81,8 @@ class ModelConfig:
 class AffixEmbedding(nn.Embedding):
     """The vector of a word, plus the sum of those of its affixes over the root of their number.
 
-    A word seldom or never seen so has a vector from those it resembles. In training half of the words go without their
-    own, so that the affixes learn to stand alone. The arguments of ``torch.nn.Embedding``; id 0 is no vector.
+    A word seldom or never seen so has a vector from those it resembles. In training half of the words that have affixes
+    go without their own, so that the affixes learn to stand alone. The arguments of ``torch.nn.Embedding``; id 0 is no vector.
     """
 
     def __init__(self, num_embeddings: int, embedding_dim: int) -> None:
@@ -93,13 +93,14 @@ class AffixEmbedding(nn.Embedding):
     def forward(self, ids: Tensor) -> Tensor:
         """(B, T, K) int64, a word's id and those of its affixes, to (B, T, E); (B, T), a batch without a word, to zeros."""
         if ids.dim() == 2:
-            return self.weight.new_zeros(*ids.shape, self.embedding_dim)
-        words, affixes = ids[..., 0], ids[..., 1:].flatten(0, 1)
+            ids = ids.new_full((*ids.shape, 2), PAD)
+        words, affixes = ids[..., 0], ids[..., 1:]
+        counts = (affixes != PAD).sum(-1)
         if self.training:
-            words = words.masked_fill(torch.rand(words.shape, device=words.device) < WORD_DROPOUT, PAD)
-        sums = embedding_bag(affixes, self.weight, mode="sum", padding_idx=PAD)
-        counts = (affixes != PAD).sum(1, keepdim=True).clamp(min=1)
-        return super().forward(words) + (sums / counts.sqrt()).view(*words.shape, -1)
+            dropped = torch.rand(words.shape, device=words.device) < WORD_DROPOUT
+            words = words.masked_fill(dropped & (counts > 0), PAD)
+        sums = embedding_bag(affixes.flatten(0, 1), self.weight, mode="sum", padding_idx=PAD).view(*words.shape, -1)
+        return super().forward(words) + sums / counts.clamp(min=1).to(sums.dtype).sqrt()[..., None]
 
 
 class Classifier(nn.Module):

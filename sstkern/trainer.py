@@ -226,6 +226,7 @@ class Run:
             for batch in self._epoch():
                 self._train_on(batch)
                 if self._any_process_noted(sigint):
+                    self._check_finite(self.accelerator.reduce(self._totals[1].clone())[0].item())
                     self.saved = self._save("last")
                     return
             self._end_epoch()
@@ -276,11 +277,15 @@ class Run:
         """Loss and accuracy of a row of the totals, over all processes, and the speed; the row starts anew."""
         loss, correct, examples = self.accelerator.reduce(self._totals[row].clone()).tolist()
         self._totals[row] = 0
+        self._check_finite(loss)
+        return {"loss": loss / examples, "accuracy": correct / examples, "tokens_per_second": self._speed.tokens_per_second}
+
+    def _check_finite(self, loss: float) -> None:
+        """Before a checkpoint is overwritten with what nobody can train on."""
         if not math.isfinite(loss):
             raise FloatingPointError(
                 f"the loss is {loss} at step {self.state.step}: try a smaller lr or clip; {self.output} is kept as of the last checkpoint"
             )
-        return {"loss": loss / examples, "accuracy": correct / examples, "tokens_per_second": self._speed.tokens_per_second}
 
     def _end_epoch(self) -> None:
         values = self._means(0) | {"seconds": round(self._speed.seconds, 1)}
@@ -315,6 +320,8 @@ class Run:
     def _save(self, name: str) -> bool:
         """Write the checkpoint ``name``; whether that went well, the same answer on every process."""
         processes = self._processes()
+        if self.accelerator.scaler is not None:
+            self.state.loss_scale = self.accelerator.scaler.state_dict()
         done = 0
         if self.accelerator.is_main_process:
             with self._reporter.reporting(f"step {self.state.step} is not saved, an earlier checkpoint is kept"):
@@ -332,8 +339,6 @@ class Run:
         tensors = {"random_cpu": torch.get_rng_state(), "totals": self._totals}
         if self.accelerator.device.type == "cuda":
             tensors["random_cuda"] = torch.cuda.get_rng_state(self.accelerator.device)
-        if self.accelerator.scaler is not None:
-            self.state.loss_scale = self.accelerator.scaler.state_dict()
         gather, device = self.accelerator.gather, self.accelerator.device
         return {name: gather(tensor.to(device)[None]).cpu() for name, tensor in tensors.items()}
 

@@ -149,8 +149,23 @@ def test_a_word_is_its_own_vector_and_its_affixes():
     assert embedding(torch.zeros(2, 1, dtype=torch.int64)).eq(0).all()
 
 
-def test_in_training_half_of_the_words_go_without_their_own_vector():
+def test_in_training_half_of_the_words_that_have_affixes_go_without_their_own_vector():
     torch.manual_seed(0)
     embedding = AffixEmbedding(10, 3).train()
-    missing = embedding(torch.tensor([[[4, 0, 0]] * 4000])).eq(0).all(-1)
-    assert missing.double().mean() == pytest.approx(0.5, abs=0.03)
+    with_affix, without = (embedding(torch.tensor([[row] * 4000]))[0] for row in ([4, 7, 0], [4, 0, 0]))
+    alone = (with_affix == embedding.weight[7]).all(-1)
+    assert alone.double().mean() == pytest.approx(0.5, abs=0.03)
+    torch.testing.assert_close(with_affix[~alone], (embedding.weight[4] + embedding.weight[7]).expand(int((~alone).sum()), 3))
+    assert without.equal(embedding.weight[4].expand(4000, 3))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_affixes_keep_the_dtype_of_the_weights(dtype):
+    model = Classifier(10, 2, ModelConfig("average", embedding_size=4, affixes=True)).to(dtype)
+    assert model(torch.tensor([[[3, 7, 8]]]), torch.tensor([1])).dtype == dtype
+
+
+def test_a_batch_without_a_word_has_a_gradient_of_zeros():
+    model = Classifier(10, 2, ModelConfig("average", embedding_size=4, affixes=True))
+    model(torch.zeros(2, 1, dtype=torch.int64), torch.tensor([0, 0])).sum().backward()
+    assert model.embedding.weight.grad.eq(0).all()

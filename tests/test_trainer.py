@@ -372,6 +372,35 @@ def test_pretrained_vectors_stand_beside_affixes(tmp_path):
     assert trained.embedding.weight.requires_grad
 
 
+def test_the_loss_scale_of_float16_is_resumed(tmp_path, monkeypatch):
+    class Scaler:
+        scale = 65536.0
+
+        def state_dict(self) -> dict[str, float]:
+            return {"scale": self.scale}
+
+        def load_state_dict(self, state: dict[str, float]) -> None:
+            self.scale = state["scale"]
+
+    run = start(tmp_path / "run", epochs=1)
+    run.train()
+    run.accelerator.scaler = Scaler()
+    run.accelerator.scaler.scale = 8.0
+    assert run._save("last")
+    resumed = Run.resume(tmp_path / "run")
+    resumed.accelerator.scaler = Scaler()
+    resumed._restore(tmp_path / "run" / "last")
+    assert resumed.accelerator.scaler.scale == 8.0
+
+
+def test_ctrl_c_keeps_the_checkpoint_before_a_loss_that_is_not_finite(tmp_path, monkeypatch):
+    run = start(tmp_path / "run", lr=1e30, epochs=1)
+    interrupt_at(monkeypatch, 3)
+    with pytest.raises(FloatingPointError, match="is kept as of the last checkpoint"):
+        run.train()
+    assert checkpoint.read_state(tmp_path / "run" / "last").step == 0
+
+
 def test_affixes_are_of_words(tmp_path, monkeypatch):
     monkeypatch.setattr(trainer, "load_vectors", lambda *_: (object(), torch.zeros(2, 3)))
     with pytest.raises(ValueError, match="affixes is True, expected vectors of words, not of folder's parts of words"):

@@ -4,10 +4,10 @@ import json
 from collections.abc import Callable, Sequence
 from html import escape
 from pathlib import Path
-from statistics import mean
+from statistics import mean, mode
 from typing import Any
 
-from sstkern.study import PROBLEMS, gradients, losses, plots, vocabulary
+from sstkern.study import gradients, losses, plots, vocabulary
 from sstkern.study.recipes import RECIPES
 from sstkern.study.runs import Runs
 from sstkern.text.atomic import write_atomically
@@ -15,19 +15,18 @@ from sstkern.text.atomic import write_atomically
 TEMPLATE = Path(__file__).with_name("report.md.jinja")
 
 
-def write(folder: Path, runs: Runs) -> None:
-    """Write the report of all answers that the study's folder has, and draw its plots; nothing where it has none."""
-    files = {problem: folder / "results" / f"{problem}.json" for problem in PROBLEMS}
-    kept = {problem: json.loads(file.read_bytes()) for problem, file in files.items() if file.is_file()}
+def write(study: Any) -> None:
+    """Write the report of all answers that a study has, and draw its plots; nothing where it has none."""
+    kept = study.kept()
     if not kept:
         return
     answers = {problem: entry["result"] for problem, entry in kept.items()}
-    models = {recipe.name: answers[recipe.problem][recipe.name] for recipe in RECIPES if recipe.problem in answers}
-    _draw(folder / "plots", answers, models)
-    markdown = _markdown(kept, answers, models, runs)
-    write_atomically(folder / "report.md", markdown.encode())
-    write_atomically(folder / "report.html", _html(markdown).encode())
-    write_atomically(folder / "results.json", (json.dumps(kept, indent=1) + "\n").encode())
+    models = {recipe.name: answers[recipe.problem][recipe.name] for recipe in RECIPES if recipe.name in answers.get(recipe.problem, ())}
+    _draw(study.folder / "plots", answers, models)
+    markdown = _markdown(kept, answers, models, study.runs, len(study.train))
+    write_atomically(study.folder / "report.md", markdown.encode())
+    write_atomically(study.folder / "report.html", _html(markdown).encode())
+    write_atomically(study.folder / "results.json", (json.dumps(kept, indent=1) + "\n").encode())
 
 
 def _draw(folder: Path, answers: dict[str, dict], models: plots.Models) -> None:
@@ -47,7 +46,7 @@ def _draw(folder: Path, answers: dict[str, dict], models: plots.Models) -> None:
             plot(answers[problem], folder / name)
 
 
-def _markdown(kept: dict[str, dict], answers: dict[str, dict], models: plots.Models, runs: Runs) -> str:
+def _markdown(kept: dict[str, dict], answers: dict[str, dict], models: plots.Models, runs: Runs, phrases: int) -> str:
     import jinja2
 
     # Delimiters that neither Markdown nor formulas have.
@@ -59,6 +58,9 @@ def _markdown(kept: dict[str, dict], answers: dict[str, dict], models: plots.Mod
         quick=runs.quick,
         seeds=len(runs.seeds),
         dev=len(runs.data.dev),
+        held_out=len(runs.data.held_out),
+        train=len(runs.data.train),
+        phrases=phrases,
         machine=next(iter(kept.values()))["machine"],
         table=table,
         number=number,
@@ -143,6 +145,13 @@ class _Words:
             f"{best:.0f}",
             theirs,
         ]
+
+    def rates(self) -> str:
+        """The learning rates: the most common one, and in brackets whose are others."""
+        rates = {recipe.title: recipe.training["lr"] for recipe in RECIPES}
+        common = mode(rates.values())
+        others = ", ".join(f"{title}: {rate:g}" for title, rate in rates.items() if rate != common)
+        return f"{common:g} ({others})"
 
     def blind(self) -> float:
         """The accuracy on shuffled sentences of the model that was trained on ordered ones."""

@@ -1,10 +1,12 @@
 """Trains the study's models, each in a folder of its own, and measures them; what is there is not done again."""
 
+import hashlib
 import json
 import random
 import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -39,6 +41,12 @@ class Data:
     held_out: Examples
     dev: Examples
     folder: Path
+
+    @cached_property
+    def sha256(self) -> str:
+        """Of all sentences and labels."""
+        parts = [asdict(part) for part in (self.train, self.held_out, self.dev)]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     def write(self) -> None:
         """Write the folders, unless they are there."""
@@ -94,7 +102,8 @@ class Runs:
 
     def one(self, recipe: Recipe, seed: int) -> dict[str, Any]:
         config, options = self.settings(recipe, seed)
-        output, asked = self.folder / f"{recipe.name}-{seed}", {"model": asdict(config), "training": asdict(options)}
+        output = self.folder / f"{recipe.name}-{seed}"
+        asked = {"model": asdict(config), "training": asdict(options), "data": self.data.sha256}
         file = output / "result.json"
         if file.is_file() and (known := json.loads(file.read_bytes()))["asked"] == asked:
             return known["measured"]

@@ -1,6 +1,5 @@
 """The study: every problem answered from runs of its own, each answer kept as it comes, and a report of all there are."""
 
-import hashlib
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 
 from sstkern.bench.machine import environment
 from sstkern.models import Classifier
-from sstkern.study import gradients, losses, report, vocabulary
+from sstkern.study import PROBLEMS, gradients, losses, report, vocabulary
 from sstkern.study.recipes import RECIPES, of_problem
 from sstkern.study.runs import Data, Runs
 from sstkern.text import Examples, load
@@ -66,19 +65,27 @@ class Study:
             InterruptedStudyError: Ctrl-C while a model was trained.
             OSError, ValueError: word vectors cannot be had.
         """
-        file, asked = self.folder / "results" / f"{problem}.json", self.asked()
-        if file.is_file() and not of_problem(problem) and (kept := json.loads(file.read_bytes()))["asked"] == asked:
-            return kept["result"]
-        began = time.perf_counter()
-        result = ANSWERS[problem](self)
-        kept = {"asked": asked, "seconds": round(time.perf_counter() - began, 1), "machine": environment(), "result": result}
-        write_atomically(file, (json.dumps(kept, indent=1) + "\n").encode())
-        return json.loads(file.read_bytes())["result"]
+        # Those with models ask the models' own results, which know their settings.
+        if problem not in self.kept() or of_problem(problem):
+            began = time.perf_counter()
+            result = ANSWERS[problem](self)
+            entry = {"asked": self.asked, "seconds": round(time.perf_counter() - began, 1), "machine": environment(), "result": result}
+            write_atomically(self._file(problem), (json.dumps(entry, indent=1) + "\n").encode())
+        return self.kept()[problem]["result"]
 
+    def kept(self) -> dict[str, dict[str, Any]]:
+        """The answers that the folder has to what this study asks, not those to other data or of a quick pass."""
+        files = {problem: self._file(problem) for problem in PROBLEMS}
+        entries = {problem: json.loads(file.read_bytes()) for problem, file in files.items() if file.is_file()}
+        return {problem: entry for problem, entry in entries.items() if entry["asked"] == self.asked}
+
+    def _file(self, problem: str) -> Path:
+        return self.folder / "results" / f"{problem}.json"
+
+    @property
     def asked(self) -> dict[str, Any]:
         """What an answer hangs on besides the program."""
-        text = json.dumps([self.train.sentences, self.train.labels, self.dev.sentences, self.dev.labels])
-        return {"data": hashlib.sha256(text.encode()).hexdigest(), "quick": self.runs.quick}
+        return {"data": self.runs.data.sha256, "quick": self.runs.quick}
 
     def trained(self, problem: str) -> dict[str, list[dict[str, Any]]]:
         """The runs of a problem's models, by the recipe's name."""
@@ -123,7 +130,7 @@ def _vanishing(study: Study) -> dict[str, Any]:
 def _new(model: Classifier) -> Classifier:
     """One of the same kind before any training."""
     torch.manual_seed(0)
-    return Classifier(model.embedding.num_embeddings, model.linear.out_features, model.config)
+    return Classifier(model.embedding.num_embeddings, model.linear.out_features, model.config).eval()
 
 
 def _embedded(model: nn.Module, ids: list[int]) -> Tensor:
@@ -182,5 +189,5 @@ def run(study: Study, problems: Sequence[str], tell: Callable[[str], None]) -> l
         except (OSError, ValueError) as error:
             failed.append(f"problem {problem}: {error}")
             tell(failed[-1])
-        report.write(study.folder, study.runs)
+        report.write(study)
     return failed

@@ -67,7 +67,7 @@ def of_lengths(lengths: Tensor, steps: int, device: torch.device) -> Rows:
 @lru_cache(maxsize=2)
 def _recent(lengths: tuple[int, ...], steps: int, device: torch.device, stream: torch.cuda.Stream) -> Rows:
     """Kept: the layers of a stack and their backwards have the same lengths, and these are 21 operations, in the order of their stream."""
-    return _rows(torch.tensor(lengths, dtype=torch.int64), steps, sum(lengths), device)
+    return _rows(torch.tensor(lengths, dtype=torch.int64, device="cpu"), steps, sum(lengths), device)
 
 
 def of_device_lengths(lengths: Tensor, steps: int) -> Rows:

@@ -64,6 +64,15 @@ def test_other_settings_are_a_new_run_and_the_old_one_is_kept(runs: Runs):
     assert kept["measured"]["parameters"] > other["parameters"]
 
 
+def test_other_data_is_a_new_run(runs: Runs):
+    runs.one(RECIPE, 0)
+    train, dev = demo(160, 40, seed=1)
+    other = replace(runs, data=Data(train, dev, dev, runs.data.folder))
+    other.data.write()
+    other.one(RECIPE, 0)
+    assert (runs.folder / "tiny-0.old-1").is_dir()
+
+
 def test_an_interrupted_run_goes_on(runs: Runs, monkeypatch: pytest.MonkeyPatch):
     train_on, interruptions = Run._train_on, []
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,19 @@ def test_what_cannot_be_answered_is_told_and_the_rest_goes_on(tmp_path: Path):
     assert "problem 1.1: train has no sentence of at least 20 tokens" in result.stderr
     assert re.search(r"problem 5.1: .*none\.zip", result.stderr)
     assert re.findall(r"^## (\S+)", (tmp_path / "s" / "report.md").read_text(), re.MULTILINE) == ["3.3"]
+
+
+def test_a_quick_answer_is_none_to_the_whole_study(folder: Path, tmp_path: Path):
+    shutil.copytree(folder / "results", tmp_path / "results")
+    quick = study.Study.prepare(tmp_path, "demo", "g", "t", quick=True)
+    assert list(quick.kept()) == ["2.1", "3.1", "3.3", "3.4"]
+    whole = study.Study.prepare(tmp_path, "demo", "g", "t", quick=False)
+    assert whole.kept() == {}
+    whole.answer("3.3")
+    report.write(whole)
+    text = (tmp_path / "report.md").read_text()
+    assert re.findall(r"^## (\d\S*)", text, re.MULTILINE) == ["3.3"]
+    assert "quick pass" not in text
 
 
 def test_every_problem_has_an_answer_a_title_and_a_section():
