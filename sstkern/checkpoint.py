@@ -249,7 +249,7 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> TextClas
     # Without memory, so that a damaged configuration fails on its shapes, not by asking for terabytes.
     try:
         with torch.device("meta"):
-            model = Classifier(len(vocabulary), config["classes"], config["model"])
+            model = Classifier(len(vocabulary), config["classes"], config["model"], tokens=len(vocabulary.tokens))
     except (RuntimeError, ValueError) as error:
         raise ValueError(f"{folder / 'config.json'}: found sizes that no model can have ({error})") from error
     weights = read_tensors(folder / "model.safetensors", model.state_dict())

@@ -112,6 +112,7 @@ class Classifier(nn.Module):
         config: what lies in between; its ``embedding_size`` is a number.
         recurrent: the recurrent layer of each cell. Any class with the arguments of ``torch.nn.LSTM`` whose forward
             also takes ``lengths`` will do.
+        tokens: number of those ids that are whole tokens' and may have pretrained vectors; all by default.
 
     Raises:
         ValueError: ``config.embedding_size`` is None.
@@ -123,6 +124,7 @@ class Classifier(nn.Module):
         classes: int,
         config: ModelConfig,
         recurrent: Mapping[str, type[nn.Module]] = RECURRENT,
+        tokens: int | None = None,
     ) -> None:
         super().__init__()
         if config.embedding_size is None:
@@ -130,7 +132,7 @@ class Classifier(nn.Module):
         self.config = config
         self.embedding = (AffixEmbedding if config.affixes else nn.Embedding)(vocabulary_size, config.embedding_size)
         if config.vectors_size:
-            self.vectors = nn.Embedding(vocabulary_size, config.vectors_size)
+            self.vectors = nn.Embedding(tokens or vocabulary_size, config.vectors_size)
         self.pretrained.weight.requires_grad_(not config.frozen)
         self.dropout = nn.Dropout(config.dropout)
         features = config.embedding_size + config.vectors_size

@@ -375,9 +375,10 @@ def _new_classifier(config: ModelConfig, options: TrainingOptions, train: Exampl
         if not isinstance(vocabulary, Vocabulary):
             raise ValueError(f"affixes is True, expected vectors of words, not of {options.vectors}'s parts of words")
         vocabulary = AffixVocabulary.of_words(vocabulary, words.tokens)
-    model = Classifier(len(vocabulary), train.num_classes, replace(config, embedding_size=config.embedding_size or EMBEDDING_SIZE))
+    config = replace(config, embedding_size=config.embedding_size or EMBEDDING_SIZE)
+    model = Classifier(len(vocabulary), train.num_classes, config, tokens=len(vocabulary.tokens))
     if matrix is not None:
-        model.pretrained.weight.data[: len(matrix)] = matrix
+        model.pretrained.weight.data.copy_(matrix)
     if config.affixes:
         # No phrase has the words that only the vectors have.
         model.embedding.weight.data[len(words) : len(vocabulary.tokens)] = 0
@@ -583,7 +584,8 @@ def measure_throughput(
     first = next(batches.epoch(0, **share))
     models = {}
     for name, recurrent in layers.items():
-        model = Classifier(len(classifier.vocabulary), classifier.classes, config, recurrent)
+        vocabulary = classifier.vocabulary
+        model = Classifier(len(vocabulary), classifier.classes, config, recurrent, len(vocabulary.tokens))
         optimizer = torch.optim.AdamW(model.trainable().values(), lr=options.lr, fused=True)
         prepared = accelerator.prepare(model, optimizer)
         try:

@@ -40,8 +40,9 @@ class AffixVocabulary(Vocabulary):
 
     @classmethod
     def of_words(cls, vocabulary: Vocabulary, words: Iterable[str]) -> AffixVocabulary:
-        """The tokens of a vocabulary, with the affixes of `words`: those that are trained on."""
-        return cls(vocabulary.tokens, list(dict.fromkeys(chain.from_iterable(_affixes(word) for word in words if word not in SPECIALS))))
+        """The tokens of a vocabulary, with the affixes that two or more of `words` have: that of a single one is the word again."""
+        counts = Counter(chain.from_iterable(_affixes(word) for word in words if word not in SPECIALS))
+        return cls(vocabulary.tokens, [affix for affix, count in counts.items() if count > 1])
 
     def __len__(self) -> int:
         """The number of ids: the tokens' and the affixes'."""

@@ -8,7 +8,7 @@ from sstkern.text.affixes import AFFIXES, _affixes
 
 @pytest.fixture
 def vocabulary() -> AffixVocabulary:
-    words = Vocabulary.build(["real sad"])
+    words = Vocabulary.build(["really good", "sadly good", "real"])
     return AffixVocabulary.of_words(words, words.tokens)
 
 
@@ -18,24 +18,25 @@ def test_affixes_of_two_to_five_letters_and_never_the_whole_word():
     assert _affixes("a") == _affixes("of") == []
 
 
-def test_affixes_follow_the_words(vocabulary):
-    assert vocabulary.tokens == ["<pad>", "<unk>", "real", "sad"]
-    assert vocabulary.affixes == ["<re", "<rea", "al>", "eal>", "<sa", "ad>"]
-    assert len(vocabulary) == 4 + 6
+def test_affixes_are_those_of_at_least_two_words(vocabulary):
+    assert vocabulary.tokens == ["<pad>", "<unk>", "good", "really", "sadly", "real"]
+    assert vocabulary.affixes == ["<re", "<rea", "ly>"]
+    assert len(vocabulary) == 6 + 3
 
 
 def test_tokens_may_be_more_than_the_words_of_the_affixes(vocabulary):
-    more = AffixVocabulary.of_words(Vocabulary([*vocabulary.tokens, "bad"]), vocabulary.tokens)
+    more = AffixVocabulary.of_words(Vocabulary([*vocabulary.tokens, "only"]), vocabulary.tokens)
     assert more.affixes == vocabulary.affixes
-    assert more.encode("bad") == [[4, 5 + 5] + [PAD] * (AFFIXES - 1)]
+    assert more.encode("only") == [[6, 7 + 2] + [PAD] * (AFFIXES - 1)]
 
 
 def test_a_token_is_its_word_and_its_affixes(vocabulary):
-    assert vocabulary.encode("sad real") == [[3, 8, 9] + [PAD] * 6, [2, 4, 5, 6, 7] + [PAD] * 4]
+    assert vocabulary.encode("sadly good") == [[4, 8] + [PAD] * 7, [2] + [PAD] * 8]
+    assert vocabulary.encode("really") == [[3, 6, 7, 8] + [PAD] * 5]
     assert vocabulary.encode("") == []
 
 
-@pytest.mark.parametrize(("token", "ids"), [("meal", [6, 7]), ("reread", [4, 9]), ("<unk>", []), ("<pad>", []), ("x", [])])
+@pytest.mark.parametrize(("token", "ids"), [("madly", [8]), ("ready", [6, 7]), ("<unk>", []), ("<pad>", []), ("x", [])])
 def test_an_unknown_word_has_its_affixes_alone(vocabulary, token, ids):
     assert vocabulary.encode(token) == [[PAD, *ids] + [PAD] * (AFFIXES - len(ids))]
 
@@ -43,8 +44,8 @@ def test_an_unknown_word_has_its_affixes_alone(vocabulary, token, ids):
 def test_saved_and_loaded(vocabulary, tmp_path):
     vocabulary.save(tmp_path / "v")
     loaded = AffixVocabulary.load(tmp_path / "v")
-    assert loaded.encode("really sad") == vocabulary.encode("really sad")
-    assert loaded.pieces("really sad") == ["really", "sad"]
+    assert loaded.encode("really new") == vocabulary.encode("really new")
+    assert loaded.pieces("really new") == ["really", "sad"]
 
 
 @pytest.mark.parametrize(
