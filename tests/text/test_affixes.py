@@ -45,7 +45,7 @@ def test_saved_and_loaded(vocabulary, tmp_path):
     vocabulary.save(tmp_path / "v")
     loaded = AffixVocabulary.load(tmp_path / "v")
     assert loaded.encode("really new") == vocabulary.encode("really new")
-    assert loaded.pieces("really new") == ["really", "sad"]
+    assert loaded.pieces("really new") == ["really", "new"]
 
 
 @pytest.mark.parametrize(
