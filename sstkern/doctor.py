@@ -8,6 +8,8 @@ import torch
 
 from sstkern.engines import extension_problem, interpreting, triton_problem
 
+TRAIN = ("accelerate", "huggingface_hub", "matplotlib", "pooch", "rich", "safetensors", "tensorboard", "tokenizers", "tqdm", "typer")
+
 
 def report() -> list[tuple[str, str]]:
     """Pairs of a heading and what was found."""
@@ -23,7 +25,8 @@ def report() -> list[tuple[str, str]]:
         ("GPU", torch.cuda.get_device_name() if torch.cuda.is_available() else "none that torch can use"),
         ("GPU engine", triton_problem() or "ready"),
         *_schedules(),
-        ("training", _extra("train", ("accelerate", "matplotlib", "pooch", "rich", "safetensors", "tensorboard", "typer"))),
+        ("training", _extra("train", TRAIN)),
+        ("study", _extra("study", (*TRAIN, "jinja2", "latex2mathml", "markdown_it", "mdit_py_plugins"))),
         ("benchmarks", _extra("bench", ("matplotlib", "onnx", "onnxruntime", "openvino", "pytest_benchmark", "rich", "typer"))),
     ]
 
