@@ -152,7 +152,7 @@ class Runs:
         return {
             "recipe": recipe.name,
             "seed": seed,
-            "command": command(recipe, *self.settings(recipe, seed), output),
+            "command": command(*self.settings(recipe, seed), output),
             "parameters": sum(parameter.numel() for parameter in parameters),
             "trained_parameters": sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
             "accuracy": {name: score.accuracy for name, score in scores.items()},
@@ -178,7 +178,7 @@ def _scored(classifier: TextClassifier, examples: Examples) -> Evaluation:
     return evaluate(classifier.model, encoded, examples.labels)
 
 
-def command(recipe: Recipe, config: ModelConfig, options: TrainingOptions, output: Path) -> str:
+def command(config: ModelConfig, options: TrainingOptions, output: Path) -> str:
     """The `sstkern train` command that repeats a run."""
     given = [*_given(config), *_given(options), "--output", _short(output)]
     return shlex.join(["sstkern", "train", *given])

@@ -97,7 +97,7 @@ def test_the_command_has_what_differs_from_the_defaults(tmp_path: Path, monkeypa
     config = ModelConfig("gru", bidirectional=True)
     options = TrainingOptions(data=str(tmp_path / "d"), vectors="hf:some/model", seed=2)
     expected = "sstkern train --cell gru --bidirectional --data d --vectors hf:some/model --seed 2 --output runs/x"
-    assert command(RECIPE, config, options, Path("runs/x")) == expected
+    assert command(config, options, Path("runs/x")) == expected
 
 
 def test_whole_sentences_end_like_sentences():
