@@ -56,7 +56,7 @@ def _markdown(kept: dict[str, dict], answers: dict[str, dict], models: plots.Mod
     return language.from_string(TEMPLATE.read_text()).render(
         {name: getattr(words, name) for name in dir(words) if not name.startswith("_")},
         quick=runs.quick,
-        seeds=len(runs.seeds),
+        seeds=", ".join(map(str, runs.seeds)),
         dev=len(runs.data.dev),
         held_out=len(runs.data.held_out),
         train=len(runs.data.train),
