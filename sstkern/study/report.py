@@ -150,7 +150,7 @@ class _Words:
         """The learning rates: the most common one, and in brackets whose are others."""
         rates = {recipe.title: recipe.training["lr"] for recipe in RECIPES}
         common = mode(rates.values())
-        others = ", ".join(f"{title}: {rate:g}" for title, rate in rates.items() if rate != common)
+        others = "; ".join(f"{title}: {rate:g}" for title, rate in rates.items() if rate != common)
         return f"{common:g} ({others})"
 
     def blind(self) -> float:
