@@ -9,7 +9,6 @@ from typing import Any
 
 from sstkern.study import gradients, losses, plots, vocabulary
 from sstkern.study.recipes import RECIPES
-from sstkern.study.runs import Runs
 from sstkern.text.atomic import write_atomically
 
 TEMPLATE = Path(__file__).with_name("report.md.jinja")
@@ -23,7 +22,7 @@ def write(study: Any) -> None:
     answers = {problem: entry["result"] for problem, entry in kept.items()}
     models = {recipe.name: answers[recipe.problem][recipe.name] for recipe in RECIPES if recipe.name in answers.get(recipe.problem, ())}
     _draw(study.folder / "plots", answers, models)
-    markdown = _markdown(kept, answers, models, study.runs, len(study.train))
+    markdown = _markdown(kept, answers, models, study)
     write_atomically(study.folder / "report.md", markdown.encode())
     write_atomically(study.folder / "report.html", _html(markdown).encode())
     write_atomically(study.folder / "results.json", (json.dumps(kept, indent=1) + "\n").encode())
@@ -46,13 +45,13 @@ def _draw(folder: Path, answers: dict[str, dict], models: plots.Models) -> None:
             plot(answers[problem], folder / name)
 
 
-def _markdown(kept: dict[str, dict], answers: dict[str, dict], models: plots.Models, runs: Runs, phrases: int) -> str:
+def _markdown(kept: dict[str, dict], answers: dict[str, dict], models: plots.Models, study: Any) -> str:
     import jinja2
 
     # Delimiters that neither Markdown nor formulas have.
     marks = {"variable_start_string": "<<", "variable_end_string": ">>", "block_start_string": "<%", "block_end_string": "%>"}
     language = jinja2.Environment(**marks, trim_blocks=True, undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
-    words = _Words(models, answers)
+    words, runs = _Words(models, answers), study.runs
     return language.from_string(TEMPLATE.read_text()).render(
         {name: getattr(words, name) for name in dir(words) if not name.startswith("_")},
         quick=runs.quick,
@@ -60,7 +59,8 @@ def _markdown(kept: dict[str, dict], answers: dict[str, dict], models: plots.Mod
         dev=len(runs.data.dev),
         held_out=len(runs.data.held_out),
         train=len(runs.data.train),
-        phrases=phrases,
+        phrases=len(study.train),
+        source=study.source,
         machine=next(iter(kept.values()))["machine"],
         table=table,
         number=number,
