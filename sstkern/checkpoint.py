@@ -378,7 +378,7 @@ def _replacing(folder: Path) -> Iterator[Path]:
 
 
 def _previous(folder: Path) -> Path:
-    return folder.with_name(folder.name + ".old")
+    return folder.parent / f"{folder.name}.old"  # with_name refuses "."
 
 
 def _sync_folder(folder: Path) -> None:

@@ -234,8 +234,9 @@ def study(
     )
     try:
         failed = studies.run(prepared, chosen, typer.echo)
-    except InterruptedStudyError as interruption:
-        typer.echo(f"interrupted; {interruption}; the same command goes on from there")
+    except (InterruptedStudyError, KeyboardInterrupt) as interruption:
+        what = f"{interruption}; " if str(interruption) else ""
+        typer.echo(f"interrupted; {what}the same command goes on from there")
         raise typer.Exit(130) from None
     typer.echo(f"{folder / 'report.md'}, report.html and results.json are written")
     if failed:

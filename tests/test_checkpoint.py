@@ -333,3 +333,11 @@ def test_a_damaged_training_state_is_told(tmp_path, content, message):
 def test_a_wrong_training_option_is_named_with_what_is_allowed(field, value, allowed):
     with pytest.raises(ValueError, match=f"^{field} must be .*{allowed}, not {value!r}"):
         TrainingOptions(**{field: value})
+
+
+def test_the_working_directory_is_a_folder_too(tmp_path, monkeypatch):
+    save(tmp_path / "best")
+    monkeypatch.chdir(tmp_path)
+    assert checkpoint.find(".") == Path("best")
+    monkeypatch.chdir(tmp_path / "best")
+    assert checkpoint.find(".") == Path(".")

@@ -167,9 +167,10 @@ class Runs:
 
 
 def whole_sentences(examples: Examples, count: int) -> Examples:
-    """The first `count` examples that look like whole sentences: those of dev do, most training phrases do not."""
-    pairs = zip(examples.sentences, examples.labels, strict=True)
-    chosen = [(sentence, label) for sentence, label in pairs if len(sentence.split()) >= 5 and sentence.split()[-1] == "."][:count]
+    """The first `count` examples that look like whole sentences: those of dev do, most training phrases do not. Any, where none does."""
+    pairs = list(zip(examples.sentences, examples.labels, strict=True))
+    whole = [(sentence, label) for sentence, label in pairs if len(sentence.split()) >= 5 and sentence.split()[-1] == "."]
+    chosen = (whole or pairs)[:count]
     return Examples([sentence for sentence, _ in chosen], [label for _, label in chosen])
 
 

@@ -49,6 +49,8 @@ class Study:
         Raises:
             FileNotFoundError, ValueError: the data is not there or cannot be read.
         """
+        if folder.exists() and not folder.is_dir():
+            raise ValueError(f"output: {folder} is a file, expected a folder")
         train, dev, source = load(data)
         side, held_out = hold_out(train, min(HELD_OUT, len(train) // 8))
         if quick:
@@ -158,6 +160,7 @@ TITLES = {
     "5.1": "GloVe",
     "5.2": "a transformer's word embedding",
 }
+INSTEAD = {"5.1": " (--glove takes a zip or a text file)", "5.2": " (--transformer takes a folder)"}
 ANSWERS: dict[str, Callable[[Study], dict[str, Any]]] = {
     "1.1": lambda study: gradients.exploding(study.train),
     "1.2": _vanishing,
@@ -187,7 +190,7 @@ def run(study: Study, problems: Sequence[str], tell: Callable[[str], None]) -> l
         try:
             study.answer(problem)
         except (OSError, ValueError) as error:
-            failed.append(f"problem {problem}: {error}")
+            failed.append(f"problem {problem}: {error}{INSTEAD.get(problem, '')}")
             tell(failed[-1])
         report.write(study)
     return failed

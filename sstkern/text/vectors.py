@@ -22,7 +22,7 @@ MOST_FREQUENT = 50_000
 
 
 def load_vectors(
-    source: str, sentences: Sequence[str], min_count: int = 1, dimension: int | None = None
+    source: str | Path, sentences: Sequence[str], min_count: int = 1, dimension: int | None = None
 ) -> tuple[Vocabulary | Subwords, Tensor]:
     """A vocabulary and its pretrained vectors, scaled to the standard deviation 0.6.
 
@@ -45,6 +45,7 @@ def load_vectors(
         UnavailableError: a file could not be downloaded.
         ValueError: the source cannot be read, has another dimension, or its numbers are all the same or not finite.
     """
+    source = str(source)
     if source.startswith(HUB) or Path(source).is_dir():
         matrix, vocabulary = read_transformer(source)
         if dimension not in (None, matrix.shape[1]):

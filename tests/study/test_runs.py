@@ -104,6 +104,7 @@ def test_whole_sentences_end_like_sentences():
     examples = Examples(["a film", "a b c d .", "a b c d e", "e f g h ."], [0, 1, 0, 1])
     assert whole_sentences(examples, 1) == Examples(["a b c d ."], [1])
     assert whole_sentences(examples, 9).sentences == ["a b c d .", "e f g h ."]
+    assert whole_sentences(Examples(["a film", "fun"], [0, 1]), 9).sentences == ["a film", "fun"]
 
 
 def test_every_recipe_has_settings_and_a_name_of_its_own(runs: Runs):
