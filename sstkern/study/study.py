@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +54,7 @@ class Study:
         train, dev, source = load(data)
         side, held_out = hold_out(train, min(HELD_OUT, len(train) // 8))
         if quick:
-            side = replace(side, sentences=side.sentences[:QUICK_PHRASES], labels=side.labels[:QUICK_PHRASES])
+            side = side.pick(range(min(QUICK_PHRASES, len(side))))
         split = Data(side, held_out, dev, folder / "data")
         split.write()
         vectors = {"glove": glove, "transformer": transformer}
@@ -97,7 +97,7 @@ class Study:
         data = self.runs.data
         random_rows = torch.randperm(len(self.train), generator=torch.Generator().manual_seed(0)).tolist()
         cut = len(data.held_out)
-        parts = [_picked(self.train, rows) for rows in (random_rows[cut:], random_rows[:cut])]
+        parts = [self.train.pick(rows) for rows in (random_rows[cut:], random_rows[:cut])]
         return {
             "phrases": len(self.train),
             "train": len(data.train),
@@ -106,10 +106,6 @@ class Study:
             "inside": share_inside(data.train, data.held_out),
             "inside_of_random": share_inside(*parts),
         }
-
-
-def _picked(examples: Examples, rows: Sequence[int]) -> Examples:
-    return Examples([examples.sentences[i] for i in rows], [examples.labels[i] for i in rows])
 
 
 def _vanishing(study: Study) -> dict[str, Any]:

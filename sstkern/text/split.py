@@ -37,7 +37,7 @@ def hold_out(examples: Examples, size: int = 850, seed: int = 0) -> tuple[Exampl
         raise ValueError(f"size is {size}, expected 1 to {len(fit)}, the whole sentences among the examples")
     held = sorted(random.Random(seed).sample(fit, size))
     gone = _occurring(map(tuple, phrases), (phrases[index] for index in held))
-    return _pick(examples, [i for i, phrase in enumerate(phrases) if tuple(phrase) not in gone]), _pick(examples, held)
+    return examples.pick(i for i, phrase in enumerate(phrases) if tuple(phrase) not in gone), examples.pick(held)
 
 
 def share_inside(train: Examples, valid: Examples) -> float:
@@ -71,8 +71,3 @@ def _runs(words: list[str]) -> Iterator[tuple[str, ...]]:
     """Every contiguous sequence of one or more of the words, all of them together included."""
     row = tuple(words)
     return (row[begin:end] for begin in range(len(row)) for end in range(begin + 1, len(row) + 1))
-
-
-def _pick(examples: Examples, indices: Iterable[int]) -> Examples:
-    chosen = list(indices)
-    return Examples([examples.sentences[i] for i in chosen], [examples.labels[i] for i in chosen])

@@ -1,6 +1,9 @@
 """Labelled sentences, and reading them from a TSV file in GLUE's layout."""
 
+from __future__ import annotations
+
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +24,11 @@ class Examples:
 
     def __len__(self) -> int:
         return len(self.sentences)
+
+    def pick(self, indices: Iterable[int]) -> Examples:
+        """Those at the positions `indices`, in that order."""
+        chosen = list(indices)
+        return Examples([self.sentences[i] for i in chosen], [self.labels[i] for i in chosen])
 
     @property
     def num_classes(self) -> int:

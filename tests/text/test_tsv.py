@@ -72,3 +72,9 @@ def test_examples_are_sentences_with_labels():
     assert Examples([], []).num_classes == 0
     with pytest.raises(ValueError, match="1 sentences and 2 labels"):
         Examples(["a"], [0, 1])
+
+
+def test_picked_examples_keep_their_labels():
+    examples = Examples(["a", "b", "c"], [0, 1, 2])
+    assert examples.pick([2, 0]) == Examples(["c", "a"], [2, 0])
+    assert examples.pick(range(0)) == Examples([], [])
