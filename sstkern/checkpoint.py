@@ -48,7 +48,8 @@ class TrainingOptions:
 
     Attributes:
         data: a folder with train.tsv and dev.tsv, or ``demo``; None is SST-2 (see :func:`sstkern.text.load`).
-        valid: a TSV file to validate on instead of the data's own dev.tsv.
+        valid: a TSV file to validate on instead of the data's own dev.tsv; ``none`` validates on nothing, and the model is that of
+            the last epoch.
         vectors: pretrained word vectors: GloVe's, as :func:`sstkern.text.read_glove` takes them, or a transformer's, as
             :func:`sstkern.text.read_transformer` does; None begins with random ones.
         min_count: a word that is rarer in the training data is unknown; a transformer's tokenizer has its own tokens.

@@ -84,7 +84,10 @@ def train(
         str | None,
         typer.Option(help="Folder with train.tsv and dev.tsv; 'demo' generates sentences.", show_default="SST-2"),
     ] = None,
-    valid: Annotated[str | None, typer.Option(help="TSV file to validate on.", show_default="the data's own dev.tsv")] = None,
+    valid: Annotated[
+        str | None,
+        typer.Option(help="TSV file to validate on; 'none' keeps the last epoch's model.", show_default="the data's own dev.tsv"),
+    ] = None,
     cell: Annotated[Cell, typer.Option(help="Recurrent cell; 'average' is the mean of the word vectors.")] = ModelConfig.cell,
     layers: Annotated[int, typer.Option(help="Stacked recurrent layers.")] = ModelConfig.layers,
     hidden_size: Annotated[int, typer.Option(help="Units of a layer, in each direction.")] = ModelConfig.hidden_size,
@@ -129,7 +132,7 @@ def train(
     from sstkern.trainer import Run
 
     # The options have the names of the fields they set.
-    values = ctx.params | {"data": _absolute(data, "demo"), "valid": _absolute(valid), "vectors": _absolute(vectors, NAME)}
+    values = ctx.params | {"data": _absolute(data, "demo"), "valid": _absolute(valid, "none"), "vectors": _absolute(vectors, NAME)}
     given = {name: values[name] for name in values if ctx.get_parameter_source(name).name == "COMMANDLINE"}
     if cell == "average" and (useless := _flags(name for name in NOT_FOR_AVERAGE if name in given)):
         raise typer.BadParameter(f"{useless}: the cell 'average' has no recurrent layer")
@@ -156,7 +159,10 @@ def _train(run: Any) -> None:
         tell(f"  sstkern train --resume --output {shlex.quote(str(run.output))}")
         raise typer.Exit(130)
     speed = run.throughput()
-    tell(f"validation accuracy {run.state.best_accuracy:.4f}, the best of {run.state.epoch} epochs")
+    if run.data.valid:
+        tell(f"validation accuracy {run.state.best_accuracy:.4f}, the best of {run.state.epoch} epochs")
+    else:
+        tell(f"the model of the last of {run.state.epoch} epochs is kept")
     tell(f"{run.output}: best (the model), last (to resume), metrics.jsonl, training.png, tensorboard")
     if speed.torch is None:
         tell(f"{speed.sstkern:,.0f} tokens/s, measured in this run")

@@ -27,7 +27,8 @@ def plot_training(metrics: Path, steps_per_epoch: int, target: Path) -> None:
         )
         numbers = [line["epoch"] for line in epochs]
         axes.plot(numbers, [line[name] for line in epochs], "o-", color="C0", label="training, mean of the epoch")
-        axes.plot(numbers, [line[f"valid_{name}"] for line in epochs], "s-", color="C1", label="validation")
+        if all(f"valid_{name}" in line for line in epochs):
+            axes.plot(numbers, [line[f"valid_{name}"] for line in epochs], "s-", color="C1", label="validation")
         axes.set_xlabel("epoch")
         axes.set_ylabel(f"{name} ({unit})" if unit else name)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))

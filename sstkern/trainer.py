@@ -1,6 +1,7 @@
 """The thin trainer: AdamW on cross entropy, on one process or, through Accelerate, on several.
 
 The learning rate falls in a line to 0, and the model that is validated and kept has the running average of the weights.
+The epoch that is best on the validation set is kept; without one, the last.
 Only the main process writes. A run's folder holds ``best`` and ``last`` (see :mod:`sstkern.checkpoint`),
 ``metrics.jsonl``, TensorBoard's events and, at the end, ``training.png``.
 """
@@ -67,7 +68,7 @@ def evaluate(model: Classifier, encoded: list[list[int]], labels: list[int]) -> 
 
 @dataclass(frozen=True)
 class Data:
-    """The examples of a run, what they are in words, and their hash."""
+    """The examples of a run, what they are in words, and their hash; ``valid`` may have none."""
 
     train: Examples
     valid: Examples
@@ -78,7 +79,10 @@ class Data:
         # One process at a time, so that a download happens once.
         with accelerator.main_process_first():
             train, valid, description = load(options.data)
-        if options.valid is not None:
+        if options.valid == "none":
+            valid = Examples([], [])
+            description += ", without validation"
+        elif options.valid is not None:
             valid = read_tsv(options.valid)
             description += f", validated on {options.valid}"
             check_labels(valid, train.num_classes, options.valid)
@@ -289,13 +293,16 @@ class Run:
 
     def _end_epoch(self) -> None:
         values = self._means(0) | {"seconds": round(self._speed.seconds, 1)}
-        valid = self._validate()
-        values |= {"valid_loss": valid.loss, "valid_accuracy": valid.accuracy}
+        accuracy = self.state.best_accuracy
+        if self.data.valid:
+            valid = self._validate()
+            accuracy = valid.accuracy
+            values |= {"valid_loss": valid.loss, "valid_accuracy": valid.accuracy}
         self.state.epoch += 1
         self.state.batch = 0
         self._history.write("epoch", self.state, values)
-        if valid.accuracy > self.state.best_accuracy and self._save("best"):
-            self.state.best_accuracy = valid.accuracy
+        if (accuracy > self.state.best_accuracy or not self.data.valid) and self._save("best"):
+            self.state.best_accuracy = accuracy
             self.state.epochs_without_gain = 0
         else:
             self.state.epochs_without_gain += 1
@@ -493,11 +500,11 @@ class Reporter:
         """Tell the means over the epoch that ended, and how the model does on the validation set."""
         if self._quiet:
             return
+        parts = [f"epoch {self._state.epoch}/{self._epochs}: {_describe(values)}"]
+        if "valid_loss" in values:
+            parts.append(f"validation loss {values['valid_loss']:.4f} accuracy {values['valid_accuracy']:.4f}")
         left = (self._epochs - self._state.epoch) * values["seconds"]
-        self._console.print(
-            f"epoch {self._state.epoch}/{self._epochs}: {_describe(values)}, validation loss "
-            f"{values['valid_loss']:.4f} accuracy {values['valid_accuracy']:.4f}, at most {left:.0f} s left"
-        )
+        self._console.print(", ".join([*parts, f"at most {left:.0f} s left"]))
 
     @contextmanager
     def reporting(self, consequence: str) -> Iterator[None]:

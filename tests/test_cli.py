@@ -69,6 +69,16 @@ def test_training_ends_with_the_accuracy_the_files_and_the_speeds(trained):
     assert (run / "training.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_training_without_validation(trained, tmp_path):
+    data, _, _ = trained
+    result = call("train", "--data", data, "--valid", "none", *SMALL, "--epochs", "2", "--output", tmp_path / "run")
+    assert result.exit_code == 0, result.output
+    assert "80 sentences to train on, 0 to validate on" in result.stdout
+    assert "validation loss" not in result.stdout
+    assert "the model of the last of 2 epochs is kept" in result.stdout.splitlines()
+    assert (tmp_path / "run" / "training.png").is_file()
+
+
 def test_evaluation_is_that_of_the_training(trained):
     data, run, _ = trained
     result = call("evaluate", "--model", run, "--data", data / "dev.tsv")

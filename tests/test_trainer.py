@@ -457,6 +457,16 @@ def test_a_validation_file_takes_the_place_of_dev_and_its_labels_are_checked(tmp
         start(tmp_path / "other", valid=str(file))
 
 
+def test_without_validation_the_model_is_that_of_the_last_epoch(tmp_path, monkeypatch):
+    monkeypatch.setattr(trainer, "evaluate", None)
+    run = start(tmp_path, valid="none", epochs=3, patience=1)
+    assert run.train()
+    assert run.state.epoch == 3
+    assert not any("valid_accuracy" in line for line in metrics(tmp_path))
+    best, last = (load_model(tmp_path / name).model.state_dict() for name in ("best", "last"))
+    assert all(torch.equal(best[name], last[name]) for name in best)
+
+
 @pytest.mark.parametrize("cell", ["lstm", "average"])
 def test_throughput_compares_recurrent_layers_only(tmp_path, cell):
     speed = start(tmp_path, replace(CONFIG, cell=cell)).throughput()
