@@ -1,6 +1,5 @@
 """The plots of the trained models."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -9,8 +8,8 @@ from matplotlib.figure import Figure
 
 from sstkern.study.recipes import RECIPES
 
-Models = dict[str, Sequence[dict[str, Any]]]
-"""The runs of each recipe, by its name."""
+Models = dict[str, dict[str, Any]]
+"""What `Runs.of` measured of each recipe, by its name."""
 
 
 def accuracies(models: Models, target: Path) -> None:
@@ -19,12 +18,12 @@ def accuracies(models: Models, target: Path) -> None:
     figure = Figure(figsize=(8, 0.45 * len(recipes) + 1.7), layout="constrained")
     axes = figure.subplots()
     for row, recipe in enumerate(recipes):
-        dev = [run["accuracy"]["dev"] for run in models[recipe.name]]
+        dev = [run["accuracy"]["dev"] for run in models[recipe.name]["runs"]]
         first = row == 0
         axes.plot(dev, [row] * len(dev), "o", color="C0", alpha=0.5, label="dev, one run" if first else None)
         axes.plot(mean(dev), row, "|", color="C0", markersize=18, markeredgewidth=3, label="dev, mean" if first else None)
-        held_out = mean(run["accuracy"]["held_out"] for run in models[recipe.name])
-        axes.plot(held_out, row, "x", color="C1", label="held-out sentences, mean" if first else None)
+        held_out = models[recipe.name]["split"]["accuracy"]
+        axes.plot(held_out, row, "x", color="C1", label="held-out sentences, the run on the split" if first else None)
         if recipe.target is not None:
             axes.plot(recipe.target, row, ">", color="C7", label="aim" if first else None)
     axes.set_yticks(range(len(recipes)), [recipe.title for recipe in recipes])
@@ -36,14 +35,12 @@ def accuracies(models: Models, target: Path) -> None:
 
 
 def progress(models: Models, target: Path) -> None:
-    """Accuracy on the held-out sentences over the epochs, the mean of the runs."""
+    """Accuracy on the held-out sentences over the epochs, of the runs on the split."""
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
     for place, recipe in enumerate(recipe for recipe in RECIPES if recipe.name in models):
-        lines = [[epoch["valid_accuracy"] for epoch in run["epochs"]] for run in models[recipe.name]]
-        length = min(map(len, lines))
-        means = [mean(line[epoch] for line in lines) for epoch in range(length)]
-        axes.plot(range(1, length + 1), means, marker="osD^v<>Px*"[place % 10], color=f"C{place % 10}", label=recipe.title)
+        line = [epoch["valid_accuracy"] for epoch in models[recipe.name]["split"]["epochs"]]
+        axes.plot(range(1, len(line) + 1), line, marker="osD^v<>Px*"[place % 10], color=f"C{place % 10}", label=recipe.title)
     axes.set_xlabel("epoch")
     axes.set_ylabel("accuracy on the held-out sentences")
     axes.xaxis.get_major_locator().set_params(integer=True)
@@ -54,8 +51,8 @@ def progress(models: Models, target: Path) -> None:
 
 def speeds(models: Models, target: Path) -> None:
     """Tokens a second in training, ours and torch.nn's, of the same models in the same run."""
-    measured = [(recipe, models[recipe.name][0]["throughput"]) for recipe in RECIPES if recipe.name in models]
-    measured = [(recipe, speed) for recipe, speed in measured if speed is not None and speed["torch"] is not None]
+    measured = [(recipe, models[recipe.name]["split"]["throughput"]) for recipe in RECIPES if recipe.name in models]
+    measured = [(recipe, speed) for recipe, speed in measured if speed["torch"] is not None]
     figure = Figure(figsize=(8, 0.5 * len(measured) + 1.4), layout="constrained")
     axes = figure.subplots()
     for place, name in enumerate(("sstkern", "torch")):

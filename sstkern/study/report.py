@@ -7,6 +7,7 @@ from pathlib import Path
 from statistics import mean, mode
 from typing import Any
 
+from sstkern.checkpoint import TrainingOptions
 from sstkern.study import gradients, losses, plots, vocabulary
 from sstkern.study.recipes import RECIPES
 from sstkern.text.atomic import write_atomically
@@ -56,11 +57,12 @@ def _markdown(kept: dict[str, dict], answers: dict[str, dict], models: plots.Mod
     return language.from_string(TEMPLATE.read_text()).render(
         {name: getattr(words, name) for name in dir(words) if not name.startswith("_")},
         quick=runs.quick,
-        epochs="one epoch" if runs.quick else "three epochs",
+        epochs="one epoch" if runs.quick else f"{TrainingOptions.epochs} epochs",
         seeds=", ".join(map(str, runs.seeds)),
         dev=len(runs.data.dev),
         held_out=len(runs.data.held_out),
-        train=len(runs.data.train),
+        side=len(runs.data.side),
+        whole=len(runs.data.whole),
         phrases=len(study.train),
         source=study.source,
         machine=next(iter(kept.values()))["machine"],
@@ -95,10 +97,13 @@ class _Words:
         self._titles = {recipe.name: recipe.title for recipe in RECIPES}
 
     def mean(self, name: str, side: str = "dev") -> float:
-        return mean(run["accuracy"][side] for run in self.models[name])
+        return mean(run["accuracy"][side] for run in self.models[name]["runs"])
+
+    def held_out(self, name: str) -> str:
+        return f"{self.models[name]['split']['accuracy']:.4f}"
 
     def accuracy(self, name: str, side: str = "dev") -> str:
-        values = [run["accuracy"][side] for run in self.models[name]]
+        values = [run["accuracy"][side] for run in self.models[name]["runs"]]
         spread = f" ({min(values):.4f} to {max(values):.4f})" if len(values) > 1 else ""
         return f"{mean(values):.4f}{spread}"
 
@@ -109,11 +114,11 @@ class _Words:
     def table_of(self, *names: str) -> str:
         """The accuracies of those models that are there."""
         rows = [
-            [self._titles[name], *(self.accuracy(name, side) for side in ("train", "held_out", "dev")), f"{self.gap(name):.1f}"]
+            [self._titles[name], self.held_out(name), self.accuracy(name, "train"), self.accuracy(name), f"{self.gap(name):.1f}"]
             for name in names
             if name in self.models
         ]
-        return table(["model", "train", "held out", "dev", "train - dev, points"], rows)
+        return table(["model", "held out", "train", "dev", "train - dev, points"], rows)
 
     def compared(self, name: str, other: str) -> str:
         """How much better or worse on dev."""
@@ -127,8 +132,8 @@ class _Words:
         return table(header, [self._line(recipe) for recipe in RECIPES if recipe.name in self.models])
 
     def _line(self, recipe: Any) -> list[str]:
-        runs = self.models[recipe.name]
-        speed, best = runs[0]["throughput"], mean(run["seconds_to_best"] for run in runs)
+        split = self.models[recipe.name]["split"]
+        speed, best = split["throughput"], split["seconds_to_best"]
         torch, ratio, theirs = "-", "-", "-"
         if speed["torch"] is not None:
             factor = speed["sstkern"] / speed["torch"]
@@ -141,8 +146,8 @@ class _Words:
         return [
             recipe.problem,
             recipe.title,
-            f"{runs[0]['trained_parameters']:,}",
-            self.accuracy(recipe.name, "held_out"),
+            f"{split['trained_parameters']:,}",
+            self.held_out(recipe.name),
             f"**{self.accuracy(recipe.name)}**",
             aim,
             f"{speed['sstkern'] / 1000:.1f}",
@@ -154,17 +159,17 @@ class _Words:
 
     def rates(self) -> str:
         """The learning rates: the most common one, and in brackets whose are others."""
-        rates = {recipe.title: recipe.training["lr"] for recipe in RECIPES}
+        rates = {recipe.title: recipe.training.get("lr", TrainingOptions.lr) for recipe in RECIPES}
         common = mode(rates.values())
         others = "; ".join(f"{title}: {rate:g}" for title, rate in rates.items() if rate != common)
         return f"{common:g} ({others})"
 
     def blind(self) -> float:
         """The accuracy on shuffled sentences of the model that was trained on ordered ones."""
-        return mean(run["dev_shuffled_accuracy"] for run in self.models["lstm-dropout"])
+        return mean(run["dev_shuffled_accuracy"] for run in self.models["lstm-dropout"]["runs"])
 
     def commands(self) -> str:
-        return "\n".join(run["command"] for runs in self.models.values() for run in runs)
+        return "\n".join(run["command"] for model in self.models.values() for run in (model["split"], *model["runs"]))
 
     def vanished(self) -> list[list[str]]:
         """The Jacobians' norms at the largest distance."""

@@ -1,4 +1,8 @@
-"""Trains the study's models, each in a folder of its own, and measures them; what is there is not done again."""
+"""Trains the study's models, each in a folder of its own, and measures them; what is there is not done again.
+
+A recipe is trained once on what the split leaves, which shows how it does on the held-out sentences epoch by epoch, and then, with each
+seed, on all of the training data, as long as the recipe says: those models are measured on dev.
+"""
 
 import hashlib
 import json
@@ -8,7 +12,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from statistics import mean
 from typing import Any
 
 from sstkern.checkpoint import TextClassifier, TrainingOptions, load_model
@@ -31,13 +34,15 @@ class Data:
     """What the study trains and measures on, and the folders that hold it for `sstkern train`.
 
     Attributes:
-        train: phrases to train on; none occurs inside a sentence of `held_out`.
-        held_out: whole sentences of the training data, to stop and to choose by.
+        whole: all phrases to train on.
+        side: those of them that do not occur inside a sentence of `held_out`.
+        held_out: whole sentences of the training data, to choose by.
         dev: SST-2's validation sentences, which decide nothing.
-        folder: has `ordered` and `shuffled`, each with train.tsv and dev.tsv, the latter the held-out sentences.
+        folder: has `split` and `whole`, and both with `-shuffled` behind, each with train.tsv and dev.tsv.
     """
 
-    train: Examples
+    whole: Examples
+    side: Examples
     held_out: Examples
     dev: Examples
     folder: Path
@@ -45,17 +50,21 @@ class Data:
     @cached_property
     def sha256(self) -> str:
         """Of all sentences and labels."""
-        parts = [asdict(part) for part in (self.train, self.held_out, self.dev)]
+        parts = [asdict(part) for part in (self.whole, self.side, self.held_out, self.dev)]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     def write(self) -> None:
         """Write the folders, unless they are there."""
-        for name, change in (("ordered", lambda examples, _: examples), ("shuffled", shuffled)):
-            for file, examples in (("train.tsv", self.train), ("dev.tsv", self.held_out)):
-                path = self.folder / name / file
-                text = _as_tsv(change(examples, 0))
-                if not path.is_file() or path.read_bytes() != text:
-                    write_atomically(path, text)
+        for name, parts in (("split", (self.side, self.held_out)), ("whole", (self.whole, self.dev))):
+            for file, examples in zip(("train.tsv", "dev.tsv"), parts, strict=True):
+                _write(self.folder / name / file, examples)
+                _write(self.folder / f"{name}-shuffled" / file, shuffled(examples, 0))
+
+
+def _write(path: Path, examples: Examples) -> None:
+    text = _as_tsv(examples)
+    if not path.is_file() or path.read_bytes() != text:
+        write_atomically(path, text)
 
 
 def shuffled(examples: Examples, seed: int) -> Examples:
@@ -80,9 +89,9 @@ class Runs:
 
     Attributes:
         data: what on.
-        folder: of the runs, RECIPE-SEED each.
+        folder: of the runs, RECIPE-split and RECIPE-SEED.
         vectors: the source of each kind of word vectors.
-        seeds: one run of a recipe each.
+        seeds: one run of a recipe on all of the data each; the first also decides the run on the split.
         quick: one epoch.
     """
 
@@ -92,28 +101,36 @@ class Runs:
     seeds: Sequence[int]
     quick: bool = False
 
-    def of(self, recipe: Recipe) -> list[dict[str, Any]]:
-        """What was measured of a recipe, one entry a seed, trained now where it was not yet.
+    def of(self, recipe: Recipe) -> dict[str, Any]:
+        """What was measured of a recipe, trained now where it was not yet: `split`, and `runs`, one entry a seed.
 
         Raises:
             InterruptedStudyError: Ctrl-C; the next call goes on where this one stopped.
         """
-        return [self.one(recipe, seed) for seed in self.seeds]
+        return {"split": self.one(recipe, None), "runs": [self.one(recipe, seed) for seed in self.seeds]}
 
-    def one(self, recipe: Recipe, seed: int) -> dict[str, Any]:
+    def one(self, recipe: Recipe, seed: int | None) -> dict[str, Any]:
+        """The run of one seed on all of the data, or, without a seed, the run on the split."""
         config, options = self.settings(recipe, seed)
-        output = self.folder / f"{recipe.name}-{seed}"
+        output = self._output(recipe, seed)
         asked = {"model": asdict(config), "training": asdict(options), "data": self.data.sha256}
         file = output / "result.json"
         if file.is_file() and (known := json.loads(file.read_bytes()))["asked"] == asked:
             return known["measured"]
         run = self._train(config, options, output)
-        measured = self._measure(run, recipe, seed, output)
+        measured = {"command": command(config, options, output)}
+        measured |= self._on_split(run, output) if seed is None else self._on_dev(recipe, output)
         write_atomically(file, (json.dumps({"asked": asked, "measured": measured}, indent=1) + "\n").encode())
         return json.loads(file.read_bytes())["measured"]
 
-    def settings(self, recipe: Recipe, seed: int) -> tuple[ModelConfig, TrainingOptions]:
-        options = {"data": str((self.data.folder / ("shuffled" if recipe.shuffled else "ordered")).resolve()), "seed": seed}
+    def _output(self, recipe: Recipe, seed: int | None) -> Path:
+        return self.folder / f"{recipe.name}-{'split' if seed is None else seed}"
+
+    def settings(self, recipe: Recipe, seed: int | None) -> tuple[ModelConfig, TrainingOptions]:
+        folder = ("split" if seed is None else "whole") + ("-shuffled" if recipe.shuffled else "")
+        options = {"data": str((self.data.folder / folder).resolve()), "seed": self.seeds[0] if seed is None else seed}
+        if seed is not None:
+            options["valid"] = "none"
         if recipe.vectors is not None:
             options["vectors"] = self.vectors[recipe.vectors]
         if self.quick:
@@ -121,9 +138,9 @@ class Runs:
         return ModelConfig(**recipe.model), TrainingOptions(**recipe.training | options)
 
     def classifier(self, recipe: Recipe, seed: int) -> TextClassifier:
-        """The trained model."""
+        """The model trained on all of the data."""
         self.one(recipe, seed)
-        return load_model(self.folder / f"{recipe.name}-{seed}")
+        return load_model(self._output(recipe, seed))
 
     def _train(self, config: ModelConfig, options: TrainingOptions, output: Path) -> Run:
         run = self._resumed(config, options, output) or Run.start(config, options, _unused(output))
@@ -138,31 +155,32 @@ class Runs:
         except (ValueError, FileNotFoundError):
             return None
         # A run knows what it left open, from the vectors it read.
-        found = replace(run.classifier.model.config, embedding_size=config.embedding_size, vectors_size=config.vectors_size)
+        left_open = {name: getattr(config, name) for name in ("affixes", "embedding_size", "vectors_size")}
+        found = replace(run.classifier.model.config, **left_open)
         return run if (found, run.options) == (config, options) else None
 
-    def _measure(self, run: Run, recipe: Recipe, seed: int, output: Path) -> dict[str, Any]:
-        trained = load_model(output)
-        sides = {"train": whole_sentences(self.data.train, GAP_SENTENCES), "held_out": self.data.held_out, "dev": self.data.dev}
-        scores = {name: _scored(trained, shuffled(side, 1) if recipe.shuffled else side) for name, side in sides.items()}
+    def _on_split(self, run: Run, output: Path) -> dict[str, Any]:
         epochs = [line for line in _lines(output / "metrics.jsonl") if line["event"] == "epoch"]
         best = max(epochs, key=lambda line: line["valid_accuracy"])
-        speed = run.throughput() if seed == self.seeds[0] else None
         parameters = list(run.classifier.model.parameters())
         return {
-            "recipe": recipe.name,
-            "seed": seed,
-            "command": command(*self.settings(recipe, seed), output),
             "parameters": sum(parameter.numel() for parameter in parameters),
             "trained_parameters": sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
+            "accuracy": epochs[-1]["valid_accuracy"],
+            "loss": epochs[-1]["valid_loss"],
+            "epochs": epochs,
+            "seconds_to_best": sum(line["seconds"] for line in epochs[: best["epoch"]]),
+            "throughput": asdict(run.throughput()),
+        }
+
+    def _on_dev(self, recipe: Recipe, output: Path) -> dict[str, Any]:
+        trained = load_model(output)
+        sides = {"train": whole_sentences(self.data.whole, GAP_SENTENCES), "dev": self.data.dev}
+        scores = {name: _scored(trained, shuffled(side, 1) if recipe.shuffled else side) for name, side in sides.items()}
+        return {
             "accuracy": {name: score.accuracy for name, score in scores.items()},
             "loss": {name: score.loss for name, score in scores.items()},
             "dev_shuffled_accuracy": _scored(trained, shuffled(self.data.dev, 1)).accuracy,
-            "epochs": epochs,
-            "best_epoch": best["epoch"],
-            "seconds_to_best": sum(line["seconds"] for line in epochs[: best["epoch"]]),
-            "tokens_per_second": mean(line["tokens_per_second"] for line in epochs),
-            "throughput": None if speed is None else asdict(speed),
         }
 
 

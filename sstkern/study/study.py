@@ -53,9 +53,8 @@ class Study:
             raise ValueError(f"output: {folder} is a file, expected a folder")
         train, dev, source = load(data)
         side, held_out = hold_out(train, min(HELD_OUT, len(train) // 8))
-        if quick:
-            side = side.pick(range(min(QUICK_PHRASES, len(side))))
-        split = Data(side, held_out, dev, folder / "data")
+        whole, side = (part.pick(range(min(QUICK_PHRASES, len(part)))) if quick else part for part in (train, side))
+        split = Data(whole, side, held_out, dev, folder / "data")
         split.write()
         vectors = {"glove": glove, "transformer": transformer}
         return cls(folder, train, dev, Runs(split, folder / "runs", vectors, SEEDS[:1] if quick else SEEDS, quick), source)
@@ -89,8 +88,8 @@ class Study:
         """What an answer hangs on besides the program."""
         return {"data": self.runs.data.sha256, "quick": self.runs.quick}
 
-    def trained(self, problem: str) -> dict[str, list[dict[str, Any]]]:
-        """The runs of a problem's models, by the recipe's name."""
+    def trained(self, problem: str) -> dict[str, dict[str, Any]]:
+        """What was measured of a problem's models, by the recipe's name."""
         return {recipe.name: self.runs.of(recipe) for recipe in of_problem(problem)}
 
     def split(self) -> dict[str, Any]:
@@ -100,10 +99,10 @@ class Study:
         parts = [self.train.pick(rows) for rows in (random_rows[cut:], random_rows[:cut])]
         return {
             "phrases": len(self.train),
-            "train": len(data.train),
+            "train": len(data.side),
             "held_out": len(data.held_out),
             "dev": len(data.dev),
-            "inside": share_inside(data.train, data.held_out),
+            "inside": share_inside(data.side, data.held_out),
             "inside_of_random": share_inside(*parts),
         }
 
@@ -138,7 +137,7 @@ def _embedded(model: nn.Module, ids: list[int]) -> Tensor:
 
 def _recurrent(study: Study) -> dict[str, Any]:
     data = study.runs.data
-    return study.trained("3.2") | {"label_order": losses.label_order(data.train, data.held_out, seed=0)}
+    return study.trained("3.2") | {"label_order": losses.label_order(data.side, data.held_out, seed=0)}
 
 
 TITLES = {

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from sstkern.checkpoint import TrainingOptions
+from sstkern.checkpoint import TrainingOptions, load_model, read_config
 from sstkern.models import ModelConfig
 from sstkern.study.recipes import RECIPES, Recipe, of_problem
 from sstkern.study.runs import Data, InterruptedStudyError, Runs, command, shuffled, whole_sentences
@@ -18,15 +18,17 @@ RECIPE = Recipe("tiny", "4.1", "a tiny GRU", None, {"cell": "gru", "hidden_size"
 @pytest.fixture
 def runs(tmp_path: Path) -> Runs:
     train, dev = demo(160, 40)
-    data = Data(train, dev, dev, tmp_path / "data")
+    data = Data(train, train.pick(range(120)), dev.pick(range(20)), dev, tmp_path / "data")
     data.write()
     return Runs(data, tmp_path / "runs", {}, seeds=(0, 1))
 
 
 def test_the_data_is_written_as_sstkern_train_reads_it(runs: Runs):
-    for name, change in (("ordered", lambda examples, _: examples), ("shuffled", shuffled)):
-        for file, examples in (("train.tsv", runs.data.train), ("dev.tsv", runs.data.held_out)):
-            assert read_tsv(runs.data.folder / name / file) == change(examples, 0)
+    data = runs.data
+    for name, parts in (("split", (data.side, data.held_out)), ("whole", (data.whole, data.dev))):
+        for file, examples in zip(("train.tsv", "dev.tsv"), parts, strict=True):
+            assert read_tsv(data.folder / name / file) == examples
+            assert read_tsv(data.folder / f"{name}-shuffled" / file) == shuffled(examples, 0)
 
 
 def test_shuffling_keeps_the_words_and_the_labels():
@@ -38,16 +40,27 @@ def test_shuffling_keeps_the_words_and_the_labels():
     assert shuffled(examples, 0) == mixed != shuffled(examples, 1)
 
 
-def test_a_run_is_measured(runs: Runs):
-    first, second = runs.of(RECIPE)
-    assert (first["seed"], second["seed"]) == (0, 1)
-    assert [epoch["epoch"] for epoch in first["epochs"]] == [1, 2]
-    assert first["accuracy"]["held_out"] == pytest.approx(max(epoch["valid_accuracy"] for epoch in first["epochs"]))
-    assert first["accuracy"]["dev"] == first["accuracy"]["held_out"]  # the same sentences here
-    assert first["throughput"]["torch"] > 0
-    assert second["throughput"] is None
-    assert first["parameters"] == first["trained_parameters"] > 100
-    assert 0 <= first["seconds_to_best"] <= sum(epoch["seconds"] for epoch in first["epochs"])
+def test_a_recipe_is_measured_on_the_split(runs: Runs):
+    split = runs.of(RECIPE)["split"]
+    assert [epoch["epoch"] for epoch in split["epochs"]] == [1, 2]
+    assert split["accuracy"] == split["epochs"][-1]["valid_accuracy"]
+    assert split["throughput"]["torch"] > 0
+    assert split["parameters"] == split["trained_parameters"] > 100
+    assert 0 <= split["seconds_to_best"] <= sum(epoch["seconds"] for epoch in split["epochs"])
+    assert read_config(runs.folder / "tiny-split" / "best")["training"].data == str(runs.data.folder / "split")
+
+
+def test_dev_measures_models_of_all_the_data_that_nothing_validated(runs: Runs):
+    measured = runs.of(RECIPE)["runs"]
+    assert len(measured) == 2
+    for seed, run in enumerate(measured):
+        trained = load_model(runs.folder / f"tiny-{seed}")
+        options = trained.options
+        assert (options.seed, options.data, options.valid) == (seed, str(runs.data.folder / "whole"), "none")
+        labels = [label for label, _ in trained.predict(runs.data.dev.sentences)]
+        right = [label == expected for label, expected in zip(labels, runs.data.dev.labels, strict=True)]
+        assert run["accuracy"]["dev"] == sum(right) / len(right)
+        assert 0 <= run["accuracy"]["train"] <= 1
 
 
 def test_what_is_there_is_not_done_again(runs: Runs, monkeypatch: pytest.MonkeyPatch):
@@ -61,13 +74,13 @@ def test_other_settings_are_a_new_run_and_the_old_one_is_kept(runs: Runs):
     other = runs.one(replace(RECIPE, model=RECIPE.model | {"hidden_size": 4}), 0)
     kept = json.loads((runs.folder / "tiny-0.old-1" / "result.json").read_bytes())
     assert kept["asked"]["model"]["hidden_size"] == 8
-    assert kept["measured"]["parameters"] > other["parameters"]
+    assert kept["measured"]["loss"] != other["loss"]
 
 
 def test_other_data_is_a_new_run(runs: Runs):
     runs.one(RECIPE, 0)
     train, dev = demo(160, 40, seed=1)
-    other = replace(runs, data=Data(train, dev, dev, runs.data.folder))
+    other = replace(runs, data=Data(train, train, dev, dev, runs.data.folder))
     other.data.write()
     other.one(RECIPE, 0)
     assert (runs.folder / "tiny-0.old-1").is_dir()

@@ -31,10 +31,12 @@ def test_the_report_has_the_answers_and_no_others(folder: Path):
     text = (folder / "report.md").read_text()
     assert re.findall(r"^## (\d\.\d)", text, re.MULTILINE) == ["2.1", "3.1", "3.3", "3.4"]
     assert "quick pass" in text
-    assert "Not SST-2 but generated demo sentences: 4,000 phrases" in text
-    (run,) = json.loads((folder / "results.json").read_bytes())["3.1"]["result"]["average"]
-    assert f"| 3.1 | average pooling | {run['trained_parameters']:,} |" in text
-    assert f"**{run['accuracy']['dev']:.4f}**" in text
+    assert "Not SST-2 but generated demo sentences: 16,000 phrases" in text
+    measured = json.loads((folder / "results.json").read_bytes())["3.1"]["result"]["average"]
+    split, (run,) = measured["split"], measured["runs"]
+    line = f"| 3.1 | average pooling | {split['trained_parameters']:,} | {split['accuracy']:.4f} | **{run['accuracy']['dev']:.4f}** |"
+    assert line in text
+    assert split["command"] in text
     assert run["command"] in text
     assert "<<" not in text
     assert "<%" not in text
