@@ -23,7 +23,8 @@ ADJECTIVES = (
 )
 
 
-def demo(train_size: int = 4000, dev_size: int = 1000, seed: int = 0) -> tuple[Examples, Examples]:
+# 16,000 sentences are what the defaults of `sstkern train` need: RNN, GRU and LSTM end at an accuracy of 1, of 4,000 at 0.5.
+def demo(train_size: int = 16000, dev_size: int = 1000, seed: int = 0) -> tuple[Examples, Examples]:
     """Generated training and development examples: negative (0) and positive (1) by turns, no sentence twice.
 
     The sentences have negation ("not funny" is negative), contrast (in "X but Y" and "although X , Y" it is Y that

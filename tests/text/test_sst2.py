@@ -7,7 +7,7 @@ import pytest
 from sstkern.text import Examples, demo, load, sst2
 
 # Training and development examples, and how many of each are positive.
-SIZES = {"demo": (4000, 1000, 2000, 500), "sst2": (67349, 872, 37569, 444)}
+SIZES = {"demo": (16000, 1000, 8000, 500), "sst2": (67349, 872, 37569, 444)}
 
 
 @pytest.fixture
