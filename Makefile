@@ -9,8 +9,8 @@ CPP := $(wildcard csrc/*.cpp csrc/*.h csrc/cells/*.h)
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
-train: $(VENV)/built ## train a fused LSTM classifier on SST-2 as the study does (ARGS="..." adds options)
-	$(VENV)/bin/sstkern train --affixes --lr 0.004 --epochs 3 $(ARGS)
+train: $(VENV)/built ## train a fused LSTM classifier on SST-2 (ARGS="..." adds options)
+	$(VENV)/bin/sstkern train $(ARGS)
 
 study: $(VENV)/built ## answer the problems of the SST-2 assignment and write the report (ARGS="--quick", ...)
 	$(VENV)/bin/sstkern study $(ARGS)

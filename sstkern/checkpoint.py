@@ -71,9 +71,9 @@ class TrainingOptions:
     valid: str | None = None
     vectors: str | None = None
     min_count: int = 1
-    epochs: int = 4
+    epochs: int = 3
     batch_size: int = 128
-    lr: float = 2e-3
+    lr: float = 4e-3
     weight_decay: float = 0.01
     clip: float = 1.0
     label_smoothing: float = 0.1

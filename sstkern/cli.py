@@ -107,7 +107,14 @@ def train(
         ),
     ] = TrainingOptions.vectors,
     frozen: Annotated[bool, typer.Option("--frozen", help="Do not train the pretrained word vectors.")] = False,
-    affixes: Annotated[bool, typer.Option("--affixes", help="Also learn vectors of the words' beginnings and endings.")] = False,
+    affixes: Annotated[
+        bool | None,
+        typer.Option(
+            "--affixes/--no-affixes",
+            help="Also learn vectors of the words' beginnings and endings.",
+            show_default="yes, but for a transformer's vectors",
+        ),
+    ] = None,
     min_count: Annotated[int, typer.Option(help="Words that are rarer in the training data are unknown.")] = TrainingOptions.min_count,
     epochs: Annotated[int, typer.Option(help="The most passes over the training data.")] = TrainingOptions.epochs,
     batch_size: Annotated[int, typer.Option(help="Sentences per step and process.")] = TrainingOptions.batch_size,
@@ -236,7 +243,8 @@ def study(
     chosen = [number for number in PROBLEMS if number in _values(problem)] if problem else list(PROBLEMS)
     prepared = studies.Study.prepare(folder, _absolute(data, "demo"), _absolute(glove, NAME), _absolute(transformer), quick)
     typer.echo(
-        f"data: {prepared.source}; held out {len(prepared.runs.data.held_out):,} sentences, {len(prepared.runs.data.train):,} to train on"
+        f"data: {prepared.source}; held out {len(prepared.runs.data.held_out):,} sentences, "
+        f"{len(prepared.runs.data.side):,} phrases are left to choose with"
     )
     try:
         failed = studies.run(prepared, chosen, typer.echo)

@@ -39,7 +39,8 @@ class ModelConfig:
         pooling: how the steps become one sentence vector: ``last`` (the final state of the last layer), ``mean``,
             ``max`` or ``attention`` (a learned weighted mean).
         frozen: the word vectors, which are pretrained, are not trained.
-        affixes: a word's vector is its own plus those of its beginnings and endings (see :class:`AffixEmbedding`).
+        affixes: a word's vector is its own plus those of its beginnings and endings (see :class:`AffixEmbedding`). None leaves
+            it to :meth:`sstkern.trainer.Run.start`: yes, but for a transformer's vectors, which are of parts of words already.
         vectors_size: numbers in a pretrained vector beside a learned one; 0 where there is none.
 
     Raises:
@@ -54,7 +55,7 @@ class ModelConfig:
     dropout: float = 0.3
     pooling: Pooling = "max"
     frozen: bool = False
-    affixes: bool = False
+    affixes: bool | None = None
     vectors_size: int = 0
 
     def __post_init__(self) -> None:
@@ -70,7 +71,9 @@ class ModelConfig:
             raise ValueError(f"embedding_size must be an integer of at least 1, or None, not {size!r}")
         if type(self.vectors_size) is not int or self.vectors_size < 0 or (self.vectors_size and not self.affixes):
             raise ValueError(f"vectors_size must be 0, or an integer above it with affixes, not {self.vectors_size!r}")
-        for name in ("bidirectional", "frozen", "affixes"):
+        if self.affixes not in (None, True, False):
+            raise ValueError(f"affixes must be True, False or None, not {self.affixes!r}")
+        for name in ("bidirectional", "frozen"):
             value = getattr(self, name)
             if type(value) is not bool:
                 raise ValueError(f"{name} must be True or False, not {value!r}")
@@ -109,7 +112,7 @@ class Classifier(nn.Module):
     Args:
         vocabulary_size: number of token ids.
         classes: number of classes.
-        config: what lies in between; its ``embedding_size`` is a number.
+        config: what lies in between; its ``embedding_size`` is a number, and ``affixes`` None means none here.
         recurrent: the recurrent layer of each cell. Any class with the arguments of ``torch.nn.LSTM`` whose forward
             also takes ``lengths`` will do.
         tokens: number of those ids that are whole tokens' and may have pretrained vectors; all by default.

@@ -35,7 +35,7 @@ from sstkern import checkpoint
 from sstkern.checkpoint import TextClassifier, TrainingOptions, TrainingState
 from sstkern.models import RECURRENT, Classifier, ModelConfig
 from sstkern.plots import plot_training
-from sstkern.text import AffixVocabulary, Batch, Batches, Examples, Vocabulary, load, load_vectors, read_tsv
+from sstkern.text import AffixVocabulary, Batch, Batches, Examples, Vocabulary, load, load_vectors, of_transformer, read_tsv
 
 STEPS_PER_LINE = 50  # steps between two lines of metrics.jsonl
 EVALUATION_BATCH = 256
@@ -372,6 +372,10 @@ class Run:
 
 def _new_classifier(config: ModelConfig, options: TrainingOptions, train: Examples) -> TextClassifier:
     words = Vocabulary.build(train.sentences, options.min_count)
+    subwords = options.vectors is not None and of_transformer(options.vectors)
+    if config.affixes and subwords:
+        raise ValueError(f"affixes is True, expected vectors of words, not of {options.vectors}'s parts of words")
+    config = replace(config, affixes=not subwords if config.affixes is None else config.affixes)
     vocabulary, matrix = words, None
     if options.vectors is not None:
         dimension = None if config.affixes else config.embedding_size
@@ -379,8 +383,6 @@ def _new_classifier(config: ModelConfig, options: TrainingOptions, train: Exampl
         width = {"vectors_size" if config.affixes else "embedding_size": matrix.shape[1]}
         config = replace(config, **width)
     if config.affixes:
-        if not isinstance(vocabulary, Vocabulary):
-            raise ValueError(f"affixes is True, expected vectors of words, not of {options.vectors}'s parts of words")
         vocabulary = AffixVocabulary.of_words(vocabulary, words.tokens)
     config = replace(config, embedding_size=config.embedding_size or EMBEDDING_SIZE)
     model = Classifier(len(vocabulary), train.num_classes, config, tokens=len(vocabulary.tokens))

@@ -111,7 +111,7 @@ def test_an_explanation_is_a_line_a_token_below_the_answer(trained):
 def test_training_on_pretrained_vectors(trained, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("vectors.txt").write_text("good 1 2\nbad 3 4\n")
-    arguments = ("--data", trained[0], "--vectors", "vectors.txt", "--epochs", "1", "--pooling", "last", "--output", "run")
+    arguments = ("--data", trained[0], "--vectors", "vectors.txt", "--no-affixes", "--epochs", "1", "--output", "run")
     assert call("train", "--frozen", "--hidden-size", "4", *arguments).exit_code == 0
     classifier = sstkern.load("run")
     assert classifier.options.vectors == str(tmp_path / "vectors.txt")

@@ -17,10 +17,10 @@ from safetensors.torch import load_file, save_file
 from sstkern import checkpoint, trainer
 from sstkern.checkpoint import TrainingOptions, load_model
 from sstkern.models import Classifier, ModelConfig
-from sstkern.text import Batch, collate, demo, load, load_vectors
+from sstkern.text import Batch, Vocabulary, collate, demo, load, load_vectors
 from sstkern.trainer import Run, Throughput, evaluate
 
-CONFIG = ModelConfig("lstm", layers=2, hidden_size=4, embedding_size=4, dropout=0.3)
+CONFIG = ModelConfig("lstm", layers=2, hidden_size=4, embedding_size=4, dropout=0.3, affixes=False)
 SMALL = (*demo(1000, 200), "a small demo")
 OPTIONS = TrainingOptions("demo", epochs=2, batch_size=125)
 STEPS = 8  # in an epoch
@@ -402,9 +402,20 @@ def test_ctrl_c_keeps_the_checkpoint_before_a_loss_that_is_not_finite(tmp_path, 
 
 
 def test_affixes_are_of_words(tmp_path, monkeypatch):
-    monkeypatch.setattr(trainer, "load_vectors", lambda *_: (object(), torch.zeros(2, 3)))
-    with pytest.raises(ValueError, match="affixes is True, expected vectors of words, not of folder's parts of words"):
-        start(tmp_path / "run", AFFIXES, vectors="folder")
+    folder = tmp_path / "transformer"
+    folder.mkdir()
+    with pytest.raises(ValueError, match=r"affixes is True, expected vectors of words, not of .*transformer's parts of words"):
+        start(tmp_path / "run", AFFIXES, vectors=str(folder))
+
+
+def test_there_are_affixes_unless_the_vectors_are_a_transformers(tmp_path, monkeypatch):
+    either = replace(CONFIG, affixes=None, embedding_size=None)
+    assert start(tmp_path / "words", either).classifier.model.config.affixes is True
+    assert start(tmp_path / "glove", either, vectors=write_vectors(tmp_path)).classifier.model.config.affixes is True
+    words = Vocabulary.build(SMALL[0].sentences)
+    monkeypatch.setattr(trainer, "of_transformer", lambda _: True)
+    monkeypatch.setattr(trainer, "load_vectors", lambda *_: (words, torch.zeros(len(words), 3)))
+    assert start(tmp_path / "subwords", either, vectors="any").classifier.model.config.affixes is False
 
 
 def test_random_vectors_are_not_frozen(tmp_path):
@@ -494,7 +505,7 @@ def test_training_learns(tmp_path):
     for name, part, size in (("train", train, 4000), ("dev", valid, 1000)):
         rows = zip(part.sentences[:size], part.labels[:size], strict=True)
         (folder / f"{name}.tsv").write_text("sentence\tlabel\n" + "".join(f"{text}\t{label}\n" for text, label in rows))
-    config = ModelConfig(hidden_size=64, embedding_size=64, dropout=0.2, pooling="last")
+    config = ModelConfig(hidden_size=64, embedding_size=64, dropout=0.2, pooling="last", affixes=False)
     run = start(tmp_path / "run", config, data=str(folder), epochs=4, batch_size=32, lr=3e-3)
     assert run.train()
     labels = [label for label, _ in load_model(tmp_path / "run").predict(valid.sentences)]
@@ -516,7 +527,7 @@ class Interrupted(Run):
         if self.state.step == 3 and self.accelerator.process_index == 1:
             signal.raise_signal(signal.SIGINT)
 
-config, options = ModelConfig(hidden_size=4, embedding_size=4), TrainingOptions("demo", epochs=1, batch_size=250)
+config, options = ModelConfig(hidden_size=4, embedding_size=4), TrainingOptions("demo", epochs=1, batch_size=1000)
 assert Run.start(config, options, Path("whole")).train()
 run = Interrupted.start(config, options, Path("parts"))
 assert not run.train() and run.state.step == 3

@@ -8,7 +8,7 @@ from sstkern.text.split import hold_out, share_inside
 from sstkern.text.sst2 import load
 from sstkern.text.transformer import Subwords, read_transformer
 from sstkern.text.tsv import Examples, read_tsv
-from sstkern.text.vectors import load_vectors
+from sstkern.text.vectors import load_vectors, of_transformer
 from sstkern.text.vocabulary import PAD, UNK, Vocabulary
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "hold_out",
     "load",
     "load_vectors",
+    "of_transformer",
     "read_glove",
     "read_transformer",
     "read_tsv",

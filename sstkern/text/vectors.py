@@ -46,7 +46,7 @@ def load_vectors(
         ValueError: the source cannot be read, has another dimension, or its numbers are all the same or not finite.
     """
     source = str(source)
-    if source.startswith(HUB) or Path(source).is_dir():
+    if of_transformer(source):
         matrix, vocabulary = read_transformer(source)
         if dimension not in (None, matrix.shape[1]):
             raise ValueError(f"{source}: found the dimension {matrix.shape[1]}, expected {dimension}")
@@ -59,6 +59,11 @@ def load_vectors(
     matrix = torch.zeros(len(vocabulary), read.shape[1])
     matrix[vocabulary.encode(" ".join(words))] = _scaled(read[rows], source)
     return vocabulary, matrix
+
+
+def of_transformer(source: str | Path) -> bool:
+    """Whether a source of vectors is a transformer, not a file of words' vectors."""
+    return str(source).startswith(HUB) or Path(source).is_dir()
 
 
 def _scaled(matrix: Tensor, source: str) -> Tensor:
