@@ -15,6 +15,7 @@ from sstkern.checkpoint import TrainingOptions, find, load_model, read_config
 from sstkern.doctor import version_or_advice
 from sstkern.models import Cell, ModelConfig, Pooling
 from sstkern.study import PROBLEMS
+from sstkern.text import of_transformer
 from sstkern.text.glove import NAME
 from sstkern.text.transformer import HUB
 
@@ -40,7 +41,9 @@ class OneLineErrors(TyperGroup):
         except ModuleNotFoundError as error:
             extra = ctx.invoked_subcommand if ctx.invoked_subcommand in ("bench", "study") else "train"
             message = f'{error.name} is not installed: pip install "sstkern[{extra}]"'
-        except (ValueError, OSError, FloatingPointError) as error:
+        except OSError as error:
+            message = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        except (ValueError, FloatingPointError) as error:
             message = str(error)
         typer.echo(f"sstkern: {message}", err=True)
         raise typer.Exit(1)
@@ -241,6 +244,11 @@ def study(
 
     folder = output or Path("study-quick" if quick else "study")
     chosen = [number for number in PROBLEMS if number in _values(problem)] if problem else list(PROBLEMS)
+    # Before an hour is spent on the other problems.
+    if "5.1" in chosen and glove != NAME and not Path(glove).is_file():
+        raise typer.BadParameter(f"--glove: there is no file {glove}, expected {NAME}, a zip or a text file")
+    if "5.2" in chosen and not of_transformer(transformer):
+        raise typer.BadParameter(f"--transformer: there is no folder {transformer}, expected {HUB}NAME or a folder")
     prepared = studies.Study.prepare(folder, _absolute(data, "demo"), _absolute(glove, NAME), _absolute(transformer), quick)
     typer.echo(
         f"data: {prepared.source}; held out {len(prepared.runs.data.held_out):,} sentences, "

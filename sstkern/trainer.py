@@ -79,6 +79,8 @@ class Data:
         # One process at a time, so that a download happens once.
         with accelerator.main_process_first():
             train, valid, description = load(options.data)
+        if len(set(train.labels)) < 2:
+            raise ValueError(f"{description}: found only the label {train.labels[0]} to train on, expected two or more")
         if options.valid == "none":
             valid = Examples([], [])
             description += ", without validation"
@@ -148,7 +150,7 @@ class Run:
         """Prepare a new run.
 
         Raises:
-            ValueError: ``output`` is neither new nor an empty folder, the data or the vectors cannot be read, the
+            ValueError: ``output`` is neither new nor an empty folder, the data has one label only, it or the vectors cannot be read, the
                 vectors have another dimension than ``config`` asks for, or there are none to be frozen.
             FileNotFoundError: the data or the vectors are not there.
         """

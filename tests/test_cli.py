@@ -176,6 +176,7 @@ def test_a_disk_that_stays_full_is_exit_code_1(trained, tmp_path, monkeypatch):
         (("train", "--resume"), "runs/lstm/last holds no checkpoint"),
         (("evaluate", "--model", "nowhere", "--data", "x.tsv"), "nowhere holds no checkpoint"),
         (("predict", "--model", "nowhere", "text"), "nowhere holds no checkpoint"),
+        (("train", "--data", "demo", "--valid", "nowhere.tsv"), "nowhere.tsv: No such file or directory"),
         (("aot-report", "--target", "sm_90", "--target", "sm_1"), "target: 'sm_1' is unknown; there are sm_90, sm_80, sm_100, gfx942"),
     ],
 )

@@ -87,6 +87,16 @@ def test_the_encoder_is_ours_unless_another_is_given(cell):
     assert ours.state_dict().keys() == theirs.state_dict().keys()
 
 
+@pytest.mark.parametrize("cell", ["rnn", "gru", "lstm"])
+def test_no_recurrent_layer_of_torch_runs(monkeypatch, cell):
+    model = make(ModelConfig(cell, embedding_size=4))
+    for function in ("rnn_tanh", "rnn_relu", "gru", "lstm"):
+        monkeypatch.setattr(torch._VF, function, None)
+    model(some_ids(0), LENGTHS).sum().backward()
+    with pytest.raises(TypeError, match="not callable"):
+        torch.nn.LSTM(2, 2)(torch.zeros(1, 1, 2))
+
+
 def test_dropout_is_on_in_training_only():
     model = make(ModelConfig("average", embedding_size=6, dropout=0.5))
     first, second = (model(some_ids(0), LENGTHS) for _ in range(2))

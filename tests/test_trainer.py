@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from sstkern import checkpoint, trainer
 from sstkern.checkpoint import TrainingOptions, load_model
 from sstkern.models import Classifier, ModelConfig
-from sstkern.text import Batch, Vocabulary, collate, demo, load, load_vectors
+from sstkern.text import Batch, Examples, Vocabulary, collate, demo, load, load_vectors
 from sstkern.trainer import Run, Throughput, evaluate
 
 CONFIG = ModelConfig("lstm", layers=2, hidden_size=4, embedding_size=4, dropout=0.3, affixes=False)
@@ -466,6 +466,13 @@ def test_a_validation_file_takes_the_place_of_dev_and_its_labels_are_checked(tmp
     file.write_text("sentence\tlabel\nthe plot is good .\t1\nthe plot is bad .\t2\n")
     with pytest.raises(ValueError, match=r"valid.tsv: found the label 2 in example 2, but the model knows 0, 1"):
         start(tmp_path / "other", valid=str(file))
+
+
+def test_data_with_a_single_label_is_told(tmp_path, monkeypatch):
+    one = Examples(["good", "fine"], [1, 1])
+    monkeypatch.setattr(trainer, "load", lambda _: (one, one, "one.tsv"))
+    with pytest.raises(ValueError, match=r"one\.tsv: found only the label 1 to train on, expected two or more"):
+        start(tmp_path)
 
 
 def test_without_validation_the_model_is_that_of_the_last_epoch(tmp_path, monkeypatch):

@@ -56,11 +56,14 @@ def read_glove(source: str | Path, words: Iterable[str], dimension: int | None =
     Raises:
         FileNotFoundError: there is no such file.
         UnavailableError: glove.6B is not in the cache and could not be downloaded.
+        TypeError: `words` is a single string.
         ValueError: the archive is damaged or has no file of that dimension; a line has fewer or more numbers than the
             first; a number of a word wanted is none or not finite, or the word comes twice; the header's counts are
             wrong; no word was found. The message names the file, the line (from 1), what stands there and what was
             expected. Lines of other words are only checked for the count of their numbers.
     """
+    if isinstance(words, str):
+        raise TypeError("words is a string, expected several, such as a list of strings")
     if dimension is not None and dimension < 1:
         raise ValueError(f"dimension is {dimension}, expected at least 1")
     path = fetch_file(URL, SHA256, "glove", BY_HAND) if source == NAME else Path(source)

@@ -62,11 +62,21 @@ def test_an_answer_that_is_there_is_kept(folder: Path, monkeypatch: pytest.Monke
 
 
 def test_what_cannot_be_answered_is_told_and_the_rest_goes_on(tmp_path: Path):
-    result = call(tmp_path / "s", "--problem", "1.1", "--problem", "3.3", "--problem", "5.1", "--glove", str(tmp_path / "none.zip"))
+    (tmp_path / "torn.zip").write_bytes(b"no archive")
+    result = call(tmp_path / "s", "--problem", "1.1", "--problem", "3.3", "--problem", "5.1", "--glove", str(tmp_path / "torn.zip"))
     assert result.exit_code == 1
     assert "problem 1.1: train has no sentence of at least 20 tokens" in result.stderr
-    assert re.search(r"problem 5.1: .*none\.zip", result.stderr)
+    assert re.search(r"problem 5.1: .*torn\.zip", result.stderr)
     assert re.findall(r"^## (\S+)", (tmp_path / "s" / "report.md").read_text(), re.MULTILINE) == ["3.3"]
+
+
+@pytest.mark.parametrize(("option", "problem", "wanted"), [("--glove", "5.1", "no file"), ("--transformer", "5.2", "no folder")])
+def test_vectors_that_are_not_there_are_told_before_anything_is_trained(tmp_path: Path, option: str, problem: str, wanted: str):
+    result = call(tmp_path / "s", option, str(tmp_path / "none"))
+    assert result.exit_code == 2
+    assert f"{option}: there is {wanted}" in " ".join(re.sub(r"[│╭╰╮╯─]", " ", result.stderr).split())
+    assert not (tmp_path / "s").exists()
+    assert call(tmp_path / "s", "--problem", "3.3", option, str(tmp_path / "none")).exit_code == 0
 
 
 def test_a_quick_answer_is_none_to_the_whole_study(folder: Path, tmp_path: Path):

@@ -125,6 +125,11 @@ def test_a_dimension_that_contradicts_the_file(tmp_path, content, dimension):
         read_glove(tmp_path / "x.txt", WORDS, 0)
 
 
+def test_words_that_are_a_single_string(tmp_path):
+    with pytest.raises(TypeError, match="words is a string, expected several"):
+        read_glove(tmp_path / "any.txt", "the")
+
+
 def test_a_missing_file_is_named(tmp_path):
     for name in ("x.txt", "x.zip"):
         with pytest.raises(FileNotFoundError, match=name):
