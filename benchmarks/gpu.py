@@ -1,11 +1,11 @@
 """The GPU suite: is every kernel right, and how fast is it beside cuDNN? One command, on a machine with CUDA, torch, triton and numpy.
 
-python benchmarks/gpu.py [--minutes 8] [--output DIR] [--dry-run]
+python benchmarks/gpu.py [--minutes 8] [--output DIR] [--resume] [--dry-run]
 
 It looks at the machine; checks every kernel against the float64 reference engine, with cuDNN's error beside ours, the derivatives by
 gradcheck, CUDA graphs and streams; compiles the kernels to be timed; then times layers against cuDNN, the most telling points first, until
 the time is up. DIR/<device>/gpu.json is written anew after every result, DIR/<device>/gpu.png at the end where matplotlib is installed.
-It goes on when a kernel fails, and says so at the end: the exit status is 1.
+It goes on when a kernel fails, and says so at the end: the exit status is 1. --resume does what that report lacks.
 """
 
 import argparse
@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gpu_workers import Workers
@@ -27,6 +27,7 @@ EXCHANGING = ("grid", "streamed")
 TIMED = {"lstm": "LSTM", "gru": "GRU", "rnn_tanh": "RNN"}
 PHASES = ("forward", "forward_backward")
 _SHOWN = 20  # failures, before the table; the report has all
+_SAME_MACHINE = ("device", "torch", "triton", "cudnn")
 
 
 @dataclass(frozen=True)
@@ -117,6 +118,10 @@ def _by_rank(**axes: list) -> list[dict]:
     return [point for point, _ in sorted(points, key=lambda ranked: ranked[1])]
 
 
+def _point(job: dict) -> dict:
+    return {name: job[name] for name in ("cell", "dtype", "batch", "hidden_size", "steps")}
+
+
 def _compiles(points: list[dict]) -> list[dict]:
     """One job for the points that differ in their time steps only."""
     kernels = [_job("compile_kernels", **{name: value for name, value in point.items() if name != "steps"}) for point in points]
@@ -126,8 +131,8 @@ def _compiles(points: list[dict]) -> list[dict]:
 class Suite:
     """Runs a plan, and keeps the report on disk."""
 
-    def __init__(self, plan: Plan, output: Path, seconds: float, jobs: str = "gpu_jobs"):
-        self.plan, self.output = plan, output
+    def __init__(self, plan: Plan, output: Path, seconds: float, jobs: str = "gpu_jobs", resume: bool = False):
+        self.plan, self.output, self.resume = plan, output, resume
         self.start, self.seconds = time.monotonic(), seconds
         self.workers = Workers(jobs)
         self.report: dict = {"complete": False, "environment": {}, "checks": [], "points": [], "flashrnn": [], "left_out": []}
@@ -140,6 +145,8 @@ class Suite:
             if "device" not in self.report["environment"]:
                 raise RuntimeError(f"the machine does not answer: {self.report['environment'].get('error', 'out of time')}")
             self.folder = self.output / re.sub(r"[^a-z0-9]+", "-", self.report["environment"]["device"].lower())
+            if self.resume:
+                self.take_up(json.loads((self.folder / "gpu.json").read_text()))
             self.phase("checks", self.plan.checks, self.plan.processes, self.at(0.4), 90)
             self.phase(None, self.plan.compiles, self.plan.processes, self.at(0.65), 90)
             flashrnn = self.plan.flashrnn if self.report["environment"]["flashrnn"] == "importable" else []
@@ -150,6 +157,19 @@ class Suite:
         self.report["complete"] = True
         self.save()
         return self.report
+
+    def take_up(self, earlier: dict) -> None:
+        """Keep an earlier report's results, and plan only what it lacks. Raises RuntimeError if it is another machine's."""
+        for name in _SAME_MACHINE:
+            then, now = earlier["environment"].get(name), self.report["environment"].get(name)
+            if then != now:
+                raise RuntimeError(f"--resume: the report has {name} {then}, this machine {now}")
+        sections = ("checks", "points", "flashrnn")
+        self.report |= {section: earlier[section] for section in sections}
+        self.report["earlier"] = [*earlier.get("earlier", []), earlier["environment"]]
+        done = {_label(job) for section in sections for job in earlier[section]}
+        left = {section: [job for job in getattr(self.plan, section) if _label(job) not in done] for section in sections}
+        self.plan = replace(self.plan, **left, compiles=_compiles([_point(job) for job in left["points"]]))
 
     def at(self, share: float) -> float:
         """When that share of the time is used."""
@@ -293,11 +313,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--dry-run", action="store_true", help="on the CPU, under Triton's interpreter, at tiny sizes: does this script work?"
     )
+    parser.add_argument("--resume", action="store_true", help="keep the results in --output that this machine has, and do what they lack")
     options = parser.parse_args(arguments)
     if options.dry_run:
         os.environ |= {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     plan = dry_plan() if options.dry_run else full_plan()
-    suite = Suite(plan, options.output or _default_output(options.dry_run), options.minutes * 60)
+    suite = Suite(plan, options.output or _default_output(options.dry_run), options.minutes * 60, resume=options.resume)
     try:
         suite.run()
     except KeyboardInterrupt:

@@ -30,8 +30,8 @@ def plan() -> gpu.Plan:
     )
 
 
-def suite(plan: gpu.Plan, folder: Path, seconds: float = 60) -> gpu.Suite:
-    return gpu.Suite(plan, folder, seconds, jobs="gpu_stand_in_jobs")
+def suite(plan: gpu.Plan, folder: Path, seconds: float = 60, **options: bool) -> gpu.Suite:
+    return gpu.Suite(plan, folder, seconds, jobs="gpu_stand_in_jobs", **options)
 
 
 def on_disk(folder: Path) -> dict:
@@ -102,6 +102,21 @@ class TestReport:
         report = on_disk(tmp_path)
         assert len(report["points"]) == 1
         assert not report["complete"]
+
+    def test_what_was_left_out_is_done_by_a_resumed_run(self, plan: gpu.Plan, tmp_path: Path):
+        suite(replace(plan, points=plan.points[:1]), tmp_path).run()
+        before = on_disk(tmp_path)
+        resumed = suite(plan, tmp_path, resume=True)
+        resumed.run()
+        after = on_disk(tmp_path)
+        assert after["checks"] == before["checks"]
+        assert after["points"][:1] == before["points"]
+        assert [point["hidden_size"] for point in after["points"]] == [64, 128]
+        assert [job["hidden_size"] for job in resumed.plan.compiles] == [128]
+        assert [machine["device"] for machine in after["earlier"]] == ["Some GPU 9"]
+        other = replace(plan, environment=plan.environment | {"result": {"device": "Some GPU 9", "torch": "3"}})
+        with pytest.raises(RuntimeError, match="--resume: the report has torch None, this machine 3"):
+            suite(other, tmp_path, resume=True).run()
 
     def test_a_machine_without_a_gpu_is_an_error(self, plan: gpu.Plan, tmp_path: Path):
         with pytest.raises(RuntimeError, match="the machine does not answer: ValueError: this job raises"):
