@@ -279,7 +279,7 @@ def plot(report: dict, path: Path) -> str:
     from matplotlib import pyplot
     from matplotlib.ticker import ScalarFormatter
 
-    figure, panels = pyplot.subplots(2, len(TIMED), figsize=(15, 8), sharex=True, sharey=True, squeeze=False)
+    figure, panels = pyplot.subplots(2, len(TIMED), figsize=(15, 8.5), sharex=True, sharey=True, squeeze=False, layout="constrained")
     dtypes = list(dict.fromkeys(point["dtype"] for point in timed))
     for row, variant in zip(panels, ("padded", "lengths"), strict=True):
         for panel, (cell, name) in zip(row, TIMED.items(), strict=True):
@@ -297,9 +297,8 @@ def plot(report: dict, path: Path) -> str:
         panel.set_ylabel("cuDNN's time / ours")
     for panel in panels[-1]:
         panel.set_xlabel("hidden_size")
-    panels[0, 0].legend(fontsize=7)
+    figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=6, fontsize=8)
     figure.suptitle(f"{report['environment']['device']}: one point for each batch and number of time steps")
-    figure.tight_layout()
     figure.savefig(path, dpi=120)
     return f"picture: {path}"
 
