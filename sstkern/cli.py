@@ -1,4 +1,4 @@
-"""The command `sstkern`: train, evaluate, predict, study, doctor, bench, aot-report."""
+"""The command `sstkern`: train, evaluate, predict, study, gradcheck, doctor, bench, aot-report."""
 
 import json
 import shlex
@@ -7,12 +7,14 @@ from collections.abc import Iterable
 from dataclasses import asdict, fields
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import torch
 
+import sstkern
 from sstkern.checkpoint import TrainingOptions, find, load_model, read_config
 from sstkern.doctor import version_or_advice
+from sstkern.engines import FUSED_CELLS, BackendError, interpreting
 from sstkern.models import Cell, ModelConfig, Pooling
 from sstkern.study import PROBLEMS
 from sstkern.text import of_transformer
@@ -43,7 +45,7 @@ class OneLineErrors(TyperGroup):
             message = f'{error.name} is not installed: pip install "sstkern[{extra}]"'
         except OSError as error:
             message = f"{error.filename}: {error.strerror}" if error.filename else str(error)
-        except (ValueError, FloatingPointError) as error:
+        except (ValueError, FloatingPointError, BackendError) as error:
             message = str(error)
         typer.echo(f"sstkern: {message}", err=True)
         raise typer.Exit(1)
@@ -56,11 +58,15 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+Engine = Literal["cpu", "triton", "reference"]
+
 # What can be given again; typer takes no list of Literal.
 BenchCell = Enum("BenchCell", {name: name for name in ("lstm", "gru", "rnn")}, type=str)
 Phase = Enum("Phase", {name: name for name in ("inference", "training")}, type=str)
 BenchLengths = Enum("BenchLengths", {name: name for name in ("full", "sst2")}, type=str)
 Dtype = Enum("Dtype", {name: name for name in ("float32", "bfloat16")}, type=str)
+CheckedCell = Enum("CheckedCell", {name: name for name in FUSED_CELLS}, type=str)
+CheckedDtype = Enum("CheckedDtype", {name: name for name in ("float64", "float32", "bfloat16", "float16")}, type=str)
 Problem = Enum("Problem", {number: number for number in PROBLEMS}, type=str)
 
 
@@ -263,6 +269,47 @@ def study(
     typer.echo(f"{folder / 'report.md'}, report.html and results.json are written")
     if failed:
         typer.echo("not answered:\n  " + "\n  ".join(failed), err=True)
+        raise typer.Exit(1)
+
+
+@app.command()
+def gradcheck(
+    cell: Annotated[CheckedCell, typer.Option(help="Recurrent cell.")] = CheckedCell.lstm,
+    engine: Annotated[Engine, typer.Option(help="Engine whose kernels are checked.")] = "cpu",
+    dtype: Annotated[
+        list[CheckedDtype] | None, typer.Option(help="Number format; can be given again.", show_default="float64, float32, bfloat16")
+    ] = None,
+    input_size: Annotated[int, typer.Option(help="Features of the input.")] = 3,
+    hidden_size: Annotated[int, typer.Option(help="Units of a layer.")] = 4,
+    layers: Annotated[int, typer.Option(help="Stacked layers.")] = 1,
+    steps: Annotated[int, typer.Option(help="Time steps.")] = 5,
+    batch: Annotated[int, typer.Option(help="Sequences.")] = 3,
+    seed: Annotated[int, typer.Option(help="Decides all numbers.")] = 0,
+    plot: Annotated[Path | None, typer.Option(help="PNG file for the errors over the time steps.", show_default="none")] = None,
+) -> None:
+    """Check every gradient of a layer, one direction and both, with and without lengths, against what it should be."""
+    from sstkern.testing import Report
+    from sstkern.testing import gradcheck as check
+
+    name, _, nonlinearity = cell.value.partition("_")
+    options = {"nonlinearity": nonlinearity} if nonlinearity else {}
+    dtypes = [getattr(torch, chosen) for chosen in _values(dtype) or ("float64", "float32", "bfloat16")]
+    if interpreting() and dtype is None:
+        dtypes.remove(torch.bfloat16)  # whose products Triton's interpreter gets wrong
+    rows = []
+    for bidirectional in (False, True):
+        torch.manual_seed(seed)
+        layer = getattr(sstkern, name.upper())(input_size, hidden_size, layers, bidirectional=bidirectional, **options)
+        elements = 4 if interpreting() else 256
+        rows += check(layer, dtypes=dtypes, engine=engine, shapes=[(steps, batch)], elements=elements, seed=seed).rows
+    report = Report(tuple(rows))
+    typer.echo(report.table())
+    if plot is not None:
+        from sstkern.plots import plot_errors_by_step
+
+        plot_errors_by_step(report, plot)
+    typer.echo(f"{len(report.rows)} comparisons, {len(report.wrong)} wrong")
+    if not report.ok:
         raise typer.Exit(1)
 
 

@@ -31,6 +31,10 @@ class _Forced(threading.local):
 _forced = _Forced()
 
 
+class BackendError(RuntimeError):
+    """A forced engine cannot run here, or cannot run a layer."""
+
+
 @contextmanager
 def backend(name: str, schedule: str | None = None) -> Iterator[None]:
     """Within the `with` block every layer runs on the engine `name`: "cpu", "triton" or "reference".
@@ -44,7 +48,7 @@ def backend(name: str, schedule: str | None = None) -> Iterator[None]:
     if name not in ENGINES:
         raise ValueError(f"backend: '{name}' is unknown; there are {', '.join(ENGINES)}")
     if problem := {"cpu": extension_problem, "triton": triton_problem}.get(name, _no_problem)():
-        raise RuntimeError(f"backend: '{name}' cannot run here: {problem}")
+        raise BackendError(f"backend: '{name}' cannot run here: {problem}")
     outer, _forced.name = _forced.name, name
     try:
         with _schedule(name, schedule):
@@ -81,7 +85,7 @@ def choose(cell: Cell, x: Tensor, others: Sequence[Tensor] = ()) -> str:
     if obstacle is None:
         return fused
     if forced is not None:
-        raise RuntimeError(f"backend: '{forced}' was asked for, but {obstacle}")
+        raise BackendError(f"backend: '{forced}' was asked for, but {obstacle}")
     return "reference"
 
 

@@ -1,0 +1,400 @@
+"""Gradient checking for recurrent layers and cells: ours, torch.nn's, and anybody's own.
+
+One line in a test checks a layer's every gradient, `assert_gradients(sstkern.LSTM(3, 4))`, or any function's of tensors,
+`assert_gradients(my_cell, torch.randn(2, 3), torch.randn(2, 4))`. `gradcheck` returns the same findings as a report.
+"""
+
+import copy
+import inspect
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sstkern import modules
+from sstkern.engines import backend
+
+STEP = 1e-6  # of the central differences; their error in float64 is then about 1e-10
+NUMERICAL_BOUND = 1e-6
+EXACT_BOUND = 1e-12  # against another float64 computation of the same
+SHAPES = ((1, 1), (5, 3))  # time steps and batch
+GATES = {"LSTM": "ifgo", "GRU": "rzn", "RNN": "h"}
+_OURS = (modules._Recurrent, modules._RecurrentCell)
+
+
+@dataclass(frozen=True)
+class Row:
+    """What was found of one tensor.
+
+    Attributes:
+        case: the inputs, in words.
+        dtype: that the checked function ran in.
+        tensor: a result's name, or "d" and an input's or parameter's for the gradient with respect to it.
+        against: "numerical" (central differences), "reference" (an exact computation), "float64" (the same function in it), or
+            "itself" (a second call, or one with other numbers in the padding).
+        error: the largest difference over the largest number of the tensor; against float64 the norms of both. Infinite where
+            something is no number.
+        bound: what it may be.
+        where: the place of the largest difference.
+        by_step: for tensors with time steps, the largest difference of each, over the largest number of the tensor.
+    """
+
+    case: str
+    dtype: torch.dtype
+    tensor: str
+    against: str
+    error: float
+    bound: float
+    where: str
+    by_step: tuple[float, ...] = ()
+
+    @property
+    def ok(self) -> bool:
+        return self.error <= self.bound
+
+    @property
+    def excess(self) -> float:
+        """The error over its bound."""
+        return self.error / self.bound if self.bound else math.inf
+
+    def __str__(self) -> str:
+        verdict = "ok" if self.ok else "WRONG"
+        name = str(self.dtype).removeprefix("torch.")
+        return f"{verdict:5} {self.tensor:22} {self.error:8.1e} {self.bound:8.1e} {self.against:10} {name:9} {self.where}; {self.case}"
+
+
+@dataclass(frozen=True)
+class Report:
+    """The rows of every case."""
+
+    rows: tuple[Row, ...]
+
+    @property
+    def ok(self) -> bool:
+        return all(row.ok for row in self.rows)
+
+    @property
+    def wrong(self) -> list[Row]:
+        """The rows that are not ok, the farthest from its bound first."""
+        return sorted((row for row in self.rows if not row.ok), key=lambda row: -row.excess)
+
+    def worst(self) -> list[Row]:
+        """Of each tensor, dtype and kind of comparison the row that is farthest from its bound."""
+        found: dict[tuple, Row] = {}
+        for row in self.rows:
+            key = row.tensor, row.dtype, row.against
+            if key not in found or row.excess > found[key].excess:
+                found[key] = row
+        return list(found.values())
+
+    def table(self) -> str:
+        """`worst`, a line each."""
+        header = f"{'':5} {'tensor':22} {'error':>8} {'bound':>8} {'against':10} {'dtype':9} where the largest error sits; inputs"
+        return "\n".join([header, *map(str, self.worst())])
+
+
+def assert_gradients(function: Callable[..., Any], *inputs: Any, **options: Any) -> None:
+    """`gradcheck` for a test. Raises AssertionError with the wrong gradients, the worst first, and the table."""
+    report = gradcheck(function, *inputs, **options)
+    if not report.ok:
+        wrong = "\n".join(map(str, report.wrong[:10]))
+        raise AssertionError(f"wrong: {', '.join(dict.fromkeys(row.tensor for row in report.wrong))}\n{wrong}\n\n{report.table()}")
+
+
+def gradcheck(
+    function: Callable[..., Any],
+    *inputs: Any,
+    reference: Callable[..., Any] | None = None,
+    dtypes: Sequence[torch.dtype] = (torch.float64,),
+    engine: str | None = None,
+    shapes: Sequence[tuple[int, int]] = SHAPES,
+    elements: int = 256,
+    seed: int = 0,
+    **keywords: Any,
+) -> Report:
+    """Compare the gradients of a function's results, with respect to every input and parameter, with what they should be.
+
+    In float64 each gradient of the results' inner product with random numbers is compared with central differences, element by
+    element, and results and gradients with `reference`, if there is one. In other dtypes they are compared with
+    the same function in float64: relative to the norm they may differ by 4 eps (1 + sqrt(T)) for T time steps, which is 3 to 6 times what
+    torch.nn's own layers have at most over 30 seeds. Two calls have to give the same bits. Random numbers that the function itself
+    draws are the same in every call.
+
+    Args:
+        function: a module, or any callable of tensors, that returns a tensor or nested tuples of tensors.
+        inputs: its arguments; floating-point tensors, in tuples too, are varied. Without any, the module has to have an `input_size` and a
+            `hidden_size`, and be called as torch.nn's layers (`nn.RNNBase`'s subclasses, or modules with `num_layers`) or cells are:
+            it is then checked on several shapes, with and without first states, and, where its forward takes `lengths`, with those,
+            one of them 0, and numbers in the padding that no result may depend on.
+        reference: computes the same with the same arguments and, if it is a module, parameters of the same names. Ours, by default,
+            have the reference engine.
+        dtypes: to run in; in float64 comes first whatever their order.
+        engine: "cpu", "triton" or "reference": the engine to run our layers on.
+        shapes: time steps and batch of the inputs that a layer is checked on where none are given.
+        elements: of a larger tensor only so many, chosen at random, are compared with central differences.
+        seed: decides the random numbers.
+        keywords: more arguments of the function, the same in every call.
+
+    Raises:
+        TypeError: nothing can be differentiated, or there are no inputs and the function is no such module.
+        RuntimeError: the engine cannot run here.
+    """
+    if not callable(function):
+        raise TypeError(f"function: expected a module or another callable, got {type(function).__name__}")
+    cases = [_Case("as given", inputs, keywords)] if inputs else list(_cases(function, shapes, seed, keywords))
+    rows: list[Row] = []
+    for dtype in sorted(dtypes, key=lambda dtype: dtype != torch.float64):
+        for case in cases:
+            rows += _Check(function, case, dtype, engine, elements, seed).rows(reference)
+    return Report(tuple(rows))
+
+
+@dataclass(frozen=True)
+class _Case:
+    name: str
+    inputs: tuple
+    keywords: Mapping[str, Any]
+    steps: int = 1
+    time_dim: int | None = None
+    """Of the first input and the first result."""
+    padding: Tensor | None = None
+    """bool, the positions of the first input that no result may depend on."""
+
+
+def _cases(module: Callable[..., Any], shapes: Sequence[tuple[int, int]], seed: int, keywords: Mapping[str, Any]) -> Iterator[_Case]:
+    """The inputs of a layer or a cell."""
+    if not isinstance(module, nn.Module) or not hasattr(module, "input_size") or not hasattr(module, "hidden_size"):
+        raise TypeError("inputs: none were given, and the function is no module with an input_size and a hidden_size; give its arguments")
+    generator = torch.Generator().manual_seed(seed)
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    if not isinstance(module, nn.RNNBase) and not hasattr(module, "num_layers"):
+        two = isinstance(module, nn.LSTMCell | modules.LSTMCell)
+        states = [random(2, module.hidden_size) for _ in range(1 + two)]
+        yield _Case("B 2", (random(2, module.input_size),), keywords)
+        yield _Case("B 2, hx", (random(2, module.input_size), tuple(states) if two else states[0]), keywords)
+        return
+    takes_lengths = "lengths" in inspect.signature(module.forward).parameters and "lengths" not in keywords
+    for steps, batch in shapes:
+        x, time_dim = random(steps, batch, module.input_size), 0
+        if getattr(module, "batch_first", False):
+            x, time_dim = x.transpose(0, 1).contiguous(), 1
+        hx = _first_states(module, batch, random)
+        yield _Case(f"T {steps}, B {batch}", (x,), keywords, steps, time_dim)
+        yield _Case(f"T {steps}, B {batch}, hx", (x, hx), keywords, steps, time_dim)
+        if takes_lengths and batch > 1:
+            lengths = torch.linspace(0, steps, batch).round().long().roll(1)
+            padding = torch.arange(steps)[:, None] >= lengths
+            padding = padding if time_dim == 0 else padding.T
+            given = {**keywords, "lengths": lengths}
+            yield _Case(f"T {steps}, B {batch}, hx, lengths {lengths.tolist()}", (x, hx), given, steps, time_dim, padding)
+
+
+def _first_states(module: nn.Module, batch: int, random: Callable[..., Tensor]) -> Tensor | tuple[Tensor, Tensor]:
+    rows = module.num_layers * (2 if getattr(module, "bidirectional", False) else 1)
+    h = random(rows, batch, getattr(module, "proj_size", 0) or module.hidden_size)
+    two = getattr(module, "mode", "") == "LSTM" or isinstance(module, nn.LSTM)
+    return (h, random(rows, batch, module.hidden_size)) if two else h
+
+
+class _Check:
+    """One function on one case in one dtype."""
+
+    def __init__(self, function: Callable[..., Any], case: _Case, dtype: torch.dtype, engine: str | None, elements: int, seed: int):
+        self.case, self.dtype, self.engine, self.elements, self.seed = case, dtype, engine, elements, seed
+        self.function = _in_dtype(function, dtype)
+        self.twin = _in_dtype(self.function, torch.float64)  # with the numbers that `dtype` has of the parameters
+        self.names = _names(function, len(case.inputs))
+
+    def rows(self, reference: Callable[..., Any] | None) -> list[Row]:
+        found, again = (self.computed(self.function, self.dtype, self.chosen) for _ in range(2))
+        rows = [self.row(name, value, again[name], "itself", 0.0) for name, value in found.items() if not _same(value, again[name])]
+        if self.case.padding is not None:
+            other = self.computed(self.function, self.dtype, self.chosen, spoiled=True)
+            rows += [self.row(name, found[name], other[name], "itself", 0.0) for name in found if not _same(found[name], other[name])]
+        if self.dtype != torch.float64:
+            exact = self.computed(self.twin, torch.float64, self.chosen, rounded=self.dtype)
+            bound = 4 * torch.finfo(self.dtype).eps * (1 + math.sqrt(self.case.steps))
+            return rows + [self.row(name, value, exact[name], "float64", bound) for name, value in found.items()]
+        rows += [self.row(f"d {name}", *pair, "numerical", NUMERICAL_BOUND) for name, pair in self.numerical(found).items()]
+        exact = self.exact(reference)
+        return rows + [self.row(name, found[name], value, "reference", EXACT_BOUND) for name, value in exact.items() if name in found]
+
+    def chosen(self) -> AbstractContextManager:
+        return nullcontext() if self.engine is None else backend(self.engine)
+
+    def exact(self, reference: Callable[..., Any] | None) -> dict[str, Tensor]:
+        if reference is not None:
+            return self.computed(_in_dtype(reference, torch.float64), torch.float64, nullcontext)
+        if isinstance(self.function, _OURS):
+            return self.computed(self.function, torch.float64, lambda: backend("reference"))
+        return {}
+
+    def tensors(self, function: Callable[..., Any], dtype: torch.dtype, rounded: torch.dtype, spoiled: bool) -> tuple[tuple, dict]:
+        """The arguments, and all that is differentiated, by name."""
+        named: dict[str, Tensor] = {}
+
+        def prepared(name: str, value: Any) -> Any:
+            if isinstance(value, tuple | list):
+                return type(value)(prepared(f"{name}[{i}]", part) for i, part in enumerate(value))
+            if not isinstance(value, Tensor) or not value.is_floating_point():
+                return value
+            value = value.detach().to(rounded).to(dtype).clone()
+            if spoiled and name == self.names[0]:
+                value[self.case.padding] = math.nan
+            named[name] = value.requires_grad_()
+            return value
+
+        arguments = tuple(prepared(name, value) for name, value in zip(self.names, self.case.inputs, strict=True))
+        if isinstance(function, nn.Module):
+            named |= {name: parameter for name, parameter in function.named_parameters() if parameter.requires_grad}
+        if not named:
+            raise TypeError("inputs: no floating-point tensor and no parameter to differentiate with respect to")
+        return arguments, named
+
+    def computed(
+        self,
+        function: Callable[..., Any],
+        dtype: torch.dtype,
+        context: Callable[[], AbstractContextManager],
+        rounded: torch.dtype | None = None,
+        spoiled: bool = False,
+    ) -> dict[str, Tensor]:
+        """Results and gradients by name."""
+        arguments, named = self.tensors(function, dtype, rounded or dtype, spoiled)
+        with context(), self.random():
+            results = _flat(function(*arguments, **self.case.keywords))
+            cotangents = self.cotangents(results, rounded or dtype)
+            grads = torch.autograd.grad(results, list(named.values()), cotangents, allow_unused=True)
+        values = {f"result {i}": result.detach() for i, result in enumerate(results)}
+        for (name, tensor), grad in zip(named.items(), grads, strict=True):
+            values[f"d {name}"] = torch.zeros_like(tensor) if grad is None else grad
+        return values
+
+    @contextmanager
+    def random(self) -> Iterator[None]:
+        """The function's own random numbers are the same in every call."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            yield
+
+    def cotangents(self, results: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
+        generator = torch.Generator().manual_seed(self.seed + 1)
+        values = [torch.randn(result.shape, generator=generator, dtype=torch.float64) for result in results]
+        return [value.to(dtype).to(result.device, result.dtype) for value, result in zip(values, results, strict=True)]
+
+    def numerical(self, found: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
+        """Of each tensor that is differentiated, the gradient found and the central differences; NaN in both where it was not varied."""
+        arguments, named = self.tensors(self.function, self.dtype, self.dtype, spoiled=False)
+
+        def product() -> float:
+            with torch.no_grad(), self.chosen(), self.random():
+                results = _flat(self.function(*arguments, **self.case.keywords))
+                return sum((r * c).sum() for r, c in zip(results, self.cotangents(results, self.dtype), strict=True)).item()
+
+        pairs = {}
+        for name, tensor in named.items():
+            differences = torch.full(tensor.shape, math.nan, dtype=torch.float64)
+            order = torch.randperm(tensor.numel(), generator=torch.Generator().manual_seed(self.seed))
+            for position in order[: self.elements].tolist():
+                index = tuple(int(i) for i in torch.unravel_index(torch.tensor(position), tensor.shape))
+                with _varied(tensor, index) as vary:
+                    differences[index] = (vary(STEP, product) - vary(-STEP, product)) / (2 * STEP)
+            pairs[name] = torch.where(differences.isnan(), math.nan, found[f"d {name}"].cpu()), differences
+        return pairs
+
+    def row(self, name: str, value: Tensor, expected: Tensor, against: str, bound: float) -> Row:
+        value, expected = value.double().cpu(), expected.double().cpu()
+        if value.shape != expected.shape:
+            where = f"of shape {tuple(value.shape)}, expected {tuple(expected.shape)}"
+            return Row(self.case.name, self.dtype, name, against, math.inf, bound, where)
+        left_out = value.isnan() & expected.isnan() if against == "numerical" else torch.zeros_like(value, dtype=torch.bool)
+        difference = torch.where(left_out, 0, (value - expected).abs().nan_to_num(nan=math.inf))
+        expected = torch.where(left_out, 0, expected)
+        if not difference.numel():
+            return Row(self.case.name, self.dtype, name, against, 0.0, bound, "empty")
+        if against == "float64":
+            error = _over(difference.norm().item(), expected.norm().item())
+        else:
+            error = _over(difference.max().item(), expected.abs().max().item())
+        place = tuple(int(i) for i in torch.unravel_index(difference.argmax(), difference.shape))
+        if against == "itself":
+            error = error or math.inf  # the bits differ, if only those of a NaN
+        return Row(
+            self.case.name, self.dtype, name, against, error, bound, self.where(name, place), self.by_step(name, difference, expected)
+        )
+
+    def has_steps(self, name: str) -> bool:
+        return self.case.time_dim is not None and name in ("result 0", f"d {self.names[0]}")
+
+    def by_step(self, name: str, difference: Tensor, expected: Tensor) -> tuple[float, ...]:
+        if not self.has_steps(name):
+            return ()
+        steps = difference.movedim(self.case.time_dim or 0, 0).flatten(1)
+        size = expected.abs().max().item()
+        return tuple(_over(largest, size) for largest in steps.amax(1).tolist()) if steps.size(1) else ()
+
+    def where(self, name: str, place: tuple[int, ...]) -> str:
+        if self.has_steps(name) and len(place) == 3:
+            step, sequence = (place[0], place[1]) if self.case.time_dim == 0 else (place[1], place[0])
+            return f"step {step}, sequence {sequence}, feature {place[2]}"
+        gates = GATES.get(getattr(self.function, "mode", type(self.function).__name__).split("_")[0].removesuffix("Cell"))
+        hidden_size = getattr(self.function, "hidden_size", None)
+        if gates and hidden_size and place and name.removeprefix("d ").startswith(("weight_ih", "weight_hh", "bias")):
+            gate, unit = divmod(place[0], hidden_size)
+            return f"gate {gates[gate]}, unit {unit}" + (f", column {place[1]}" if len(place) > 1 else "")
+        return f"[{', '.join(map(str, place))}]"
+
+
+@contextmanager
+def _varied(tensor: Tensor, index: tuple[int, ...]) -> Iterator[Callable[[float, Callable[[], float]], float]]:
+    """Gives vary(change, product): the product with one element changed. The element is left as it was."""
+    with torch.no_grad():
+        before = tensor[index].clone()
+
+        def vary(change: float, product: Callable[[], float]) -> float:
+            tensor[index] = before + change
+            return product()
+
+        try:
+            yield vary
+        finally:
+            tensor[index] = before
+
+
+def _in_dtype(function: Callable[..., Any], dtype: torch.dtype) -> Callable[..., Any]:
+    """A module's copy in the dtype; another callable has none."""
+    return copy.deepcopy(function).to(dtype) if isinstance(function, nn.Module) else function
+
+
+def _names(function: Callable[..., Any], count: int) -> list[str]:
+    """Of the arguments, as the function calls them."""
+    try:
+        parameters = inspect.signature(function.forward if isinstance(function, nn.Module) else function).parameters.values()
+    except (TypeError, ValueError):
+        parameters = []
+    names = [parameter.name for parameter in parameters if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)]
+    return [names[i] if i < len(names) else f"input {i}" for i in range(count)]
+
+
+def _flat(results: Any) -> list[Tensor]:
+    if isinstance(results, Tensor):
+        return [results]
+    if isinstance(results, tuple | list):
+        return [tensor for part in results for tensor in _flat(part)]
+    raise TypeError(f"function: expected it to return a tensor or nested tuples of tensors, got {type(results).__name__}")
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return torch.equal(a, b) and not a.isnan().any()
+
+
+def _over(difference: float, size: float) -> float:
+    """Relative; absolute where everything is 0."""
+    return difference / size if size > 0 else difference

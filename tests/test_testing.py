@@ -1,0 +1,209 @@
+"""Gradient checks: sound layers and cells pass, and of each planted fault the report names the gradient and the place."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import sstkern
+from sstkern import functional
+from sstkern.testing import Report, assert_gradients, gradcheck
+
+LOW = (torch.float64, torch.float32, torch.bfloat16)
+
+
+class Layer(nn.Module):
+    """A GRU of somebody's own, with a fault."""
+
+    def __init__(self, fault: str = "", batch_first: bool = False):
+        super().__init__()
+        self.input_size, self.hidden_size, self.num_layers, self.mode, self.fault = 2, 3, 1, "GRU", fault
+        self.batch_first = batch_first
+        self.inner = sstkern.GRU(2, 3, batch_first=batch_first)
+        self.calls = 0
+
+    def forward(self, input: Tensor, hx: Tensor | None = None, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        weights = [weight.detach() if name == self.fault else weight for name, weight in self.inner.named_parameters()]
+        match self.fault:
+            case "gate order":
+                weights = [torch.cat([weight[3:6], weight[:3], weight[6:]]) for weight in weights]
+            case "dhx" if hx is not None:
+                hx = hx.detach()
+            case "lengths" if lengths is not None:
+                lengths = (lengths + 1).clamp(max=input.size(0))
+            case "padding":
+                input = input + 0 * input.sum()
+            case "truncated" if lengths is None and input.size(0) > 2:
+                first, hx = self.run(input[:2], weights, hx, None)
+                rest, hx_n = self.run(input[2:], weights, hx.detach(), None)
+                return torch.cat([first, rest]), hx_n
+            case "random":
+                self.calls += 1
+                input = input + 1e-9 * self.calls
+        return self.run(input, weights, hx, lengths)
+
+    def run(self, input: Tensor, weights: list[Tensor], hx: Tensor | None, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
+        return functional.gru(input, weights, hx, lengths=lengths, batch_first=self.batch_first)
+
+
+def sound(layer: Layer) -> Layer:
+    """The same without its fault."""
+    twin = Layer(batch_first=layer.batch_first)
+    twin.load_state_dict(layer.state_dict())
+    return twin
+
+
+def wrong(report: Report) -> set[str]:
+    return {row.tensor for row in report.wrong}
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        lambda: sstkern.LSTM(2, 3, 2, bidirectional=True, proj_size=2, batch_first=True),
+        lambda: sstkern.GRU(2, 3, bias=False),
+        lambda: sstkern.RNN(2, 3, nonlinearity="relu"),
+        lambda: nn.LSTM(2, 3),
+        Layer,
+    ],
+    ids=["LSTM", "GRU", "RNN", "torch's LSTM", "somebody's"],
+)
+def test_sound_layers_pass(layer):
+    torch.manual_seed(0)
+    assert_gradients(layer(), dtypes=LOW)
+
+
+def test_dropout_is_the_same_in_every_call():
+    torch.manual_seed(0)
+    assert_gradients(sstkern.GRU(2, 3, 2, dropout=0.5))
+
+
+@pytest.mark.parametrize("name", ["LSTMCell", "GRUCell", "RNNCell"])
+def test_sound_cells_pass(name):
+    torch.manual_seed(0)
+    report = gradcheck(getattr(sstkern, name)(2, 3), dtypes=LOW)
+    assert report.ok, report.table()
+    assert {row.against for row in report.rows} == {"numerical", "reference", "float64"}
+    assert {"d input", "d weight_hh", "d bias_ih"} < {row.tensor for row in report.rows}
+
+
+@pytest.mark.parametrize(
+    ("fault", "tensors", "against"),
+    [
+        ("bias_hh_l0", {"d inner.bias_hh_l0"}, "numerical"),
+        ("weight_hh_l0", {"d inner.weight_hh_l0"}, "numerical"),
+        ("dhx", {"d hx"}, "numerical"),
+        ("truncated", {"d input", "d hx"}, "numerical"),
+        ("padding", {"result 0"}, "itself"),
+        ("random", {"result 0"}, "itself"),
+        ("gate order", {"result 0", "d inner.weight_ih_l0"}, "reference"),
+        ("lengths", {"result 0", "d input"}, "reference"),
+    ],
+)
+def test_a_planted_fault_is_found_and_named(fault, tensors, against):
+    torch.manual_seed(0)
+    layer = Layer(fault)
+    report = gradcheck(layer, reference=sound(layer))
+    found = {row.tensor for row in report.wrong if row.against == against}
+    assert tensors <= found
+    if fault in ("bias_hh_l0", "weight_hh_l0", "dhx"):
+        assert wrong(report) == tensors  # no other gradient is blamed
+    with pytest.raises(AssertionError, match=f"wrong: .*{next(iter(tensors))}"):
+        assert_gradients(layer, reference=sound(layer))
+
+
+def test_the_place_of_an_error_is_that_of_the_fault():
+    torch.manual_seed(0)
+    truncated = gradcheck(Layer("truncated"), shapes=[(5, 3)])
+    (row,) = (row for row in truncated.wrong if row.tensor == "d input" and "hx" not in row.case)
+    assert max(row.by_step[2:]) < 1e-6  # the gradient stops before step 2
+    assert min(row.by_step[:2]) > 1e-6
+    assert row.where.startswith(("step 0,", "step 1,"))
+    lengths = gradcheck(Layer("lengths"), reference=Layer(), shapes=[(5, 3)])
+    assert all("lengths [5, 0, 2]" in row.case for row in lengths.wrong if row.against == "itself")
+    layer = Layer("lengths")
+    outputs = [row for row in gradcheck(layer, reference=sound(layer), shapes=[(5, 3)]).wrong if row.tensor == "result 0"]
+    assert {row.where.split(", feature")[0] for row in outputs} <= {"step 0, sequence 1", "step 2, sequence 2"}
+    dropped = gradcheck(Layer("bias_hh_l0"))
+    assert all(row.error == pytest.approx(1) for row in dropped.wrong)
+
+
+def test_batch_first_swaps_the_place():
+    torch.manual_seed(0)
+    layer = Layer("lengths", batch_first=True)
+    layer.forward = lambda input, hx=None, lengths=None: Layer.forward(layer, input, hx, lengths)
+    rows = gradcheck(sstkern.GRU(2, 3, batch_first=True), shapes=[(5, 3)]).rows
+    assert all(len(row.by_step) == 5 for row in rows if row.tensor in ("d input", "result 0"))
+    assert not any(row.by_step for row in rows if row.tensor not in ("d input", "result 0"))
+
+
+def test_a_plain_function_and_its_tuples():
+    def cell(x: Tensor, states: tuple[Tensor, Tensor], scale: float) -> dict | tuple:
+        h, c = states
+        return scale * torch.tanh(x + h), c * x
+
+    x, h, c = (torch.randn(2, 3) for _ in range(3))
+    report = gradcheck(cell, x, (h, c), scale=2.0)
+    assert report.ok
+    assert {row.tensor for row in report.rows} == {"d x", "d states[0]", "d states[1]"}
+    other = gradcheck(cell, x, (h, c), scale=2.0, reference=lambda x, states, scale: cell(x, (states[1], states[0]), scale))
+    assert "d x" in wrong(other)
+
+
+def test_a_gradient_that_is_no_number_is_wrong():
+    report = gradcheck(lambda x: (x - x).sqrt(), torch.ones(2))
+    assert {(row.tensor, row.error) for row in report.wrong} == {("d x", float("inf"))}
+
+
+def test_an_error_that_grows_in_float32_is_wrong():
+    def cancelled(x: Tensor) -> Tensor:
+        return (x + 1e4) - 1e4
+
+    assert gradcheck(cancelled, torch.randn(3)).ok
+    (row,) = gradcheck(cancelled, torch.randn(3), dtypes=(torch.float32,)).wrong
+    assert (row.tensor, row.dtype, row.against) == ("result 0", torch.float32, "float64")
+
+
+def test_only_some_elements_of_a_large_tensor_are_varied():
+    calls = []
+
+    def function(x: Tensor) -> Tensor:
+        calls.append(0)
+        return x.sin()
+
+    assert gradcheck(function, torch.randn(40, 40), elements=10).ok
+    assert len(calls) == 2 + 2 * 10
+
+
+def test_the_module_is_left_as_it_was():
+    layer = sstkern.GRU(2, 3)
+    before = {name: value.clone() for name, value in layer.state_dict().items()}
+    gradcheck(layer, shapes=[(2, 2)])
+    assert all(torch.equal(value, before[name]) for name, value in layer.state_dict().items())
+    assert all(parameter.grad is None and parameter.dtype == torch.float32 for parameter in layer.parameters())
+
+
+def test_an_engine_is_forced(monkeypatch):
+    from sstkern.engines import cpu_runs
+
+    before = cpu_runs()["backward"]
+    gradcheck(sstkern.GRU(2, 3), engine="reference", shapes=[(2, 2)])
+    assert cpu_runs()["backward"] == before
+    gradcheck(sstkern.GRU(2, 3), engine="cpu", shapes=[(2, 2)])
+    assert cpu_runs()["backward"] > before
+    with pytest.raises(RuntimeError, match="'triton' cannot run here"):
+        gradcheck(sstkern.GRU(2, 3), engine="triton")
+
+
+@pytest.mark.parametrize(
+    ("function", "inputs", "message"),
+    [
+        (3, (), "function: expected a module or another callable, got int"),
+        (torch.tanh, (), "inputs: none were given"),
+        (nn.Linear(2, 2), (), "inputs: none were given"),
+        (lambda n: torch.ones(2) * n, (1,), "inputs: no floating-point tensor and no parameter"),
+        (lambda x: {"y": x}, (torch.ones(2),), "function: expected it to return a tensor or nested tuples of tensors, got dict"),
+    ],
+)
+def test_what_cannot_be_checked_is_told(function, inputs, message):
+    with pytest.raises(TypeError, match=message):
+        gradcheck(function, *inputs)
