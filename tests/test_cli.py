@@ -232,6 +232,28 @@ def test_every_option_has_help(name):
     assert command.help.split(",")[0] in call(name, "--help").stdout
 
 
+def test_the_gradients_of_a_layer_are_checked(tmp_path):
+    result = call("gradcheck", "--cell", "rnn_relu", "--dtype", "float64", "--steps", "3", "--plot", tmp_path / "errors.png")
+    assert result.exit_code == 0, result.output
+    assert re.search(
+        r"^ok    d weight_hh_l0_reverse .* numerical  float64   gate h, unit \d, column \d; T 3, B 3", result.stdout, re.MULTILINE
+    )
+    assert re.fullmatch(r"\d+ comparisons, 0 wrong", result.stdout.splitlines()[-1])
+    assert (tmp_path / "errors.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_wrong_gradient_is_exit_code_1(monkeypatch):
+    weights = sstkern.GRU._weights
+    monkeypatch.setattr(sstkern.GRU, "_weights", lambda layer: [w.detach() if w is layer.bias_hh_l0 else w for w in weights(layer)])
+    result = call("gradcheck", "--cell", "gru", "--dtype", "float64")
+    assert result.exit_code == 1
+    assert {line.split()[2] for line in result.stdout.splitlines() if line.startswith("WRONG")} == {"bias_hh_l0"}
+
+
+def test_an_engine_that_cannot_run_is_told():
+    assert "backend: 'triton' cannot run here: torch finds no GPU" in told(call("gradcheck", "--engine", "triton"))
+
+
 def test_the_doctor_prints_the_report(monkeypatch):
     monkeypatch.setattr("sstkern.doctor.report", lambda: [("torch", "2.13"), ("GPU", "none")])
     assert call("doctor").stdout == "torch: 2.13\nGPU: none\n"
