@@ -1,0 +1,117 @@
+"""torch.compile: whole graphs, equal results, one compilation for all sizes and lengths."""
+
+import pytest
+import torch
+from torch import Tensor
+
+import sstkern
+
+LAYERS = {
+    "LSTM": lambda: sstkern.LSTM(4, 6, 2, bidirectional=True, proj_size=3),
+    "GRU": lambda: sstkern.GRU(4, 6, batch_first=True),
+    "RNN": lambda: sstkern.RNN(4, 6, nonlinearity="relu"),
+}
+DIFFERENTIATED = ["jvp", "grad", "vmap", "per-sample gradients"]
+
+
+@pytest.fixture(autouse=True)
+def nothing_compiled():
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+
+
+def sizes(layer: torch.nn.Module, steps: int, batch: int) -> tuple[int, int, int]:
+    return (batch, steps, 4) if getattr(layer, "batch_first", False) else (steps, batch, 4)
+
+
+def assert_equal(compiled, layer, x: Tensor, lengths: Tensor | None = None) -> None:
+    """Results, and the gradients of the input and every parameter."""
+    found = []
+    for function in (compiled, layer):
+        output, _ = function(x.requires_grad_(), lengths=lengths)
+        found.append([output, *torch.autograd.grad(output.square().sum(), [x, *layer.parameters()])])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+    with torch.inference_mode():
+        assert torch.equal(compiled(x, lengths=lengths)[0], layer(x, lengths=lengths)[0])
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_one_compilation_serves_all_sizes_and_lengths(name):
+    layer = LAYERS[name]()
+    compiled = torch.compile(layer, fullgraph=True, dynamic=True)
+    assert_equal(compiled, layer, torch.randn(sizes(layer, 5, 3)), torch.tensor([5, 0, 2]))
+    with torch.compiler.set_stance("fail_on_recompile"):
+        for steps, batch in ((7, 3), (7, 2), (2, 5), (9, 9)):
+            assert_equal(compiled, layer, torch.randn(sizes(layer, steps, batch)), torch.randint(0, steps + 1, (batch,)))
+        with pytest.raises(ValueError, match=r"lengths\[0\] is 5; allowed are 0 to 4"):
+            compiled(torch.randn(sizes(layer, 4, 2)).requires_grad_(), lengths=torch.tensor([5, 1]))
+
+
+@pytest.mark.parametrize("name", ["LSTMCell", "GRUCell", "RNNCell"])
+def test_a_compiled_cell_is_equal(name):
+    cell, x = getattr(sstkern, name)(4, 6), torch.randn(3, 4)
+    compiled = torch.compile(cell, fullgraph=True, dynamic=True)
+    torch.testing.assert_close(compiled(x), cell(x), rtol=0, atol=0)
+
+
+def test_the_graph_does_not_grow_with_the_time_steps():
+    layer, graphs = sstkern.LSTM(4, 6, 2), []
+
+    def noted(graph: torch.fx.GraphModule, _):
+        graphs.append([str(node.target) for node in graph.graph.nodes])
+        return graph
+
+    for steps in (16, 512):
+        torch._dynamo.reset()
+        torch.compile(layer, fullgraph=True, dynamic=False, backend=noted)(torch.randn(steps, 2, 4))
+    short, long = graphs
+    assert short == long
+    assert sum("sstkern.layer" in target for target in short) == 2
+
+
+def test_dropout_states_and_lengths_as_a_list():
+    layer = sstkern.LSTM(4, 6, 2, dropout=0.5)
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    x, hx = torch.randn(5, 3, 4), (torch.randn(2, 3, 6), torch.randn(2, 3, 6))
+    found = []
+    for function in (compiled, layer):
+        torch.manual_seed(1)
+        found.append(function(x, hx, lengths=[5, 0, 2])[0])
+    assert torch.equal(*found)
+
+
+def differentiated(kind: str, layer: torch.nn.Module, x: Tensor) -> Tensor:
+    def output(x: Tensor) -> Tensor:
+        return layer(x)[0]
+
+    match kind:
+        case "jvp":
+            return torch.func.jvp(output, (x,), (x.cos(),))[1]
+        case "grad":
+            return torch.func.grad(lambda x: output(x).square().sum())(x)
+        case "vmap":
+            return torch.func.vmap(output, in_dims=1, out_dims=1)(x[:, :, None])[:, :, 0]
+        case "per-sample gradients":
+            weights = dict(layer.named_parameters())
+
+            def loss(weights: dict[str, Tensor], x: Tensor) -> Tensor:
+                return torch.func.functional_call(layer, weights, (x[:, None],))[0].square().sum()
+
+            return torch.func.vmap(torch.func.grad(loss), in_dims=(None, 1))(weights, x)["weight_hh_l0"]
+
+
+@pytest.mark.parametrize("kind", DIFFERENTIATED)
+def test_transforms_inside_a_compiled_function_are_those_outside(kind):
+    layer, x = sstkern.GRU(4, 6, dtype=torch.float64), torch.randn(3, 2, 4, dtype=torch.float64)
+    eager = differentiated(kind, layer, x)
+    compiled = torch.compile(lambda x: differentiated(kind, layer, x), backend="aot_eager")(x)
+    torch.testing.assert_close(compiled, eager, rtol=1e-12, atol=1e-14)
+    assert eager.abs().max() > 1e-3  # no tangent was lost on both ways
+
+
+def test_a_second_derivative_of_a_compiled_layer_is_refused():
+    layer, x = sstkern.GRU(4, 6), torch.randn(3, 2, 4, requires_grad=True)
+    output, _ = torch.compile(layer, backend="aot_eager")(x)
+    (gradient,) = torch.autograd.grad(output.square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="does not currently support double backward"):
+        torch.autograd.grad(gradient.sum(), x)
