@@ -137,8 +137,9 @@ class VoiceActivity(nn.Module):
         super().__init__()
         self.conv, self.layer, self.cell, self.vote = nn.Conv1d(1, 4, 8, stride=4), nn.GRU(4, 5), nn.LSTMCell(5, 5), nn.Linear(5, 1)
 
-    def forward(self) -> Tensor:
-        sound = torch.randn(2, 1, 96, generator=torch.Generator().manual_seed(1)).to(self.vote.weight)
+    def forward(self, sound: Tensor | None = None) -> Tensor:
+        if sound is None:
+            sound = torch.randn(2, 1, 96, generator=torch.Generator().manual_seed(1)).to(self.vote.weight)
         h, states, voiced = None, None, []
         for chunk in sound.split(32, dim=2):
             features, h = self.layer(self.conv(chunk).permute(2, 0, 1), h)
