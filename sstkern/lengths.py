@@ -1,4 +1,4 @@
-"""Sequences of different lengths: a padded Tensor with lengths or a PackedSequence, one form inside."""
+"""Sequences of different lengths: a padded Tensor with lengths, a PackedSequence or a jagged nested Tensor, one form inside."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -23,13 +23,20 @@ class Padded(NamedTuple):
 
 
 def to_padded(input: Tensor | PackedSequence, lengths: Lengths | None, batch_first: bool) -> Padded:
-    """Takes (T, I), (T, B, I), with batch_first (B, T, I), or a PackedSequence. Raises TypeError or ValueError for anything else."""
+    """Takes (T, I), (T, B, I), with batch_first (B, T, I), a PackedSequence, or a jagged nested Tensor (B, *, I), whatever batch_first.
+
+    Raises TypeError or ValueError for anything else.
+    """
     if isinstance(input, PackedSequence):
         if lengths is not None:
             raise ValueError("lengths: a PackedSequence has its own lengths; give one or the other")
         return _from_packed(input)
     if not isinstance(input, Tensor):
         raise TypeError(f"input: expected a Tensor or a PackedSequence, got {type(input).__name__}")
+    if input.is_nested:
+        if lengths is not None:
+            raise ValueError("lengths: a nested input has its own lengths; give one or the other")
+        return _from_nested(input)
     if input.dim() == 2:
         if lengths is not None:
             raise ValueError("lengths: an unbatched input (2-D) is one whole sequence; cut it instead of giving lengths")
@@ -75,3 +82,17 @@ def _from_packed(packed: PackedSequence) -> Padded:
         return PackedSequence(data, packed.batch_sizes, order, packed.unsorted_indices)
 
     return Padded(x, lengths, True, restore)
+
+
+def _from_nested(input: Tensor) -> Padded:
+    if input.layout != torch.jagged:
+        raise ValueError(f"input: expected a nested tensor of the layout torch.jagged, got {input.layout}")
+    if input.dim() != 3 or input.lengths() is not None:
+        raise ValueError("input: expected a nested tensor (B, *, I) without gaps between its sequences; contiguous() closes them")
+    values, offsets = input.values(), input.offsets()
+    lengths = offsets.diff()
+    sequence = torch.repeat_interleave(torch.arange(len(lengths), device=values.device), lengths)
+    step = torch.arange(len(values), device=values.device) - offsets[sequence]
+    steps = int(lengths.max()) if len(lengths) else 0
+    x = values.new_zeros(steps, len(lengths), values.size(1)).index_put((step, sequence), values)
+    return Padded(x, lengths, True, lambda output: torch.nested.nested_tensor_from_jagged(output[step, sequence], offsets))

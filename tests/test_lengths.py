@@ -35,3 +35,43 @@ def test_no_sequences_have_no_lengths():
     output, h_n = sstkern.GRU(3, 5)(torch.zeros(4, 0, 3), lengths=[])
     assert output.shape == (4, 0, 5)
     assert h_n.shape == (1, 0, 5)
+
+
+def nested(*lengths: int, **options) -> torch.Tensor:
+    parts = [torch.randn(length, 3, dtype=torch.float64) for length in lengths]
+    return torch.nested.nested_tensor(parts, layout=torch.jagged, **options)
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("kind", [sstkern.LSTM, sstkern.GRU, sstkern.RNN])
+def test_a_nested_input_is_its_sequences(kind, batch_first):
+    torch.manual_seed(0)
+    layer = kind(3, 4, 2, bidirectional=True, batch_first=batch_first, dtype=torch.float64)
+    given = nested(4, 0, 2, requires_grad=True)
+    x = torch.nested.to_padded_tensor(given.detach(), 0.0)
+    x = (x if batch_first else x.transpose(0, 1)).requires_grad_()
+    hx = torch.randn(4, 3, 4, dtype=torch.float64)
+    hx = (hx, hx) if kind is sstkern.LSTM else hx
+    output, hx_n = layer(given, hx)
+    expected, hx_n_expected = layer(x, hx, lengths=[4, 0, 2])
+    assert output.is_nested
+    assert output.shape[1] == given.shape[1]  # the same jagged dimension, so that they can be added
+    torch.testing.assert_close(hx_n, hx_n_expected, rtol=0, atol=0)
+    by_sequence = expected if batch_first else expected.transpose(0, 1)
+    (dgiven,), (dx,) = (torch.autograd.grad(o.square().sum(), i) for o, i in ((output.values(), given), (expected, x)))
+    dx = dx if batch_first else dx.transpose(0, 1)
+    for of_nested, padded in ((output, by_sequence), (dgiven, dx)):
+        for sequence, row in zip(of_nested.unbind(), padded, strict=True):
+            assert torch.equal(sequence, row[: len(sequence)])
+
+
+def test_nested_inputs_that_are_refused():
+    layer = sstkern.GRU(3, 5, dtype=torch.float64)
+    with pytest.raises(ValueError, match="lengths: a nested input has its own lengths"):
+        layer(nested(4, 2), lengths=[4, 2])
+    with pytest.raises(ValueError, match=r"input: expected a nested tensor of the layout torch\.jagged, got torch\.strided"):
+        layer(torch.nested.nested_tensor([torch.zeros(2, 3)], layout=torch.strided))
+    with pytest.raises(ValueError, match="without gaps between its sequences"):
+        layer(torch.nested.narrow(torch.zeros(2, 4, 3), 1, torch.tensor([0, 1]), torch.tensor([2, 2]), layout=torch.jagged))
+    with pytest.raises(RuntimeError, match=r"input: expected 4 features \(input_size\), got 3"):
+        sstkern.GRU(4, 5, dtype=torch.float64)(nested(4, 2))
