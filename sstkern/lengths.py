@@ -50,7 +50,9 @@ def to_padded(input: Tensor | PackedSequence, lengths: Lengths | None, batch_fir
 
 def check_values(lengths: Tensor, steps: int) -> None:
     """Raises ValueError unless every length is from 0 to `steps`."""
-    for b, length in enumerate(lengths.tolist()):
+    while torch._C._functorch.is_functorch_wrapped_tensor(lengths):  # within vmap: those of all samples
+        lengths = torch._C._functorch.get_unwrapped(lengths)
+    for b, length in enumerate(lengths.flatten().tolist()):
         if not 0 <= length <= steps:
             raise ValueError(f"lengths[{b}] is {length}; allowed are 0 to {steps}, the number of time steps")
 

@@ -1,0 +1,176 @@
+"""Derivatives beyond the first: torch.func's transforms, forward mode, gradient penalties, learning to learn."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.autograd import gradgradcheck
+from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
+
+import sstkern
+from sstkern.engines import cpu_runs
+
+LENGTHS = torch.tensor([3, 0, 2])
+KINDS = {
+    "LSTM": lambda: sstkern.LSTM(2, 3, bidirectional=True, proj_size=2, dtype=torch.float64),
+    "GRU": lambda: sstkern.GRU(2, 3, 2, dtype=torch.float64),
+    "RNN": lambda: sstkern.RNN(2, 3, dtype=torch.float64),
+}
+
+
+@pytest.fixture(params=KINDS)
+def layer(request) -> nn.Module:
+    torch.manual_seed(0)
+    return KINDS[request.param]()
+
+
+def inputs() -> tuple[Tensor, Tensor]:
+    """x and a direction."""
+    x, direction = torch.randn(2, 3, 3, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    return x, direction
+
+
+def output_of(layer: nn.Module):
+    return lambda x: layer(x, lengths=LENGTHS)[0]
+
+
+TRANSFORMS = {
+    "grad": lambda f, x, d: grad(lambda x: f(x).square().sum())(x),
+    "vjp": lambda f, x, d: vjp(f, x)[1](f(d))[0],
+    "jvp": lambda f, x, d: jvp(f, (x,), (d,))[1],
+    "jacrev": lambda f, x, d: jacrev(f)(x),
+    "jacfwd": lambda f, x, d: jacfwd(f)(x),
+    "hessian": lambda f, x, d: hessian(lambda x: f(x).square().sum())(x),
+    "vmap": lambda f, x, d: vmap(f)(torch.stack([x, d])),
+    "vmap of grad": lambda f, x, d: vmap(grad(lambda x: f(x).square().sum()))(torch.stack([x, d])),
+}
+
+
+def jacobian(function, x: Tensor) -> Tensor:
+    """Central differences."""
+    units = torch.eye(x.numel(), dtype=x.dtype).view(-1, *x.shape) * 1e-5
+    columns = [(function(x + unit) - function(x - unit)) / 2e-5 for unit in units]
+    return torch.stack(columns, -1).unflatten(-1, x.shape)
+
+
+def differences(name: str, f, x: Tensor, d: Tensor) -> Tensor:
+    """What a transform should give, by differences of the function or of its first derivative, or one by one."""
+
+    def gradient(x: Tensor) -> Tensor:
+        x = x.detach().requires_grad_()
+        return torch.autograd.grad(f(x).square().sum(), x)[0]
+
+    match name:
+        case "grad":
+            return gradient(x)
+        case "vjp":
+            return torch.einsum("abc,abcijk->ijk", f(d), jacobian(f, x))
+        case "jvp":
+            return (f(x + 1e-6 * d) - f(x - 1e-6 * d)) / 2e-6
+        case "hessian":
+            return jacobian(gradient, x)
+        case "vmap":
+            return torch.stack([f(x), f(d)])
+        case "vmap of grad":
+            return torch.stack([gradient(x), gradient(d)])
+    return jacobian(f, x)
+
+
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_a_transform_is_the_reference_engines_and_the_differences(layer, name):
+    f, (x, d) = output_of(layer), inputs()
+    found = TRANSFORMS[name](f, x, d)
+    with sstkern.backend("reference"):
+        torch.testing.assert_close(found, TRANSFORMS[name](f, x, d), rtol=1e-12, atol=1e-14)
+    with torch.no_grad() if name not in ("grad", "hessian", "vmap of grad") else torch.enable_grad():
+        torch.testing.assert_close(found, differences(name, f, x, d), rtol=1e-6, atol=1e-8)
+    assert found.abs().max() > 1e-3
+
+
+def test_gradients_of_each_sample(layer):
+    x, _ = inputs()
+    weights = {name: weight.detach() for name, weight in layer.named_parameters()}
+
+    def loss(weights: dict[str, Tensor], x: Tensor, length: Tensor) -> Tensor:
+        return functional_call(layer, weights, (x[:, None],), {"lengths": length[None]})[0].square().sum()
+
+    found = vmap(grad(loss), in_dims=(None, 1, 0))(weights, x, LENGTHS)
+    for row in range(3):
+        alone = torch.autograd.grad(layer(x[:, row : row + 1], lengths=LENGTHS[row : row + 1])[0].square().sum(), list(layer.parameters()))
+        for name, gradient in zip(weights, alone, strict=True):
+            torch.testing.assert_close(found[name][row], gradient, rtol=1e-10, atol=1e-12)
+
+
+def test_a_wrong_length_of_a_sample_is_told(layer):
+    x, _ = inputs()
+    with pytest.raises(ValueError, match=r"lengths\[1\] is 4; allowed are 0 to 3"):
+        vmap(lambda x, length: layer(x[:, None], lengths=length[None])[0], in_dims=(1, 0))(x, torch.tensor([3, 4, 0]))
+
+
+def test_forward_mode_of_a_weight(layer):
+    x, _ = inputs()
+    name, weight = next((n, w) for n, w in layer.named_parameters() if n.startswith("weight_hh"))
+    direction = torch.randn_like(weight)
+
+    def of_weight(value: Tensor) -> Tensor:
+        return functional_call(layer, {name: value}, (x,), {"lengths": LENGTHS})[0]
+
+    _, tangent = jvp(of_weight, (weight.detach(),), (direction,))
+    with torch.no_grad():
+        difference = (of_weight(weight + 1e-6 * direction) - of_weight(weight - 1e-6 * direction)) / 2e-6
+    torch.testing.assert_close(tangent, difference, rtol=1e-6, atol=1e-8)
+
+
+def test_third_derivatives(layer):
+    x, _ = inputs()
+    assert gradgradcheck(lambda x: torch.autograd.grad(output_of(layer)(x).pow(3).sum(), x, create_graph=True)[0], x.requires_grad_())
+
+
+def test_a_gradient_penalty_trains_through_the_fused_kernels(layer):
+    """Gulrajani et al. 2017: the norm of the critic's gradient is pulled to 1."""
+    x, _ = inputs()
+    vote = nn.Linear(output_of(layer)(x).size(-1), 1, dtype=torch.float64)
+    parameters = [*layer.parameters(), *vote.parameters()]
+
+    def penalty() -> Tensor:
+        given = x.detach().requires_grad_()
+        (gradient,) = torch.autograd.grad(vote(output_of(layer)(given)).sum(), given, create_graph=True)
+        return (gradient.flatten(1).norm(dim=1) - 1).square().mean()
+
+    before = cpu_runs()
+    found = torch.autograd.grad(penalty(), parameters, allow_unused=True)
+    after = cpu_runs()
+    assert after["forward"] > before["forward"]
+    assert after["backward"] > before["backward"]
+    with sstkern.backend("reference"):
+        torch.testing.assert_close(found, torch.autograd.grad(penalty(), parameters, allow_unused=True), rtol=1e-9, atol=1e-12)
+    optimizer, first = torch.optim.SGD(parameters, lr=0.05), penalty().item()
+    for _ in range(10):
+        optimizer.zero_grad()
+        penalty().backward()
+        optimizer.step()
+    assert penalty().item() < first
+
+
+def test_learning_to_learn(layer):
+    """Finn, Abbeel, Levine 2017 (MAML): the gradient of the loss after an inner step, with respect to the weights before it."""
+    x, other = inputs()
+    weights = {name: weight.detach().requires_grad_() for name, weight in layer.named_parameters()}
+
+    def loss(weights: dict[str, Tensor], x: Tensor) -> Tensor:
+        return functional_call(layer, weights, (x,), {"lengths": LENGTHS})[0].square().mean()
+
+    def outer(weights: dict[str, Tensor]) -> Tensor:
+        gradients = torch.autograd.grad(loss(weights, x), list(weights.values()), create_graph=True)
+        inner = {name: weight - 0.5 * gradient for (name, weight), gradient in zip(weights.items(), gradients, strict=True)}
+        return loss(inner, other)
+
+    before = cpu_runs()["backward"]
+    found = torch.autograd.grad(outer(weights), list(weights.values()))
+    assert cpu_runs()["backward"] - before >= 2
+    with sstkern.backend("reference"):
+        torch.testing.assert_close(found, torch.autograd.grad(outer(weights), list(weights.values())), rtol=1e-9, atol=1e-12)
+    name, weight = next(iter(weights.items()))
+    step = torch.zeros_like(weight)
+    step[0, 0] = 1e-5
+    difference = (outer(weights | {name: weight + step}) - outer(weights | {name: weight - step})) / 2e-5
+    assert found[0][0, 0].item() == pytest.approx(difference.item(), rel=1e-5, abs=1e-9)
