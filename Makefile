@@ -18,9 +18,10 @@ study: $(VENV)/built ## answer the problems of the SST-2 assignment and write th
 test: $(VENV)/built ## the whole test suite (ARGS="..." adds pytest options)
 	$(PYTHON) -m pytest $(ARGS)
 
-lint: $(VENV)/built ## check style of Python and C++
+lint: $(VENV)/built ## check style of Python and C++, and types
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
 	$(VENV)/bin/clang-format --dry-run --Werror $(CPP)
 
 format: $(VENV)/built ## rewrite Python and C++ in that style

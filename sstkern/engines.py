@@ -82,7 +82,7 @@ def choose(cell: Cell, x: Tensor, others: Sequence[Tensor] = ()) -> str:
         return forced
     fused = _fused_engine(x)
     obstacle = _obstacle(cell, x, others, fused) if forced in (None, fused) else f"x is on {x.device}"
-    if obstacle is None:
+    if fused is not None and obstacle is None:
         return fused
     if forced is not None:
         raise BackendError(f"backend: '{forced}' was asked for, but {obstacle}")

@@ -88,8 +88,8 @@ def cell_step(cell: str, input: Tensor, hx: Sequence[Tensor] | None, weights: Se
         _check_cell_states(CELLS[cell], input, hx, weights[1].size(1))
     x = input.unsqueeze(0)
     states = None if hx is None else tuple(state.unsqueeze(0) for state in hx)
-    _, states = _run(CELLS[cell], x, weights, states, _Options(bias=bias))
-    return tuple(state.squeeze(0) for state in states)
+    _, new_states = _run(CELLS[cell], x, weights, states, _Options(bias=bias))
+    return tuple(state.squeeze(0) for state in new_states)
 
 
 def _check_cell_states(cell: Cell, input: Tensor, hx: Sequence[Tensor], hidden_size: int) -> None:

@@ -1,7 +1,7 @@
 """Sequences of different lengths: a padded Tensor with lengths, a PackedSequence or a jagged nested Tensor, one form inside."""
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -86,7 +86,7 @@ def _from_packed(packed: PackedSequence) -> Padded:
     return Padded(x, lengths, True, restore)
 
 
-def _from_nested(input: Tensor) -> Padded:
+def _from_nested(input: Any) -> Padded:  # a Tensor, whose annotations know nothing of nested ones
     if input.layout != torch.jagged:
         raise ValueError(f"input: expected a nested tensor of the layout torch.jagged, got {input.layout}")
     if input.dim() != 3 or input.lengths() is not None:

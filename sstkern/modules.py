@@ -3,6 +3,8 @@
 They subclass torch.nn.RNNBase and torch.nn.RNNCellBase, not torch.nn.LSTM and its like, whose subclasses torch.compile refuses.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import RNNBase
@@ -28,7 +30,7 @@ class _Recurrent(RNNBase):
     def _weights(self) -> list[Tensor]:
         # By name, not from _flat_weights: a parametrized weight is computed anew whenever it is asked for. Plain ones from where
         # torch.nn.Module keeps them: asking the module for four takes 1.7 microseconds more.
-        own = self._parameters
+        own: dict[str, Any] = self._parameters
         return [own[name] if name in own else getattr(self, name) for name in self._flat_weights_names]
 
 

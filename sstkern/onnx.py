@@ -66,19 +66,20 @@ def _standard(
 
     hidden_size = directions[0].weight_hh.size(1)
 
-    def stacked(tensors: list[Tensor]) -> Tensor:
+    def stacked(name: str) -> Tensor:
         # Slices, not chunks: those the exporter folds into constants.
+        tensors = [getattr(w, name) for w in directions]
         return torch.stack([torch.cat([t[gate * hidden_size : (gate + 1) * hidden_size] for gate in order]) for t in tensors])
 
     bias = None
     if has_bias:
-        bias = torch.cat([stacked([w.bias_ih for w in directions]), stacked([w.bias_hh for w in directions])], 1)
+        bias = torch.cat([stacked("bias_ih"), stacked("bias_hh")], 1)
     output, *hx_n = torch.onnx.ops.symbolic_multi_out(
         operator,
         (
             x,
-            stacked([w.weight_ih for w in directions]),
-            stacked([w.weight_hh for w in directions]),
+            stacked("weight_ih"),
+            stacked("weight_hh"),
             bias,
             None if lengths is None else lengths.to(x.device, torch.int32),
             *hx,

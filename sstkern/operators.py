@@ -229,10 +229,21 @@ def _backward_gradient(ctx, grads):
         first = torch.autograd.grad(results, wanted, [grad_output, *grad_hx], create_graph=True, materialize_grads=True)
         second = torch.autograd.grad(first, [grad_output, *aliases], grads, create_graph=differentiable, allow_unused=True)
     dgrad_output, dx, *rest = second
-    if given_grad_output is None:
-        dgrad_output = None
     dweights, dhx, dgrad_hx = rest[:weights], rest[weights : weights + states], rest[weights + states :]
-    return None, dx, dweights, dhx, None, None, None, None, [None] * saved, dgrad_output, dgrad_hx, None
+    return (
+        None,
+        dx,
+        dweights,
+        dhx,
+        None,
+        None,
+        None,
+        None,
+        [None] * saved,
+        None if given_grad_output is None else dgrad_output,
+        dgrad_hx,
+        None,
+    )
 
 
 torch.library.register_autograd("sstkern::layer_backward", _backward_gradient, setup_context=_setup_backward, lib=_library)

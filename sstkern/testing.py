@@ -165,9 +165,9 @@ class _Case:
     """bool, the positions of the first input that no result may depend on."""
 
 
-def _cases(module: Callable[..., Any], shapes: Sequence[tuple[int, int]], seed: int, keywords: Mapping[str, Any]) -> Iterator[_Case]:
+def _cases(module: Any, shapes: Sequence[tuple[int, int]], seed: int, keywords: Mapping[str, Any]) -> Iterator[_Case]:
     """The inputs of a layer or a cell."""
-    if not isinstance(module, nn.Module) or not hasattr(module, "input_size") or not hasattr(module, "hidden_size"):
+    if not _has_sizes(module):
         raise TypeError("inputs: none were given, and the function is no module with an input_size and a hidden_size; give its arguments")
     generator = torch.Generator().manual_seed(seed)
 
@@ -196,7 +196,11 @@ def _cases(module: Callable[..., Any], shapes: Sequence[tuple[int, int]], seed: 
             yield _Case(f"T {steps}, B {batch}, hx, lengths {lengths.tolist()}", (x, hx), given, steps, time_dim, padding)
 
 
-def _first_states(module: nn.Module, batch: int, random: Callable[..., Tensor]) -> Tensor | tuple[Tensor, Tensor]:
+def _has_sizes(function: object) -> bool:
+    return isinstance(function, nn.Module) and hasattr(function, "input_size") and hasattr(function, "hidden_size")
+
+
+def _first_states(module: Any, batch: int, random: Callable[..., Tensor]) -> Tensor | tuple[Tensor, Tensor]:
     rows = module.num_layers * (2 if getattr(module, "bidirectional", False) else 1)
     h = random(rows, batch, getattr(module, "proj_size", 0) or module.hidden_size)
     two = getattr(module, "mode", "") == "LSTM" or isinstance(module, nn.LSTM)
@@ -296,7 +300,7 @@ class _Check:
         def product() -> float:
             with torch.no_grad(), self.chosen(), self.random():
                 results = _flat(self.function(*arguments, **self.case.keywords))
-                return sum((r * c).sum() for r, c in zip(results, self.cotangents(results, self.dtype), strict=True)).item()
+                return sum((r * c).sum().item() for r, c in zip(results, self.cotangents(results, self.dtype), strict=True))
 
         pairs = {}
         for name, tensor in named.items():
@@ -376,7 +380,7 @@ def _in_dtype(function: Callable[..., Any], dtype: torch.dtype) -> Callable[...,
 def _names(function: Callable[..., Any], count: int) -> list[str]:
     """Of the arguments, as the function calls them."""
     try:
-        parameters = inspect.signature(function.forward if isinstance(function, nn.Module) else function).parameters.values()
+        parameters = list(inspect.signature(function.forward if isinstance(function, nn.Module) else function).parameters.values())
     except (TypeError, ValueError):
         parameters = []
     names = [parameter.name for parameter in parameters if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)]
