@@ -49,9 +49,11 @@ def to_padded(input: Tensor | PackedSequence, lengths: Lengths | None, batch_fir
 
 
 def check_values(lengths: Tensor, steps: int) -> None:
-    """Raises ValueError unless every length is from 0 to `steps`."""
+    """Raises ValueError unless every length is from 0 to `steps`; those on the meta device have no values."""
     while torch._C._functorch.is_functorch_wrapped_tensor(lengths):  # within vmap: those of all samples
         lengths = torch._C._functorch.get_unwrapped(lengths)
+    if lengths.is_meta:
+        return
     for b, length in enumerate(lengths.flatten().tolist()):
         if not 0 <= length <= steps:
             raise ValueError(f"lengths[{b}] is {length}; allowed are 0 to {steps}, the number of time steps")
