@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import dropout as drop
 from torch.nn.utils.rnn import PackedSequence
 
-from sstkern import engines, operators, reference
+from sstkern import engines, operators, recompute, reference
 from sstkern.cells import CELLS, Cell
 from sstkern.lengths import Lengths, Padded, to_padded
 from sstkern.weights import check_number
@@ -30,18 +30,20 @@ def lstm(
     training: bool = False,
     bidirectional: bool = False,
     batch_first: bool = False,
+    recompute: bool = False,
 ) -> tuple[Input, tuple[Tensor, Tensor]]:
     """A long short-term memory, as torch.nn.LSTM computes it.
 
     input: (T, B, I), with batch_first (B, T, I), unbatched (T, I), or a PackedSequence. weights: for each layer and direction
     weight_ih (4H, I or DP), weight_hh (4H, P), with bias bias_ih (4H,) and bias_hh (4H,), with a projection weight_hr (P, H), in that
     order, as torch.nn.LSTM's `_flat_weights`. hx: h_0 (L * D, B, P) and c_0 (L * D, B, H); zeros by default. lengths: B integers from 0
-    to T, in any order; what input holds past a length is never read. dropout: between layers, when training.
+    to T, in any order; what input holds past a length is never read. dropout: between layers, when training. recompute: keep the states of
+    some time steps only for the backward, which computes the gates again (docs/memory.md).
 
     Returns the output (T, B, D * P) in the form of the input, zero past a length, and (h_n, c_n), the states after each sequence's last
     step, shaped like hx. Raises ValueError, TypeError or RuntimeError, as torch.nn.LSTM does, naming the argument.
     """
-    options = _Options(lengths, bias, num_layers, dropout if training else 0.0, bidirectional, batch_first)
+    options = _Options(lengths, bias, num_layers, dropout if training else 0.0, bidirectional, batch_first, recompute)
     output, (h_n, c_n) = _run(CELLS["lstm"], input, weights, hx, options)
     return output, (h_n, c_n)
 
@@ -59,8 +61,9 @@ def _one_state(cell: Cell, described: str, gates: str):
         training: bool = False,
         bidirectional: bool = False,
         batch_first: bool = False,
+        recompute: bool = False,
     ) -> tuple[Input, Tensor]:
-        options = _Options(lengths, bias, num_layers, dropout if training else 0.0, bidirectional, batch_first)
+        options = _Options(lengths, bias, num_layers, dropout if training else 0.0, bidirectional, batch_first, recompute)
         output, (h_n,) = _run(cell, input, weights, None if hx is None else (hx,), options)
         return output, h_n
 
@@ -105,9 +108,10 @@ def _check_cell_states(cell: Cell, input: Tensor, hx: Sequence[Tensor], hidden_s
 class _Options:
     """What the caller asked of all layers together."""
 
-    def __init__(self, lengths=None, bias=True, num_layers=1, dropout=0.0, bidirectional=False, batch_first=False):
+    def __init__(self, lengths=None, bias=True, num_layers=1, dropout=0.0, bidirectional=False, batch_first=False, recompute=False):
         self.lengths, self.bias, self.num_layers = lengths, bias, num_layers
         self.dropout, self.bidirectional, self.batch_first = dropout, bidirectional, batch_first
+        self.recompute = recompute
 
     @property
     def directions(self) -> int:
@@ -138,6 +142,8 @@ def _run(cell: Cell, input: Input, weights: Sequence[Tensor], hx: Sequence[Tenso
 def _layer(cell: Cell, x: Tensor, weights: list[Tensor], hx: list[Tensor], lengths: Tensor | None, options: _Options):
     if engines.choose(cell, x, (*weights, *hx)) == "reference":
         return reference.layer(cell, x, weights, hx, lengths, options.bias, options.bidirectional)
+    if options.recompute and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        return recompute.layer(cell, x, weights, hx, lengths, options.bias, options.bidirectional)
     return operators.layer(cell.name, x, weights, hx, lengths, options.bias, options.bidirectional)
 
 

@@ -16,6 +16,17 @@ from sstkern.lengths import Lengths
 
 
 class _Recurrent(RNNBase):
+    recompute: bool = False
+
+    def __init__(self, mode: str, *args: Any, recompute: bool = False, **kwargs: Any):
+        super().__init__(mode, *args, **kwargs)
+        if type(recompute) is not bool:
+            raise ValueError(f"recompute: expected True or False, got {recompute!r}")
+        self.recompute = recompute
+
+    def extra_repr(self) -> str:
+        return super().extra_repr() + (", recompute=True" if self.recompute else "")
+
     def _options(self, lengths: Lengths | None) -> dict:
         return {
             "lengths": lengths,
@@ -25,6 +36,7 @@ class _Recurrent(RNNBase):
             "training": self.training,
             "bidirectional": self.bidirectional,
             "batch_first": self.batch_first,
+            "recompute": self.recompute,
         }
 
     def _weights(self) -> list[Tensor]:
@@ -39,6 +51,8 @@ class LSTM(_Recurrent):
 
     Args as torch.nn.LSTM's: input_size, hidden_size, num_layers=1, bias=True, batch_first=False, dropout=0.0, bidirectional=False,
     proj_size=0, device=None, dtype=None.
+
+    recompute=True: see docs/memory.md; a training step takes less memory and more time.
     """
 
     def __init__(self, *args, **kwargs):
@@ -56,6 +70,8 @@ class GRU(_Recurrent):
 
     Args as torch.nn.GRU's: input_size, hidden_size, num_layers=1, bias=True, batch_first=False, dropout=0.0, bidirectional=False,
     device=None, dtype=None. Raises ValueError for proj_size.
+
+    recompute=True: see docs/memory.md; a training step takes less memory and more time.
     """
 
     def __init__(self, *args, **kwargs):
@@ -72,6 +88,8 @@ class RNN(_Recurrent):
 
     Args as torch.nn.RNN's: input_size, hidden_size, num_layers=1, nonlinearity="tanh", bias=True, batch_first=False, dropout=0.0,
     bidirectional=False, device=None, dtype=None. Raises ValueError for a nonlinearity other than "tanh" or "relu", and for proj_size.
+
+    recompute=True: see docs/memory.md; a training step takes less memory and more time.
     """
 
     def __init__(self, input_size: int, hidden_size: int, num_layers: int = 1, nonlinearity: str = "tanh", *args, **kwargs):

@@ -1,0 +1,167 @@
+"""Less memory for more time: a layer that keeps its states at some steps only, and computes the gates again in its backward.
+
+The time steps are cut into about sqrt(T) chunks. Forward, each is run without saving anything, and the states between them are kept.
+Backward, from the last chunk to the first, each is run again, saving, and then backward: what is saved is that of one chunk at a time
+(Chen et al. 2016). T time steps, B batch, I input_size, H hidden_size, P proj_size (H without a projection), D directions.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from sstkern import operators
+from sstkern.cells import Cell
+
+SHORTEST = 16  # steps of a chunk: a call of the operator takes about 50 us however short it is
+
+
+def layer(
+    cell: Cell, x: Tensor, weights: Sequence[Tensor], hx: Sequence[Tensor], lengths: Tensor | None, has_bias: bool, bidirectional: bool
+) -> tuple[Tensor, list[Tensor]]:
+    """As `operators.layer`, with the memory of a chunk."""
+    if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
+        x, *tensors = (tensor.to(torch.get_autocast_dtype(x.device.type)) for tensor in (x, *weights, *hx))
+        weights, hx = tensors[: len(weights)], tensors[len(weights) :]
+    count = len(weights) // (2 if bidirectional else 1)
+    outputs, finals = [], []
+    for d in range(2 if bidirectional else 1):
+        call = _Call(cell.name, has_bias, reverse=d == 1, weights=count)
+        states = [state[d : d + 1] for state in hx]
+        output, *final = _Chunked.apply(call, lengths, x, *weights[d * count : (d + 1) * count], *states)
+        outputs.append(output)
+        finals.append(final)
+    if not bidirectional:
+        return outputs[0], finals[0]
+    return torch.cat(outputs, -1), [torch.cat(state) for state in zip(*finals, strict=True)]
+
+
+class _Call(NamedTuple):
+    cell: str
+    has_bias: bool
+    reverse: bool
+    weights: int
+    """How many of the tensors that follow x."""
+
+
+class _Chunk:
+    """Some time steps of one direction, as the operator takes them: a reversed direction's are turned around."""
+
+    def __init__(self, begin: int, end: int, lengths: Tensor | None, call: _Call, device: torch.device):
+        self.span = slice(begin, end)
+        self.lengths = None if lengths is None else (lengths - begin).clamp(0, end - begin)
+        self.order = None
+        if call.reverse:
+            steps = torch.arange(end - begin, device=device)[:, None]
+            valid = end - begin if self.lengths is None else self.lengths.to(device)
+            self.order = torch.where(steps < valid, valid - 1 - steps, steps)[..., None]
+
+    def of(self, sequence: Tensor) -> Tensor:
+        """The chunk of a tensor (T, B, features)."""
+        return self.turned(sequence[self.span])
+
+    def turned(self, chunk: Tensor) -> Tensor:
+        return chunk if self.order is None else chunk.gather(0, self.order.expand(chunk.shape))
+
+
+def _chunks(steps: int, lengths: Tensor | None, call: _Call, device: torch.device) -> Iterator[_Chunk]:
+    """In the order of the recurrence."""
+    size = max(SHORTEST, math.isqrt(steps))
+    begins = range(0, steps, size)
+    return (_Chunk(begin, min(begin + size, steps), lengths, call, device) for begin in (reversed(begins) if call.reverse else begins))
+
+
+class _Chunked(torch.autograd.Function):
+    """One direction of a layer: x (T, B, I), weights and first states (1, B, ...) to the output (T, B, P) and the last states."""
+
+    @staticmethod
+    def forward(ctx: Any, call: _Call, lengths: Tensor | None, x: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+        weights, states = tensors[: call.weights], list(tensors[call.weights :])
+        kept, output = [], x.new_empty(x.size(0), x.size(1), states[0].size(-1))
+        for chunk in _chunks(x.size(0), lengths, call, x.device):
+            kept += states
+            part, states, _ = _run(call, chunk, x, weights, states, save=False)
+            output[chunk.span] = chunk.turned(part)
+        ctx.call, ctx.states = call, len(states)
+        ctx.save_for_backward(lengths, x, *tensors, *kept)
+        return output, *(state.clone() if any(state is given for given in tensors) else state for state in states)
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor, *grad_states: Tensor) -> tuple:
+        lengths, x, *tensors = ctx.saved_tensors
+        count = ctx.call.weights + ctx.states
+        given, kept = tensors[:count], tensors[count:]
+        needs = list(ctx.needs_input_grad[2:])
+        if torch.is_grad_enabled():
+            return None, None, *_differentiable(ctx.call, lengths, x, given, [grad_output, *grad_states], needs)
+        return None, None, *_chunked_backward(ctx.call, lengths, x, given, kept, grad_output, list(grad_states), needs)
+
+
+def _run(call: _Call, chunk: _Chunk, x: Tensor, weights: Sequence[Tensor], states: list[Tensor], save: bool) -> tuple:
+    """Output, last states, and what is saved."""
+    with operators._undifferentiated():
+        return torch.ops.sstkern.layer(call.cell, chunk.of(x), weights, states, chunk.lengths, call.has_bias, False, save)
+
+
+def _chunked_backward(
+    call: _Call,
+    lengths: Tensor | None,
+    x: Tensor,
+    given: list[Tensor],
+    kept: list[Tensor],
+    grad_output: Tensor,
+    grad_states: list[Tensor],
+    needs: list[bool],
+) -> list[Tensor | None]:
+    weights, states = given[: call.weights], len(grad_states)
+    dx = torch.empty_like(x) if needs[0] else None
+    sums: list[Tensor | None] = [None] * call.weights
+    wanted = [*needs[: 1 + call.weights], *[True] * states]
+    for number, chunk in reversed(list(enumerate(_chunks(x.size(0), lengths, call, x.device)))):
+        hx = kept[number * states : (number + 1) * states]
+        output, _, saved = _run(call, chunk, x, weights, hx, save=True)
+        with operators._undifferentiated():
+            found = torch.ops.sstkern.layer_backward(
+                call.cell,
+                chunk.of(x),
+                weights,
+                hx,
+                chunk.lengths,
+                call.has_bias,
+                False,
+                output,
+                saved,
+                chunk.of(grad_output),
+                grad_states,
+                wanted,
+            )
+        gradients = iter(found)
+        if dx is not None:
+            dx[chunk.span] = chunk.turned(next(gradients))
+        sums = [_added(total, next(gradients)) if need else None for total, need in zip(sums, needs[1:], strict=False)]
+        grad_states = list(gradients)
+    dweights = [
+        None if not need else torch.zeros_like(weight) if total is None else total.to(weight.dtype)
+        for weight, total, need in zip(weights, sums, needs[1:], strict=False)
+    ]
+    return [dx, *dweights, *(grad if need else None for grad, need in zip(grad_states, needs[1 + call.weights :], strict=True))]
+
+
+def _added(total: Tensor | None, part: Tensor) -> Tensor:
+    """In float32 at least: the gradients of many chunks are added."""
+    part = part if part.dtype == torch.float64 else part.float()
+    return part if total is None else total.add_(part)
+
+
+def _differentiable(
+    call: _Call, lengths: Tensor | None, x: Tensor, given: list[Tensor], grads: list[Tensor], needs: list[bool]
+) -> list[Tensor | None]:
+    """The gradients, to be differentiated again: those of the ordinary layer, with its memory."""
+    weights, states = given[: call.weights], given[call.weights :]
+    whole = _Chunk(0, x.size(0), lengths, call, x.device)
+    output, hx_n = operators.layer(call.cell, whole.of(x), weights, states, lengths, call.has_bias, False)
+    inputs = [tensor for tensor, need in zip([x, *given], needs, strict=True) if need]
+    found = iter(torch.autograd.grad([whole.turned(output), *hx_n], inputs, grads, create_graph=True, materialize_grads=True))
+    return [next(found) if need else None for need in needs]

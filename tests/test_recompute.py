@@ -1,0 +1,159 @@
+"""recompute=True: the same results and gradients of the input, weights' gradients to rounding, a fraction of the memory."""
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.autograd import gradcheck, gradgradcheck
+
+import sstkern
+from sstkern import recompute
+from sstkern.engines import cpu_runs
+
+LENGTHS = torch.tensor([70, 0, 33, 16])
+LAYERS = {
+    "LSTM": lambda **options: sstkern.LSTM(5, 7, 2, proj_size=3, **options),
+    "GRU": lambda **options: sstkern.GRU(5, 7, 2, bias=False, batch_first=True, **options),
+    "RNN": lambda **options: sstkern.RNN(5, 7, nonlinearity="relu", **options),
+}
+
+
+def step(layer: nn.Module, x: Tensor, lengths: Tensor | None) -> dict[str, list[Tensor]]:
+    """Results, the gradients of the inputs, and those of the weights."""
+    torch.manual_seed(5)
+    rows = layer.num_layers * (1 + layer.bidirectional)
+    sizes = [layer.proj_size or 7, 7] if layer.mode == "LSTM" else [7]
+    hx = [torch.randn(rows, 4, size, dtype=x.dtype, requires_grad=True) for size in sizes]
+    x = x.clone().requires_grad_()
+    output, hx_n = layer(x, tuple(hx) if len(hx) == 2 else hx[0], lengths=lengths)
+    results = [output, *(hx_n if isinstance(hx_n, tuple) else [hx_n])]
+    grads = torch.autograd.grad(results, [x, *hx, *layer.parameters()], [torch.randn_like(result) for result in results])
+    return {"results": results, "inputs": list(grads[: 1 + len(hx)]), "weights": list(grads[1 + len(hx) :])}
+
+
+def pair(name: str, dtype: torch.dtype, bidirectional: bool) -> tuple[nn.Module, nn.Module, Tensor]:
+    """The same layer both ways, and an input of a number of steps that no chunk divides."""
+    torch.manual_seed(0)
+    plain = LAYERS[name](bidirectional=bidirectional, dtype=dtype)
+    sparing = copy.deepcopy(plain)
+    sparing.recompute = True
+    return plain, sparing, torch.randn(*((4, 70) if plain.batch_first else (70, 4)), 5, dtype=dtype)
+
+
+@pytest.mark.parametrize("lengths", [None, LENGTHS], ids=["full", "lengths"])
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", LAYERS)
+def test_results_and_gradients_of_inputs_keep_their_bits(name, dtype, bidirectional, lengths):
+    plain, sparing, x = pair(name, dtype, bidirectional)
+    before = cpu_runs()
+    expected = step(plain, x, lengths)
+    between = cpu_runs()
+    found = step(sparing, x, lengths)
+    after = cpu_runs()
+    chunks = -(-70 // recompute.SHORTEST)
+    assert between["forward"] - before["forward"] == plain.num_layers
+    assert after["forward"] - between["forward"] == 2 * chunks * plain.num_layers * (1 + bidirectional)
+    for part in ("results", "inputs"):
+        assert all(torch.equal(a, b) for a, b in zip(found[part], expected[part], strict=True))
+    torch.testing.assert_close(found["weights"], expected["weights"], rtol=1e-5 if dtype == torch.float32 else 1e-12, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", LAYERS)
+def test_short_formats_round_the_states_between_chunks(name, dtype):
+    plain, sparing, x = pair(name, dtype, True)
+    found, expected = step(sparing, x, LENGTHS), step(plain, x, LENGTHS)
+    for part in found:
+        for value, of_plain in zip(found[part], expected[part], strict=True):
+            assert value.dtype == dtype
+            error = (value.double() - of_plain.double()).norm() / of_plain.double().norm()
+            assert error < 2 * torch.finfo(dtype).eps
+
+
+def test_saved_memory_is_a_fraction():
+    def saved(layer: nn.Module, x: Tensor) -> int:
+        held: dict[int, int] = {}
+
+        def note(tensor: Tensor) -> Tensor:
+            held[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            layer(x)[0].sum()
+        return sum(held.values()) - held[x.untyped_storage().data_ptr()] - sum(w.nbytes for w in layer.parameters())
+
+    for kind in (sstkern.LSTM, sstkern.GRU):
+        x = torch.randn(1024, 2, 16, requires_grad=True)
+        plain, sparing = kind(16, 16), kind(16, 16, recompute=True)
+        # Only the states between 32 chunks, with those before the first.
+        states = 2 if kind is sstkern.LSTM else 1
+        assert saved(sparing, x) <= (1024 // 32 + 1) * states * 2 * 16 * 4
+        assert saved(plain, x) > 50 * saved(sparing, x)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_derivatives_of_any_order(name, monkeypatch):
+    monkeypatch.setattr(recompute, "SHORTEST", 2)
+    torch.manual_seed(0)
+    layer = LAYERS[name](bidirectional=True, dtype=torch.float64, recompute=True)
+    shape = (3, 5) if layer.batch_first else (5, 3)
+    x, lengths = torch.randn(*shape, 5, dtype=torch.float64, requires_grad=True), torch.tensor([5, 0, 3])
+    weights = list(layer.parameters())[:2]
+
+    def output(x: Tensor, *_: Tensor) -> Tensor:
+        return layer(x, lengths=lengths)[0]
+
+    before = cpu_runs()["forward"]
+    output(x)
+    assert cpu_runs()["forward"] - before == 3 * 2 * layer.num_layers  # chunks, directions
+    assert gradcheck(output, (x, *weights))
+    assert gradgradcheck(output, (x, *weights), fast_mode=True)
+
+
+def test_dropout_nothing_to_differentiate_and_empty_sizes():
+    torch.manual_seed(0)
+    plain, sparing = sstkern.GRU(5, 7, 2, dropout=0.5), sstkern.GRU(5, 7, 2, dropout=0.5, recompute=True)
+    sparing.load_state_dict(plain.state_dict())
+    x = torch.randn(40, 3, 5)
+    found = []
+    for layer in (plain, sparing):
+        torch.manual_seed(1)
+        found.append(layer(x)[0])
+    assert torch.equal(*found)
+    with torch.no_grad():
+        assert torch.equal(sparing.eval()(x)[0], plain.eval()(x)[0])
+    for shape in ((0, 3, 5), (4, 0, 5)):
+        output, h_n = sparing(torch.randn(shape, requires_grad=True))
+        assert (output.shape, h_n.shape) == ((*shape[:2], 7), (2, shape[1], 7))
+        (output.sum() + h_n.sum()).backward()
+    frozen = sstkern.GRU(5, 7, recompute=True).requires_grad_(False)
+    (gradient,) = torch.autograd.grad(frozen(given := x.clone().requires_grad_())[0].sum(), given)
+    assert gradient.abs().max() > 0
+
+
+def test_autocast_and_compiled_graphs():
+    torch.manual_seed(0)
+    plain, sparing = sstkern.LSTM(5, 7), sstkern.LSTM(5, 7, recompute=True)
+    sparing.load_state_dict(plain.state_dict())
+    x = torch.randn(40, 3, 5)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found, expected = sparing(x)[0], plain(x)[0]
+    assert found.dtype == expected.dtype == torch.bfloat16
+    torch.testing.assert_close(found, expected, rtol=0, atol=torch.finfo(torch.bfloat16).eps)
+    found.float().sum().backward()
+    assert sparing.weight_hh_l0.grad.dtype == torch.float32
+    compiled = torch.compile(sparing, fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(x)[0], plain(x)[0])
+
+
+def test_the_setting_of_a_layer():
+    assert "recompute=True" in repr(sstkern.LSTM(2, 3, recompute=True))
+    assert "recompute" not in repr(sstkern.LSTM(2, 3))
+    converted = sstkern.convert(nn.LSTM(2, 3))
+    assert converted.recompute is False
+    converted.recompute = True
+    assert copy.deepcopy(converted).recompute is True
+    with pytest.raises(ValueError, match="recompute: expected True or False, got 'yes'"):
+        sstkern.GRU(2, 3, recompute="yes")
