@@ -1,0 +1,36 @@
+"""The scripts of examples/ run, and show what they say."""
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import torch
+
+
+def example(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).parents[1] / "examples" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_adding_problem_is_trained_alike_by_both(capsys):
+    module = example("adding_problem")
+    module.LENGTH = 10
+    assert module.main(200) < 0.1  # always guessing the mean has 0.167
+    *_, last = capsys.readouterr().out.splitlines()
+    assert last.startswith("step  200: sstkern 0.0")
+
+
+def test_variable_lengths_are_timed(capsys):
+    times = example("variable_lengths").main(2)
+    assert len(times) == 3
+    assert all(milliseconds > 0 for milliseconds in times.values())
+    assert "64 sequences of 1 to 200 steps, " in capsys.readouterr().out
+
+
+def test_the_gradients_of_samples_have_the_fused_gradient_as_their_mean():
+    agreement = example("sample_gradients").main(5)
+    assert agreement.shape == (5,)
+    assert agreement.abs().max() <= 1 + 1e-6
+    assert torch.unique(agreement).numel() == 5
