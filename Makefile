@@ -3,7 +3,7 @@ VENV := .venv
 PYTHON := $(VENV)/bin/python
 CPP := $(wildcard csrc/*.cpp csrc/*.h csrc/cells/*.h)
 
-.PHONY: help train study test lint format bench aot clean
+.PHONY: help train study docs test lint format bench aot clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -14,6 +14,9 @@ train: $(VENV)/built ## train a fused LSTM classifier on SST-2 (ARGS="..." adds 
 
 study: $(VENV)/built ## answer the problems of the SST-2 assignment and write the report (ARGS="--quick", ...)
 	$(VENV)/bin/sstkern study $(ARGS)
+
+docs: $(VENV)/built ## build the documentation's site into site/
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet
 
 test: $(VENV)/built ## the whole test suite (ARGS="..." adds pytest options)
 	$(PYTHON) -m pytest $(ARGS)

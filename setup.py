@@ -75,6 +75,7 @@ train = [
     "typer>=0.12",
 ]
 bench = ["matplotlib>=3.8", "onnx>=1.16", "onnxruntime>=1.18", "openvino>=2024.0", "pytest-benchmark>=4", "rich>=13", "typer>=0.12"]
+docs = ["mkdocs-material>=9", "mkdocstrings[python]>=1"]
 onnx = ["onnx>=1.16", "onnxscript>=0.5"]
 study = [*train, "jinja2>=3", "latex2mathml>=3.77", "markdown-it-py>=3", "mdit-py-plugins>=0.4"]
 dev = ["clang-format", "hypothesis>=6.100", "mypy", "ninja", "pytest>=8", "ruff"]
@@ -83,7 +84,14 @@ setup(
     packages=find_packages(include=["sstkern", "sstkern.*"]),
     package_data={"sstkern": ["_build_info.json", "py.typed", "study/report.md.jinja"]},
     install_requires=["torch>=2.11", "numpy>=1.26", "triton>=3.6; platform_system == 'Linux'"],
-    extras_require={"train": train, "study": study, "bench": bench, "onnx": onnx, "dev": sorted({*study, *bench, *onnx, *dev})},
+    extras_require={
+        "train": train,
+        "study": study,
+        "bench": bench,
+        "onnx": onnx,
+        "docs": docs,
+        "dev": sorted({*study, *bench, *onnx, *docs, *dev}),
+    },
     entry_points={"console_scripts": ["sstkern = sstkern.cli:app"]},
     **arguments(),
 )
