@@ -14,6 +14,7 @@ from torch import Tensor
 
 from sstkern import operators
 from sstkern.cells import Cell
+from sstkern.lengths import check_values
 
 SHORTEST = 16  # steps of a chunk: a call of the operator takes about 50 us however short it is
 
@@ -22,6 +23,8 @@ def layer(
     cell: Cell, x: Tensor, weights: Sequence[Tensor], hx: Sequence[Tensor], lengths: Tensor | None, has_bias: bool, bidirectional: bool
 ) -> tuple[Tensor, list[Tensor]]:
     """As `operators.layer`, with the memory of a chunk."""
+    if lengths is not None:
+        _check(lengths, x.size(0))  # no chunk can: its own are cut to its steps
     if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
         x, *tensors = (tensor.to(torch.get_autocast_dtype(x.device.type)) for tensor in (x, *weights, *hx))
         weights, hx = tensors[: len(weights)], tensors[len(weights) :]
@@ -36,6 +39,14 @@ def layer(
     if not bidirectional:
         return outputs[0], finals[0]
     return torch.cat(outputs, -1), [torch.cat(state) for state in zip(*finals, strict=True)]
+
+
+def _check(lengths: Tensor, steps: int) -> None:
+    """As the engines do: on a GPU without waiting for it."""
+    if lengths.device.type == "cpu":
+        check_values(lengths, steps)
+    else:
+        torch._assert_async(((lengths >= 0) & (lengths <= steps)).all(), f"sstkern: lengths have to be from 0 to {steps}")
 
 
 class _Call(NamedTuple):

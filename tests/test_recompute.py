@@ -148,6 +148,13 @@ def test_autocast_and_compiled_graphs():
     assert torch.equal(compiled(x)[0], plain(x)[0])
 
 
+@pytest.mark.parametrize("wrong", [-1, 41])
+def test_wrong_lengths_are_refused(wrong):
+    layer, x = sstkern.GRU(5, 7, recompute=True), torch.randn(40, 2, 5)
+    with pytest.raises(ValueError, match=rf"lengths\[1\] is {wrong}; allowed are 0 to 40"):
+        layer(x, lengths=[40, wrong])
+
+
 def test_the_setting_of_a_layer():
     assert "recompute=True" in repr(sstkern.LSTM(2, 3, recompute=True))
     assert "recompute" not in repr(sstkern.LSTM(2, 3))
