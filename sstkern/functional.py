@@ -127,6 +127,7 @@ def _run(cell: Cell, input: Input, weights: Sequence[Tensor], hx: Sequence[Tenso
         raise ValueError(f"weights: {len(weights)} tensors do not divide over num_layers={options.num_layers}")
     layers = [list(weights[i * count : (i + 1) * count]) for i in range(options.num_layers)]
     _check_input(padded.x, layers[0][0])
+    _check_dtypes(weights)
     states = _states(cell, padded, layers, hx, options)
     x, finals = padded.x, []
     for i, layer in enumerate(layers):
@@ -140,11 +141,19 @@ def _run(cell: Cell, input: Input, weights: Sequence[Tensor], hx: Sequence[Tenso
 
 
 def _layer(cell: Cell, x: Tensor, weights: list[Tensor], hx: list[Tensor], lengths: Tensor | None, options: _Options):
+    run = None
     if engines.choose(cell, x, (*weights, *hx)) == "reference":
-        return reference.layer(cell, x, weights, hx, lengths, options.bias, options.bidirectional)
-    if options.recompute and torch.is_grad_enabled() and not torch.compiler.is_compiling():
-        return recompute.layer(cell, x, weights, hx, lengths, options.bias, options.bidirectional)
-    return operators.layer(cell.name, x, weights, hx, lengths, options.bias, options.bidirectional)
+        run = reference.layer
+    elif options.recompute and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        run = recompute.layer
+    if run is None:
+        return operators.layer(cell.name, x, weights, hx, lengths, options.bias, options.bidirectional)
+    if not operators.autocasting(x.device.type):
+        return run(cell, x, weights, hx, lengths, options.bias, options.bidirectional)
+    # The operator does this by itself.
+    x, *tensors = (operators.autocast(tensor) for tensor in (x, *weights, *hx))
+    with torch.autocast(x.device.type, enabled=False):
+        return run(cell, x, tensors[: len(weights)], tensors[len(weights) :], lengths, options.bias, options.bidirectional)
 
 
 def _check_input(x: Tensor, weight_ih: Tensor) -> None:
@@ -152,8 +161,17 @@ def _check_input(x: Tensor, weight_ih: Tensor) -> None:
         raise RuntimeError(f"input: expected {weight_ih.size(1)} features (input_size), got {x.size(-1)}")
     if x.device != weight_ih.device:
         raise RuntimeError(f"input: is on {x.device}, but the weights are on {weight_ih.device}; move one of them")
-    if x.dtype != weight_ih.dtype and not torch.is_autocast_enabled(x.device.type):
+    if x.dtype != weight_ih.dtype and not operators.autocasting(x.device.type):
         raise ValueError(f"input: expected dtype {weight_ih.dtype} like the weights, got {x.dtype}")
+
+
+def _check_dtypes(weights: Sequence[Tensor]) -> None:
+    first = weights[0]
+    for place, weight in enumerate(weights):
+        if weight.dtype != first.dtype and not operators.autocasting(first.device.type):
+            raise ValueError(
+                f"weights: expected all of dtype {first.dtype} like the first, got {weight.dtype} at place {place} of {len(weights)}"
+            )
 
 
 def _states(cell: Cell, padded: Padded, layers: list[list[Tensor]], hx: Sequence[Tensor] | None, options: _Options) -> list[Tensor]:
@@ -172,7 +190,7 @@ def _states(cell: Cell, padded: Padded, layers: list[list[Tensor]], hx: Sequence
             raise RuntimeError(f"hx: expected {name}_0 of shape {allowed}, got {tuple(given.shape)}")
         if state.device != x.device:
             raise RuntimeError(f"hx: {name}_0 is on {state.device}, but the input is on {x.device}; move one of them")
-        if state.dtype != x.dtype and not torch.is_autocast_enabled(x.device.type):
+        if state.dtype != x.dtype and not operators.autocasting(x.device.type):
             raise RuntimeError(f"hx: expected {name}_0 of dtype {x.dtype} like the input, got {state.dtype}")
     return states
 

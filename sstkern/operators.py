@@ -197,7 +197,7 @@ def layer(
 
         return onnx.layer(cell, x, weights, hx, lengths, has_bias, bidirectional)
     differentiable = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, *weights, *hx))
-    if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch.is_autocast_enabled(x.device.type):
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or autocasting(x.device.type):
         return torch.ops.sstkern.layer(cell, x, weights, hx, lengths, has_bias, bidirectional, differentiable)[:2]
     if differentiable:
         output, *hx_n = _Layer.apply((cell, has_bias, bidirectional), len(weights), lengths, x, *weights, *hx)
@@ -258,17 +258,21 @@ def _without_autocast(device: str):
     return guard
 
 
+def autocasting(device: str) -> bool:
+    """Not every device has autocast: torch's own question raises for "meta"."""
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+
+
+def autocast(tensor: Tensor) -> Tensor:
+    """float32, bfloat16 and float16 in the dtype that autocast asks for; float64 stays, as in torch's own operators."""
+    return tensor if tensor.dtype == torch.float64 else tensor.to(torch.get_autocast_dtype(tensor.device.type))
+
+
 def _autocast_layer(device: str):
-    """float32, bfloat16 and float16 tensors are cast to the dtype autocast asks for; float64 stays, as in torch's own operators."""
-
     def layer(cell, x, weights, hx, *options):
-        dtype = torch.get_autocast_dtype(device)
-
-        def cast(tensor: Tensor) -> Tensor:
-            return tensor if tensor.dtype == torch.float64 else tensor.to(dtype)
-
+        x, *tensors = (autocast(tensor) for tensor in (x, *weights, *hx))
         with _without_autocast(device):
-            return torch.ops.sstkern.layer(cell, cast(x), [cast(weight) for weight in weights], [cast(state) for state in hx], *options)
+            return torch.ops.sstkern.layer(cell, x, tensors[: len(weights)], tensors[len(weights) :], *options)
 
     return layer
 

@@ -25,9 +25,6 @@ def layer(
     """As `operators.layer`, with the memory of a chunk."""
     if lengths is not None:
         _check(lengths, x.size(0))  # no chunk can: its own are cut to its steps
-    if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
-        x, *tensors = (tensor.to(torch.get_autocast_dtype(x.device.type)) for tensor in (x, *weights, *hx))
-        weights, hx = tensors[: len(weights)], tensors[len(weights) :]
     count = len(weights) // (2 if bidirectional else 1)
     outputs, finals = [], []
     for d in range(2 if bidirectional else 1):

@@ -125,6 +125,16 @@ def test_a_scaled_loss_under_autocast(layer, x):
     assert not torch.equal(before, layer.weight_hh_l0)
 
 
+def test_a_weight_of_another_dtype_is_told(layer, x):
+    layer.bias_hh_l0.data = layer.bias_hh_l0.data.bfloat16()
+    with pytest.raises(
+        ValueError, match=r"weights: expected all of dtype torch\.float32 like the first, got torch\.bfloat16 at place 3 of 8"
+    ):
+        layer(x)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert layer(x)[0].dtype == torch.bfloat16
+
+
 def test_a_layer_made_without_memory_is_loaded(layer, x):
     empty = sstkern.GRU(4, 6, 2, device="meta")
     output, h_n = empty(x.to("meta"), lengths=LENGTHS.to("meta"))

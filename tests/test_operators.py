@@ -228,8 +228,7 @@ def test_autocast_casts_as_torch_does(engine):
     x = torch.randn(T, B, I)
     with sstkern.backend(engine), torch.autocast("cpu", dtype=torch.bfloat16):
         output, (h_n, c_n) = layer(x)
-    if engine == FUSED:
-        assert [output.dtype, h_n.dtype, c_n.dtype] == [torch.bfloat16] * 3
+    assert [output.dtype, h_n.dtype, c_n.dtype] == [torch.bfloat16] * 3
     output.float().sum().backward()
     assert layer.weight_ih_l0.grad.dtype == torch.float32
     torch.testing.assert_close(output.float(), layer(x)[0], rtol=0.02, atol=0.02)

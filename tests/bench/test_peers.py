@@ -76,7 +76,7 @@ def test_without_the_extension_ours_is_not_the_slow_engine_in_its_place(monkeypa
     monkeypatch.setattr("sstkern.engines.extension_problem", lambda: "it is not built")
     with peers.ready(Problem.of(Case("LSTM", 2, 3, 4), 1), peers.ENGINES[:2]) as (prepared, _, left_out):
         assert list(prepared) == ["torch"]
-        assert left_out == {"sstkern": "failed: RuntimeError: backend: 'cpu' cannot run here: it is not built"}
+        assert left_out == {"sstkern": "failed: BackendError: backend: 'cpu' cannot run here: it is not built"}
 
 
 def test_onednn_is_off_for_one_engine_only_while_it_runs():
