@@ -402,13 +402,58 @@ at::Tensor input_gradient(const Arguments<T>& a, const std::vector<at::Tensor>& 
   return dx;
 }
 
+// The rows of each share of the batch that has weight gradients of its own.
+using Groups = std::vector<std::vector<int64_t>>;
+
+// The same for every group: its rows are brought together, and its gradients follow those of the group before.
+template <class T>
+void grouped_weight_gradients(const Arguments<T>& a, const at::Tensor& left, const std::vector<WeightGradient<T>>& weights,
+                              const Groups& groups) {
+  const int64_t gates = left.size(1), count = static_cast<int64_t>(weights.size());
+  at::parallel_for(0, static_cast<int64_t>(groups.size()), 1, [&](int64_t begin, int64_t end) {
+    const std::unique_ptr<T[]> work(new T[a.kernels.gradient_work(weights.data(), count)]);
+    for (int64_t group = begin; group < end; ++group) {
+      const std::vector<int64_t>& rows = groups[group];
+      std::vector<T> mine;
+      mine.reserve(rows.size() * gates);
+      for (const int64_t row : rows) mine.insert(mine.end(), read<T>(left) + row * gates, read<T>(left) + (row + 1) * gates);
+      std::vector<std::vector<const T*>> right(count);
+      std::vector<WeightGradient<T>> of_group;
+      for (int64_t w = 0; w < count; ++w) {
+        for (const int64_t row : rows) right[w].push_back(weights[w].right[row]);
+        const int64_t size = gates * weights[w].columns;
+        of_group.push_back({right[w].data(), weights[w].columns, weights[w].out + group * size});
+        if (rows.empty()) std::fill_n(of_group.back().out, size, T(0));
+      }
+      a.kernels.weight_gradients(mine.data(), gates, static_cast<int64_t>(rows.size()), of_group.data(), count, 0, gates, work.get());
+    }
+  });
+}
+
+template <class T>
+at::Tensor bias_gradient(const Arguments<T>& a, const at::Tensor& left, const std::optional<Groups>& groups) {
+  if (!groups) return left.sum(0);
+  const int64_t gates = left.size(1), count = static_cast<int64_t>(groups->size());
+  at::Tensor sums = a.zeros({count, gates});
+  T* const to = write<T>(sums);
+  at::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t group = begin; group < end; ++group)
+      for (const int64_t row : (*groups)[group]) {
+        const T* const from = read<T>(left) + row * gates;
+        for (int64_t g = 0; g < gates; ++g) to[group * gates + g] += from[g];
+      }
+  });
+  return sums;
+}
+
 struct BackwardBuffers {
   at::Tensor dgates_x, dgates_h, dh_total, dhidden, weight_hh, weight_hr;
 };
 
 template <class T>
 std::vector<at::Tensor> backward(const Arguments<T>& a, const at::Tensor& given_output, at::TensorList saved,
-                                 const std::optional<at::Tensor>& given_grad_output, at::TensorList grad_hx, const c10::List<bool>& needs) {
+                                 const std::optional<at::Tensor>& given_grad_output, at::TensorList grad_hx, const c10::List<bool>& needs,
+                                 const std::optional<Groups>& groups) {
   const Sizes& size = a.size;
   const int64_t rows = a.schedule.rows(), per_direction = a.saved_per_direction(),
                 weights = (2 + 2 * a.weights[0].bias_ih.defined() + a.projected());
@@ -469,8 +514,16 @@ std::vector<at::Tensor> backward(const Arguments<T>& a, const at::Tensor& given_
     gradients.push_back(input_gradient(a, dgates));
   }
   const auto gradient_like = [&](const at::Tensor& weight, const std::vector<const T*>& right) {
-    gradients.push_back(rows == 0 ? a.zeros(weight.sizes()) : a.empty(weight.sizes()));
+    std::vector<int64_t> shape = weight.sizes().vec();
+    if (groups) shape.insert(shape.begin(), static_cast<int64_t>(groups->size()));
+    gradients.push_back(rows == 0 ? a.zeros(shape) : a.empty(shape));
     return WeightGradient<T>{right.data(), weight.size(1), write<T>(gradients.back())};
+  };
+  const auto sum_up = [&](const at::Tensor& left, const std::vector<WeightGradient<T>>& weights) {
+    if (groups)
+      grouped_weight_gradients(a, left, weights, *groups);
+    else
+      weight_gradients(a, left, weights);
   };
   const std::vector<const T*> x = a.schedule.rows_of(read<T>(a.x), a.x.stride(0), a.x.stride(1));
   for (int64_t d = 0; d < size.directions; ++d) {
@@ -485,18 +538,19 @@ std::vector<at::Tensor> backward(const Arguments<T>& a, const at::Tensor& given_
       h_previous = a.schedule.previous_rows_of(f.output, f.output_step, f.output_row, f.h0, size.output, f.reverse);
       (a.kernels.same_gate_gradients ? of_x : of_h).push_back(gradient_like(a.weights[d].hh, h_previous));
     }
-    if (!of_x.empty()) weight_gradients(a, b.dgates_x, of_x);
-    if (!of_h.empty()) weight_gradients(a, b.dgates_h, of_h);
+    if (!of_x.empty()) sum_up(b.dgates_x, of_x);
+    if (!of_h.empty()) sum_up(b.dgates_h, of_h);
     if (a.weights[d].bias_ih.defined()) {
       const bool bias_ih = wanted.weight(d, index++), bias_hh = wanted.weight(d, index++);
-      if (bias_ih) gradients.push_back(b.dgates_x.sum(0));
-      if (bias_hh) gradients.push_back(bias_ih && a.kernels.same_gate_gradients ? gradients.back().clone() : b.dgates_h.sum(0));
+      if (bias_ih) gradients.push_back(bias_gradient(a, b.dgates_x, groups));
+      if (bias_hh)
+        gradients.push_back(bias_ih && a.kernels.same_gate_gradients ? gradients.back().clone() : bias_gradient(a, b.dgates_h, groups));
     }
     if (a.projected() && wanted.weight(d, index++)) {
       const T* const hidden = read<T>(saved[d * per_direction + 2]);
       std::vector<const T*> hidden_rows(rows);
       for (int64_t r = 0; r < rows; ++r) hidden_rows[r] = hidden + r * size.hidden;
-      weight_gradients(a, b.dh_total, {gradient_like(a.weights[d].hr, hidden_rows)});
+      sum_up(b.dh_total, {gradient_like(a.weights[d].hr, hidden_rows)});
     }
   }
   if (wanted.state(0)) gradients.push_back(dh);
@@ -559,12 +613,14 @@ LayerResult layer(std::string_view cell, const at::Tensor& x, at::TensorList wei
 std::vector<at::Tensor> layer_backward(std::string_view cell, const at::Tensor& x, at::TensorList weights, at::TensorList hx,
                                        const std::optional<at::Tensor>& lengths, bool has_bias, bool bidirectional,
                                        const at::Tensor& output, at::TensorList saved, const std::optional<at::Tensor>& grad_output,
-                                       at::TensorList grad_hx, const c10::List<bool>& needs) {
+                                       at::TensorList grad_hx, const c10::List<bool>& needs, std::optional<int64_t> groups) {
   const OneThreadIfForked guard;
   return in_compute_type(x, [&](auto type) {
     const Arguments<decltype(type)> arguments(cell_by_name(cell), x, weights, hx, lengths, has_bias, bidirectional);
     check_backward(arguments, output, saved, grad_output, grad_hx, weights.size(), needs);
-    return backward(arguments, output, saved, grad_output, grad_hx, needs);
+    std::optional<Groups> rows_of_groups;
+    if (groups.has_value()) rows_of_groups = arguments.schedule.rows_of_groups(*groups);
+    return backward(arguments, output, saved, grad_output, grad_hx, needs, rows_of_groups);
   });
 }
 

@@ -20,7 +20,7 @@ std::tuple<at::Tensor, std::vector<at::Tensor>, std::vector<at::Tensor>> layer(s
 std::vector<at::Tensor> layer_backward(std::string_view cell, const at::Tensor& x, at::TensorList weights, at::TensorList hx,
                                        const std::optional<at::Tensor>& lengths, bool has_bias, bool bidirectional,
                                        const at::Tensor& output, at::TensorList saved, const std::optional<at::Tensor>& grad_output,
-                                       at::TensorList grad_hx, const c10::List<bool>& needs);
+                                       at::TensorList grad_hx, const c10::List<bool>& needs, std::optional<int64_t> groups);
 
 // What ran in this process so far: forward calls, backward calls, and how many threads shared the latest call's time loop.
 std::vector<int64_t> cpu_runs();

@@ -48,4 +48,13 @@ std::vector<int64_t> BatchSchedule::split(int64_t parts) const {
   return bounds;
 }
 
+std::vector<std::vector<int64_t>> BatchSchedule::rows_of_groups(int64_t groups) const {
+  TORCH_CHECK_VALUE(groups > 0 && batch() % groups == 0, "groups: ", groups, " do not share ", batch(), " sequences equally");
+  std::vector<std::vector<int64_t>> rows(groups);
+  const int64_t each = batch() / groups;
+  for (int64_t t = 0; t < steps_; ++t)
+    for (int64_t p = 0; p < active_[t]; ++p) rows[order_[p] / each].push_back(offset_[t] + p);
+  return rows;
+}
+
 }  // namespace sstkern

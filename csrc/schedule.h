@@ -48,6 +48,9 @@ class BatchSchedule {
     return rows;
   }
 
+  // Of each of `groups` equal shares of the batch, the rows, in row order.
+  std::vector<std::vector<int64_t>> rows_of_groups(int64_t groups) const;
+
  private:
   int64_t steps_, rows_;
   std::vector<int64_t> offset_, active_, order_, length_;

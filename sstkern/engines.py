@@ -103,19 +103,34 @@ def _obstacle(cell: Cell, x: Tensor, others: Sequence[Tensor], engine: str | Non
         return f"it has no kernel for {x.dtype}"
     if interpreting() and x.dtype == torch.bfloat16:
         return "Triton's interpreter gets products in bfloat16 wrong"
-    if _is_transformed((x, *others)):
-        return "it cannot run under torch.func's transforms or forward-mode differentiation"
+    if torch._C._are_functorch_transforms_active() and torch.compiler.is_compiling():
+        return "it cannot run under torch.func's transforms within torch.compile; transform the compiled function instead"
+    if in_forward_mode((x, *others)):
+        return "it has no forward mode (torch.func.jvp, jacfwd, hessian, dual tensors); jacrev and vjp run on it"
     if problem := extension_problem() if engine == "cpu" else triton_problem():
         _warn_once(problem)
         return problem
     return None
 
 
-def _is_transformed(tensors: Sequence[Tensor]) -> bool:
-    """Whether an operator would lose tangents, silently, or be refused."""
+def in_forward_mode(tensors: Sequence[Tensor]) -> bool:
+    """Whether there may be tangents, which a fused engine would lose in silence."""
     if torch._C._are_functorch_transforms_active():
-        return True
+        return any(interpreter.key() not in _REVERSE for interpreter in torch._C._functorch.get_interpreter_stack())
     return forward_ad._current_level >= 0 and any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors)
+
+
+def transformed(tensors: Sequence[Tensor]) -> bool:
+    """Whether any of torch.func's transforms, or forward mode, sees what is computed from the tensors."""
+    if any(torch._C._functorch.is_legacy_batchedtensor(tensor) for tensor in tensors):
+        raise NotImplementedError(
+            "sstkern's layers have no batched gradients of this kind (torch.autograd.grad(is_grads_batched=True), "
+            "torch.autograd.functional.jacobian(vectorize=True)); torch.func.jacrev, or vmap of torch.func.vjp, does the same"
+        )
+    return torch._C._are_functorch_transforms_active() or in_forward_mode(tensors)
+
+
+_REVERSE = (torch._C._functorch.TransformType.Grad, torch._C._functorch.TransformType.Vmap)
 
 
 @cache

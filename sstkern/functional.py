@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import dropout as drop
 from torch.nn.utils.rnn import PackedSequence
 
-from sstkern import engines, operators, recompute, reference
+from sstkern import engines, operators, recompute, reference, transforms
 from sstkern.cells import CELLS, Cell
 from sstkern.lengths import Lengths, Padded, to_padded
 from sstkern.weights import check_number
@@ -144,6 +144,8 @@ def _layer(cell: Cell, x: Tensor, weights: list[Tensor], hx: list[Tensor], lengt
     run = None
     if engines.choose(cell, x, (*weights, *hx)) == "reference":
         run = reference.layer
+    elif torch._C._are_functorch_transforms_active():
+        run = transforms.layer
     elif options.recompute and torch.is_grad_enabled() and not torch.compiler.is_compiling():
         run = recompute.layer
     if run is None:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sstkern import reference
 from sstkern.cells import CELLS
-from sstkern.engines import FUSED_CELLS, FUSED_DTYPES, extension_problem, interpreting, triton_problem
+from sstkern.engines import FUSED_CELLS, FUSED_DTYPES, extension_problem, interpreting, transformed, triton_problem
 from sstkern.weights import by_direction
 
 _library = torch.library.Library("sstkern", "DEF")
@@ -21,7 +21,9 @@ _LAYER = "str cell, Tensor x, Tensor[] weights, Tensor[] hx, Tensor? lengths, bo
 # save_for_backward: without it `saved` is empty and there is no backward.
 _library.define(f"layer({_LAYER}, bool save_for_backward) -> (Tensor output, Tensor[] hx_n, Tensor[] saved)")
 # needs: which gradients to return, a flag each for x, every weight, every state; the result holds just those, in that order.
-_library.define(f"layer_backward({_LAYER}, Tensor output, Tensor[] saved, Tensor? grad_output, Tensor[] grad_hx, bool[] needs) -> Tensor[]")
+# groups: equal shares of the batch, each with weight gradients of its own, (groups, ...); None for one sum over the batch.
+_GRADIENTS = "Tensor output, Tensor[] saved, Tensor? grad_output, Tensor[] grad_hx, bool[] needs, int? groups"
+_library.define(f"layer_backward({_LAYER}, {_GRADIENTS}) -> Tensor[]")
 _library.define("cpu_capability() -> str")
 _library.define("cpu_runs() -> int[]")
 # What no kernel can exceed with this many threads: float32 multiply-adds, in GFLOP/s, and reading `bytes` again and again, in GB/s.
@@ -34,10 +36,12 @@ def _reference_layer(cell, x, weights, hx, lengths, has_bias, bidirectional, sav
     return output, hx_n, []
 
 
-def _reference_backward(cell, x, weights, hx, lengths, has_bias, bidirectional, output, saved, grad_output, grad_hx, needs):
+def _reference_backward(cell, x, weights, hx, lengths, has_bias, bidirectional, output, saved, grad_output, grad_hx, needs, groups):
+    if groups is not None:
+        raise NotImplementedError("sstkern::layer_backward: the reference engine has no groups; torch.func.vmap does the same there")
     inputs = [tensor.detach().requires_grad_() for tensor in (x, *weights, *hx)]
     with torch.enable_grad(), _autograd_again():
-        results = _flat_reference(cell, inputs, len(weights), lengths, has_bias, bidirectional)
+        results = flat_reference(cell, inputs, len(weights), lengths, has_bias, bidirectional)
     grads = [torch.zeros_like(output) if grad_output is None else grad_output, *grad_hx]
     wanted = [tensor for tensor, need in zip(inputs, needs, strict=True) if need]
     return list(torch.autograd.grad(results, wanted, grads, materialize_grads=True))
@@ -50,7 +54,7 @@ def _autograd_again():
     return torch._C._ForceDispatchKeyGuard(included, excluded - autograd)
 
 
-def _flat_reference(cell, inputs: Sequence[Tensor], weights: int, lengths, has_bias, bidirectional) -> list[Tensor]:
+def flat_reference(cell, inputs: Sequence[Tensor], weights: int, lengths, has_bias, bidirectional) -> list[Tensor]:
     x, *rest = inputs
     output, hx_n = reference.layer(CELLS[cell], x, rest[:weights], rest[weights:], lengths, has_bias, bidirectional)
     return [output, *hx_n]
@@ -114,9 +118,11 @@ def _fake_cpu_saved(cell, x, layers, output) -> list[Tensor]:
 
 
 @torch.library.register_fake("sstkern::layer_backward", lib=_library)
-def _fake_backward(cell, x, weights, hx, lengths, has_bias, bidirectional, output, saved, grad_output, grad_hx, needs):
+def _fake_backward(cell, x, weights, hx, lengths, has_bias, bidirectional, output, saved, grad_output, grad_hx, needs, groups):
     _check_devices(x, weights, hx, [output], saved, grad_hx)
-    return [tensor.new_empty(tensor.shape) for tensor, need in zip((x, *weights, *hx), needs, strict=True) if need]
+    lead = () if groups is None else (groups,)
+    shapes = [x.shape, *((*lead, *weight.shape) for weight in weights), *(state.shape for state in hx)]
+    return [x.new_empty(shape) for shape, need in zip(shapes, needs, strict=True) if need]
 
 
 def _setup_layer(ctx, inputs, output):
@@ -142,10 +148,16 @@ def _gradients(ctx, grad_output, grad_hx, needs: list[bool]) -> tuple[Tensor | N
     x, *rest = ctx.saved_tensors
     weights, hx, (lengths, output, *saved) = rest[:weights], rest[weights : weights + states], rest[weights + states :]
     grad_hx = [torch.zeros_like(state) if grad is None else grad for state, grad in zip(hx, grad_hx, strict=True)]
-    with _undifferentiated(torch.is_grad_enabled()):
+    if not torch.compiler.is_compiling() and transformed(grad_hx if grad_output is None else [grad_output, *grad_hx]):
+        from sstkern import transforms  # here: it is written in terms of this module
+
+        grads = [torch.zeros_like(output) if grad_output is None else grad_output, *grad_hx]
+        found = transforms.gradients(cell, x, weights, hx, lengths, has_bias, bidirectional, grads, needs)
+        return found[0], found[1 : 1 + len(weights)], found[1 + len(weights) :]
+    with undifferentiated(torch.is_grad_enabled()):
         grads = iter(
             torch.ops.sstkern.layer_backward(
-                cell, x, weights, hx, lengths, has_bias, bidirectional, output, saved, grad_output, grad_hx, needs
+                cell, x, weights, hx, lengths, has_bias, bidirectional, output, saved, grad_output, grad_hx, needs, None
             )
         )
     dx, *drest = [next(grads) if need else None for need in needs]
@@ -155,7 +167,7 @@ def _gradients(ctx, grad_output, grad_hx, needs: list[bool]) -> tuple[Tensor | N
 torch.library.register_autograd("sstkern::layer", _layer_gradient, setup_context=_setup_layer, lib=_library)
 
 
-def _undifferentiated(differentiable: bool = False):
+def undifferentiated(differentiable: bool = False):
     """Inside, an operator goes straight to its implementation: the dispatcher's way through autograd takes 40 microseconds."""
     return nullcontext() if differentiable or torch.compiler.is_compiling() else torch._C._AutoDispatchBelowAutograd()
 
@@ -168,7 +180,7 @@ class _Layer(torch.autograd.Function):
         ctx.call, ctx.counts = call, (weights, len(tensors) - weights)
         ctx.set_materialize_grads(False)
         cell, *options = call
-        with _undifferentiated():
+        with undifferentiated():
             output, hx_n, saved = torch.ops.sstkern.layer(cell, x, tensors[:weights], tensors[weights:], lengths, *options, True)
         ctx.save_for_backward(x, *tensors, lengths, output, *saved)
         return output, *hx_n
@@ -190,7 +202,8 @@ def layer(
 ) -> tuple[Tensor, list[Tensor]]:
     """The operator `sstkern::layer` as the modules call it, differentiable: output and final states.
 
-    torch.compile, torch.export and torch.jit.trace see the operator itself, as does autocast; torch.onnx.export sees ONNX's.
+    torch.compile, torch.export and torch.jit.trace see the operator itself, as does autocast; torch.onnx.export sees ONNX's, torch.func's
+    transforms see what is in `transforms`.
     """
     if torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export():
         from sstkern import onnx  # here: it imports parts of torch that only an export needs
@@ -202,12 +215,14 @@ def layer(
     if differentiable:
         output, *hx_n = _Layer.apply((cell, has_bias, bidirectional), len(weights), lengths, x, *weights, *hx)
         return output, hx_n
-    with _undifferentiated():
+    with undifferentiated():
         return torch.ops.sstkern.layer(cell, x, weights, hx, lengths, has_bias, bidirectional, False)[:2]
 
 
 def _setup_backward(ctx, inputs, output):
-    cell, x, weights, hx, lengths, has_bias, bidirectional, result, saved, grad_output, grad_hx, needs = inputs
+    cell, x, weights, hx, lengths, has_bias, bidirectional, result, saved, grad_output, grad_hx, needs, groups = inputs
+    if groups is not None:
+        raise NotImplementedError("sstkern::layer_backward: gradients of groups have no derivative")
     ctx.call = cell, lengths, has_bias, bidirectional, needs, len(saved)
     ctx.counts = len(weights), len(hx)
     ctx.save_for_backward(result, grad_output, x, *weights, *hx, *grad_hx)
@@ -224,7 +239,7 @@ def _backward_gradient(ctx, grads):
         inputs, grad_hx = aliases[: 1 + weights + states], aliases[1 + weights + states :]
         grad_output = torch.zeros_like(output) if given_grad_output is None else given_grad_output
         grad_output = grad_output.view_as(grad_output) if grad_output.requires_grad else grad_output.detach().requires_grad_()
-        results = _flat_reference(cell, inputs, weights, lengths, has_bias, bidirectional)
+        results = flat_reference(cell, inputs, weights, lengths, has_bias, bidirectional)
         wanted = [tensor for tensor, need in zip(inputs, needs, strict=True) if need]
         first = torch.autograd.grad(results, wanted, [grad_output, *grad_hx], create_graph=True, materialize_grads=True)
         second = torch.autograd.grad(first, [grad_output, *aliases], grads, create_graph=differentiable, allow_unused=True)
@@ -242,6 +257,7 @@ def _backward_gradient(ctx, grads):
         [None] * saved,
         None if given_grad_output is None else dgrad_output,
         dgrad_hx,
+        None,
         None,
     )
 

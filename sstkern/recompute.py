@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from sstkern import operators
+from sstkern import engines, operators
 from sstkern.cells import Cell
 from sstkern.lengths import check_values
 
@@ -102,14 +102,14 @@ class _Chunked(torch.autograd.Function):
         count = ctx.call.weights + ctx.states
         given, kept = tensors[:count], tensors[count:]
         needs = list(ctx.needs_input_grad[2:])
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() or engines.transformed((grad_output, *grad_states)):
             return None, None, *_differentiable(ctx.call, lengths, x, given, [grad_output, *grad_states], needs)
         return None, None, *_chunked_backward(ctx.call, lengths, x, given, kept, grad_output, list(grad_states), needs)
 
 
 def _run(call: _Call, chunk: _Chunk, x: Tensor, weights: Sequence[Tensor], states: list[Tensor], save: bool) -> tuple:
     """Output, last states, and what is saved."""
-    with operators._undifferentiated():
+    with operators.undifferentiated():
         return torch.ops.sstkern.layer(call.cell, chunk.of(x), weights, states, chunk.lengths, call.has_bias, False, save)
 
 
@@ -130,7 +130,7 @@ def _chunked_backward(
     for number, chunk in reversed(list(enumerate(_chunks(x.size(0), lengths, call, x.device)))):
         hx = kept[number * states : (number + 1) * states]
         output, _, saved = _run(call, chunk, x, weights, hx, save=True)
-        with operators._undifferentiated():
+        with operators.undifferentiated():
             found = torch.ops.sstkern.layer_backward(
                 call.cell,
                 chunk.of(x),
@@ -144,6 +144,7 @@ def _chunked_backward(
                 chunk.of(grad_output),
                 grad_states,
                 wanted,
+                None,
             )
         gradients = iter(found)
         if dx is not None:
@@ -166,10 +167,11 @@ def _added(total: Tensor | None, part: Tensor) -> Tensor:
 def _differentiable(
     call: _Call, lengths: Tensor | None, x: Tensor, given: list[Tensor], grads: list[Tensor], needs: list[bool]
 ) -> list[Tensor | None]:
-    """The gradients, to be differentiated again: those of the ordinary layer, with its memory."""
-    weights, states = given[: call.weights], given[call.weights :]
+    """The gradients, to be differentiated again or transformed: those of the ordinary layer, with its memory."""
+    weights, states, again = given[: call.weights], given[call.weights :], torch.is_grad_enabled()
     whole = _Chunk(0, x.size(0), lengths, call, x.device)
-    output, hx_n = operators.layer(call.cell, whole.of(x), weights, states, lengths, call.has_bias, False)
-    inputs = [tensor for tensor, need in zip([x, *given], needs, strict=True) if need]
-    found = iter(torch.autograd.grad([whole.turned(output), *hx_n], inputs, grads, create_graph=True, materialize_grads=True))
+    with torch.enable_grad():
+        output, hx_n = operators.layer(call.cell, whole.of(x), weights, states, lengths, call.has_bias, False)
+        inputs = [tensor for tensor, need in zip([x, *given], needs, strict=True) if need]
+        found = iter(torch.autograd.grad([whole.turned(output), *hx_n], inputs, grads, create_graph=again, materialize_grads=True))
     return [next(found) if need else None for need in needs]

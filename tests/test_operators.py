@@ -1,3 +1,4 @@
+import copy
 import subprocess
 import sys
 from pathlib import Path
@@ -48,6 +49,12 @@ class Call:
     def _random(*shape, dtype) -> Tensor:
         return torch.randn(*shape, dtype=torch.float64).to(dtype).requires_grad_()
 
+    def of_sequence(self, sequence: int) -> "Call":
+        call, one = copy.copy(self), slice(sequence, sequence + 1)
+        call.x, call.hx = self.x[:, one], [state[:, one] for state in self.hx]
+        call.lengths = None if self.lengths is None else self.lengths[one]
+        return call
+
     @property
     def inputs(self) -> list[Tensor]:
         return [self.x, *self.weights, *self.hx]
@@ -69,7 +76,7 @@ class Call:
         detached = [tensor.detach() for tensor in self.inputs]
         output, hx_n, saved = torch.ops.sstkern.layer(*self.arguments(detached), True)
         gradients = torch.ones_like(output), [torch.ones_like(state) for state in hx_n]
-        return *self.arguments(detached), output, saved, *gradients, [True] * len(detached)
+        return *self.arguments(detached), output, saved, *gradients, [True] * len(detached), None
 
 
 @cases
@@ -141,10 +148,10 @@ def test_every_operator_works_without_the_extension():
 
 def test_only_the_gradients_asked_for_come_back():
     call = Call("lstm", True, True, True, "varied")
-    *arguments, needs = call.backward_arguments()
-    everything = torch.ops.sstkern.layer_backward(*arguments, needs)
+    *arguments, needs, _ = call.backward_arguments()
+    everything = torch.ops.sstkern.layer_backward(*arguments, needs, None)
     for wanted in range(len(needs)):
-        (gradient,) = torch.ops.sstkern.layer_backward(*arguments, [i == wanted for i in range(len(needs))])
+        (gradient,) = torch.ops.sstkern.layer_backward(*arguments, [i == wanted for i in range(len(needs))], None)
         assert torch.equal(gradient, everything[wanted])
 
 
@@ -199,9 +206,32 @@ def test_wrong_shapes_are_refused_before_memory_is_touched(position, shape, mess
         torch.ops.sstkern.layer(*call.arguments(inputs), False)
 
 
+@cases
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_weight_gradients_of_groups_are_those_of_each_alone(cell, bidirectional, bias, projected, lengths, dtype):
+    call = Call(cell, bidirectional, bias, projected, lengths, dtype)
+    *arguments, _ = call.backward_arguments()
+    found = torch.ops.sstkern.layer_backward(*arguments, B)
+    together = torch.ops.sstkern.layer_backward(*arguments, None)
+    weights = slice(1, 1 + len(call.weights))
+    assert all(torch.equal(a, b) for a, b in zip(found[:1] + found[weights.stop :], together[:1] + together[weights.stop :], strict=True))
+    for weight, gradient in zip(call.weights, found[weights], strict=True):
+        assert gradient.shape == (B, *weight.shape)
+    for sequence in range(B):
+        alone = torch.ops.sstkern.layer_backward(*call.of_sequence(sequence).backward_arguments())
+        for grouped, gradient in zip(found[weights], alone[weights], strict=True):
+            torch.testing.assert_close(grouped[sequence], gradient)
+
+
+def test_groups_share_the_batch_equally():
+    *arguments, _ = Call("gru", False, True, False, "full").backward_arguments()
+    with pytest.raises(ValueError, match=f"groups: {B + 1} do not share {B} sequences equally"):
+        torch.ops.sstkern.layer_backward(*arguments, B + 1)
+
+
 @pytest.mark.parametrize("damage", ["saved", "output", "grad_output", "needs"])
 def test_the_backward_checks_its_arguments(damage):
-    *layer, output, saved, grad_output, grad_hx, needs = Call("lstm", False, True, False, "full").backward_arguments()
+    *layer, output, saved, grad_output, grad_hx, needs, _ = Call("lstm", False, True, False, "full").backward_arguments()
     if damage == "saved":
         saved = [tensor[:-1] for tensor in saved]
     elif damage == "output":
@@ -211,7 +241,7 @@ def test_the_backward_checks_its_arguments(damage):
     else:
         needs = needs[:-1]
     with pytest.raises(RuntimeError, match=damage):
-        torch.ops.sstkern.layer_backward(*layer, output, saved, grad_output, grad_hx, needs)
+        torch.ops.sstkern.layer_backward(*layer, output, saved, grad_output, grad_hx, needs, None)
 
 
 def test_a_backward_without_saved_tensors_says_so():
@@ -279,7 +309,7 @@ def test_a_backward_inside_autocast_is_the_one_outside():
     assert all(torch.equal(a, b) for a, b in zip(inside, expected, strict=True))
 
 
-def test_transforms_run_on_the_reference_engine_or_are_refused():
+def test_forward_mode_runs_on_the_reference_engine_or_is_refused():
     torch.manual_seed(0)
     layer = sstkern.LSTM(I, H, dtype=torch.float64)
     x, direction = torch.randn(2, T, B, I, dtype=torch.float64)
@@ -293,7 +323,7 @@ def test_transforms_run_on_the_reference_engine_or_are_refused():
     with torch.autograd.forward_ad.dual_level():
         dual = output(torch.autograd.forward_ad.make_dual(x, direction))
         assert torch.equal(torch.autograd.forward_ad.unpack_dual(dual).tangent, tangent)
-    with sstkern.backend(FUSED), pytest.raises(RuntimeError, match=r"cannot run under torch\.func's transforms"):
+    with sstkern.backend(FUSED), pytest.raises(RuntimeError, match=r"it has no forward mode \(torch\.func\.jvp"):
         torch.func.jvp(output, (x,), (direction,))
 
 

@@ -4,12 +4,12 @@ import copy
 
 import pytest
 import torch
+from layers import fused_runs
 from torch import Tensor, nn
 from torch.autograd import gradcheck, gradgradcheck
 
 import sstkern
 from sstkern import recompute
-from sstkern.engines import cpu_runs
 
 LENGTHS = torch.tensor([70, 0, 33, 16])
 LAYERS = {
@@ -47,11 +47,11 @@ def pair(name: str, dtype: torch.dtype, bidirectional: bool) -> tuple[nn.Module,
 @pytest.mark.parametrize("name", LAYERS)
 def test_results_and_gradients_of_inputs_keep_their_bits(name, dtype, bidirectional, lengths):
     plain, sparing, x = pair(name, dtype, bidirectional)
-    before = cpu_runs()
+    before = fused_runs()
     expected = step(plain, x, lengths)
-    between = cpu_runs()
+    between = fused_runs()
     found = step(sparing, x, lengths)
-    after = cpu_runs()
+    after = fused_runs()
     chunks = -(-70 // recompute.SHORTEST)
     assert between["forward"] - before["forward"] == plain.num_layers
     assert after["forward"] - between["forward"] == 2 * chunks * plain.num_layers * (1 + bidirectional)
@@ -105,9 +105,9 @@ def test_derivatives_of_any_order(name, monkeypatch):
     def output(x: Tensor, *_: Tensor) -> Tensor:
         return layer(x, lengths=lengths)[0]
 
-    before = cpu_runs()["forward"]
+    before = fused_runs()["forward"]
     output(x)
-    assert cpu_runs()["forward"] - before == 3 * 2 * layer.num_layers  # chunks, directions
+    assert fused_runs()["forward"] - before == 3 * 2 * layer.num_layers  # chunks, directions
     assert gradcheck(output, (x, *weights))
     assert gradgradcheck(output, (x, *weights), fast_mode=True)
 

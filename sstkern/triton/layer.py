@@ -87,16 +87,19 @@ def backward(
     grad_output: Tensor | None,
     grad_hx: Sequence[Tensor],
     needs: Sequence[bool],
+    groups: int | None,
 ) -> list[Tensor]:
     """`sstkern::layer_backward`."""
     if not saved:
         raise RuntimeError("sstkern::layer_backward: nothing was saved; call sstkern::layer with save_for_backward=True")
     if len(needs) != 1 + len(weights) + len(hx):
         raise RuntimeError(f"sstkern::layer_backward: expected {1 + len(weights) + len(hx)} flags in needs, got {len(needs)}")
+    if groups is not None and (groups < 1 or x.size(1) % groups):
+        raise ValueError(f"groups: {groups} do not share {x.size(1)} sequences equally")
     with _on(x.device):
         call = _Call(cell, x, weights, hx, lengths, has_bias, bidirectional)
         runs["backward"] += 1
-        loop = _Backward(call, output, saved, grad_output, grad_hx)
+        loop = _Backward(call, output, saved, grad_output, grad_hx, groups)
         dhx = loop.run()
         return [gradient for gradient, need in zip(loop.gradients(dhx, needs), needs, strict=True) if need]
 
@@ -293,8 +296,16 @@ def _launch_forward(
 class _Backward:
     """The time loop from the last step to the first, and what comes of it."""
 
-    def __init__(self, call: _Call, output: Tensor, saved: Sequence[Tensor], grad_output: Tensor | None, grad_hx: Sequence[Tensor]):
-        self.call, self.output = call, output.contiguous()
+    def __init__(
+        self,
+        call: _Call,
+        output: Tensor,
+        saved: Sequence[Tensor],
+        grad_output: Tensor | None,
+        grad_hx: Sequence[Tensor],
+        groups: int | None,
+    ):
+        self.call, self.output, self.groups = call, output.contiguous(), groups
         self.grad_output = None if grad_output is None else grad_output.contiguous()
         self.check(saved, grad_hx)
         self.saved = saved[0].contiguous()
@@ -402,7 +413,10 @@ class _Backward:
         gradients = [self.of_x() if next(needed) else None]
         x_rows = self.call.x_rows()
         for d, w in enumerate(self.call.weights):
-            makers = [lambda d=d: self.dgates_x[d].T @ x_rows, lambda d=d: self.dgates_h[d].T @ self.call.previous_h(self.output, d)]
+            makers = [
+                lambda d=d: self.summed(self.dgates_x[d], x_rows),
+                lambda d=d: self.summed(self.dgates_h[d], self.call.previous_h(self.output, d)),
+            ]
             if w.bias_ih is not None:
                 makers += self.of_biases(d)
             if w.weight_hr is not None:
@@ -410,9 +424,23 @@ class _Backward:
             gradients += [make() if next(needed) else None for make in makers]
         return gradients + dhx
 
+    def summed(self, left: Tensor, right: Tensor) -> Tensor:
+        """The sum over rows (N, .) of their outer products; over the rows of each group, (groups, ., .)."""
+        if self.groups is None:
+            return left.T @ right
+        return torch.bmm(self.grouped(self.call.padded(left)).transpose(1, 2), self.grouped(self.call.padded(right)))
+
+    def grouped(self, padded: Tensor) -> Tensor:
+        """(T, B, features) to (groups, T * B / groups, features)."""
+        call, groups = self.call, self.groups
+        return padded.unflatten(1, (groups, call.B // groups)).transpose(0, 1).flatten(1, 2)
+
     def of_biases(self, d: int) -> list[Callable[[], Tensor]]:
-        of_x = cache(lambda: self.dgates_x[d].sum(0))
-        return [of_x, lambda: self.dgates_h[d].sum(0) if self.call.kernels.two_gradients else of_x().clone()]
+        of_x = cache(lambda: self.bias_sum(self.dgates_x[d]))
+        return [of_x, lambda: self.bias_sum(self.dgates_h[d]) if self.call.kernels.two_gradients else of_x().clone()]
+
+    def bias_sum(self, dgates: Tensor) -> Tensor:
+        return dgates.sum(0) if self.groups is None else self.grouped(self.call.padded(dgates)).sum(1)
 
     def of_x(self) -> Tensor:
         total = self.dgates_x[0] @ self.call.weights[0].weight_ih
@@ -422,8 +450,11 @@ class _Backward:
 
     def of_weight_hr(self, d: int) -> Tensor:
         call = self.call
-        projected = self.dprojected[..., d * call.P : (d + 1) * call.P].reshape(-1, call.P)
-        return projected.T @ self.inner[..., d * call.H : (d + 1) * call.H].reshape(-1, call.H)
+        projected = self.dprojected[..., d * call.P : (d + 1) * call.P]
+        inner = self.inner[..., d * call.H : (d + 1) * call.H]
+        if self.groups is not None:
+            return torch.bmm(self.grouped(projected).transpose(1, 2), self.grouped(inner))
+        return projected.reshape(-1, call.P).T @ inner.reshape(-1, call.H)
 
 
 def _of_every_kernel(call: _Call, plan: Launch, first_step: int, last_step: int) -> dict:

@@ -192,14 +192,14 @@ def test_infinity_is_no_nan_for_the_padding_of_a_tile(schedule):
 
 def test_strided_results_in_the_backward():
     call = Layer("gru", True, True, False)
-    *arguments, output, saved, grad_output, grad_hx, needs = call.backward_arguments()
+    *arguments, output, saved, grad_output, grad_hx, needs, _ = call.backward_arguments()
 
     def strided(tensor: torch.Tensor) -> torch.Tensor:
         return tensor.repeat_interleave(2, -1)[..., ::2]
 
-    exact = torch.ops.sstkern.layer_backward(*arguments, output, saved, grad_output, grad_hx, needs)
+    exact = torch.ops.sstkern.layer_backward(*arguments, output, saved, grad_output, grad_hx, needs, None)
     odd = strided(output), [strided(kept) for kept in saved], strided(grad_output), [strided(gradient) for gradient in grad_hx]
-    assert all(torch.equal(a, b) for a, b in zip(torch.ops.sstkern.layer_backward(*arguments, *odd, needs), exact, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(torch.ops.sstkern.layer_backward(*arguments, *odd, needs, None), exact, strict=True))
 
 
 def test_lengths_are_checked_where_there_is_no_step():
