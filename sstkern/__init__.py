@@ -1,9 +1,17 @@
 """Fused recurrent layers for PyTorch: torch.nn's LSTM, GRU and RNN with the same numbers, faster, and with variable lengths."""
 
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 from sstkern import functional, operators
 from sstkern.conversion import convert
 from sstkern.engines import backend
 from sstkern.modules import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
+
+if TYPE_CHECKING:
+    from sstkern.checkpoint import TextClassifier
 
 __all__ = [
     "GRU",
@@ -20,7 +28,7 @@ __all__ = [
 ]
 
 
-def load(path: str):
+def load(path: str | Path) -> TextClassifier:
     """The trained classifier that `sstkern train` left in the folder `path`. Needs the [train] extra."""
     from sstkern.checkpoint import load_model
 

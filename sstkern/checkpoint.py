@@ -27,7 +27,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeVar, get_origin
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast, get_origin
 
 import torch
 from torch import Tensor
@@ -37,9 +37,16 @@ from sstkern.text import AffixVocabulary, Batches, Subwords, Vocabulary
 from sstkern.text.atomic import write_atomically
 
 FORMAT = 2
-VOCABULARIES = {"vocabulary.json": Vocabulary, "affixes.json": AffixVocabulary, "tokenizer.json": Subwords}
+VOCABULARIES: dict[str, type[Vocabulary] | type[Subwords]] = {
+    "vocabulary.json": Vocabulary,
+    "affixes.json": AffixVocabulary,
+    "tokenizer.json": Subwords,
+}
 
-T = TypeVar("T")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+T = TypeVar("T", bound="DataclassInstance")
 
 
 @dataclass(frozen=True)
@@ -130,9 +137,21 @@ class TrainingState:
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
-            value, expected = getattr(self, field.name), get_origin(field.type) or field.type
+            value, expected = getattr(self, field.name), cast(type, get_origin(field.type) or field.type)
             if not isinstance(value, expected):
                 raise ValueError(f"found {field.name} {value!r}, expected the type {expected.__name__}")
+
+
+class Resumable(NamedTuple):
+    """What training needs to go on, beside the model."""
+
+    state: TrainingState
+    average: Mapping[str, Tensor]
+    """Of the weights that are trained, which is the model to use."""
+    optimizer: Mapping[str, Tensor]
+    """Its moments."""
+    processes: Mapping[str, Tensor]
+    """What each process holds, a row each."""
 
 
 @dataclass
@@ -192,12 +211,9 @@ class TextClassifier:
 def save(
     folder: Path,
     classifier: TextClassifier,
-    state: TrainingState | None = None,
-    average: Mapping[str, Tensor] | None = None,
-    optimizer: Mapping[str, Tensor] | None = None,
-    processes: Mapping[str, Tensor] | None = None,
+    resumable: Resumable | None = None,
 ) -> None:
-    """Write a checkpoint in the place of the one in ``folder``; the last four arguments, together, allow resuming.
+    """Write a checkpoint in the place of the one in ``folder``; ``resumable`` allows resuming.
 
     Raises:
         OSError: a write failed, for instance on a full disk. The previous checkpoint is whole and still loads.
@@ -213,11 +229,11 @@ def save(
         (name,) = (name for name, kind in VOCABULARIES.items() if type(classifier.vocabulary) is kind)
         classifier.vocabulary.save(new / name)
         _write_tensors(new / "model.safetensors", classifier.model.state_dict())
-        if state is not None:
-            _write_json(new / "training_state.json", asdict(state))
-            _write_tensors(new / "average.safetensors", average)
-            _write_tensors(new / "optimizer.safetensors", optimizer)
-            _write_tensors(new / "processes.safetensors", processes)
+        if resumable is not None:
+            _write_json(new / "training_state.json", asdict(resumable.state))
+            _write_tensors(new / "average.safetensors", resumable.average)
+            _write_tensors(new / "optimizer.safetensors", resumable.optimizer)
+            _write_tensors(new / "processes.safetensors", resumable.processes)
 
 
 def find(path: str | Path) -> Path:
@@ -345,8 +361,8 @@ def build(kind: type[T], values: object, path: Path) -> T:
         ValueError: a field is missing or unknown, or its value is not allowed; the message names ``path``.
     """
     expected = sorted(field.name for field in dataclasses.fields(kind))
-    found = sorted(values) if isinstance(values, dict) else values
-    if found != expected:
+    if not isinstance(values, dict) or sorted(values) != expected:
+        found = sorted(values) if isinstance(values, dict) else values
         raise ValueError(f"{path}: found the fields {found}, expected {expected}")
     try:
         return kind(**values)

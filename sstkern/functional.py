@@ -4,6 +4,7 @@ T time steps, B batch, I input_size, H hidden_size, P proj_size (H without a pro
 """
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -48,7 +49,27 @@ def lstm(
     return output, (h_n, c_n)
 
 
-def _one_state(cell: Cell, described: str, gates: str):
+class OneStateLayer(Protocol):
+    """How `gru`, `rnn_tanh` and `rnn_relu` are called."""
+
+    def __call__(
+        self,
+        input: Input,
+        weights: Sequence[Tensor],
+        hx: Tensor | None = None,
+        *,
+        lengths: Lengths | None = None,
+        bias: bool = True,
+        num_layers: int = 1,
+        dropout: float = 0.0,
+        training: bool = False,
+        bidirectional: bool = False,
+        batch_first: bool = False,
+        recompute: bool = False,
+    ) -> tuple[Input, Tensor]: ...
+
+
+def _one_state(cell: Cell, described: str, gates: str) -> OneStateLayer:
     def layer(
         input: Input,
         weights: Sequence[Tensor],

@@ -35,7 +35,7 @@ from sstkern import checkpoint
 from sstkern.checkpoint import TextClassifier, TrainingOptions, TrainingState
 from sstkern.models import RECURRENT, Classifier, ModelConfig
 from sstkern.plots import plot_training
-from sstkern.text import AffixVocabulary, Batch, Batches, Examples, Vocabulary, load, load_vectors, of_transformer, read_tsv
+from sstkern.text import AffixVocabulary, Batch, Batches, Examples, Subwords, Vocabulary, load, load_vectors, of_transformer, read_tsv
 
 STEPS_PER_LINE = 50  # steps between two lines of metrics.jsonl
 EVALUATION_BATCH = 256
@@ -316,7 +316,8 @@ class Run:
         with self._averaged():
             result = evaluate(self.accelerator.unwrap_model(self._model), *self._validation)
         numbers = torch.tensor([result.loss, result.accuracy], dtype=torch.float64, device=self.accelerator.device)
-        return Evaluation(*broadcast(numbers).tolist(), result.examples)
+        loss, accuracy = broadcast(numbers).tolist()
+        return Evaluation(loss, accuracy, result.examples)
 
     def _any_process_noted(self, sigint: threading.Event) -> bool:
         """Whether to stop: all processes do, at the same step."""
@@ -339,7 +340,8 @@ class Run:
                         checkpoint.save(self.output / name, self.classifier)
                 else:
                     moments = _name_moments(self._trainable, self._optimizer)
-                    checkpoint.save(self.output / name, self.classifier, self.state, self._average, moments, processes)
+                    resumable = checkpoint.Resumable(self.state, self._average, moments, processes)
+                    checkpoint.save(self.output / name, self.classifier, resumable)
                 done = 1
         return bool(broadcast(torch.tensor(done, device=self.accelerator.device)))
 
@@ -378,13 +380,14 @@ def _new_classifier(config: ModelConfig, options: TrainingOptions, train: Exampl
     if config.affixes and subwords:
         raise ValueError(f"affixes is True, expected vectors of words, not of {options.vectors}'s parts of words")
     config = replace(config, affixes=not subwords if config.affixes is None else config.affixes)
-    vocabulary, matrix = words, None
+    vocabulary: Vocabulary | Subwords = words
+    matrix = None
     if options.vectors is not None:
         dimension = None if config.affixes else config.embedding_size
         vocabulary, matrix = load_vectors(options.vectors, train.sentences, options.min_count, dimension)
-        width = {"vectors_size" if config.affixes else "embedding_size": matrix.shape[1]}
-        config = replace(config, **width)
-    if config.affixes:
+        width = matrix.shape[1]
+        config = replace(config, vectors_size=width) if config.affixes else replace(config, embedding_size=width)
+    if config.affixes and isinstance(vocabulary, Vocabulary):
         vocabulary = AffixVocabulary.of_words(vocabulary, words.tokens)
     config = replace(config, embedding_size=config.embedding_size or EMBEDDING_SIZE)
     model = Classifier(len(vocabulary), train.num_classes, config, tokens=len(vocabulary.tokens))
@@ -423,7 +426,7 @@ def _name_moments(parameters: dict[str, nn.Parameter], optimizer: torch.optim.Op
 
 
 def _load_moments(parameters: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer, path: Path) -> None:
-    expected = {}
+    expected: dict[str, Tensor] = {}
     for name, parameter in parameters.items():
         expected |= {f"{name}.step": torch.empty(()), f"{name}.exp_avg": parameter, f"{name}.exp_avg_sq": parameter}
     tensors = checkpoint.read_tensors(path, expected)
@@ -598,14 +601,14 @@ def measure_throughput(
         vocabulary = classifier.vocabulary
         model = Classifier(len(vocabulary), classifier.classes, config, recurrent, len(vocabulary.tokens))
         optimizer = torch.optim.AdamW(model.trainable().values(), lr=options.lr, fused=True)
-        prepared = accelerator.prepare(model, optimizer)
+        model, optimizer = accelerator.prepare(model, optimizer)
         try:
-            _step(accelerator, *prepared, first, options)
+            _step(accelerator, model, optimizer, first, options)
         except RuntimeError:
             if name == "sstkern":
                 raise
         else:
-            models[name] = prepared
+            models[name] = model, optimizer
     speeds: dict[str, list[int]] = {name: [] for name in models}
     order = deque(models)
     for number in range(rounds):
@@ -613,9 +616,9 @@ def measure_throughput(
         # Each takes every place in the round, because the first one after new batches is a little slower.
         order.rotate()
         for name in order:
-            speed = Speed(accelerator.num_processes)
+            speed, (model, optimizer) = Speed(accelerator.num_processes), models[name]
             for batch in block:
-                loss, _ = _step(accelerator, *models[name], batch, options)
+                loss, _ = _step(accelerator, model, optimizer, batch, options)
                 speed.count(batch)
             loss.item()  # waits for a GPU to be done
             speeds[name].append(speed.tokens_per_second)
@@ -625,10 +628,10 @@ def measure_throughput(
 
 def _lookalike(cell: str, way: str) -> type[nn.Module]:
     """torch.nn's layer for a cell, called as ours is; ``padded`` does not heed the lengths."""
-    layer = {"rnn": nn.RNN, "gru": nn.GRU, "lstm": nn.LSTM}[cell]
+    layer: Any = {"rnn": nn.RNN, "gru": nn.GRU, "lstm": nn.LSTM}[cell]
 
     class Lookalike(layer):
-        def forward(self, x: Tensor, hx: Any = None, lengths: Tensor | None = None) -> tuple[Tensor, Any]:
+        def forward(self, x: Tensor, hx: Any = None, lengths: Any = None) -> tuple[Tensor, Any]:
             if way == "padded":
                 return super().forward(x, hx)
             packed = pack_padded_sequence(x, lengths.clamp(min=1).cpu(), batch_first=True, enforce_sorted=False)

@@ -111,7 +111,7 @@ class _Gradients(Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple:
         lengths, *tensors = ctx.saved_tensors
-        _, pullback = vjp(lambda *tensors: _reference_gradients(ctx.call, lengths, *tensors), *tensors)
+        pullback = vjp(lambda *tensors: _reference_gradients(ctx.call, lengths, *tensors), *tensors)[1]
         return None, None, *pullback(grads)
 
     @staticmethod
@@ -156,7 +156,7 @@ def _reference_gradients(call: _Call, lengths: Tensor | None, *tensors: Tensor) 
     def results(*inputs: Tensor) -> tuple[Tensor, ...]:
         return tuple(operators.flat_reference(call.cell, inputs, call.weights, lengths, call.has_bias, call.bidirectional))
 
-    _, pullback = vjp(results, *inputs)
+    pullback = vjp(results, *inputs)[1]
     return tuple(gradient for gradient, need in zip(pullback(tuple(grads)), call.needs, strict=True) if need)
 
 

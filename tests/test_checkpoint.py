@@ -40,7 +40,8 @@ def make(seed: int = 0) -> TextClassifier:
 
 def save(folder: Path, seed: int = 0) -> TextClassifier:
     classifier = make(seed)
-    checkpoint.save(folder, classifier, STATE, averaged(classifier), {"moment": torch.ones(2)}, {"random": torch.zeros(3)})
+    resumable = checkpoint.Resumable(STATE, averaged(classifier), {"moment": torch.ones(2)}, {"random": torch.zeros(3)})
+    checkpoint.save(folder, classifier, resumable)
     return classifier
 
 
@@ -99,7 +100,7 @@ def test_a_model_on_subwords_has_a_tokenizer_in_place_of_a_vocabulary(tmp_path):
 
 def test_where_training_can_go_on_the_model_has_the_average(tmp_path):
     average = {name: torch.full_like(tensor, 0.5) for name, tensor in averaged(make()).items()}
-    checkpoint.save(tmp_path, make(), STATE, average, {}, {})
+    checkpoint.save(tmp_path, make(), checkpoint.Resumable(STATE, average, {}, {}))
     assert all(parameter.eq(0.5).all() for parameter in load_model(tmp_path).model.parameters())
     (tmp_path / "average.safetensors").unlink()
     with pytest.raises(ValueError, match=r"average\.safetensors is missing"):

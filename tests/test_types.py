@@ -18,6 +18,7 @@ output, (h, c) = sstkern.LSTM(4, 6).forward(x, lengths=[5, 0, 2])
 assert_type(output, Tensor | PackedSequence)
 assert_type(c, Tensor)
 assert_type(sstkern.GRUCell(4, 6).forward(x[0]), Tensor)
+assert_type(sstkern.functional.gru(x, []), tuple[Tensor | PackedSequence, Tensor])
 assert_type(sstkern.convert(torch.nn.Linear(2, 2)), torch.nn.Linear)
 with sstkern.backend("cpu"):
     pass
@@ -25,6 +26,7 @@ with sstkern.backend("cpu"):
 WRONG = {
     "sstkern.convert(3)": 'Value of type variable "Module" of "convert" cannot be "int"',
     "sstkern.LSTM(4, 6).forward(3)": 'has incompatible type "int"; expected "Tensor | PackedSequence"',
+    'sstkern.functional.gru(x, [], bidirectional="no")': 'has incompatible type "str"; expected "bool"',
     'sstkern.convert(torch.nn.Linear(2, 2), to="jax")': "has incompatible type",
 }
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -82,7 +82,7 @@ def _open(path: Path, dimension: int | None) -> Iterator[tuple[str, BinaryIO]]:
             with zipfile.ZipFile(file) as archive:
                 member = _member(path, archive.namelist(), dimension)
                 # zipfile's own readline is written in Python: with it, reading takes twice as long.
-                with archive.open(member) as packed, io.BufferedReader(packed, BUFFER) as text:
+                with archive.open(member) as packed, io.BufferedReader(cast(io.RawIOBase, packed), BUFFER) as text:
                     yield f"{path}, {member}", text
         # OSError: a damaged archive leads to places before the file's start. RuntimeError: to passwords and unknown compression.
         except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError) as error:

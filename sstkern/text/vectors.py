@@ -47,10 +47,10 @@ def load_vectors(
     """
     source = str(source)
     if of_transformer(source):
-        matrix, vocabulary = read_transformer(source)
+        matrix, subwords = read_transformer(source)
         if dimension not in (None, matrix.shape[1]):
             raise ValueError(f"{source}: found the dimension {matrix.shape[1]}, expected {dimension}")
-        return vocabulary, _scaled(matrix, source)
+        return subwords, _scaled(matrix, source)
     known = Vocabulary.build(sentences, min_count).tokens
     words, read = read_glove(source, known[len(SPECIALS) :], dimension, MOST_FREQUENT)
     rows = [row for row, word in enumerate(words) if word not in SPECIALS]
