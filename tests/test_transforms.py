@@ -18,6 +18,12 @@ KINDS = {
     "RNN": lambda: sstkern.RNN(2, 3, dtype=torch.float64),
 }
 
+CELLS = {
+    "LSTMCell": lambda: sstkern.LSTMCell(2, 3, dtype=torch.float64),
+    "GRUCell": lambda: sstkern.GRUCell(2, 3, bias=False, dtype=torch.float64),
+    "RNNCell": lambda: sstkern.RNNCell(2, 3, dtype=torch.float64),
+}
+
 
 @pytest.fixture(params=KINDS)
 def layer(request) -> nn.Module:
@@ -32,7 +38,14 @@ def inputs() -> tuple[Tensor, Tensor]:
 
 
 def output_of(layer: nn.Module):
-    return lambda x: layer(x, lengths=LENGTHS)[0]
+    if isinstance(layer, nn.RNNBase):
+        return lambda x: layer(x, lengths=LENGTHS)[0]
+
+    def states(x: Tensor) -> Tensor:
+        hx = layer(x.flatten(0, 1))
+        return torch.stack(hx) if isinstance(hx, tuple) else hx
+
+    return states
 
 
 TRANSFORMS = {
@@ -68,7 +81,7 @@ def differences(name: str, f, x: Tensor, d: Tensor) -> Tensor:
         case "grad":
             return gradient(x)
         case "vjp":
-            return torch.einsum("abc,abcijk->ijk", f(d), jacobian(f, x))
+            return torch.tensordot(f(d), jacobian(f, x), f(d).dim())
         case "jvp":
             return (f(x + 1e-6 * d) - f(x - 1e-6 * d)) / 2e-6
         case "hessian" | "jacrev of jacrev":
@@ -81,7 +94,10 @@ def differences(name: str, f, x: Tensor, d: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("name", TRANSFORMS)
-def test_a_transform_is_the_reference_engines_and_the_differences(layer, name):
+@pytest.mark.parametrize("kind", [*KINDS, *CELLS])
+def test_a_transform_is_the_reference_engines_and_the_differences(kind, name):
+    torch.manual_seed(0)
+    layer = (KINDS | CELLS)[kind]()
     f, (x, d), before = output_of(layer), inputs(), fused_runs()
     with nullcontext() if name in FORWARD_MODE else sstkern.backend(FUSED):
         found = TRANSFORMS[name](f, x, d)
