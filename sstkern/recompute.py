@@ -102,9 +102,10 @@ class _Chunked(torch.autograd.Function):
         count = ctx.call.weights + ctx.states
         given, kept = tensors[:count], tensors[count:]
         needs = list(ctx.needs_input_grad[2:])
-        if torch.is_grad_enabled() or engines.transformed((grad_output, *grad_states)):
-            return None, None, *_differentiable(ctx.call, lengths, x, given, [grad_output, *grad_states], needs)
-        return None, None, *_chunked_backward(ctx.call, lengths, x, given, kept, grad_output, list(grad_states), needs)
+        with torch.autocast(x.device.type, enabled=False):  # the forward had its dtype
+            if torch.is_grad_enabled() or engines.transformed((grad_output, *grad_states)):
+                return None, None, *_differentiable(ctx.call, lengths, x, given, [grad_output, *grad_states], needs)
+            return None, None, *_chunked_backward(ctx.call, lengths, x, given, kept, grad_output, list(grad_states), needs)
 
 
 def _run(call: _Call, chunk: _Chunk, x: Tensor, weights: Sequence[Tensor], states: list[Tensor], save: bool) -> tuple:

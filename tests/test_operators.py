@@ -297,9 +297,10 @@ def test_second_derivatives_of_a_loss_on_the_final_state_alone(make):
     assert fused_runs()["backward"] > before
 
 
-def test_a_backward_inside_autocast_is_the_one_outside():
+@pytest.mark.parametrize("recompute", [False, True])
+def test_a_backward_inside_autocast_is_the_one_outside(recompute):
     torch.manual_seed(0)
-    layer = sstkern.LSTM(I, H, bidirectional=True)
+    layer = sstkern.LSTM(I, H, bidirectional=True, recompute=recompute)
     x = torch.randn(T, B, I, requires_grad=True)
     output = layer(x)[0].sum()
     inputs = [x, *layer.parameters()]
