@@ -122,11 +122,6 @@ def in_forward_mode(tensors: Sequence[Tensor]) -> bool:
 
 def transformed(tensors: Sequence[Tensor]) -> bool:
     """Whether any of torch.func's transforms, or forward mode, sees what is computed from the tensors."""
-    if any(torch._C._functorch.is_legacy_batchedtensor(tensor) for tensor in tensors):
-        raise NotImplementedError(
-            "sstkern's layers have no batched gradients of this kind (torch.autograd.grad(is_grads_batched=True), "
-            "torch.autograd.functional.jacobian(vectorize=True)); torch.func.jacrev, or vmap of torch.func.vjp, does the same"
-        )
     return torch._C._are_functorch_transforms_active() or in_forward_mode(tensors)
 
 

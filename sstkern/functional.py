@@ -189,11 +189,12 @@ def _check_input(x: Tensor, weight_ih: Tensor) -> None:
 
 
 def _check_dtypes(weights: Sequence[Tensor]) -> None:
-    first = weights[0]
-    for place, weight in enumerate(weights):
-        if weight.dtype != first.dtype and not operators.autocasting(first.device.type):
+    dtype = weights[0].dtype
+    for weight in weights:
+        if weight.dtype is not dtype and not operators.autocasting(weight.device.type):
+            place = next(i for i, other in enumerate(weights) if other.dtype is not dtype)
             raise ValueError(
-                f"weights: expected all of dtype {first.dtype} like the first, got {weight.dtype} at place {place} of {len(weights)}"
+                f"weights: expected all of dtype {dtype} like the first, got {weight.dtype} at place {place} of {len(weights)}"
             )
 
 

@@ -210,7 +210,7 @@ def layer(
 
         return onnx.layer(cell, x, weights, hx, lengths, has_bias, bidirectional)
     differentiable = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, *weights, *hx))
-    if torch.compiler.is_compiling() or torch.jit.is_tracing() or autocasting(x.device.type):
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch.is_autocast_enabled(x.device.type):
         return torch.ops.sstkern.layer(cell, x, weights, hx, lengths, has_bias, bidirectional, differentiable)[:2]
     if differentiable:
         output, *hx_n = _Layer.apply((cell, has_bias, bidirectional), len(weights), lengths, x, *weights, *hx)
@@ -301,6 +301,14 @@ def _autocast_backward(device: str):
     return layer_backward
 
 
+def _refuse_batches(*_arguments):
+    raise NotImplementedError(
+        "sstkern's layers have no batched gradients of this kind (torch.autograd.grad(is_grads_batched=True), "
+        "torch.autograd.functional.jacobian(vectorize=True)); torch.func.jacrev, or vmap of torch.func.vjp, does the same"
+    )
+
+
+_library.impl("layer_backward", _refuse_batches, "Batched")
 for _device in ("cpu", "cuda"):
     _library.impl("layer", _autocast_layer(_device), f"Autocast{_device.upper()}")
     _library.impl("layer_backward", _autocast_backward(_device), f"Autocast{_device.upper()}")
