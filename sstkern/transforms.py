@@ -58,18 +58,22 @@ def gradients(
     return _gradients(_Call(cell, has_bias, bidirectional, len(weights), tuple(needs)), lengths, [x, *weights, *hx, *grads])
 
 
-class _Layer(Function):
+class _OfCall(Function):
+    """Keeps its arguments: the call, lengths, tensors."""
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Any) -> None:
+        ctx.call, lengths, *tensors = inputs
+        ctx.save_for_backward(lengths, *tensors)
+
+
+class _Layer(_OfCall):
     """x (T, B, I), weights and states (D, B, ...) to the output and the last states."""
 
     @staticmethod
     def forward(call: _Call, lengths: Tensor | None, x: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
         output, hx_n, _ = _run(call, lengths, x, tensors, save_for_backward=False)
         return output, *hx_n
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple, output: Any) -> None:
-        ctx.call, lengths, *tensors = inputs
-        ctx.save_for_backward(lengths, *tensors)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple:
@@ -87,7 +91,7 @@ class _Layer(Function):
         return tuple(_unfolded(result, BATCH, size) for result in results), (BATCH,) * len(results)
 
 
-class _Gradients(Function):
+class _Gradients(_OfCall):
     """x, weights, states and the gradients of the output and of the last states, to the gradients that the call needs."""
 
     @staticmethod
@@ -102,11 +106,6 @@ class _Gradients(Function):
                 call.cell, x, weights, hx, lengths, *options, output, saved, grad_output, grad_hx, call.needs, call.groups
             )
         return tuple(found)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple, output: Any) -> None:
-        ctx.call, lengths, *tensors = inputs
-        ctx.save_for_backward(lengths, *tensors)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple:
