@@ -87,7 +87,7 @@ def backward(
     grad_output: Tensor | None,
     grad_hx: Sequence[Tensor],
     needs: Sequence[bool],
-    groups: int | None,
+    groups: int | None = None,
 ) -> list[Tensor]:
     """`sstkern::layer_backward`."""
     if not saved:
