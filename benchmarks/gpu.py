@@ -3,7 +3,7 @@
 python benchmarks/gpu.py [--minutes 8] [--output DIR] [--resume] [--dry-run]
 
 It looks at the machine; checks every kernel against the float64 reference engine, with cuDNN's error beside ours, the derivatives by
-gradcheck, CUDA graphs and streams; compiles the kernels to be timed; then times layers against cuDNN, the most telling points first, until
+gradcheck, CUDA graphs, streams, and what surrounds a layer in PyTorch; compiles the kernels to be timed; then times layers against cuDNN, the most telling points first, until
 the time is up. DIR/<device>/gpu.json is written anew after every result, DIR/<device>/gpu.png at the end where matplotlib is installed.
 It goes on when a kernel fails, and says so at the end: the exit status is 1. --resume does what that report lacks.
 """
@@ -61,6 +61,7 @@ def full_plan() -> Plan:
         checks.append(_job("graph", cell="lstm", schedule=schedule, dtype="bfloat16", batch=70, steps=20, hidden_size=64))
         size = 1024 if schedule in EXCHANGING else 64  # nearly all multiprocessors for each stream
         checks.append(_job("streams", cell="lstm", schedule=schedule, dtype="bfloat16", batch=70, steps=200, hidden_size=size))
+    checks += [_job("in_pytorch", cell=cell, batch=20, steps=50, hidden_size=48) for cell in TIMED]
     checks += [check(*layer, dtype) for dtype in ("float32", "float64", "tf32", "float16") for layer in layers]
     points = _by_rank(
         cell=list(TIMED),
@@ -96,6 +97,7 @@ def dry_plan() -> Plan:
             _job("gradients", cell="rnn_tanh", schedule="grid", steps=2, hidden_size=2),
             _job("graph", cell="gru", schedule="streamed", dtype="float16", batch=2, steps=2, hidden_size=4),
             _job("streams", cell="rnn_tanh", schedule="resident", dtype="float16", batch=2, steps=2, hidden_size=4),
+            _job("in_pytorch", cell="gru", batch=2, steps=2, hidden_size=2),
         ],
         compiles=_compiles(points),
         points=[_job("point", **point) for point in points],

@@ -10,7 +10,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
@@ -263,6 +263,34 @@ def streams(cell: str, schedule: str, dtype: str, batch: int, steps: int, hidden
     return {"ok": all(torch.equal(a, b) for a, b in zip(chain(*alone), chain(*together), strict=True))}
 
 
+def in_pytorch(cell: str, batch: int, steps: int, hidden_size: int) -> dict:
+    """Largest errors, in float64 and both directions, of what docs/pytorch.md and docs/memory.md promise, against ordinary gradients."""
+    layer, _, _ = _layers(cell, "float64", 3, hidden_size)
+    names, weights = zip(*layer.named_parameters(), strict=True)
+    x = torch.randn(steps, batch, 3, dtype=torch.float64, device=DEVICE.place)
+    lengths = torch.randint(0, steps + 1, (batch,))
+
+    def loss(weights: dict[str, Tensor], x: Tensor, lengths: Tensor) -> Tensor:
+        return torch.func.functional_call(layer, weights, (x,), {"lengths": lengths})[0].square().sum()
+
+    def of_layer(layer: Callable, x: Tensor, lengths: Tensor) -> list[Tensor]:
+        return list(torch.autograd.grad(layer(x, lengths=lengths)[0].square().sum(), weights))
+
+    def error(found: Sequence[Tensor], exact: Sequence[Tensor]) -> float:
+        return max(_relative(value, right) for value, right in zip(found, exact, strict=True))
+
+    errors, detached = {}, {name: weight.detach() for name, weight in zip(names, weights, strict=True)}
+    with sstkern.backend("triton"):
+        ordinary = of_layer(layer, x, lengths)
+        by_sample = torch.func.vmap(torch.func.grad(lambda w, x, n: loss(w, x[:, None], n[None])), (None, 1, 0))(detached, x, lengths)
+        one_by_one = [of_layer(layer, x[:, i : i + 1], lengths[i : i + 1]) for i in range(batch)]
+        errors["each sample"] = error(list(by_sample.values()), [torch.stack(gradients) for gradients in zip(*one_by_one, strict=True)])
+        errors["compiled"] = error(of_layer(torch.compile(layer, fullgraph=True), x, lengths), ordinary)
+        layer.recompute = True
+        errors["recompute"] = error(of_layer(layer, x, lengths), ordinary)
+    return {"errors": errors, "ok": all(_within(value, BOUNDS["float64"]) for value in errors.values())}
+
+
 def compile_kernels(cell: str, dtype: str, batch: int, hidden_size: int) -> dict:
     """Has Triton compile, into its cache on disk, the kernels that `point` runs; the number of time steps makes no difference to them."""
     ours, _, _ = _layers(cell, dtype, hidden_size, hidden_size, bidirectional=False)
@@ -307,7 +335,7 @@ def flashrnn(cell: str, dtype: str, batch: int, steps: int, hidden_size: int) ->
     return {"padded": timed}
 
 
-JOBS = {job.__name__: job for job in (environment, check, gradients, graph, streams, compile_kernels, point, flashrnn)}
+JOBS = {job.__name__: job for job in (environment, check, gradients, graph, streams, in_pytorch, compile_kernels, point, flashrnn)}
 
 
 @contextmanager

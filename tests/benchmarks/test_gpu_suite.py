@@ -199,12 +199,16 @@ class TestDryRun:
         assert all(rate > 0 for rate in report["environment"]["measured"].values())
 
     def test_errors_are_beside_those_of_torch(self, report: dict):
-        check = next(check for check in report["checks"] if (check["job"], check["dtype"]) == ("check", "float32"))
+        check = next(check for check in report["checks"] if (check["job"], check.get("dtype")) == ("check", "float32"))
         for variant in ("padded", "lengths", "lengths_on_device"):
             assert check[variant]["same_bits"]
             for part in ("forward", "backward"):
                 assert 1e-9 < check[variant]["ours"][part] < 1e-6
                 assert 1e-9 < check[variant]["cudnn"][part] < 1e-6
+
+    def test_what_surrounds_a_layer_in_pytorch_is_checked(self, report: dict):
+        (check,) = (check for check in report["checks"] if check["job"] == "in_pytorch")
+        assert set(check["errors"]) == {"each sample", "compiled", "recompute"}
 
     def test_ratios_are_of_the_times(self, report: dict):
         (point,) = report["points"]
@@ -223,4 +227,4 @@ class TestDryRun:
     def test_a_picture_and_a_table_come_last(self, report: dict, dry_run):
         ran, folder = dry_run
         assert (folder / "gpu.png").read_bytes().startswith(b"\x89PNG")
-        assert ran.stdout.splitlines()[-1].startswith("6 ok, 0 failed, 0 refused by the launch table, of 6 checks; 1 ok, 0 failed,")
+        assert ran.stdout.splitlines()[-1].startswith("7 ok, 0 failed, 0 refused by the launch table, of 7 checks; 1 ok, 0 failed,")
