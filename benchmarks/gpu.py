@@ -3,9 +3,10 @@
 python benchmarks/gpu.py [--minutes 8] [--output DIR] [--resume] [--dry-run]
 
 It looks at the machine; checks every kernel against the float64 reference engine, with cuDNN's error beside ours, the derivatives by
-gradcheck, CUDA graphs, streams, and what surrounds a layer in PyTorch; compiles the kernels to be timed; then times layers against cuDNN, the most telling points first, until
-the time is up. DIR/<device>/gpu.json is written anew after every result, DIR/<device>/gpu.png at the end where matplotlib is installed.
-It goes on when a kernel fails, and says so at the end: the exit status is 1. --resume does what that report lacks.
+gradcheck, CUDA graphs, streams, and what surrounds a layer in PyTorch; compiles the kernels to be timed; then times layers against
+cuDNN, the most telling points first, until the time is up. DIR/<device>/gpu.json is written anew after every result, DIR/<device>/gpu.png
+at the end where matplotlib is installed. It goes on when a kernel fails, and says so at the end: the exit status is 1. --resume does what
+that report lacks.
 """
 
 import argparse
