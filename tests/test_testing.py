@@ -163,6 +163,17 @@ def test_an_error_that_grows_in_float32_is_wrong():
     assert (row.tensor, row.dtype, row.against) == ("result 0", torch.float32, "float64")
 
 
+def test_sums_that_nearly_cancel_are_no_error_of_the_function():
+    torch.manual_seed(5)
+    report = gradcheck(lambda x, w: (x * w).sum(), torch.randn(2000), torch.randn(2000), dtypes=(torch.float32,))
+    assert report.ok
+    x = torch.randn(2000)
+    x[-1] -= x.double().sum().float()  # the sum is about 1e-6, its terms are about 1
+    (row,) = gradcheck(torch.sum, x, dtypes=(torch.float32,)).rows[:1]
+    assert row.ok
+    assert row.bound > 1e3 * torch.finfo(torch.float32).eps
+
+
 def test_only_some_elements_of_a_large_tensor_are_varied():
     calls = []
 
