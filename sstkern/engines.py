@@ -103,8 +103,6 @@ def _obstacle(cell: Cell, x: Tensor, others: Sequence[Tensor], engine: str | Non
         return f"it has no kernel for {x.dtype}"
     if interpreting() and x.dtype == torch.bfloat16:
         return "Triton's interpreter gets products in bfloat16 wrong"
-    if torch._C._are_functorch_transforms_active() and torch.compiler.is_compiling():
-        return "it cannot run under torch.func's transforms within torch.compile; transform the compiled function instead"
     if in_forward_mode((x, *others)):
         return "it has no forward mode (torch.func.jvp, jacfwd, hessian, dual tensors); jacrev and vjp run on it"
     if problem := extension_problem() if engine == "cpu" else triton_problem():
@@ -116,8 +114,13 @@ def _obstacle(cell: Cell, x: Tensor, others: Sequence[Tensor], engine: str | Non
 def in_forward_mode(tensors: Sequence[Tensor]) -> bool:
     """Whether there may be tangents, which a fused engine would lose in silence."""
     if torch._C._are_functorch_transforms_active():
-        return any(interpreter.key() not in _REVERSE for interpreter in torch._C._functorch.get_interpreter_stack())
+        return _has_forward_mode()
     return forward_ad._current_level >= 0 and any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors)
+
+
+@torch.compiler.assume_constant_result
+def _has_forward_mode() -> bool:
+    return any(interpreter.key() not in _REVERSE for interpreter in torch._C._functorch.get_interpreter_stack())
 
 
 def transformed(tensors: Sequence[Tensor]) -> bool:

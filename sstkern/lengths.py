@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import is_fake
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 Lengths = Tensor | Sequence[int]
@@ -49,14 +50,22 @@ def to_padded(input: Tensor | PackedSequence, lengths: Lengths | None, batch_fir
 
 
 def check_values(lengths: Tensor, steps: int) -> None:
-    """Raises ValueError unless every length is from 0 to `steps`; those on the meta device have no values."""
+    """Raises ValueError, in a compiled graph RuntimeError, unless every length is from 0 to `steps`; on the meta device none is known."""
+    if torch.compiler.is_dynamo_compiling():
+        return _check_in_graph(lengths, steps)
     while torch._C._functorch.is_functorch_wrapped_tensor(lengths):  # within vmap: those of all samples
         lengths = torch._C._functorch.get_unwrapped(lengths)
     if lengths.is_meta:
         return
+    if is_fake(lengths):
+        return _check_in_graph(lengths, steps)
     for b, length in enumerate(lengths.flatten().tolist()):
         if not 0 <= length <= steps:
             raise ValueError(f"lengths[{b}] is {length}; allowed are 0 to {steps}, the number of time steps")
+
+
+def _check_in_graph(lengths: Tensor, steps: int) -> None:
+    torch._assert_async(((lengths >= 0) & (lengths <= steps)).all(), f"sstkern: lengths have to be from 0 to {steps}")
 
 
 def _check(lengths: Lengths, x: Tensor) -> Tensor:
