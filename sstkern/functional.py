@@ -8,6 +8,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import is_fake
 from torch.nn.functional import dropout as drop
 from torch.nn.utils.rnn import PackedSequence
 
@@ -162,12 +163,16 @@ def _run(cell: Cell, input: Input, weights: Sequence[Tensor], hx: Sequence[Tenso
 
 
 def _layer(cell: Cell, x: Tensor, weights: list[Tensor], hx: list[Tensor], lengths: Tensor | None, options: _Options):
+    if torch.compiler.is_exporting() and _to_onnx(x):
+        from sstkern import onnx  # here: it imports parts of torch that only an export needs
+
+        return onnx.layer(cell.name, x, weights, hx, lengths, options.bias, options.bidirectional)
     run = None
     if engines.choose(cell, x, (*weights, *hx)) == "reference":
         run = reference.layer
     elif torch._C._are_functorch_transforms_active():
         run = transforms.layer
-    elif options.recompute and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+    elif options.recompute and _recomputes((x, *weights, *hx)):
         run = recompute.layer
     if run is None:
         return operators.layer(cell.name, x, weights, hx, lengths, options.bias, options.bidirectional)
@@ -177,6 +182,17 @@ def _layer(cell: Cell, x: Tensor, weights: list[Tensor], hx: list[Tensor], lengt
     x, *tensors = (operators.autocast(tensor) for tensor in (x, *weights, *hx))
     with torch.autocast(x.device.type, enabled=False):
         return run(cell, x, tensors[: len(weights)], tensors[len(weights) :], lengths, options.bias, options.bidirectional)
+
+
+def _to_onnx(x: Tensor) -> bool:
+    """Whether torch.onnx.export traces this call, not one in another thread."""
+    return torch.onnx.is_in_onnx_export() and (torch.compiler.is_dynamo_compiling() or is_fake(x))
+
+
+def _recomputes(tensors: Sequence[Tensor]) -> bool:
+    """Whether there is a backward, and it is eager's."""
+    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    return torch.is_grad_enabled() and not traced and any(tensor.requires_grad for tensor in tensors)
 
 
 def _check_input(x: Tensor, weight_ih: Tensor) -> None:

@@ -100,10 +100,10 @@ def _from_packed(packed: PackedSequence) -> Padded:
 def _from_nested(input: Any) -> Padded:  # a Tensor, whose annotations know nothing of nested ones
     if input.layout != torch.jagged:
         raise ValueError(f"input: expected a nested tensor of the layout torch.jagged, got {input.layout}")
-    if input.dim() != 3 or input.lengths() is not None:
+    if input.dim() != 3 or input._ragged_idx != 1 or input.lengths() is not None:
         raise ValueError("input: expected a nested tensor (B, *, I) without gaps between its sequences; contiguous() closes them")
     values, offsets = input.values(), input.offsets()
-    lengths = offsets.diff()
+    lengths = offsets.diff().long()
     sequence = torch.repeat_interleave(torch.arange(len(lengths), device=values.device), lengths)
     step = torch.arange(len(values), device=values.device) - offsets[sequence]
     steps = int(lengths.max()) if len(lengths) else 0

@@ -202,13 +202,9 @@ def layer(
 ) -> tuple[Tensor, list[Tensor]]:
     """The operator `sstkern::layer` as the modules call it, differentiable: output and final states.
 
-    torch.compile, torch.export and torch.jit.trace see the operator itself, as does autocast; torch.onnx.export sees ONNX's, torch.func's
-    transforms see what is in `transforms`.
+    torch.compile, torch.export and torch.jit.trace see the operator itself, as does autocast; torch.func's transforms see what is in
+    `transforms`.
     """
-    if torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export():
-        from sstkern import onnx  # here: it imports parts of torch that only an export needs
-
-        return onnx.layer(cell, x, weights, hx, lengths, has_bias, bidirectional)
     differentiable = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, *weights, *hx))
     if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch.is_autocast_enabled(x.device.type):
         return torch.ops.sstkern.layer(cell, x, weights, hx, lengths, has_bias, bidirectional, differentiable)[:2]

@@ -169,9 +169,12 @@ def _differentiable(
     call: _Call, lengths: Tensor | None, x: Tensor, given: list[Tensor], grads: list[Tensor], needs: list[bool]
 ) -> list[Tensor | None]:
     """The gradients, to be differentiated again or transformed: those of the ordinary layer, with its memory."""
-    weights, states, again = given[: call.weights], given[call.weights :], torch.is_grad_enabled()
+    again = torch.is_grad_enabled()
     whole = _Chunk(0, x.size(0), lengths, call, x.device)
     with torch.enable_grad():
+        # Views: one of the caller's own tensors may have been computed from another, or be it, and its path is not this function's.
+        x, *given = (tensor.view_as(tensor) for tensor in (x, *given))
+        weights, states = given[: call.weights], given[call.weights :]
         output, hx_n = operators.layer(call.cell, whole.of(x), weights, states, lengths, call.has_bias, False)
         inputs = [tensor for tensor, need in zip([x, *given], needs, strict=True) if need]
         found = iter(torch.autograd.grad([whole.turned(output), *hx_n], inputs, grads, create_graph=again, materialize_grads=True))

@@ -73,5 +73,7 @@ def test_nested_inputs_that_are_refused():
         layer(torch.nested.nested_tensor([torch.zeros(2, 3)], layout=torch.strided))
     with pytest.raises(ValueError, match="without gaps between its sequences"):
         layer(torch.nested.narrow(torch.zeros(2, 4, 3), 1, torch.tensor([0, 1]), torch.tensor([2, 2]), layout=torch.jagged))
+    with pytest.raises(ValueError, match=r"input: expected a nested tensor \(B, \*, I\)"):
+        layer(nested(2, 1).transpose(1, 2))
     with pytest.raises(RuntimeError, match=r"input: expected 4 features \(input_size\), got 3"):
         sstkern.GRU(4, 5, dtype=torch.float64)(nested(4, 2))

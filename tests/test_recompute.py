@@ -112,6 +112,45 @@ def test_derivatives_of_any_order(name, monkeypatch):
     assert gradgradcheck(output, (x, *weights), fast_mode=True)
 
 
+def dependent(case: str, layer: sstkern.LSTM) -> tuple[Tensor, list[Tensor]]:
+    """A result, and what it depends on in more than one way."""
+    x = torch.randn(20, 2, 7, dtype=torch.float64, requires_grad=True)
+    match case:
+        case "states go on":
+            _, hx = layer(x)
+            output, _ = layer(x, hx)
+        case "applied twice":
+            output, _ = layer(layer(x)[0])
+        case "states of the input":
+            output, _ = layer(x, (x.mean(0, keepdim=True), x[:1].tanh()))
+        case "tied weights":
+            ih, _, bias, _ = layer._weights()
+            output, _ = sstkern.functional.lstm(x, [ih, ih, bias, bias], recompute=layer.recompute)
+            return output, [x, ih, bias]
+    return output, [x, *layer.parameters()]
+
+
+@pytest.mark.parametrize("case", ["states go on", "applied twice", "states of the input", "tied weights"])
+def test_gradients_to_differentiate_where_inputs_depend_on_each_other(case):
+    found = []
+    for sparing in (False, True):
+        torch.manual_seed(0)
+        output, inputs = dependent(case, sstkern.LSTM(7, 7, dtype=torch.float64, recompute=sparing))
+        first = torch.autograd.grad(output.square().sum(), inputs, create_graph=True)
+        second = torch.autograd.grad(sum(gradient.square().sum() for gradient in first), inputs)
+        found.append([*first, *second])
+    torch.testing.assert_close(found[1], found[0], rtol=1e-9, atol=1e-12)
+
+
+def test_without_a_backward_a_layer_runs_as_without_it(tmp_path):
+    layer = sstkern.LSTM(5, 7, recompute=True)
+    x = torch.randn(70, 3, 5)
+    before = fused_runs()["forward"]
+    torch.jit.trace(layer, (x,), check_trace=False).save(tmp_path / "traced.pt")
+    layer.requires_grad_(False)(x)
+    assert fused_runs()["forward"] - before == 2
+
+
 def test_dropout_nothing_to_differentiate_and_empty_sizes():
     torch.manual_seed(0)
     plain, sparing = sstkern.GRU(5, 7, 2, dropout=0.5), sstkern.GRU(5, 7, 2, dropout=0.5, recompute=True)
