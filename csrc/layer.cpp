@@ -396,7 +396,17 @@ at::Tensor input_gradient(const Arguments<T>& a, const std::vector<at::Tensor>& 
       std::vector<const T*> rows(end - begin);
       for (int64_t r = begin; r < end; ++r) rows[r - begin] = from + r * a.gates();
       const std::unique_ptr<T[]> room(new T[a.kernels.factor_room(kBlockRows, a.gates())]);
-      a.kernels.rows_product(rows.data(), to.data() + begin, end - begin, a.gates(), size.input, read<T>(packed), d > 0, room.get());
+      if (d == 0) {
+        a.kernels.rows_product(rows.data(), to.data() + begin, end - begin, a.gates(), size.input, read<T>(packed), false, room.get());
+        return;
+      }
+      // Summed up first and then added, so that dx is the sum of what each direction alone has, bit for bit.
+      const std::unique_ptr<T[]> sums(new T[(end - begin) * size.input]);
+      std::vector<T*> sum_rows(end - begin);
+      for (int64_t r = 0; r < end - begin; ++r) sum_rows[r] = sums.get() + r * size.input;
+      a.kernels.rows_product(rows.data(), sum_rows.data(), end - begin, a.gates(), size.input, read<T>(packed), false, room.get());
+      for (int64_t r = 0; r < end - begin; ++r)
+        for (int64_t i = 0; i < size.input; ++i) to[begin + r][i] += sum_rows[r][i];
     });
   }
   return dx;

@@ -14,7 +14,7 @@ import torch
 import sstkern
 from sstkern.checkpoint import TrainingOptions, find, load_model, read_config
 from sstkern.doctor import version_or_advice
-from sstkern.engines import FUSED_CELLS, BackendError, interpreting
+from sstkern.engines import FUSED_CELLS, BackendError, interpreting, triton_problem
 from sstkern.models import Cell, ModelConfig, Pooling
 from sstkern.study import PROBLEMS
 from sstkern.text import of_transformer
@@ -296,10 +296,11 @@ def gradcheck(
     dtypes = [getattr(torch, chosen) for chosen in _values(dtype) or ("float64", "float32", "bfloat16")]
     if interpreting() and dtype is None:
         dtypes.remove(torch.bfloat16)  # whose products Triton's interpreter gets wrong
+    device = "cuda" if engine == "triton" and triton_problem() is None and not interpreting() else "cpu"
     rows = []
     for bidirectional in (False, True):
         torch.manual_seed(seed)
-        layer = getattr(sstkern, name.upper())(input_size, hidden_size, layers, bidirectional=bidirectional, **options)
+        layer = getattr(sstkern, name.upper())(input_size, hidden_size, layers, bidirectional=bidirectional, device=device, **options)
         elements = 4 if interpreting() else 256
         rows += check(layer, dtypes=dtypes, engine=engine, shapes=[(steps, batch)], elements=elements, seed=seed).rows
     report = Report(tuple(rows))

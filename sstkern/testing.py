@@ -134,7 +134,7 @@ def gradcheck(
             one of them 0, and numbers in the padding that no result may depend on.
         reference: computes the same with the same arguments and, if it is a module, parameters of the same names. Ours, by default,
             have the reference engine.
-        dtypes: to run in; in float64 comes first whatever their order.
+        dtypes: to run in, after float64, with which the others are compared.
         engine: "cpu", "triton" or "reference": the engine to run our layers on.
         shapes: time steps and batch of the inputs that a layer is checked on where none are given.
         elements: of a larger tensor only so many, chosen at random, are compared with central differences.
@@ -143,13 +143,16 @@ def gradcheck(
 
     Raises:
         TypeError: nothing can be differentiated, or there are no inputs and the function is no such module.
+        ValueError: no dtype or no shape, or a `reference` with other results or parameters.
         RuntimeError: the engine cannot run here.
     """
     if not callable(function):
         raise TypeError(f"function: expected a module or another callable, got {type(function).__name__}")
+    if not dtypes or not shapes:
+        raise ValueError(f"{'shapes' if dtypes else 'dtypes'}: expected at least one, got none")
     cases = [_Case("as given", inputs, keywords)] if inputs else list(_cases(function, shapes, seed, keywords))
     rows: list[Row] = []
-    for dtype in sorted(dtypes, key=lambda dtype: dtype != torch.float64):
+    for dtype in dict.fromkeys([torch.float64, *dtypes]):
         for case in cases:
             rows += _Check(function, case, dtype, engine, elements, seed).rows(reference)
     return Report(tuple(rows))
@@ -172,9 +175,10 @@ def _cases(module: Any, shapes: Sequence[tuple[int, int]], seed: int, keywords: 
     if not _has_sizes(module):
         raise TypeError("inputs: none were given, and the function is no module with an input_size and a hidden_size; give its arguments")
     generator = torch.Generator().manual_seed(seed)
+    device = next((parameter.device for parameter in module.parameters()), None)
 
     def random(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator, dtype=torch.float64)
+        return torch.randn(shape, generator=generator, dtype=torch.float64).to(device)
 
     if not isinstance(module, nn.RNNBase) and not hasattr(module, "num_layers"):
         two = isinstance(module, nn.LSTMCell | modules.LSTMCell)
@@ -229,8 +233,11 @@ class _Check:
             unsure = self.uncertainty(exact)
             bounds = {name: 4 * size * (1 + math.sqrt(self.case.steps)) for name, size in unsure.items()}
             return rows + [self.row(name, value, exact[name], "float64", bounds[name]) for name, value in found.items()]
-        rows += [self.row(f"d {name}", *pair, "numerical", NUMERICAL_BOUND) for name, pair in self.numerical(found).items()]
+        rows += [self.row(f"d {name}", value, right, "numerical", bound) for name, (value, right, bound) in self.numerical(found).items()]
         exact = self.exact(reference)
+        both = isinstance(self.function, nn.Module) and (reference is None or isinstance(reference, nn.Module))
+        if exact and (others := {name for name in found.keys() ^ exact.keys() if both or name.startswith("result")}):
+            raise ValueError(f"reference: expected the function's results and parameters, but only one of the two has {sorted(others)}")
         return rows + [self.row(name, found[name], value, "reference", EXACT_BOUND) for name, value in exact.items() if name in found]
 
     def chosen(self) -> AbstractContextManager:
@@ -263,7 +270,8 @@ class _Check:
 
         def prepared(name: str, value: Any) -> Any:
             if isinstance(value, tuple | list):
-                return type(value)(prepared(f"{name}[{i}]", part) for i, part in enumerate(value))
+                parts = [prepared(f"{name}[{i}]", part) for i, part in enumerate(value)]
+                return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
             if not isinstance(value, Tensor) or not value.is_floating_point():
                 return value
             value = value.detach().to(rounded).to(dtype).clone()
@@ -299,7 +307,12 @@ class _Check:
                 cotangents = [
                     _moved(value, torch.finfo(self.dtype).eps, hash((self.seed, -shake, i))) for i, value in enumerate(cotangents)
                 ]
-            grads = torch.autograd.grad(results, list(named.values()), cotangents, allow_unused=True)
+            pairs = [(r, c) for r, c in zip(results, cotangents, strict=True) if r.requires_grad]
+            grads = (
+                torch.autograd.grad([r for r, _ in pairs], list(named.values()), [c for _, c in pairs], allow_unused=True)
+                if pairs
+                else [None] * len(named)
+            )
         values = {f"result {i}": result.detach() for i, result in enumerate(results)}
         for (name, tensor), grad in zip(named.items(), grads, strict=True):
             values[f"d {name}"] = torch.zeros_like(tensor) if grad is None else grad
@@ -308,34 +321,42 @@ class _Check:
     @contextmanager
     def random(self) -> Iterator[None]:
         """The function's own random numbers are the same in every call."""
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
             torch.manual_seed(self.seed)
             yield
 
     def cotangents(self, results: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
         generator = torch.Generator().manual_seed(self.seed + 1)
         values = [torch.randn(result.shape, generator=generator, dtype=torch.float64) for result in results]
+        if not values:
+            raise TypeError("function: expected it to return a tensor, got none")
         return [value.to(dtype).to(result.device, result.dtype) for value, result in zip(values, results, strict=True)]
 
-    def numerical(self, found: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
-        """Of each tensor that is differentiated, the gradient found and the central differences; NaN in both where it was not varied."""
+    def numerical(self, found: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor, float]]:
+        """Of each tensor the gradient found, the central differences, NaN in both where it was not varied, and the bound."""
         arguments, named = self.tensors(self.function, self.dtype, self.dtype, spoiled=False)
 
-        def product() -> float:
+        def weighted() -> list[Tensor]:
             with torch.no_grad(), self.chosen(), self.random():
                 results = _flat(self.function(*arguments, **self.case.keywords))
-                return sum((r * c).sum().item() for r, c in zip(results, self.cotangents(results, self.dtype), strict=True))
+                pairs = zip(results, self.cotangents(results, self.dtype), strict=True)
+                return [result * cotangent for result, cotangent in pairs if result.is_floating_point()]
 
-        pairs = {}
+        # What rounding alone makes of a difference: all of it, where a gradient has nearly vanished.
+        noise = 10 * torch.finfo(torch.float64).eps * math.hypot(*(value.norm().item() for value in weighted())) / STEP
+        compared = {}
         for name, tensor in named.items():
             differences = torch.full(tensor.shape, math.nan, dtype=torch.float64)
             order = torch.randperm(tensor.numel(), generator=torch.Generator().manual_seed(self.seed))
             for position in order[: self.elements].tolist():
                 index = tuple(int(i) for i in torch.unravel_index(torch.tensor(position), tensor.shape))
                 with _varied(tensor, index) as vary:
-                    differences[index] = (vary(STEP, product) - vary(-STEP, product)) / (2 * STEP)
-            pairs[name] = torch.where(differences.isnan(), math.nan, found[f"d {name}"].cpu()), differences
-        return pairs
+                    changes = zip(vary(STEP, weighted), vary(-STEP, weighted), strict=True)
+                    differences[index] = sum((more - less).sum().item() for more, less in changes) / (2 * STEP)
+            size = differences.abs().nan_to_num(0).max().item() if differences.numel() else 0.0
+            value = torch.where(differences.isnan(), math.nan, found[f"d {name}"].cpu())
+            compared[name] = value, differences, NUMERICAL_BOUND + _over(noise, size)
+        return compared
 
     def row(self, name: str, value: Tensor, expected: Tensor, against: str, bound: float) -> Row:
         value, expected = value.double().cpu(), expected.double().cpu()
@@ -381,12 +402,12 @@ class _Check:
 
 
 @contextmanager
-def _varied(tensor: Tensor, index: tuple[int, ...]) -> Iterator[Callable[[float, Callable[[], float]], float]]:
-    """Gives vary(change, product): the product with one element changed. The element is left as it was."""
+def _varied(tensor: Tensor, index: tuple[int, ...]) -> Iterator[Callable[[float, Callable[[], list[Tensor]]], list[Tensor]]]:
+    """Gives vary(change, product): the products with one element changed. The element is left as it was."""
     with torch.no_grad():
         before = tensor[index].clone()
 
-        def vary(change: float, product: Callable[[], float]) -> float:
+        def vary(change: float, product: Callable[[], list[Tensor]]) -> list[Tensor]:
             tensor[index] = before + change
             return product()
 

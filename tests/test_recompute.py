@@ -41,6 +41,17 @@ def pair(name: str, dtype: torch.dtype, bidirectional: bool) -> tuple[nn.Module,
     return plain, sparing, torch.randn(*((4, 70) if plain.batch_first else (70, 4)), 5, dtype=dtype)
 
 
+def test_bits_of_a_layer_whose_sums_take_several_blocks():
+    """384 gates in each direction: dx is the sum of both directions' however it is computed."""
+    torch.manual_seed(0)
+    layer, x = sstkern.GRU(128, 128, bidirectional=True), torch.randn(33, 2, 128, requires_grad=True)
+    found = []
+    for layer.recompute in (False, True):
+        output, _ = layer(x)
+        found.append([output, *torch.autograd.grad(output.square().sum(), x)])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
 @pytest.mark.parametrize("lengths", [None, LENGTHS], ids=["full", "lengths"])
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

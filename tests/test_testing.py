@@ -1,5 +1,8 @@
 """Gradient checks: sound layers and cells pass, and of each planted fault the report names the gradient and the place."""
 
+import itertools
+from typing import NamedTuple
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -124,13 +127,25 @@ def test_the_place_of_an_error_is_that_of_the_fault():
     outputs = [row for row in gradcheck(layer, reference=sound(layer), shapes=[(5, 3)]).wrong if row.tensor == "result 0"]
     assert {row.where.split(", feature")[0] for row in outputs} <= {"step 0, sequence 1", "step 2, sequence 2"}
     dropped = gradcheck(Layer("bias_hh_l0"))
+    assert dropped.wrong
     assert all(row.error == pytest.approx(1) for row in dropped.wrong)
 
 
 def test_batch_first_swaps_the_place():
     torch.manual_seed(0)
-    layer = Layer("lengths", batch_first=True)
-    layer.forward = lambda input, hx=None, lengths=None: Layer.forward(layer, input, hx, lengths)
+
+    class Displaced(sstkern.GRU):
+        def forward(self, *arguments, **keywords):
+            output, h_n = super().forward(*arguments, **keywords)
+            shift = torch.zeros_like(output)
+            shift[1, 4] = 1
+            return output + shift, h_n
+
+    layer = Displaced(2, 2, batch_first=True)
+    reference = sstkern.GRU(2, 2, batch_first=True)
+    reference.load_state_dict(layer.state_dict())
+    (row, *_) = gradcheck(layer, reference=reference, shapes=[(5, 3)]).wrong
+    assert row.where.startswith("step 4, sequence 1,")
     rows = gradcheck(sstkern.GRU(2, 3, batch_first=True), shapes=[(5, 3)]).rows
     assert all(len(row.by_step) == 5 for row in rows if row.tensor in ("d input", "result 0"))
     assert not any(row.by_step for row in rows if row.tensor not in ("d input", "result 0"))
@@ -169,9 +184,39 @@ def test_sums_that_nearly_cancel_are_no_error_of_the_function():
     assert report.ok
     x = torch.randn(2000)
     x[-1] -= x.double().sum().float()  # the sum is about 1e-6, its terms are about 1
-    (row,) = gradcheck(torch.sum, x, dtypes=(torch.float32,)).rows[:1]
+    row = next(row for row in gradcheck(torch.sum, x, dtypes=(torch.float32,)).rows if row.dtype == torch.float32)
     assert row.ok
     assert row.bound > 1e3 * torch.finfo(torch.float32).eps
+
+
+def test_a_gradient_that_has_nearly_vanished_is_right():
+    torch.manual_seed(0)
+    layer = nn.GRU(3, 4, dtype=torch.float64)
+    assert_gradients(lambda x: layer(x)[1], torch.randn(60, 2, 3))  # of the last state: 1e-12 of it at the first steps
+    assert_gradients(lambda x: x + 1e6, torch.randn(3))
+
+
+def test_two_calls_have_to_agree():
+    scales = itertools.count(1)
+    report = gradcheck(lambda x: x * next(scales), torch.randn(3))
+    assert {row.tensor for row in report.wrong if row.against == "itself"} == {"result 0", "d x"}
+
+
+def test_low_precision_implies_float64():
+    layer = Layer("bias_hh_l0")
+    assert wrong(gradcheck(layer, dtypes=[torch.float32])) == {"d inner.bias_hh_l0"}
+
+
+def test_results_that_have_no_gradient_and_named_tuples():
+    class State(NamedTuple):
+        h: Tensor
+        c: Tensor
+
+    def cell(x: Tensor, state: State) -> tuple[Tensor, ...]:
+        return x * state.h.tanh() + state.c, x.argmax(), x > 0
+
+    assert_gradients(cell, torch.randn(3), State(torch.randn(3), torch.randn(3)))
+    assert wrong(gradcheck(lambda x: (x.sin(), x.cos().detach()), torch.randn(3))) == {"d x"}
 
 
 def test_only_some_elements_of_a_large_tensor_are_varied():
@@ -182,7 +227,7 @@ def test_only_some_elements_of_a_large_tensor_are_varied():
         return x.sin()
 
     assert gradcheck(function, torch.randn(40, 40), elements=10).ok
-    assert len(calls) == 2 + 2 * 10
+    assert len(calls) == 3 + 2 * 10
 
 
 def test_the_module_is_left_as_it_was():
@@ -218,3 +263,15 @@ def test_an_engine_is_forced(monkeypatch):
 def test_what_cannot_be_checked_is_told(function, inputs, message):
     with pytest.raises(TypeError, match=message):
         gradcheck(function, *inputs)
+
+
+def test_nothing_to_compare_is_told():
+    layer = sstkern.GRU(2, 3)
+    with pytest.raises(ValueError, match="dtypes: expected at least one"):
+        gradcheck(layer, dtypes=[])
+    with pytest.raises(ValueError, match="shapes: expected at least one"):
+        gradcheck(layer, shapes=[])
+    with pytest.raises(ValueError, match=r"reference: .* only one of the two has \['d bias_hh_l0', 'd bias_ih_l0'\]"):
+        gradcheck(layer, reference=sstkern.GRU(2, 3, bias=False), shapes=[(2, 2)])
+    with pytest.raises(TypeError, match="expected it to return a tensor, got none"):
+        gradcheck(lambda x: (), torch.ones(2))
