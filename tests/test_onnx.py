@@ -1,5 +1,7 @@
 """ONNX Runtime has our numbers: layers as the standard operators, projections as a Scan, at other sizes than the export's."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import onnxruntime
@@ -82,6 +84,37 @@ def test_the_batch_may_come_first_and_weights_are_constants(tmp_path):
     assert not {"Split", "Unsqueeze"} & set(runtime.operators[: runtime.operators.index("GRU")])
     x, lengths = torch.randn(3, 5, 4), torch.tensor([1, 3, 5])
     assert_equal(runtime(x, lengths), layer(x, None, lengths))
+
+
+def test_the_engine_makes_no_difference(tmp_path):
+    torch.manual_seed(0)
+    layer = sstkern.GRU(4, 6).eval()
+    with sstkern.backend("reference"):
+        runtime = Runtime(layer, (torch.randn(5, 3, 4),), tmp_path, dynamic_shapes=({0: STEPS, 1: BATCH},))
+    assert runtime.operators.count("GRU") == 1
+    x = torch.randn(9, 4, 4)
+    assert_equal(runtime(x), layer(x))
+
+
+def test_a_call_in_another_thread_runs_as_ever(tmp_path):
+    layer, x = sstkern.GRU(4, 6), torch.randn(5, 3, 4)
+    with torch.no_grad():
+        expected, calls, over = layer(x)[0], [], threading.Event()
+
+    def work() -> None:
+        with torch.no_grad():
+            while not over.is_set():
+                calls.append(torch.equal(layer(x)[0], expected))
+
+    with ThreadPoolExecutor(1) as pool:
+        worker = pool.submit(work)
+        try:
+            Runtime(sstkern.LSTM(4, 6, 2).eval(), (torch.randn(5, 3, 4),), tmp_path)
+        finally:
+            over.set()
+        worker.result()
+    assert len(calls) > 10
+    assert all(calls)
 
 
 @pytest.mark.parametrize("name", ["LSTMCell", "GRUCell", "RNNCell"])

@@ -162,6 +162,36 @@ def test_without_a_backward_a_layer_runs_as_without_it(tmp_path):
     assert fused_runs()["forward"] - before == 2
 
 
+def test_a_compiled_layer_has_one_operator():
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    layer, x = sstkern.GRU(5, 7, recompute=True), torch.randn(70, 3, 5)
+    before = fused_runs()["forward"]
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")(x)[0]
+    assert fused_runs()["forward"] - before == 1
+    assert torch.equal(compiled, layer(x)[0])
+
+
+def test_results_share_no_memory_with_the_first_states():
+    hx = torch.randn(1, 3, 7, requires_grad=True)
+    _, h_n = sstkern.GRU(5, 7, recompute=True)(torch.randn(0, 3, 5), hx)
+    assert h_n.data_ptr() != hx.data_ptr()
+    assert torch.equal(h_n, hx)
+
+
+def test_weights_gradients_of_many_chunks_are_summed_in_float32():
+    errors = []
+    for sparing in (False, True):
+        torch.manual_seed(0)
+        layer = sstkern.GRU(5, 7, dtype=torch.bfloat16, recompute=sparing)
+        x = torch.randn(1600, 3, 5, dtype=torch.bfloat16)  # 40 chunks
+        exact = copy.deepcopy(layer).double()
+        (found,) = torch.autograd.grad(layer(x)[0].sum(), layer.weight_ih_l0)
+        (expected,) = torch.autograd.grad(exact(x.double())[0].sum(), exact.weight_ih_l0)
+        errors.append(((found - expected).norm() / expected.norm()).item())
+    assert errors[1] < 1.5 * errors[0]
+
+
 def test_dropout_nothing_to_differentiate_and_empty_sizes():
     torch.manual_seed(0)
     plain, sparing = sstkern.GRU(5, 7, 2, dropout=0.5), sstkern.GRU(5, 7, 2, dropout=0.5, recompute=True)
