@@ -82,7 +82,7 @@ dev = ["clang-format", "hypothesis>=6.100", "mypy", "ninja", "pytest>=8", "ruff"
 
 setup(
     packages=find_packages(include=["sstkern", "sstkern.*"]),
-    package_data={"sstkern": ["_build_info.json", "py.typed", "study/report.md.jinja"]},
+    package_data={"sstkern": ["_build_info.json", "py.typed", "text/study/report.md.jinja"]},
     install_requires=["torch>=2.11", "numpy>=1.26", "triton>=3.6; platform_system == 'Linux'"],
     extras_require={
         "train": train,

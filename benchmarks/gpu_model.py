@@ -2,7 +2,8 @@
 
 python benchmarks/gpu_model.py [--cell lstm] [--dtype bfloat16] [--schedule NAME] [--steps 512]
 
-Every figure is computed, none is measured here. Tiles come from the launch table, traffic from what sstkern/triton/recurrence.py exchanges.
+Every figure is computed, none is measured here. Tiles come from the launch table, traffic from what
+sstkern/engines/triton/recurrence.py exchanges.
 
 A layer is products outside the time loop (the input projection; in the backward the gradients of x and of the weights) and T steps, each
 of which starts when the one before has ended:
@@ -30,9 +31,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # the checkout need not be i
 
 import torch
 
-from sstkern.triton import launch
-from sstkern.triton.launch import Card, Launch
-from sstkern.triton.layer import part_dtype
+from sstkern.engines.triton import launch
+from sstkern.engines.triton.launch import Card, Launch
+from sstkern.engines.triton.layer import part_dtype
 
 CARD = Card(multiprocessors=132, shared_memory=232448, wgmma=True)
 

@@ -11,7 +11,7 @@ from sstkern.engines import backend
 from sstkern.modules import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
 
 if TYPE_CHECKING:
-    from sstkern.checkpoint import TextClassifier
+    from sstkern.text.checkpoint import TextClassifier
 
 __all__ = [
     "GRU",
@@ -30,6 +30,6 @@ __all__ = [
 
 def load(path: str | Path) -> TextClassifier:
     """The trained classifier that `sstkern train` left in the folder `path`. Needs the [train] extra."""
-    from sstkern.checkpoint import load_model
+    from sstkern.text.checkpoint import load_model
 
     return load_model(path)

@@ -12,13 +12,13 @@ from typing import Annotated, Any, Literal, TypeVar
 import torch
 
 import sstkern
-from sstkern.checkpoint import TrainingOptions, find, load_model, read_config
 from sstkern.doctor import version_or_advice
 from sstkern.engines import FUSED_CELLS, BackendError, interpreting, triton_problem
-from sstkern.models import Cell, ModelConfig, Pooling
-from sstkern.study import PROBLEMS
 from sstkern.text import of_transformer
+from sstkern.text.checkpoint import TrainingOptions, find, load_model, read_config
 from sstkern.text.glove import NAME
+from sstkern.text.models import Cell, ModelConfig, Pooling
+from sstkern.text.study import PROBLEMS
 from sstkern.text.transformer import HUB
 
 try:
@@ -145,7 +145,7 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --output, or else the newest of the cell.")] = False,
 ) -> None:
     """Train a classifier, on one process or, under torchrun or `accelerate launch`, on several."""
-    from sstkern.trainer import Run
+    from sstkern.text.trainer import Run
 
     # The options have the names of the fields they set.
     values = ctx.params | {"data": _absolute(data, "demo"), "valid": _absolute(valid, "none"), "vectors": _absolute(vectors, NAME)}
@@ -200,7 +200,7 @@ def evaluate(
 ) -> None:
     """Print a model's accuracy and loss on labelled sentences."""
     from sstkern.text import read_tsv
-    from sstkern.trainer import check_labels, evaluate
+    from sstkern.text.trainer import check_labels, evaluate
 
     classifier = load_model(model, _device())
     examples = read_tsv(data)
@@ -245,8 +245,8 @@ def study(
     ] = None,
 ) -> None:
     """Answer the thirteen problems of the course assignment from runs of its own, and write report.md and report.html."""
-    from sstkern.study import study as studies
-    from sstkern.study.runs import InterruptedStudyError
+    from sstkern.text.study import study as studies
+    from sstkern.text.study.runs import InterruptedStudyError
 
     folder = output or Path("study-quick" if quick else "study")
     chosen = [number for number in PROBLEMS if number in _values(problem)] if problem else list(PROBLEMS)
@@ -382,7 +382,7 @@ def aot_report(
     from rich.console import Console
     from rich.progress import track
 
-    from sstkern.triton import aot
+    from sstkern.engines.triton import aot
 
     console, rows = Console(), []
     tables = {name: aot.table(name) for name in target or aot.TARGETS}

@@ -46,7 +46,7 @@ def _schedules() -> list[tuple[str, str]]:
     """What the launch table picks on this GPU, for typical layers; `sstkern.backend("triton", schedule=...)` forces another."""
     if triton_problem():
         return []
-    from sstkern.triton import device, launch
+    from sstkern.engines.triton import device, launch
 
     card = device.of(torch.device("cpu" if interpreting() else "cuda")).card
     sizes = (64, 128, 256, 512, 1024, 2048)

@@ -12,8 +12,9 @@ from torch._subclasses.fake_tensor import is_fake
 from torch.nn.functional import dropout as drop
 from torch.nn.utils.rnn import PackedSequence
 
-from sstkern import engines, operators, recompute, reference, transforms
+from sstkern import engines, operators, recompute, transforms
 from sstkern.cells import CELLS, Cell
+from sstkern.engines import reference
 from sstkern.lengths import Lengths, Padded, to_padded
 from sstkern.weights import check_number
 

@@ -7,8 +7,8 @@ from torch import Tensor
 from torch._higher_order_ops.scan import scan
 from torch.nn.functional import linear
 
-from sstkern import reference
 from sstkern.cells import CELLS, Cell
+from sstkern.engines import reference
 from sstkern.weights import Weights, by_direction
 
 # Where ONNX has the gates of torch's order: i, o, f, c of i, f, g, o, and z, r, h of r, z, n.

@@ -11,9 +11,8 @@ from contextlib import ExitStack, nullcontext
 import torch
 from torch import Tensor
 
-from sstkern import reference
 from sstkern.cells import CELLS
-from sstkern.engines import FUSED_CELLS, FUSED_DTYPES, extension_problem, interpreting, transformed, triton_problem
+from sstkern.engines import FUSED_CELLS, FUSED_DTYPES, extension_problem, interpreting, reference, transformed, triton_problem
 from sstkern.weights import by_direction
 
 _library = torch.library.Library("sstkern", "DEF")
@@ -61,13 +60,13 @@ def flat_reference(cell, inputs: Sequence[Tensor], weights: int, lengths, has_bi
 
 
 def _triton_layer(*arguments):
-    from sstkern.triton import layer  # here: importing triton takes a while, and only a GPU needs it
+    from sstkern.engines.triton import layer  # here: importing triton takes a while, and only a GPU needs it
 
     return layer.forward(*arguments)
 
 
 def _triton_backward(*arguments):
-    from sstkern.triton import layer
+    from sstkern.engines.triton import layer
 
     return layer.backward(*arguments)
 
@@ -98,7 +97,7 @@ def _fake_saved(cell, x, weights, has_bias, bidirectional, output) -> list[Tenso
     if cell not in FUSED_CELLS or x.dtype not in FUSED_DTYPES:
         return []
     if (x.device.type == "cuda" or interpreting()) and triton_problem() is None:
-        from sstkern.triton import layer
+        from sstkern.engines.triton import layer
 
         return [x.new_empty(shape) for shape in layer.saved_shapes(cell, x, weights, has_bias, bidirectional)]
     if x.device.type == "cpu" and extension_problem() is None:

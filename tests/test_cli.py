@@ -14,8 +14,9 @@ import typer
 from typer.testing import CliRunner, Result
 
 import sstkern
-from sstkern import checkpoint, cli, doctor
-from sstkern.triton import aot
+from sstkern import cli, doctor
+from sstkern.engines.triton import aot
+from sstkern.text import checkpoint
 
 SMALL = ("--hidden-size", "4", "--embedding-size", "4", "--pooling", "last")
 SENTENCES = {
@@ -341,7 +342,7 @@ def test_without_typer_the_command_says_how_to_get_it():
 @pytest.mark.parametrize("package", ["accelerate", "tensorboard"])
 def test_a_missing_package_is_one_line_that_says_how_to_get_it(tmp_path, monkeypatch, package):
     monkeypatch.setitem(sys.modules, package, None)
-    for name in ("sstkern.trainer", "torch.utils.tensorboard"):
+    for name in ("sstkern.text.trainer", "torch.utils.tensorboard"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     line = told(call("train", "--data", "demo", "--output", tmp_path / "run"))
     assert line == f'sstkern: {package} is not installed: pip install "sstkern[train]"'

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from sstkern import doctor, engines
-from sstkern.triton import device
-from sstkern.triton.launch import Card
+from sstkern.engines.triton import device
+from sstkern.engines.triton.launch import Card
 
 
 @pytest.fixture

@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from sstkern.atomic import write_atomically
 from sstkern.bench.cases import Case
 from sstkern.bench.peers import OURS, TORCH
 from sstkern.bench.timing import TOLERANCE, Timing
-from sstkern.text.atomic import write_atomically
 
 Row = dict[str, Any]
 COMPUTE_BOUND = 0.7

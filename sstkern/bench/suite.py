@@ -5,10 +5,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from sstkern.atomic import write_atomically
 from sstkern.bench import machine, peers, report, timing
 from sstkern.bench.cases import Case
 from sstkern.bench.peers import Engine, Problem
-from sstkern.text.atomic import write_atomically
 
 Item = TypeVar("Item")
 Tell = Callable[[Any], None]

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from itertools import chain
 from pathlib import Path
 
-from sstkern.text.atomic import write_atomically
+from sstkern.atomic import write_atomically
 from sstkern.text.vocabulary import PAD, SPECIALS, UNK, Vocabulary
 
 SHORTEST, LONGEST = 2, 5  # letters of an affix

@@ -9,7 +9,7 @@ from importlib import import_module
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from sstkern.text.atomic import write_atomically
+from sstkern.atomic import write_atomically
 
 if TYPE_CHECKING:
     import requests

@@ -15,7 +15,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from sstkern.text.atomic import write_atomically
+from sstkern.atomic import write_atomically
 from sstkern.text.download import UnavailableError
 
 HUB = "hf:"

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from itertools import chain
 from pathlib import Path
 
-from sstkern.text.atomic import write_atomically
+from sstkern.atomic import write_atomically
 
 PAD = 0
 UNK = 1

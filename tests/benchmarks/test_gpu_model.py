@@ -13,7 +13,7 @@ import gpu_model
 from gpu_model import CARD, Layer
 
 from sstkern.cells import CELLS
-from sstkern.triton import device, launch, layer
+from sstkern.engines.triton import device, launch, layer
 
 DOCS = Path(__file__).parents[2] / "docs" / "gpu.md"
 

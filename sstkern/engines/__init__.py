@@ -1,0 +1,205 @@
+"""Which engine runs a call: `cpu`, the C++ extension, `triton`, GPU kernels, or `reference`, plain PyTorch; and how to force one."""
+
+import importlib.util
+import json
+import os
+import threading
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from sstkern.cells import Cell
+
+ENGINES = ("reference", "cpu", "triton")
+"""The last two are fused."""
+FUSED_CELLS = ("lstm", "gru", "rnn_tanh", "rnn_relu")
+FUSED_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+class _Forced(threading.local):
+    """The engine this thread has forced, if any. Not a ContextVar: torch.compile cannot read one."""
+
+    name: str | None = None
+
+
+_forced = _Forced()
+
+
+class BackendError(RuntimeError):
+    """A forced engine cannot run here, or cannot run a layer."""
+
+
+@contextmanager
+def backend(name: str, schedule: str | None = None) -> Iterator[None]:
+    """Within the `with` block every layer runs on the engine `name`: "cpu", "triton" or "reference".
+
+    schedule: for "triton", how its time loop runs: "resident", "grid", "streamed" or "stepwise"; by default the launch table decides. It
+    holds for all threads of the process, since autograd has its own, and for a backward that runs within the block.
+
+    A layer that the engine or the schedule cannot run raises RuntimeError or ValueError; nothing falls back in silence. Raises ValueError
+    for an unknown name and RuntimeError for an engine this installation does not have.
+    """
+    if name not in ENGINES:
+        raise ValueError(f"backend: '{name}' is unknown; there are {', '.join(ENGINES)}")
+    if problem := {"cpu": extension_problem, "triton": triton_problem}.get(name, _no_problem)():
+        raise BackendError(f"backend: '{name}' cannot run here: {problem}")
+    outer, _forced.name = _forced.name, name
+    try:
+        with _schedule(name, schedule):
+            yield
+    finally:
+        _forced.name = outer
+
+
+@contextmanager
+def _schedule(name: str, schedule: str | None) -> Iterator[None]:
+    if schedule is not None and name != "triton":
+        raise ValueError(f"schedule: only the 'triton' engine has schedules, not '{name}'; got '{schedule}'")
+    if name != "triton":
+        yield
+        return
+    from sstkern.engines.triton import launch  # triton is imported only where it is used
+
+    if schedule is not None and schedule not in launch.SCHEDULES:
+        raise ValueError(f"schedule: '{schedule}' is unknown; there are {', '.join(launch.SCHEDULES)}")
+    outer = launch.force(schedule)
+    try:
+        yield
+    finally:
+        launch.force(outer)
+
+
+def choose(cell: Cell, x: Tensor, others: Sequence[Tensor] = ()) -> str:
+    """The engine for a layer of `cell` on `x`, with its weights and states as `others`: the forced one, or the fastest that can run it."""
+    forced = _forced.name
+    if forced == "reference":
+        return forced
+    fused = _fused_engine(x)
+    obstacle = _obstacle(cell, x, others, fused) if forced in (None, fused) else f"x is on {x.device}"
+    if fused is not None and obstacle is None:
+        return fused
+    if forced is not None:
+        raise BackendError(f"backend: '{forced}' was asked for, but {obstacle}")
+    return "reference"
+
+
+def _fused_engine(x: Tensor) -> str | None:
+    """The fused engine for tensors on x's device."""
+    return {"cuda": "triton", "cpu": "triton" if interpreting() else "cpu"}.get(x.device.type)
+
+
+def _obstacle(cell: Cell, x: Tensor, others: Sequence[Tensor], engine: str | None) -> str | None:
+    if engine is None:
+        return f"x is on {x.device}"
+    if cell.name not in FUSED_CELLS:
+        return f"it has no kernel for the cell '{cell.name}'"
+    if x.dtype not in FUSED_DTYPES:
+        return f"it has no kernel for {x.dtype}"
+    if interpreting() and x.dtype == torch.bfloat16:
+        return "Triton's interpreter gets products in bfloat16 wrong"
+    if in_forward_mode((x, *others)):
+        return "it has no forward mode (torch.func.jvp, jacfwd, hessian, dual tensors); jacrev and vjp run on it"
+    if problem := extension_problem() if engine == "cpu" else triton_problem():
+        _warn_once(problem)
+        return problem
+    return None
+
+
+def in_forward_mode(tensors: Sequence[Tensor]) -> bool:
+    """Whether there may be tangents, which a fused engine would lose in silence."""
+    if torch._C._are_functorch_transforms_active():
+        return _has_forward_mode()
+    return forward_ad._current_level >= 0 and any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors)
+
+
+@torch.compiler.assume_constant_result
+def _has_forward_mode() -> bool:
+    return any(interpreter.key() not in _REVERSE for interpreter in torch._C._functorch.get_interpreter_stack())
+
+
+def transformed(tensors: Sequence[Tensor]) -> bool:
+    """Whether any of torch.func's transforms, or forward mode, sees what is computed from the tensors."""
+    return torch._C._are_functorch_transforms_active() or in_forward_mode(tensors)
+
+
+_REVERSE = (torch._C._functorch.TransformType.Grad, torch._C._functorch.TransformType.Vmap)
+
+
+@cache
+def _warn_once(problem: str) -> None:
+    warnings.warn(f"sstkern runs on its slow reference engine: {problem}", UserWarning, stacklevel=2)
+
+
+@torch.compiler.assume_constant_result
+def interpreting() -> bool:
+    """Whether TRITON_INTERPRET=1 has Triton's interpreter run the GPU engine's kernels, very slowly, on CPU tensors."""
+    return _INTERPRETING
+
+
+_INTERPRETING = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on", "yes", "y")  # as and when triton reads it
+
+
+def _no_problem() -> None:
+    return None
+
+
+@torch.compiler.assume_constant_result
+def triton_problem() -> str | None:
+    """None where the GPU engine can run, or why it cannot."""
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed; get it with 'pip install triton'"
+    if not interpreting() and not torch.cuda.is_available():
+        return "torch finds no GPU"
+    return None
+
+
+@torch.compiler.assume_constant_result
+def extension_problem() -> str | None:
+    """None where the C++ extension is loaded, or why there is none and how to get it."""
+    return _load_extension()
+
+
+@cache
+def _load_extension() -> str | None:
+    if interpreting():
+        return "TRITON_INTERPRET has the GPU engine's kernels run on CPU tensors instead"
+    spec = importlib.util.find_spec("sstkern._cpu")
+    if spec is None or spec.origin is None:
+        source = Path(__file__).parents[2]
+        if (source / "setup.py").exists():
+            return (
+                f"its C++ extension is not built; build it with 'pip install --no-build-isolation --no-deps -e .' in {source}, "
+                "or, if sstkern is installed, start Python elsewhere"
+            )
+        return "its C++ extension is not built; build it with 'pip install --no-build-isolation sstkern' where torch is installed"
+    built_for = _built_for()
+    if built_for != torch.__version__:
+        return (
+            f"its C++ extension was built for torch {built_for}, and this is torch {torch.__version__}; "
+            "build it again with 'pip install --no-build-isolation --force-reinstall --no-deps sstkern'"
+        )
+    torch.ops.load_library(spec.origin)
+    return None
+
+
+def _built_for() -> str:
+    note = Path(__file__).parents[1] / "_build_info.json"
+    return json.loads(note.read_text())["torch"] if note.exists() else "of an unknown version"
+
+
+def cpu_runs() -> dict[str, int]:
+    """What the C++ engine ran in this process: calls of `forward` and `backward`, and the `threads` that shared the latest one."""
+    return dict(zip(("forward", "backward", "threads"), torch.ops.sstkern.cpu_runs(), strict=True))
+
+
+def triton_runs() -> dict[str, int]:
+    """What the GPU engine ran in this process: calls of `forward` and `backward`, and launches of each schedule."""
+    from sstkern.engines.triton import layer
+
+    return dict(layer.runs)

@@ -1,0 +1,519 @@
+"""One layer on the GPU, forward and backward: the input projection, the time loop's launches, and the weights' gradients.
+
+T time steps, B batch, I input_size, H hidden_size, P proj_size (H without a projection), D directions, G gates, S states; N rows of valid
+steps (see `rows`). Everything runs on the current stream, both directions in one launch, and nothing waits for the GPU.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from functools import cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from triton.runtime.jit import JITFunction
+
+from sstkern.cells import CELLS
+from sstkern.engines.triton import device, launch, recurrence, rows
+from sstkern.engines.triton.cells import gru, lstm, rnn
+from sstkern.engines.triton.launch import Launch
+from sstkern.weights import by_direction
+
+
+class Kernels(NamedTuple):
+    """A cell, for the time loop."""
+
+    step: JITFunction
+    derivative: JITFunction
+    saves: int
+    """Tiles of H that `step` saves for `derivative`."""
+    two_gradients: bool = False
+    """Whether the gates' gradients differ for the input and for the state."""
+
+
+KERNELS = {
+    "lstm": Kernels(lstm.step, lstm.derivative, saves=5),
+    "gru": Kernels(gru.step, gru.derivative, saves=4, two_gradients=True),
+    "rnn_tanh": Kernels(rnn.step_tanh, rnn.derivative_tanh, saves=1),
+    "rnn_relu": Kernels(rnn.step_relu, rnn.derivative_relu, saves=1),
+}
+
+runs: Counter[str] = Counter()
+"""What ran in this process: calls of "forward" and "backward", and of each schedule."""
+
+
+def forward(
+    cell: str,
+    x: Tensor,
+    weights: Sequence[Tensor],
+    hx: Sequence[Tensor],
+    lengths: Tensor | None,
+    has_bias: bool,
+    bidirectional: bool,
+    save_for_backward: bool,
+) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    """`sstkern::layer`. Its `saved` is what `saved_shapes` says."""
+    with _on(x.device):
+        call = _Call(cell, x, weights, hx, lengths, has_bias, bidirectional)
+        runs["forward"] += 1
+        output = call.output_like(call.P)
+        inner = call.output_like(call.H) if call.projects else output
+        # With lengths its last rows stay unused; zeros make the operator's results the same in every run.
+        new = x.new_empty if call.rows is None else x.new_zeros
+        saved = new(call.D, call.T * call.B, call.kernels.saves * call.H) if save_for_backward else None
+        plan = call.plan(backward=False) if call.T and call.B else None
+        if plan is None:
+            hx_n = [state.clone() for state in call.hx]
+        elif plan.schedule == "stepwise":
+            hx_n = _forward_stepwise(call, plan, output, inner, saved)
+        else:
+            hx_n = [torch.empty_like(state) for state in call.hx]
+            _launch_forward(call, plan, call.gates_x(), None, call.hx, hx_n, output, saved, 0, call.T)
+        kept = [] if saved is None else [saved, inner] if call.projects else [saved]
+        return output, hx_n, kept
+
+
+def backward(
+    cell: str,
+    x: Tensor,
+    weights: Sequence[Tensor],
+    hx: Sequence[Tensor],
+    lengths: Tensor | None,
+    has_bias: bool,
+    bidirectional: bool,
+    output: Tensor,
+    saved: Sequence[Tensor],
+    grad_output: Tensor | None,
+    grad_hx: Sequence[Tensor],
+    needs: Sequence[bool],
+    groups: int | None = None,
+) -> list[Tensor]:
+    """`sstkern::layer_backward`."""
+    if not saved:
+        raise RuntimeError("sstkern::layer_backward: nothing was saved; call sstkern::layer with save_for_backward=True")
+    if len(needs) != 1 + len(weights) + len(hx):
+        raise RuntimeError(f"sstkern::layer_backward: expected {1 + len(weights) + len(hx)} flags in needs, got {len(needs)}")
+    if groups is not None and (groups < 1 or x.size(1) % groups):
+        raise ValueError(f"groups: {groups} do not share {x.size(1)} sequences equally")
+    with _on(x.device):
+        call = _Call(cell, x, weights, hx, lengths, has_bias, bidirectional)
+        runs["backward"] += 1
+        loop = _Backward(call, output, saved, grad_output, grad_hx, groups)
+        dhx = loop.run()
+        return [gradient for gradient, need in zip(loop.gradients(dhx, needs), needs, strict=True) if need]
+
+
+def saved_shapes(cell: str, x: Tensor, weights: Sequence[Tensor], has_bias: bool, bidirectional: bool) -> list[tuple[int, ...]]:
+    """What the step saves, (D, T * B, saves * H), the first rows of it filled; with a projection also the h before it, (T, B, D * H)."""
+    directions = by_direction(CELLS[cell], weights, has_bias, bidirectional)
+    steps, batch, hidden_size = x.size(0), x.size(1), directions[0].weight_hh.size(0) // CELLS[cell].gates
+    shapes = [(len(directions), steps * batch, KERNELS[cell].saves * hidden_size)]
+    return shapes if directions[0].weight_hr is None else [*shapes, (steps, batch, len(directions) * hidden_size)]
+
+
+def part_dtype(dtype: torch.dtype) -> torch.dtype:
+    """What the parts of dh are exchanged in, in a layer of `dtype`.
+
+    bfloat16 for bfloat16, which takes 8 to 27% off a training step of an LSTM of 512 or 1024 units (H200) and leaves the gradients' error
+    at 3.8e-3, cuDNN's being 9e-3. float16 would lose small gradients.
+    """
+    return {torch.float64: torch.float64, torch.bfloat16: torch.bfloat16}.get(dtype, torch.float32)
+
+
+class _Call:
+    """The sizes of a call, and its arguments as the kernels take them."""
+
+    def __init__(self, cell, x, weights, hx, lengths, has_bias, bidirectional):
+        self.cell, self.kernels = CELLS[cell], KERNELS[cell]
+        self.x, self.hx = x, [state.contiguous() for state in hx]
+        self.weights = by_direction(self.cell, weights, has_bias, bidirectional)
+        self.T, self.B, self.I = x.shape
+        self.D, self.G, self.S = len(self.weights), self.cell.gates, len(self.cell.states)
+        self.H, self.P = self.weights[0].weight_hh.size(0) // self.G, self.weights[0].output_size
+        self.projects = self.weights[0].weight_hr is not None
+        _check(self, has_bias)
+        self.device = device.of(x.device)
+        self.real = torch.float64 if x.dtype == torch.float64 else torch.float32
+        self.rows = None if lengths is None else rows.of_lengths(lengths, self.T, x.device)
+        self.N = self.T * self.B if self.rows is None else self.rows.count
+        self.precision = self.device.precision(x.dtype)
+        self.weight_hh = _stacked([w.weight_hh for w in self.weights])
+        self.bias_hh = _stacked([w.bias_hh for w in self.weights]) if has_bias else None
+        self.layer = launch.Layer(x.dtype, self.precision, self.G, self.B, self.H, self.D, self.projects)
+
+    def plan(self, backward: bool) -> Launch:
+        return launch.choose(self.device.card, self.layer, backward, launch.forced())
+
+    def tasks(self, plan: Launch) -> int:
+        return self.D * -(-self.B // plan.block_b)
+
+    def slabs(self, plan: Launch) -> int:
+        """Tasks in one launch: as many as are resident at once where programs wait for each other, all where they do not."""
+        if not plan.exchanges:
+            return self.tasks(plan)
+        return min(self.tasks(plan), max(1, self.device.card.multiprocessors // plan.programs(self.H)))
+
+    def weight(self, plan: Launch) -> Tensor:
+        """weight_hh for the kernels, which round what they keep to TF32, and leave what they stream as it is."""
+        return _as_tf32(self.weight_hh) if plan.schedule == "streamed" and self.precision == "tf32" else self.weight_hh
+
+    def exchange(self, plan: Launch) -> Tensor:
+        """For h, two steps of it. Beyond the last unit, where no program stores, it is finite: it meets weights of 0."""
+        width = plan.block_k * plan.chunks
+        new = self.x.new_empty if width == self.H else self.x.new_zeros
+        return new(2, self.slabs(plan), plan.block_b, width)
+
+    def output_like(self, width: int) -> Tensor:
+        """(T, B, D * width); zeros where the kernels may skip steps that no sequence has."""
+        new = self.x.new_empty if self.rows is None else self.x.new_zeros
+        return new(self.T, self.B, self.D * width)
+
+    def before_projection(self, states: Sequence[Tensor]) -> list[Tensor]:
+        """`states`, or their gradients, as the kernels take them, (D, B, H) each: with a projection h is the one before it, first zero."""
+        return [self.x.new_zeros(self.D, self.B, self.H), *states[1:]] if self.projects else list(states)
+
+    def x_rows(self) -> Tensor:
+        """(N, I)"""
+        if self.rows is None:
+            return self.x.reshape(self.N, self.I)
+        return rows.gather(self.x, self.rows, (self.rows.step, self.rows.sequence))
+
+    def gates_x(self) -> Tensor:
+        """(D, N, G * H)"""
+        x, gates = self.x_rows(), self.x.new_empty(self.D, self.N, self.G * self.H)
+        for of_direction, w in zip(gates, self.weights, strict=True):
+            if w.bias_ih is None:
+                torch.mm(x, w.weight_ih.T, out=of_direction)
+            else:
+                torch.addmm(w.bias_ih, x, w.weight_ih.T, out=of_direction)
+        return gates
+
+    def previous_h(self, output: Tensor, d: int) -> Tensor:
+        """(N, P): the h that went into each row's recurrent product."""
+        inside, first = output[..., d * self.P : (d + 1) * self.P], self.hx[0][d]
+        if self.rows is None:
+            shifted = torch.cat([first[None], inside[:-1]] if d == 0 else [inside[1:], first[None]])
+            return shifted[: self.T].reshape(self.N, self.P)  # one too many where there is no step
+        step, started = self.rows.after if d else self.rows.before
+        previous = torch.where(started, inside[step, self.rows.sequence], first[self.rows.sequence])
+        return previous if self.rows.present is None else torch.where(self.rows.present, previous, 0)
+
+    def padded(self, values: Tensor) -> Tensor:
+        """(N, features) to (T, B, features), zero where no step is valid."""
+        if self.rows is None:
+            return values.view(self.T, self.B, values.size(1))
+        if self.N == 0:
+            return values.new_zeros(self.T, self.B, values.size(1))
+        return torch.where(self.rows.valid[..., None], values[self.rows.place], 0)
+
+    def steps_at(self, s: int) -> list[int]:
+        """The time step that each direction is at in the loop's step s."""
+        return [s, self.T - 1 - s][: self.D]
+
+    def valid_at(self, s: int) -> Tensor:
+        """bool (D, B, 1)"""
+        if self.rows is None:
+            return torch.ones(self.D, self.B, 1, dtype=torch.bool, device=self.x.device)
+        return torch.stack([self.rows.valid[t] for t in self.steps_at(s)])[..., None]
+
+
+def _check(call: _Call, has_bias: bool) -> None:
+    """The kernels check nothing: every size before any memory is touched."""
+    gates = call.G * call.H
+    if not call.projects and call.P != call.H:
+        raise RuntimeError(f"sstkern::layer: expected weight_hh of shape {(gates, call.H)}, got {(gates, call.P)}")
+    for w in call.weights:
+        shapes = {"weight_ih": (gates, call.I), "weight_hh": (gates, call.P)}
+        shapes |= {"bias_ih": (gates,), "bias_hh": (gates,)} if has_bias else {}
+        shapes |= {"weight_hr": (call.P, call.H)} if call.projects else {}
+        for name, shape in shapes.items():
+            _check_tensor(call.x, name, getattr(w, name), shape)
+    if len(call.hx) != call.S:
+        raise RuntimeError(f"sstkern::layer: expected {call.S} states in hx, got {len(call.hx)}")
+    for name, state in zip(call.cell.states, call.hx, strict=True):
+        _check_tensor(call.x, f"{name}_0", state, (call.D, call.B, call.P if name == "h" else call.H))
+    if call.B * call.D * call.H * max(call.G, call.kernels.saves) >= 2**31:
+        raise RuntimeError(f"sstkern::layer: one time step of {call.B} sequences x {call.H} hidden units has more than 2^31 elements")
+
+
+def _check_tensor(x: Tensor, name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
+    if tuple(tensor.shape) != shape:
+        raise RuntimeError(f"sstkern::layer: expected {name} of shape {shape}, got {tuple(tensor.shape)}")
+    if tensor.dtype != x.dtype or tensor.device != x.device:
+        raise RuntimeError(f"sstkern::layer: expected {name} of {x.dtype} on {x.device} like x, got {tensor.dtype} on {tensor.device}")
+
+
+def _forward_stepwise(call: _Call, plan: Launch, output: Tensor, inner: Tensor, saved: Tensor | None) -> list[Tensor]:
+    """Returns the last states."""
+    states = [state.to(call.real, copy=True) for state in call.before_projection(call.hx)]
+    h = call.hx[0].to(call.real) if call.projects else states[0]
+    gates_x, weight_hh = call.gates_x(), call.weight_hh.transpose(1, 2)
+    weight_hr = _stacked([w.weight_hr for w in call.weights]).transpose(1, 2) if call.projects else None
+    for s in range(call.T):
+        gates_h = _product(h.to(call.x.dtype), weight_hh, call.real)
+        _launch_forward(call, plan, gates_x, gates_h, states, states, inner, saved, s, s + 1)
+        if weight_hr is not None:
+            valid, projected = call.valid_at(s), _product(states[0].to(call.x.dtype), weight_hr, call.real)
+            h = torch.where(valid, projected, h)
+            for d, t in enumerate(call.steps_at(s)):
+                output[t, :, d * call.P : (d + 1) * call.P] = torch.where(valid[d], projected[d], 0)
+    return [state.to(call.x.dtype) for state in (h, *states[1:])]
+
+
+def _launch_forward(
+    call: _Call,
+    plan: Launch,
+    gates_x: Tensor,
+    gates_h: Tensor | None,
+    hx: Sequence[Tensor],
+    hx_n: Sequence[Tensor],
+    output: Tensor,
+    saved: Tensor | None,
+    first_step: int,
+    last_step: int,
+) -> None:
+    arguments = {
+        "gates_x": gates_x,
+        "gates_h": gates_x if gates_h is None else gates_h,
+        "weight": call.weight(plan),
+        "bias": call.weight_hh if call.bias_hh is None else call.bias_hh,
+        "h_0": hx[0],
+        "c_0": hx[-1],
+        "h_n": hx_n[0],
+        "c_n": hx_n[-1],
+        "output": output,
+        "saved": output if saved is None else saved,
+        "exchange": call.exchange(plan) if plan.exchanges else output,
+        **_of_every_kernel(call, plan, first_step, last_step),
+        "STEP": call.kernels.step,
+        "HAS_BIAS": call.bias_hh is not None,
+        "SAVE": saved is not None,
+    }
+    _launch(call, plan, recurrence.forward, arguments)
+
+
+class _Backward:
+    """The time loop from the last step to the first, and what comes of it."""
+
+    def __init__(
+        self,
+        call: _Call,
+        output: Tensor,
+        saved: Sequence[Tensor],
+        grad_output: Tensor | None,
+        grad_hx: Sequence[Tensor],
+        groups: int | None,
+    ):
+        self.call, self.output, self.groups = call, output.contiguous(), groups
+        self.grad_output = None if grad_output is None else grad_output.contiguous()
+        self.check(saved, grad_hx)
+        self.saved = saved[0].contiguous()
+        self.inner = saved[1].contiguous() if call.projects else self.output
+        new = call.x.new_empty if call.rows is None or call.rows.present is None else call.x.new_zeros
+        self.dgates_x = new(call.D, call.N, call.G * call.H)
+        self.dgates_h = new(call.D, call.N, call.G * call.H) if call.kernels.two_gradients else self.dgates_x
+        self.hx = call.before_projection(call.hx)
+        self.grad_hx = [gradient.contiguous() for gradient in grad_hx]
+        self.dprojected = call.output_like(call.P) if call.projects else None
+
+    def check(self, saved: Sequence[Tensor], grad_hx: Sequence[Tensor]) -> None:
+        call = self.call
+        shapes = [(call.D, call.T * call.B, call.kernels.saves * call.H)] + [(call.T, call.B, call.D * call.H)] * call.projects
+        if len(saved) != len(shapes):
+            raise RuntimeError(f"sstkern::layer_backward: expected {len(shapes)} tensors in saved, got {len(saved)}")
+        for tensor, shape in zip(saved, shapes, strict=True):
+            _check_tensor(call.x, "saved", tensor, shape)
+        for name, tensor in {"output": self.output, "grad_output": self.grad_output}.items():
+            if tensor is not None:
+                _check_tensor(call.x, name, tensor, (call.T, call.B, call.D * call.P))
+        for name, gradient, state in zip(call.cell.states, grad_hx, call.hx, strict=True):
+            _check_tensor(call.x, f"the gradient of {name}_n", gradient, tuple(state.shape))
+
+    def run(self) -> list[Tensor]:
+        """Returns the gradients of the first states."""
+        plan = self.call.plan(backward=True) if self.call.T and self.call.B else None
+        if plan is None:
+            return [gradient.clone() for gradient in self.grad_hx]
+        if plan.schedule == "stepwise":
+            return self.run_stepwise(plan)
+        dhx = [torch.empty_like(gradient) for gradient in self.grad_hx]
+        self.launch(plan, None, None, self.grad_hx, dhx, 0, self.call.T)
+        return dhx
+
+    def run_stepwise(self, plan: Launch) -> list[Tensor]:
+        call = self.call
+        dstates = [gradient.to(call.real, copy=True) for gradient in call.before_projection(self.grad_hx)]
+        self.dh = self.grad_hx[0].to(call.real) if call.projects else dstates[0]
+        grad_h = self.dh.new_zeros(call.D, call.B, call.P)  # of h after a step, from the step that follows
+        step_dgates_h = call.x.new_empty(call.D, call.B, call.G * call.H)
+        for s in range(call.T):
+            grad_inner = self.through_projection(grad_h, s) if call.projects else grad_h
+            self.launch(plan, grad_inner, step_dgates_h, dstates, dstates, s, s + 1)
+            grad_h = _product(step_dgates_h, call.weight_hh, call.real)
+        return [state.to(call.x.dtype) for state in (self.dh + grad_h, *dstates[1:])]
+
+    def through_projection(self, grad_h: Tensor, s: int) -> Tensor:
+        """The gradient of the h before the projection, (D, B, H); that of a sequence outside its steps waits in dh."""
+        call, valid, total = self.call, self.call.valid_at(self.call.T - 1 - s), self.dh + grad_h
+        self.dh = torch.where(valid, 0, total)
+        steps = call.steps_at(call.T - 1 - s)
+        if self.grad_output is not None:
+            total = total + torch.stack([self.grad_output[t, :, d * call.P : (d + 1) * call.P] for d, t in enumerate(steps)])
+        total = torch.where(valid, total, 0).to(call.x.dtype)
+        for d, t in enumerate(steps):
+            self.dprojected[t, :, d * call.P : (d + 1) * call.P] = total[d]
+        return _product(total, _stacked([w.weight_hr for w in call.weights]), call.real)
+
+    def launch(
+        self,
+        plan: Launch,
+        grad_h: Tensor | None,
+        step_dgates_h: Tensor | None,
+        grad_hx: Sequence[Tensor],
+        dhx: Sequence[Tensor],
+        first_step: int,
+        last_step: int,
+    ) -> None:
+        call = self.call
+        has_grad_output = self.grad_output is not None and not call.projects
+        arguments = {
+            "grad_output": self.grad_output if has_grad_output else self.output,
+            "grad_h": self.output if grad_h is None else grad_h,
+            "weight": call.weight(plan),
+            "h_0": self.hx[0],
+            "c_0": self.hx[-1],
+            "output": self.inner,
+            "saved": self.saved,
+            "dh_n": grad_hx[0],
+            "dc_n": grad_hx[-1],
+            "dh_0": dhx[0],
+            "dc_0": dhx[-1],
+            "dgates_x": self.dgates_x,
+            "dgates_h": self.dgates_h,
+            "step_dgates_h": self.dgates_h if step_dgates_h is None else step_dgates_h,
+            "parts": self.parts(plan) if plan.exchanges else self.output,
+            **_of_every_kernel(call, plan, first_step, last_step),
+            "DERIVATIVE": call.kernels.derivative,
+            "TWO_GRADIENTS": call.kernels.two_gradients,
+            "HAS_GRAD_OUTPUT": has_grad_output,
+            "BLOCK_U": plan.block_u,
+        }
+        _launch(call, plan, recurrence.backward, arguments)
+
+    def parts(self, plan: Launch) -> Tensor:
+        """For the parts of dh, two steps of them."""
+        call = self.call
+        shape = 2, call.slabs(plan), plan.programs(call.H), plan.block_k * plan.chunks, plan.block_b
+        return call.x.new_empty(shape, dtype=part_dtype(call.x.dtype))
+
+    def gradients(self, dhx: list[Tensor], needs: Sequence[bool]) -> list[Tensor | None]:
+        """Of x, every weight and every state, which are dhx; None for one not needed."""
+        needed = iter(needs)
+        gradients = [self.of_x() if next(needed) else None]
+        x_rows = self.call.x_rows()
+        for d, w in enumerate(self.call.weights):
+            makers = [
+                lambda d=d: self.summed(self.dgates_x[d], x_rows),
+                lambda d=d: self.summed(self.dgates_h[d], self.call.previous_h(self.output, d)),
+            ]
+            if w.bias_ih is not None:
+                makers += self.of_biases(d)
+            if w.weight_hr is not None:
+                makers.append(lambda d=d: self.of_weight_hr(d))
+            gradients += [make() if next(needed) else None for make in makers]
+        return gradients + dhx
+
+    def summed(self, left: Tensor, right: Tensor) -> Tensor:
+        """The sum over rows (N, .) of their outer products; over the rows of each group, (groups, ., .)."""
+        if self.groups is None:
+            return left.T @ right
+        return torch.bmm(self.grouped(self.call.padded(left)).transpose(1, 2), self.grouped(self.call.padded(right)))
+
+    def grouped(self, padded: Tensor) -> Tensor:
+        """(T, B, features) to (groups, T * B / groups, features)."""
+        call, groups = self.call, self.groups
+        return padded.unflatten(1, (groups, call.B // groups)).transpose(0, 1).flatten(1, 2)
+
+    def of_biases(self, d: int) -> list[Callable[[], Tensor]]:
+        of_x = cache(lambda: self.bias_sum(self.dgates_x[d]))
+        return [of_x, lambda: self.bias_sum(self.dgates_h[d]) if self.call.kernels.two_gradients else of_x().clone()]
+
+    def bias_sum(self, dgates: Tensor) -> Tensor:
+        return dgates.sum(0) if self.groups is None else self.grouped(self.call.padded(dgates)).sum(1)
+
+    def of_x(self) -> Tensor:
+        total = self.dgates_x[0] @ self.call.weights[0].weight_ih
+        if self.call.D == 2:
+            total = torch.addmm(total, self.dgates_x[1], self.call.weights[1].weight_ih)
+        return self.call.padded(total)
+
+    def of_weight_hr(self, d: int) -> Tensor:
+        call = self.call
+        projected = self.dprojected[..., d * call.P : (d + 1) * call.P]
+        inner = self.inner[..., d * call.H : (d + 1) * call.H]
+        if self.groups is not None:
+            return torch.bmm(self.grouped(projected).transpose(1, 2), self.grouped(inner))
+        return projected.reshape(-1, call.P).T @ inner.reshape(-1, call.H)
+
+
+def _of_every_kernel(call: _Call, plan: Launch, first_step: int, last_step: int) -> dict:
+    by_length = call.weight_hh if call.rows is None else None  # any tensor will do where there are no lengths
+    return {
+        "order": call.rows.order if by_length is None else by_length,
+        "lengths": call.rows.lengths if by_length is None else by_length,
+        "offsets": call.rows.offsets if by_length is None else by_length,
+        "T": call.T,
+        "B": call.B,
+        "H": call.H,
+        "N": call.N,
+        "M": call.T * call.B,
+        "D": call.D,
+        "first_step": first_step,
+        "last_step": last_step,
+        "slabs": call.slabs(plan),
+        "G": call.G,
+        "S": call.S,
+        "SAVES": call.kernels.saves,
+        "HAS_LENGTHS": call.rows is not None,
+        "SCHEDULE": plan.schedule,
+        "BLOCK_H": plan.block_h,
+        "BLOCK_B": plan.block_b,
+        "BLOCK_K": plan.block_k,
+        "CHUNKS": plan.chunks,
+        "PRECISION": call.precision,
+        "TARGET": call.device.target,
+    }
+
+
+def _launch(call: _Call, plan: Launch, kernel: JITFunction, arguments: dict) -> None:
+    tasks, at_once, programs = call.tasks(plan), call.slabs(plan), plan.programs(call.H)
+    counters = torch.zeros(tasks, dtype=torch.int32, device=call.x.device) if plan.exchanges else call.weight_hh
+    runs[plan.schedule] += 1
+    for first in range(0, tasks, at_once):
+        grid = (programs * min(at_once, tasks - first),)
+        options = {"num_warps": plan.num_warps, "num_stages": plan.num_stages, "launch_cooperative_grid": plan.exchanges}
+        call.device.run(kernel, grid, arguments | {"counters": counters, "first_task": first}, options)
+
+
+def _stacked(tensors: list[Tensor]) -> Tensor:
+    """(D, ...), contiguous; without a copy where there is one direction."""
+    return tensors[0].contiguous()[None] if len(tensors) == 1 else torch.stack(tensors)
+
+
+def _as_tf32(weight: Tensor) -> Tensor:
+    """Rounded to what a tensor core takes of a float32, as `math.as_operand` does."""
+    rounded = (weight.view(torch.int32) + 0x1000).bitwise_and_(-0x2000).view(torch.float32)
+    return torch.where(weight.isnan(), weight, rounded)
+
+
+def _product(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
+    """torch.bmm with the result, and the sum, in `dtype`."""
+    if a.dtype == dtype:
+        return torch.bmm(a, b)
+    return torch.bmm(a, b, out_dtype=dtype) if a.is_cuda else torch.bmm(a.to(dtype), b.to(dtype))
+
+
+def _on(place: torch.device):
+    """Triton launches on the current device, which need not be the tensors'."""
+    return torch.cuda.device(place) if place.type == "cuda" else nullcontext()

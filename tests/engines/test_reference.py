@@ -1,0 +1,79 @@
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from layers import KINDS, as_hx, assert_close, flat, gradients, only, pair, states_of, torch_with_lengths
+from torch import Tensor, nn
+
+from sstkern.cells import CELLS, Cell
+from sstkern.engines import reference
+
+
+@given(
+    kind=st.sampled_from(sorted(KINDS)),
+    sizes=st.tuples(st.integers(1, 5), st.integers(3, 6), st.integers(1, 2)),
+    bias=st.booleans(),
+    bidirectional=st.booleans(),
+    steps=st.integers(1, 6),
+    lengths=st.lists(st.integers(1, 6), min_size=1, max_size=4),
+    seed=st.integers(0, 2**16),
+)
+@settings(max_examples=60, deadline=None)
+def test_equals_torch_on_random_configurations(kind, sizes, bias, bidirectional, steps, lengths, seed):
+    torch.manual_seed(seed)
+    ours, theirs = pair(kind, *sizes, bias=bias, bidirectional=bidirectional)
+    lengths = [min(length, steps) for length in lengths]
+    x = torch.randn(steps, len(lengths), sizes[0], dtype=torch.float64, requires_grad=True)
+    states = states_of(ours, len(lengths))
+    with only("reference"):
+        output, hx_n = ours(x, as_hx(states), lengths)
+    expected, expected_hx = torch_with_lengths(theirs, x, as_hx(states), lengths)
+    results, expected_results = [output, *flat(hx_n)], [expected, *expected_hx]
+    assert_close(results, expected_results, 1e-12)
+    mine = gradients(results, [x, *states, *ours.parameters()])
+    assert_close(mine, gradients(expected_results, [x, *states, *theirs.parameters()]), 1e-10)
+
+
+def _layer_normalised_step(gates_x: Tensor, gates_h: Tensor, states, parameters) -> tuple[Tensor]:
+    return (torch.tanh(gates_x + gates_h),)
+
+
+def _normalise(gates_h: Tensor, parameters) -> Tensor:
+    (gain,) = parameters
+    return nn.functional.layer_norm(gates_h, gates_h.shape[-1:], gain)
+
+
+LAYER_NORMALISED = Cell(
+    "normalised", gates=1, states=("h",), saves=(), step=_layer_normalised_step, parameters=("gain",), reduce=_normalise
+)
+
+
+def test_a_cell_may_normalise_across_hidden_units_with_a_parameter_of_its_own():
+    torch.manual_seed(0)
+    x = torch.randn(3, 2, 4, dtype=torch.float64)
+    w_ih, w_hh, gain = (torch.randn(*shape, dtype=torch.float64, requires_grad=True) for shape in [(5, 4), (5, 5), (5,)])
+    h0 = torch.randn(1, 2, 5, dtype=torch.float64)
+    output, (h_n,) = reference.layer(LAYER_NORMALISED, x, [w_ih, w_hh, gain], [h0], None, False, False)
+    h = h0[0]
+    for t in range(3):
+        recurrent = h @ w_hh.T
+        centred = recurrent - recurrent.mean(-1, keepdim=True)
+        h = torch.tanh(x[t] @ w_ih.T + gain * centred / (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt())
+        torch.testing.assert_close(output[t], h)
+    torch.testing.assert_close(h_n[0], h)
+    assert torch.autograd.grad(output.sum(), gain)[0].abs().min() > 0
+
+
+def test_every_derivative_exists():
+    torch.manual_seed(0)
+    x = torch.randn(3, 2, 2, dtype=torch.float64, requires_grad=True)
+    weights = [torch.randn(*shape, dtype=torch.float64) for shape in [(12, 2), (12, 3)]]
+    hx = [torch.randn(1, 2, 3, dtype=torch.float64) for _ in range(2)]
+
+    def third(x: Tensor) -> Tensor:
+        value = reference.layer(CELLS["lstm"], x, weights, hx, torch.tensor([3, 1]), False, False)[0].sum()
+        for _ in range(2):
+            (gradient,) = torch.autograd.grad(value, x, create_graph=True)
+            value = gradient.square().sum()
+        return value
+
+    assert torch.autograd.gradcheck(third, x)

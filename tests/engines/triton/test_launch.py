@@ -1,0 +1,87 @@
+import dataclasses
+
+import pytest
+import torch
+
+from sstkern.engines.triton import launch
+from sstkern.engines.triton.launch import Card, Layer
+
+H100 = Card(multiprocessors=132, shared_memory=232448, wgmma=True)
+A100 = Card(multiprocessors=108, shared_memory=166912)
+
+
+def lstm(hidden_size: int, batch: int = 64, dtype: torch.dtype = torch.bfloat16, precision: str = "ieee", gates: int = 4, **more) -> Layer:
+    return Layer(dtype, precision, gates, batch, hidden_size, **more)
+
+
+@pytest.mark.parametrize("backward", [False, True])
+@pytest.mark.parametrize(
+    ("layer", "schedule"),
+    [
+        (lstm(64), "resident"),
+        (lstm(65), "grid"),
+        (lstm(256, gates=1), "resident"),
+        (lstm(257, gates=1), "grid"),
+        (lstm(1024), "grid"),
+        (lstm(2048), "streamed"),
+        (lstm(4096), "stepwise"),
+        (lstm(64, dtype=torch.float32, precision="tf32"), "resident"),
+        (lstm(512, dtype=torch.float32, precision="tf32"), "grid"),
+        (lstm(512, dtype=torch.float32, precision="tf32x3"), "streamed"),
+        (lstm(256, dtype=torch.float64), "streamed"),
+        (lstm(64, projects=True), "stepwise"),
+    ],
+)
+def test_the_table_on_an_h100(layer, schedule, backward):
+    assert launch.choose(H100, layer, backward).schedule == schedule
+
+
+def test_weights_in_registers_leave_room_for_little():
+    assert launch.choose(A100, lstm(16), False).schedule == "resident"
+    assert launch.choose(A100, lstm(64), False).schedule == "grid"
+    assert launch.choose(A100, lstm(256), False).schedule == "streamed"
+
+
+def test_a_triton_that_cannot_compile_the_float64_backward():
+    old = dataclasses.replace(H100, float64_backward=())
+    layer = lstm(64, dtype=torch.float64)
+    assert [launch.choose(old, layer, backward).schedule for backward in (False, True)] == ["streamed", "stepwise"]
+    rnn = dataclasses.replace(layer, gates=1)
+    assert [launch.choose(H100, rnn, backward).schedule for backward in (False, True)] == ["streamed", "stepwise"]
+
+
+@pytest.mark.parametrize(("batch", "rows"), [(1, 16), (64, 16), (65, 32), (129, 64), (5000, 64)])
+def test_tiles_of_the_batch_are_as_small_as_run_at_once(batch, rows):
+    plan = launch.choose(H100, lstm(512, batch), False)
+    assert (plan.programs(512), plan.block_b) == (32, rows)
+
+
+@pytest.mark.parametrize("hidden_size", [1, 5, 64, 100, 1000, 1024, 2000])
+@pytest.mark.parametrize("gates", [1, 3, 4])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("backward", [False, True])
+def test_tiles_cover_every_unit(hidden_size, gates, dtype, backward):
+    for schedule in launch.SCHEDULES:
+        try:
+            plan = launch.choose(H100, Layer(dtype, "ieee", gates, 3, hidden_size), backward, schedule)
+        except ValueError:
+            continue
+        assert plan.programs(hidden_size) * plan.block_h >= hidden_size
+        if schedule == "resident":
+            assert plan.programs(hidden_size) == 1
+        if schedule != "stepwise":
+            assert plan.chunks * plan.block_k >= plan.programs(hidden_size) * plan.block_h
+
+
+@pytest.mark.parametrize(
+    ("schedule", "layer", "reason"),
+    [
+        ("resident", lstm(256), "it keeps 524288 bytes of weights in a program, and this GPU has room for 139468"),
+        ("grid", lstm(2048), "it keeps 262144 bytes"),
+        ("streamed", lstm(4096), "its 256 programs have to run at once, on 132 multiprocessors"),
+        ("grid", lstm(64, projects=True), "it has a projection, and only 'stepwise' has a place for one"),
+    ],
+)
+def test_a_forced_schedule_that_cannot_run_says_why(schedule, layer, reason):
+    with pytest.raises(ValueError, match=f"schedule: '{schedule}' cannot run this layer: {reason}"):
+        launch.choose(H100, layer, False, schedule)

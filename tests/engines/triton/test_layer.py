@@ -1,0 +1,227 @@
+"""The kernels, interpreted, against the reference engine.
+
+Schedules whose programs wait for each other run here with one program a task; test_exchange.py has several at once.
+"""
+
+import pytest
+import torch
+from layers import assert_close, gradients
+from test_operators import Call
+from torch.autograd import gradcheck
+
+import sstkern
+from sstkern.cells import CELLS
+from sstkern.engines import reference, triton_runs
+from sstkern.engines.triton import launch, rows
+
+SCHEDULES = launch.SCHEDULES
+LENGTHS = {"full": None, "varied": [2, 0, 4], "empty": [0, 0, 0], "short": [1, 2, 2]}
+EVERY_CELL_AND_SCHEDULE = [("resident", cell) for cell in CELLS] + [(schedule, "lstm") for schedule in SCHEDULES[1:]]
+VARIANTS = [(False, True, "full"), (True, True, "varied"), (True, False, "short")]
+"""(bidirectional, bias, lengths)"""
+
+
+class Layer(Call):
+    """One call of the operator, of odd sizes."""
+
+    def __init__(self, *call, lengths="full", hidden_size=5, batch=3, dtype=torch.float64):
+        super().__init__(*call, "full", dtype=dtype, hidden_size=hidden_size, batch=batch)
+        self.lengths = None if LENGTHS[lengths] is None else torch.tensor((LENGTHS[lengths] * batch)[:batch])
+
+
+def run(call: Layer, schedule: str | None = None) -> list[torch.Tensor]:
+    """Results and gradients, of the schedule asked for and no other."""
+    before = triton_runs()
+    with sstkern.backend("triton", schedule):
+        results = call.run()
+        found = [*results, *gradients(list(results), call.inputs)]
+    ran = {name for name in SCHEDULES if triton_runs().get(name, 0) > before.get(name, 0)}
+    assert schedule is None or ran == {schedule}
+    return found
+
+
+def expected(call: Layer) -> list[torch.Tensor]:
+    """The same of the reference engine, in float64."""
+    inputs = [tensor.detach().double().requires_grad_() for tensor in call.inputs]
+    cell, x, weights, hx, *options = call.arguments(inputs)
+    output, hx_n = reference.layer(CELLS[cell], x, weights, hx, *options)
+    return [output, *hx_n, *gradients([output, *hx_n], inputs)]
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize(("bidirectional", "bias", "lengths"), VARIANTS)
+def test_every_schedule_computes_what_the_reference_does(schedule, cell, bidirectional, bias, lengths):
+    call = Layer(cell, bidirectional, bias, False, lengths=lengths)
+    assert_close(run(call, schedule), expected(call), 1e-12)
+
+
+@pytest.mark.parametrize(("schedule", "cell"), EVERY_CELL_AND_SCHEDULE)
+def test_gradients_of_every_input(schedule, cell):
+    call = Layer(cell, False, True, False, hidden_size=2, batch=2, lengths="varied")
+    before = triton_runs()
+    with sstkern.backend("triton", schedule):
+        assert gradcheck(call.run, call.inputs, fast_mode=True)
+    after = triton_runs()
+    assert after["backward"] > before["backward"]
+    assert after[schedule] > before.get(schedule, 0)
+
+
+@pytest.mark.parametrize(("bidirectional", "bias", "lengths"), VARIANTS)
+def test_a_projection(bidirectional, bias, lengths):
+    call = Layer("lstm", bidirectional, bias, True, lengths=lengths)
+    assert_close(run(call), expected(call), 1e-12)
+
+
+@pytest.mark.parametrize("schedule", ["resident", "grid", "streamed"])
+def test_a_schedule_without_a_place_for_a_projection_says_so(schedule):
+    call = Layer("lstm", False, True, True)
+    with pytest.raises(ValueError, match=f"schedule: '{schedule}' cannot run this layer: it has a projection"):
+        run(call, schedule)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float16, 5e-3)])
+@pytest.mark.parametrize(("schedule", "cell"), EVERY_CELL_AND_SCHEDULE)
+def test_lower_precision(schedule, cell, dtype, tolerance):
+    call = Layer(cell, False, True, False, lengths="varied", dtype=dtype)
+    results, exact = run(call, schedule), expected(call)
+    assert all(result.dtype == dtype for result in results)
+    for result, value in zip(results, exact, strict=True):
+        assert (result.double() - value).abs().max() <= tolerance * max(1, value.abs().max().item())
+
+
+@pytest.mark.parametrize(("cell", "gate"), [("lstm", 9), ("gru", 9), ("rnn_tanh", 4)])
+def test_saturated_gates_keep_their_gradients_in_float16(cell, gate):
+    """sigmoid(9) is 1 in float16, and 1 - 1 would leave nothing; the true slope is 1.2e-4, and comes out to the 3 digits that 9 has."""
+    call = Layer(cell, False, False, False, dtype=torch.float16)
+    with torch.no_grad():
+        call.x.zero_()
+        call.x[..., 0] = 1
+        call.weights[0].zero_()
+        call.weights[0][:, 0] = gate
+        call.weights[1].zero_()
+    of_x = len(call.hx) + 1
+    found, exact = run(call)[of_x], expected(call)[of_x]
+    assert exact.abs().max() > 1e-4
+    torch.testing.assert_close(found.double(), exact, rtol=0.02, atol=2e-6)
+
+
+@pytest.mark.parametrize("schedule", ["resident", "streamed"])
+def test_more_rows_than_a_tile(schedule):
+    call = Layer("gru", True, True, False, batch=37, lengths="varied")
+    assert_close(run(call, schedule), expected(call), 1e-12)
+
+
+@pytest.mark.parametrize("lengths", ["full", "empty"])
+@pytest.mark.parametrize("cell", CELLS)
+def test_all_sequences_empty(cell, lengths):
+    call = Layer(cell, True, True, False, lengths=lengths)
+    if lengths == "full":
+        call.x = call.x.detach()[:0].requires_grad_()
+    assert_close(run(call), expected(call), 1e-12)
+
+
+def test_no_sequence():
+    call = Layer("lstm", True, True, False, batch=0)
+    results = run(call)
+    assert [tuple(result.shape) for result in results[:3]] == [(4, 0, 10), (2, 0, 5), (2, 0, 5)]
+    assert all((gradient == 0).all() for gradient in results[3:])
+
+
+def test_padding_is_never_read():
+    call = Layer("lstm", True, True, False, lengths="varied")
+    clean = run(call)
+    with torch.no_grad():
+        for b, length in enumerate(call.lengths.tolist()):
+            call.x[length:, b] = float("nan")
+    assert all(torch.equal(a, b) for a, b in zip(run(call), clean, strict=True))
+
+
+def test_programs_that_the_interpreter_cannot_run_at_once():
+    layer = sstkern.GRU(2, 20, dtype=torch.float64)
+    with (
+        pytest.raises(ValueError, match="'grid' cannot run this layer: its 2 programs have to run at once"),
+        sstkern.backend("triton", "grid"),
+    ):
+        layer(torch.randn(2, 2, 2, dtype=torch.float64))
+
+
+def test_bfloat16_is_left_to_the_reference_engine():
+    layer, x = sstkern.GRU(2, 3, dtype=torch.bfloat16), torch.randn(2, 2, 2, dtype=torch.bfloat16)
+    before = triton_runs()
+    layer(x)
+    assert triton_runs() == before
+    with pytest.raises(RuntimeError, match="Triton's interpreter gets products in bfloat16 wrong"), sstkern.backend("triton"):
+        layer(x)
+
+
+def test_a_schedule_that_is_unknown_or_over():
+    with (
+        pytest.raises(ValueError, match="schedule: 'fast' is unknown; there are resident, grid, streamed, stepwise"),
+        sstkern.backend("triton", "fast"),
+    ):
+        pass
+    with sstkern.backend("triton", "grid"), sstkern.backend("triton"):
+        assert launch.forced() is None
+    assert launch.forced() is None
+    with pytest.raises(RuntimeError, match="backend: 'cpu' cannot run here: TRITON_INTERPRET has"), sstkern.backend("cpu"):
+        pass
+
+
+def test_lengths_that_stay_on_the_gpu(monkeypatch: pytest.MonkeyPatch):
+    call = Layer("gru", True, True, False, lengths="varied")
+    with torch.no_grad():
+        call.x[2:, 0] = float("nan")  # padding
+    exact = expected(call)
+    monkeypatch.setattr(rows, "of_lengths", lambda lengths, steps, device: rows.of_device_lengths(lengths, steps))
+    assert_close(run(call), exact, 1e-12)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_infinity_is_no_nan_for_the_padding_of_a_tile(schedule):
+    call = Layer("rnn_relu", False, False, False, dtype=torch.float32)
+    with torch.no_grad():
+        call.x.fill_(1)
+        for tensor in (*call.weights, *call.hx):
+            tensor.fill_(1e30)
+    output = run(call, schedule)[0]
+    assert (output == float("inf")).any()
+    assert not output.isnan().any()
+
+
+def test_strided_results_in_the_backward():
+    call = Layer("gru", True, True, False)
+    *arguments, output, saved, grad_output, grad_hx, needs, _ = call.backward_arguments()
+
+    def strided(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.repeat_interleave(2, -1)[..., ::2]
+
+    exact = torch.ops.sstkern.layer_backward(*arguments, output, saved, grad_output, grad_hx, needs, None)
+    odd = strided(output), [strided(kept) for kept in saved], strided(grad_output), [strided(gradient) for gradient in grad_hx]
+    assert all(torch.equal(a, b) for a, b in zip(torch.ops.sstkern.layer_backward(*arguments, *odd, needs, None), exact, strict=True))
+
+
+def test_lengths_are_checked_where_there_is_no_step():
+    call = Layer("gru", False, True, False, lengths="varied")
+    call.x = call.x.detach()[:0]
+    with pytest.raises(ValueError, match=r"lengths\[0\] is 2; allowed are 0 to 0"):
+        run(call)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_the_same_bits_twice(schedule):
+    call = Layer("gru", True, True, False, lengths="varied", dtype=torch.float32)
+    assert all(torch.equal(a, b) for a, b in zip(run(call, schedule), run(call, schedule), strict=True))
+
+
+def test_second_derivatives_follow_the_kernels_first():
+    layer = sstkern.GRU(2, 3, dtype=torch.float64)
+    x = torch.randn(2, 2, 2, dtype=torch.float64, requires_grad=True)
+    before = triton_runs()["backward"]
+    (first,) = torch.autograd.grad(layer(x)[0].sum(), x, create_graph=True)
+    assert triton_runs()["backward"] == before + 1
+    (second,) = torch.autograd.grad(first.pow(2).sum(), x)
+    with sstkern.backend("reference"):
+        (first,) = torch.autograd.grad(layer(x)[0].sum(), x, create_graph=True)
+        (wanted,) = torch.autograd.grad(first.pow(2).sum(), x)
+    torch.testing.assert_close(second, wanted, rtol=1e-12, atol=1e-12)
