@@ -1,7 +1,7 @@
 # The environment and the extension are made when a target first needs them, and again when what they are made from has changed.
 VENV := .venv
 PYTHON := $(VENV)/bin/python
-CPP := $(wildcard csrc/*.cpp csrc/*.h csrc/cells/*.h)
+CPP := $(wildcard csrc/*.cpp csrc/*.h csrc/kernels/*.h csrc/kernels/*/*.h)
 
 .PHONY: help train study docs test lint format bench aot clean
 .DEFAULT_GOAL := help

@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import sys
 import sysconfig
 from glob import glob
@@ -27,6 +28,26 @@ def import_torch_version() -> str | None:
     return torch.__version__
 
 
+def write_units(folder: Path) -> list[str]:
+    """A compile unit for each cell, and for what all cells share, and each instruction set: a header of each, included.
+
+    So a cell is one header, and another one is no change anywhere else. A file that is there already keeps its time.
+    """
+    kernels = Path("csrc", "kernels")
+    x86 = platform.machine().lower() in ("x86_64", "amd64")
+    levels = [path.stem for path in sorted((kernels / "levels").glob("*.h")) if path.stem == "baseline" or (x86 and path.stem != "end")]
+    units = {}
+    for header in [kernels / "products.h", *sorted((kernels / "cells").glob("*.h"))]:
+        for level in levels:
+            included = f"levels/{level}.h", header.relative_to(kernels).as_posix(), "levels/end.h"
+            units[folder / f"{header.stem}_{level}.cpp"] = "".join(f'#include "{name}"\n' for name in included)
+    folder.mkdir(parents=True, exist_ok=True)
+    for path, text in units.items():
+        if not path.exists() or path.read_text() != text:
+            path.write_text(text)
+    return [str(path) for path in units]
+
+
 def extension_arguments(torch_version: str) -> dict:
     from torch.utils.cpp_extension import BuildExtension, CppExtension
 
@@ -40,7 +61,8 @@ def extension_arguments(torch_version: str) -> dict:
 
     extension = CppExtension(
         "sstkern._cpu",
-        sorted(glob("csrc/*.cpp")),
+        [*sorted(glob("csrc/*.cpp")), *write_units(Path("build", "units"))],
+        include_dirs=[str(Path("csrc", "kernels").resolve())],
         depends=glob("csrc/**/*.h", recursive=True),
         # Compiled with OpenMP but not linked with it: at::parallel_for then meets the runtime torch itself brings, and one pool of
         # threads obeys torch.set_num_threads. A second runtime would have threads of its own.

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "forked.h"
+#include "registry.h"
 #include "team.h"
 
 namespace sstkern {
@@ -17,16 +18,11 @@ namespace sstkern {
 namespace {
 
 struct Level {
-  const char* name;
+  std::string name;
   bool supported;
-  Kernels<float> (*float_kernels)(Cell);
-  Kernels<float> (*bfloat16_kernels)(Cell);
-  Kernels<double> (*double_kernels)(Cell);
-  int64_t (*multiply_adds)(int64_t rounds);
-  int64_t (*read_all)(const float* from, int64_t count);
 };
 
-// Best first.
+// Best first: each contains those after it.
 std::vector<Level> levels() {
   std::vector<Level> all;
 #if defined(__x86_64__)
@@ -35,33 +31,39 @@ std::vector<Level> levels() {
   const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
                       __builtin_cpu_supports("avx512bw");
   const auto bf16 = static_cast<bool>(__builtin_cpu_supports("avx512bf16"));
-  all.push_back({"avx512_bf16", fma && avx512 && bf16, avx512::float_kernels, avx512_bf16::float_kernels, avx512::double_kernels,
-                 avx512::multiply_adds, avx512::read_all});
-  all.push_back({"avx512", fma && avx512, avx512::float_kernels, avx512::float_kernels, avx512::double_kernels, avx512::multiply_adds,
-                 avx512::read_all});
-  all.push_back({"avx2", fma && static_cast<bool>(__builtin_cpu_supports("avx2")), avx2::float_kernels, avx2::float_kernels,
-                 avx2::double_kernels, avx2::multiply_adds, avx2::read_all});
+  all.push_back({"avx512_bf16", fma && avx512 && bf16});
+  all.push_back({"avx512", fma && avx512});
+  all.push_back({"avx2", fma && static_cast<bool>(__builtin_cpu_supports("avx2"))});
 #endif
-  all.push_back({"baseline", true, baseline::float_kernels, baseline::float_kernels, baseline::double_kernels, baseline::multiply_adds,
-                 baseline::read_all});
+  all.push_back({"baseline", true});
   return all;
 }
 
-Level choose() {
+// The level of this process and all below.
+std::vector<std::string> choose() {
   const char* forced = std::getenv("SSTKERN_CPU_CAPABILITY");
   if (forced != nullptr && *forced == '\0') forced = nullptr;
   std::string allowed;
+  std::vector<std::string> chosen;
   for (const Level& level : levels()) {
     if (!level.supported) continue;
-    if (forced == nullptr || std::string(forced) == level.name) return level;
+    if (!chosen.empty() || forced == nullptr || forced == level.name) chosen.push_back(level.name);
     allowed += std::string(allowed.empty() ? "" : ", ") + level.name;
   }
-  TORCH_CHECK_VALUE(false, "SSTKERN_CPU_CAPABILITY is '", forced, "'; this machine has: ", allowed);
+  TORCH_CHECK_VALUE(!chosen.empty(), "SSTKERN_CPU_CAPABILITY is '", forced, "'; this machine has: ", allowed);
+  return chosen;
 }
 
-const Level& level() {
-  static const Level chosen = choose();
-  return chosen;
+const std::vector<std::string>& chosen() {
+  static const std::vector<std::string> all = choose();
+  return all;
+}
+
+// What measures a core. avx512_bf16 has none of its own.
+const LevelProducts& measures() {
+  for (const std::string& level : allowed_levels(at::kFloat))
+    if (const LevelProducts* const products = products_of(level)) return *products;
+  TORCH_INTERNAL_ASSERT(false, "sstkern was built without kernels");
 }
 
 // The best of some rounds of `run(thread, threads)`, which returns how much a thread did: all threads' sum for each second.
@@ -82,38 +84,30 @@ double rate(const Run& run) {
 
 double cpu_peak() {
   const OneThreadIfForked guard;
-  const Level& kernels = level();      // here: what it may throw could not leave a parallel region
-  constexpr int64_t rounds = 2000000;  // about 5 ms
-  return 2e-9 * rate([&kernels](int64_t, int64_t) { return kernels.multiply_adds(rounds); });
+  const LevelProducts& level = measures();  // here: what it may throw could not leave a parallel region
+  constexpr int64_t rounds = 2000000;       // about 5 ms
+  return 2e-9 * rate([&level](int64_t, int64_t) { return level.multiply_adds(rounds); });
 }
 
 double cpu_bandwidth(int64_t bytes) {
   TORCH_CHECK_VALUE(bytes >= 4096, "bytes: expected at least 4096, got ", bytes);
   const OneThreadIfForked guard;
-  const Level& kernels = level();
+  const LevelProducts& level = measures();
   const std::vector<float> memory(bytes / sizeof(float), 1.0f);
   const int64_t size = static_cast<int64_t>(memory.size()), repeats = std::max<int64_t>(1, (int64_t{1} << 28) / bytes);
   return 1e-9 * rate([&](int64_t thread, int64_t threads) {
            const int64_t begin = size * thread / threads, count = size * (thread + 1) / threads - begin;
            int64_t read = 0;
-           for (int64_t i = 0; i < repeats; ++i) read += kernels.read_all(memory.data() + begin, count);
+           for (int64_t i = 0; i < repeats; ++i) read += level.read_all(memory.data() + begin, count);
            return read * static_cast<int64_t>(sizeof(float));
          });
 }
 
-const std::string& cpu_capability() {
-  static const std::string name = level().name;
-  return name;
-}
+const std::string& cpu_capability() { return chosen().front(); }
 
-template <>
-Kernels<float> kernels_for<float>(Cell cell, at::ScalarType given) {
-  return given == at::kBFloat16 ? level().bfloat16_kernels(cell) : level().float_kernels(cell);
-}
-
-template <>
-Kernels<double> kernels_for<double>(Cell cell, at::ScalarType) {
-  return level().double_kernels(cell);
+const std::vector<std::string>& allowed_levels(at::ScalarType given) {
+  static const std::vector<std::string> without_bf16(chosen().begin() + (cpu_capability() == "avx512_bf16"), chosen().end());
+  return given == at::kBFloat16 ? chosen() : without_bf16;
 }
 
 }  // namespace sstkern

@@ -1,11 +1,10 @@
-// Which instruction set the kernels of this process use.
+// Which instruction set the kernels of this process use, and what a core can do with it.
 #pragma once
 
 #include <c10/core/ScalarType.h>
 
 #include <string>
-
-#include "kernels.h"
+#include <vector>
 
 namespace sstkern {
 
@@ -13,9 +12,8 @@ namespace sstkern {
 // that is unknown or the machine lacks it.
 const std::string& cpu_capability();
 
-// Those for tensors of type `given`, which compute in T.
-template <class T>
-Kernels<T> kernels_for(Cell cell, at::ScalarType given);
+// That and what it contains, best first, for tensors of type `given`: the products of avx512_bf16 are for bfloat16 tensors only.
+const std::vector<std::string>& allowed_levels(at::ScalarType given);
 
 // float32 multiply-adds on registers alone, all threads, in GFLOP/s: what no kernel can exceed.
 double cpu_peak();

@@ -3,6 +3,7 @@
 
 #include "capability.h"
 #include "layer.h"
+#include "registry.h"
 
 TORCH_LIBRARY_IMPL(sstkern, CPU, m) {
   m.impl("layer", &sstkern::layer);
@@ -11,6 +12,8 @@ TORCH_LIBRARY_IMPL(sstkern, CPU, m) {
 
 TORCH_LIBRARY_IMPL(sstkern, CompositeExplicitAutograd, m) {
   m.impl("cpu_capability", [] { return sstkern::cpu_capability(); });
+  m.impl("cpu_cell", &sstkern::cpu_cell);
+  m.impl("load_cpu_cells", &sstkern::load_cpu_cells);
   m.impl("cpu_runs", &sstkern::cpu_runs);
   m.impl("cpu_peak", &sstkern::cpu_peak);
   m.impl("cpu_bandwidth", &sstkern::cpu_bandwidth);

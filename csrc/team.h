@@ -23,6 +23,9 @@ class Barrier {
   alignas(64) std::atomic<uint64_t> round_{0};
 };
 
+// Barrier::wait as the kernels call it (kernels.h).
+void wait(Barrier& barrier);
+
 // Calls run(thread, threads) in up to `most` threads of PyTorch's own pool. at::parallel_for does not promise that its tasks run at once;
 // these do.
 template <class Run>

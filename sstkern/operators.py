@@ -25,6 +25,9 @@ _GRADIENTS = "Tensor output, Tensor[] saved, Tensor? grad_output, Tensor[] grad_
 _library.define(f"layer_backward({_LAYER}, {_GRADIENTS}) -> Tensor[]")
 _library.define("cpu_capability() -> str")
 _library.define("cpu_runs() -> int[]")
+# Of a cell, its gates, states beside h, parameters and saved values; empty where the engine has no kernels that this machine can run.
+_library.define("cpu_cell(str cell) -> int[]")
+_library.define("load_cpu_cells(str path) -> str[]")
 # What no kernel can exceed with this many threads: float32 multiply-adds, in GFLOP/s, and reading `bytes` again and again, in GB/s.
 _library.define("cpu_peak() -> float")
 _library.define("cpu_bandwidth(int bytes) -> float")
@@ -111,7 +114,8 @@ def _fake_cpu_saved(cell, x, layers, output) -> list[Tensor]:
     for layer in layers:
         rows, gates = x.size(0) * x.size(1), layer.weight_hh.size(0)
         hidden_size = gates // CELLS[cell].gates
-        widths = [gates, len(CELLS[cell].saves) * hidden_size] + [hidden_size] * (layer.weight_hr is not None)
+        _, states, _, kept = torch.ops.sstkern.cpu_cell(cell)
+        widths = [kept * hidden_size, states * hidden_size] + [hidden_size] * (layer.weight_hr is not None)
         saved += [x.new_empty(rows, width, dtype=dtype) for width in widths]
     return saved if dtype == x.dtype else [*saved, output.new_empty(output.shape, dtype=dtype)]
 

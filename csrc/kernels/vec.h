@@ -1,15 +1,21 @@
 // One SIMD vector type and the functions the cells need, written with the compiler's vector extension.
 //
-// This header is compiled once for every instruction set (see level_*.cpp). Everything lives in a namespace named after the level
+// This header is compiled once for every instruction set (see levels/). Everything lives in a namespace named after the level
 // and nothing from the standard library or ATen is included: an inline function of theirs compiled for AVX-512 could be the copy
 // that the linker keeps for the whole program.
 #pragma once
 
 #include <stdint.h>
 
+#include "kernels.h"
+
 #ifndef SSTKERN_LEVEL
-#error "include this header from a level_*.cpp file"
+#error "include a header of levels/ first"
 #endif
+
+// A macro's value as a string.
+#define SSTKERN_STRING(value) SSTKERN_STRING_OF(value)
+#define SSTKERN_STRING_OF(value) #value
 
 namespace sstkern {
 namespace SSTKERN_LEVEL {
@@ -123,54 +129,51 @@ inline void transpose(Vec<T> (&rows)[Simd<T>::width]) {
   if constexpr (Distance > 1) transpose<T, Distance / 2>(rows);
 }
 
-// For functions of groups: one that is called passes its groups through memory.
-#define SSTKERN_INLINE inline __attribute__((always_inline))
-
 // Vectors worked on side by side. A cell's step is a chain of dependent operations, and one chain at a time leaves most of a core idle:
-// the LSTM's took 93 cycles a vector by itself and takes 59 in a group of four (AMD EPYC, AVX2).
-constexpr int kGroup = 4;
+// the LSTM's took 93 cycles a vector by itself and takes 59 side by side with three others (AMD EPYC, AVX2).
+constexpr int kVectors = 4;
 
 template <class T>
-struct Group {
-  Vec<T> part[kGroup];
+struct Vectors {
+  Vec<T> part[kVectors];
 };
 
 template <class T, class F>
-inline Group<T> each(const F& f) {
-  Group<T> result;
+inline Vectors<T> each(const F& f) {
+  Vectors<T> result;
 #pragma GCC unroll 8
-  for (int i = 0; i < kGroup; ++i) result.part[i] = f(i);
+  for (int i = 0; i < kVectors; ++i) result.part[i] = f(i);
   return result;
 }
 
-#define SSTKERN_GROUP_OPERATOR(op)                                    \
-  template <class T>                                                  \
-  inline Group<T> operator op(const Group<T>& a, const Group<T>& b) { \
-    return each<T>([&](int i) { return a.part[i] op b.part[i]; });    \
-  }                                                                   \
-  template <class T>                                                  \
-  inline Group<T> operator op(const Group<T>& a, T b) {               \
-    return each<T>([&](int i) { return a.part[i] op b; });            \
-  }                                                                   \
-  template <class T>                                                  \
-  inline Group<T> operator op(T a, const Group<T>& b) {               \
-    return each<T>([&](int i) { return a op b.part[i]; });            \
+#define SSTKERN_VECTORS_OPERATOR(op)                                        \
+  template <class T>                                                        \
+  inline Vectors<T> operator op(const Vectors<T>& a, const Vectors<T>& b) { \
+    return each<T>([&](int i) { return a.part[i] op b.part[i]; });          \
+  }                                                                         \
+  template <class T>                                                        \
+  inline Vectors<T> operator op(const Vectors<T>& a, T b) {                 \
+    return each<T>([&](int i) { return a.part[i] op b; });                  \
+  }                                                                         \
+  template <class T>                                                        \
+  inline Vectors<T> operator op(T a, const Vectors<T>& b) {                 \
+    return each<T>([&](int i) { return a op b.part[i]; });                  \
   }
-SSTKERN_GROUP_OPERATOR(+)
-SSTKERN_GROUP_OPERATOR(-)
-SSTKERN_GROUP_OPERATOR(*)
-SSTKERN_GROUP_OPERATOR(/)
-#undef SSTKERN_GROUP_OPERATOR
+SSTKERN_VECTORS_OPERATOR(+)
+SSTKERN_VECTORS_OPERATOR(-)
+SSTKERN_VECTORS_OPERATOR(*)
+SSTKERN_VECTORS_OPERATOR(/)
+#undef SSTKERN_VECTORS_OPERATOR
 
 template <class T>
-inline Group<T> absolute(const Group<T>& x) {
+inline Vectors<T> absolute(const Vectors<T>& x) {
   using Bits = typename Simd<T>::Bits;
   const Bits sign = (Bits)(broadcast<T>(T(-0.0)));
   return each<T>([&](int i) { return (Vec<T>)((Bits)x.part[i] & ~sign); });
 }
 
 template <class T>
-inline Group<T> copy_sign(const Group<T>& magnitude, const Group<T>& sign_of) {
+inline Vectors<T> copy_sign(const Vectors<T>& magnitude, const Vectors<T>& sign_of) {
   using Bits = typename Simd<T>::Bits;
   const Bits sign = (Bits)(broadcast<T>(T(-0.0)));
   return each<T>([&](int i) { return (Vec<T>)(((Bits)magnitude.part[i] & ~sign) | ((Bits)sign_of.part[i] & sign)); });
@@ -178,12 +181,12 @@ inline Group<T> copy_sign(const Group<T>& magnitude, const Group<T>& sign_of) {
 
 // A NaN in x stays.
 template <class T>
-inline Group<T> at_most(const Group<T>& x, T limit) {
+inline Vectors<T> at_most(const Vectors<T>& x, T limit) {
   return each<T>([&](int i) { return x.part[i] > broadcast<T>(limit) ? broadcast<T>(limit) : x.part[i]; });
 }
 
 template <class T>
-inline Group<T> at_least(const Group<T>& x, T limit) {
+inline Vectors<T> at_least(const Vectors<T>& x, T limit) {
   return each<T>([&](int i) { return x.part[i] < broadcast<T>(limit) ? broadcast<T>(limit) : x.part[i]; });
 }
 
@@ -200,20 +203,20 @@ struct InverseFactorials {
 // exp(x) = scale * (1 + fraction) with scale = 2^n and |x - n ln 2| <= ln(2) / 2; x within +-exp_limit.
 template <class T>
 struct ScaledExp {
-  Group<T> scale, fraction;
+  Vectors<T> scale, fraction;
 };
 
 template <class T>
-SSTKERN_INLINE ScaledExp<T> scaled_exp(const Group<T>& x) {
+SSTKERN_INLINE ScaledExp<T> scaled_exp(const Vectors<T>& x) {
   using R = Real<T>;
   using Bits = typename Simd<T>::Bits;
   const Vec<T> magic = broadcast<T>(R::round_magic);
-  const Group<T> shifted = x * R::log2_e + R::round_magic;
-  const Group<T> n = shifted - R::round_magic;
-  const Group<T> r = (x - n * R::ln2_high) - n * R::ln2_low;
+  const Vectors<T> shifted = x * R::log2_e + R::round_magic;
+  const Vectors<T> n = shifted - R::round_magic;
+  const Vectors<T> r = (x - n * R::ln2_high) - n * R::ln2_low;
   static constexpr InverseFactorials<T> taylor;
   const Vec<T> last = broadcast<T>(taylor.of[R::taylor_terms]);
-  Group<T> sum = each<T>([&](int) { return last; });
+  Vectors<T> sum = each<T>([&](int) { return last; });
 #pragma GCC unroll 16
   for (int i = R::taylor_terms - 1; i >= 2; --i) sum = sum * r + taylor.of[i];
   const auto scale = [&](int i) { return (Vec<T>)(((Bits)shifted.part[i] - (Bits)magic + R::exponent_bias) << R::mantissa_bits); };
@@ -221,7 +224,7 @@ SSTKERN_INLINE ScaledExp<T> scaled_exp(const Group<T>& x) {
 }
 
 template <class T>
-SSTKERN_INLINE Group<T> sigmoid(const Group<T>& x) {
+SSTKERN_INLINE Vectors<T> sigmoid(const Vectors<T>& x) {
   const T limit = Real<T>::exp_limit;
   const ScaledExp<T> e = scaled_exp<T>(at_least<T>(at_most<T>(x, limit), -limit) * T(-1));
   return T(1) / (e.scale * e.fraction + (e.scale + T(1)));
@@ -230,9 +233,9 @@ SSTKERN_INLINE Group<T> sigmoid(const Group<T>& x) {
 // (exp(2|x|) - 1) / (exp(2|x|) + 1) with the sign of x; exp(.) - 1 without cancellation keeps small x accurate. With exp(2x) for negative
 // x, where the divisor is close to 1, an RNN's output has 4% more error.
 template <class T>
-SSTKERN_INLINE Group<T> tanh(const Group<T>& x) {
+SSTKERN_INLINE Vectors<T> tanh(const Vectors<T>& x) {
   const ScaledExp<T> e = scaled_exp<T>(at_most<T>(absolute<T>(x), Real<T>::tanh_limit) * T(2));
-  const Group<T> minus_one = e.scale * e.fraction + (e.scale - T(1));
+  const Vectors<T> minus_one = e.scale * e.fraction + (e.scale - T(1));
   return copy_sign<T>(minus_one / (minus_one + T(2)), x);
 }
 

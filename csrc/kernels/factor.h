@@ -105,8 +105,5 @@ inline const T* as_factors(const T* from, int64_t depth, T* room) {
   return room;
 }
 
-// Elements of T that as_factors writes for `rows` rows.
-inline int64_t factor_room(int64_t rows, int64_t depth) { return kFactorParts == 1 ? 0 : rows * factors(depth); }
-
 }  // namespace SSTKERN_LEVEL
 }  // namespace sstkern

@@ -16,6 +16,21 @@ constexpr int kAccumulators = SSTKERN_VECTOR_REGISTERS == 32 ? 24 : 12;
 // Vectors of a row of a tile, of which a panel of `columns` has a whole number.
 constexpr int tile_columns(int columns) { return SSTKERN_VECTOR_REGISTERS == 16 ? 2 : columns % 4 == 0 ? 4 : 3; }
 
+template <int Size>
+struct Tile {
+  static constexpr int size = Size;
+};
+
+// Calls run(Tile) with the tile of a panel of `columns`.
+template <class Run>
+inline void in_tiles(int columns, const Run& run) {
+#if SSTKERN_VECTOR_REGISTERS == 16
+  run(Tile<2>{});
+#else
+  tile_columns(columns) == 4 ? run(Tile<4>{}) : run(Tile<3>{});
+#endif
+}
+
 template <int Columns>
 constexpr int kTileRows = kAccumulators / Columns;
 

@@ -1,4 +1,4 @@
-// Kernels for the instruction set every machine of the architecture has: SSE2 on x86-64, NEON on aarch64.
+// The instruction set every machine of the architecture has: SSE2 on x86-64, NEON on aarch64.
 #define SSTKERN_LEVEL baseline
 #define SSTKERN_VECTOR_BYTES 16
 #if defined(__aarch64__)
@@ -6,5 +6,3 @@
 #else
 #define SSTKERN_VECTOR_REGISTERS 16
 #endif
-#include "peak.h"
-#include "recurrence.h"

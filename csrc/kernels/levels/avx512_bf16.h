@@ -1,19 +1,13 @@
-// Kernels for bfloat16 tensors on AVX512-BF16: AVX-512's, with products of bfloat16 pairs.
-#if defined(__x86_64__)
+// AVX512-BF16, for bfloat16 tensors: AVX-512's kernels, with products of bfloat16 pairs. levels/end.h ends the pragma.
+#define SSTKERN_TARGET
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx512f,avx512dq,avx512vl,avx512bw,avx512bf16,fma"))), apply_to = function)
 #else
+#pragma GCC push_options
 #pragma GCC target("avx512f,avx512dq,avx512vl,avx512bw,avx512bf16,fma")
-#endif
-#if !defined(__clang__)
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // what GCC 12 says of its own undefined vectors
 #endif
 #define SSTKERN_LEVEL avx512_bf16
 #define SSTKERN_VECTOR_BYTES 64
 #define SSTKERN_VECTOR_REGISTERS 32
 #define SSTKERN_BFLOAT16
-#include "recurrence.h"
-#if defined(__clang__)
-#pragma clang attribute pop
-#endif
-#endif

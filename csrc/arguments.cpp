@@ -1,0 +1,127 @@
+#include "arguments.h"
+
+#include <ATen/ops/cat.h>
+#include <ATen/ops/stack.h>
+#include <c10/util/Exception.h>
+
+namespace sstkern {
+
+namespace {
+
+at::Tensor features_contiguous(const at::Tensor& tensor) {
+  return tensor.size(-1) <= 1 || tensor.stride(-1) == 1 ? tensor : tensor.contiguous();
+}
+
+Sizes sizes(const at::Tensor& x, at::TensorList given, bool bidirectional, int64_t gates) {
+  TORCH_CHECK(x.dim() == 3, "x: expected 3 dimensions (time steps, batch, features), got shape ", x.sizes());
+  const int64_t directions = bidirectional ? 2 : 1;
+  TORCH_CHECK(given.size() >= 2 && given.size() % directions == 0, "weights: got ", given.size(), " tensors for ", directions,
+              " direction(s)");
+  TORCH_CHECK(given[0].dim() == 2 && given[1].dim() == 2, "weight_ih and weight_hh: expected 2 dimensions, got shapes ", given[0].sizes(),
+              " and ", given[1].sizes());
+  TORCH_CHECK(given[1].size(0) > 0, "weight_hh: expected at least one row, got shape ", given[1].sizes());
+  return {x.size(0), x.size(1), x.size(2), given[1].size(0) / gates, given[1].size(1), directions};
+}
+
+}  // namespace
+
+at::ScalarType compute_type(at::ScalarType type) { return type == at::kBFloat16 || type == at::kHalf ? at::kFloat : type; }
+
+at::Tensor prepare(const at::Tensor& tensor) { return tensor.to(compute_type(tensor.scalar_type())).contiguous(); }
+
+void check_size(const char* name, const at::Tensor& tensor, at::IntArrayRef expected, const at::Tensor& x) {
+  TORCH_CHECK(tensor.sizes() == expected, name, ": expected shape ", expected, ", got ", tensor.sizes());
+  TORCH_CHECK(tensor.scalar_type() == x.scalar_type(), name, ": expected dtype ", x.scalar_type(), " like x, got ", tensor.scalar_type());
+  TORCH_CHECK(tensor.device() == x.device(), name, ": expected device ", x.device(), " like x, got ", tensor.device());
+}
+
+template <class T>
+Arguments<T>::Arguments(std::string_view cell, const at::Tensor& x, at::TensorList given, at::TensorList hx,
+                        const std::optional<at::Tensor>& lengths, bool has_bias, bool bidirectional)
+    : Arguments(find_kernels<T>(cell, x.scalar_type()), x, given, hx, lengths, has_bias, bidirectional) {}
+
+template <class T>
+Arguments<T>::Arguments(Found<T> found, const at::Tensor& x, at::TensorList given, at::TensorList hx,
+                        const std::optional<at::Tensor>& lengths, bool has_bias, bool bidirectional)
+    : kernels(found.kernels),
+      products(found.products),
+      size(sizes(x, given, bidirectional, kernels.shape.gates)),
+      type(x.scalar_type()),
+      x(features_contiguous(x.to(compute_type(type)))),
+      schedule(lengths, size.steps, size.batch) {
+  const int64_t count = static_cast<int64_t>(given.size()) / size.directions, plain = 2 + 2 * has_bias + kernels.parameters;
+  const bool projected = count == plain + 1;
+  TORCH_CHECK(projected || count == plain, "weights: expected ", plain, " (or one more with a projection) for each direction, got ",
+              given.size(), " for ", size.directions, " direction(s)");
+  TORCH_CHECK(!projected || kernels.projects, "weights: this cell has no projection (weight_hr)");
+  TORCH_CHECK(projected || size.output == size.hidden, "weight_hh: expected ", size.hidden, " columns without a projection, got ",
+              size.output);
+  for (int64_t d = 0; d < size.directions; ++d) weights.push_back(direction(given.slice(d * count, count), has_bias, projected, x));
+  TORCH_CHECK(static_cast<int64_t>(hx.size()) == 1 + kernels.states, "hx: expected ", 1 + kernels.states, " state(s), got ", hx.size());
+  check_size("h_0", hx[0], {size.directions, size.batch, size.output}, x);
+  h0 = prepare(hx[0]);
+  for (const at::Tensor& state : hx.slice(1)) check_size("c_0", state, {size.directions, size.batch, size.hidden}, x);
+  if (kernels.states == 1) states0 = prepare(hx[1]);
+  if (kernels.states > 1) states0 = prepare(at::cat(hx.slice(1), -1));
+}
+
+template <class T>
+Weights Arguments<T>::direction(at::TensorList given, bool has_bias, bool projected, const at::Tensor& x) const {
+  check_size("weight_ih", given[0], {gates(), size.input}, x);
+  check_size("weight_hh", given[1], {gates(), size.output}, x);
+  Weights w;
+  w.ih = prepare(given[0]);
+  w.hh = prepare(given[1]);
+  if (has_bias) {
+    check_size("bias_ih", given[2], {gates()}, x);
+    check_size("bias_hh", given[3], {gates()}, x);
+    w.bias_ih = prepare(given[2]);
+    w.bias_hh = prepare(given[3]);
+  }
+  const int64_t place = 2 + 2 * has_bias;
+  if (projected) {
+    check_size("weight_hr", given[place], {size.output, size.hidden}, x);
+    w.hr = prepare(given[place]);
+  }
+  if (kernels.parameters == 0) return w;
+  const at::TensorList own = given.slice(place + projected);
+  for (const at::Tensor& parameter : own) check_size("the cell's own parameters", parameter, {size.hidden}, x);
+  w.parameters = prepare(at::stack(own));
+  return w;
+}
+
+template <class T>
+std::vector<at::Tensor> Arguments<T>::each_state(const at::Tensor& states) const {
+  if (kernels.states == 1) return {as_given(states)};
+  std::vector<at::Tensor> each;
+  for (int64_t i = 0; i < kernels.states; ++i) each.push_back(as_given(states.narrow(-1, i * size.hidden, size.hidden)).contiguous());
+  return each;
+}
+
+template <class T>
+std::vector<const T*> Arguments<T>::parameters_of(int64_t direction) const {
+  std::vector<const T*> each;
+  for (int64_t p = 0; p < kernels.parameters; ++p) each.push_back(read<T>(weights[direction].parameters) + p * size.hidden);
+  return each;
+}
+
+template <class T>
+Recurrence<T> Arguments<T>::recurrence(int64_t direction, const T* const* parameters) const {
+  Recurrence<T> r;
+  r.schedule = schedule.view();
+  r.products = &products;
+  r.reverse = direction == 1;
+  r.hidden_size = size.hidden;
+  r.output_size = size.output;
+  r.h0 = read<T>(h0) + direction * size.batch * size.output;
+  r.states0 = kernels.states ? read<T>(states0) + direction * size.batch * states() : nullptr;
+  r.parameters = parameters;
+  r.output_row = size.directions * size.output;
+  r.output_step = size.batch * r.output_row;
+  return r;
+}
+
+template struct Arguments<float>;
+template struct Arguments<double>;
+
+}  // namespace sstkern

@@ -1,0 +1,89 @@
+// The operators' arguments, checked: whatever is read through them lies inside its tensor.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/zeros.h>
+
+#include <optional>
+#include <string_view>
+#include <vector>
+
+#include "kernels.h"
+#include "registry.h"
+#include "schedule.h"
+
+namespace sstkern {
+
+// One direction's, as torch.nn names them; undefined where the layer has none.
+struct Weights {
+  at::Tensor ih, hh, bias_ih, bias_hh, hr;
+  at::Tensor parameters;  // the cell's own: (parameters, H)
+};
+
+struct Sizes {
+  int64_t steps, batch, input, hidden, output, directions;
+};
+
+// bfloat16 and float16 are storage only: a call computes in float32.
+at::ScalarType compute_type(at::ScalarType type);
+
+at::Tensor prepare(const at::Tensor& tensor);
+
+// Throws RuntimeError unless the tensor has this shape and the dtype and device of x.
+void check_size(const char* name, const at::Tensor& tensor, at::IntArrayRef expected, const at::Tensor& x);
+
+template <class T>
+const T* read(const at::Tensor& tensor) {
+  return tensor.defined() ? tensor.const_data_ptr<T>() : nullptr;
+}
+
+template <class T>
+T* write(const at::Tensor& tensor) {
+  return tensor.defined() ? tensor.mutable_data_ptr<T>() : nullptr;
+}
+
+template <class T>
+struct Arguments {
+  const Kernels<T>& kernels;
+  const Products<T>& products;
+  Sizes size;
+  at::ScalarType type;
+  at::Tensor x;
+  std::vector<Weights> weights;
+  at::Tensor h0, states0;  // (directions, batch, P) and (directions, batch, states * H)
+  BatchSchedule schedule;
+
+  Arguments(std::string_view cell, const at::Tensor& x, at::TensorList given, at::TensorList hx, const std::optional<at::Tensor>& lengths,
+            bool has_bias, bool bidirectional);
+
+  bool projected() const { return weights[0].hr.defined(); }
+  bool biased() const { return weights[0].bias_ih.defined(); }
+  // Weights of a direction.
+  int64_t per_direction() const { return 2 + 2 * biased() + projected() + kernels.parameters; }
+  int64_t gates() const { return kernels.shape.gates * size.hidden; }
+  int64_t states() const { return kernels.states * size.hidden; }
+  int64_t parameters() const { return kernels.parameters * size.hidden; }
+  int64_t saves() const { return kernels.saves * size.hidden; }
+  int64_t all_rows() const { return size.steps * size.batch; }
+  // The cell's saved values and states, and the hidden states where there is a projection.
+  int64_t saved_per_direction() const { return projected() ? 3 : 2; }
+
+  at::Tensor empty(at::IntArrayRef shape) const { return at::empty(shape, x.options()); }
+  at::Tensor zeros(at::IntArrayRef shape) const { return at::zeros(shape, x.options()); }
+  at::Tensor as_given(const at::Tensor& tensor) const { return tensor.to(type); }
+  // A tensor (..., states * H) as one of the given dtype for each state.
+  std::vector<at::Tensor> each_state(const at::Tensor& states) const;
+
+  // The addresses of a direction's own parameters.
+  std::vector<const T*> parameters_of(int64_t direction) const;
+  // What the forward and the backward of a direction share.
+  Recurrence<T> recurrence(int64_t direction, const T* const* parameters) const;
+
+ private:
+  Arguments(Found<T> found, const at::Tensor& x, at::TensorList given, at::TensorList hx, const std::optional<at::Tensor>& lengths,
+            bool has_bias, bool bidirectional);
+  Weights direction(at::TensorList given, bool has_bias, bool projected, const at::Tensor& x) const;
+};
+
+}  // namespace sstkern

@@ -1,0 +1,31 @@
+// The backward of one layer, all its directions.
+#pragma once
+
+#include <ATen/core/List.h>
+
+#include <optional>
+#include <vector>
+
+#include "arguments.h"
+#include "gradients.h"
+
+namespace sstkern {
+
+// What the backward is given of the forward and of what came after it.
+struct BackwardArguments {
+  at::Tensor output;
+  at::TensorList saved;
+  std::optional<at::Tensor> grad_output;
+  at::TensorList grad_hx;
+  const c10::List<bool>& needs;  // which gradients to return, in the order of the flat inputs: x, every weight, every state
+};
+
+// Throws RuntimeError unless all have the sizes and types that the forward's have.
+template <class T>
+void check_backward(const Arguments<T>& a, const BackwardArguments& given);
+
+// The gradients that are needed, in order.
+template <class T>
+std::vector<at::Tensor> run_backward(const Arguments<T>& a, const BackwardArguments& given, const std::optional<Groups>& groups);
+
+}  // namespace sstkern

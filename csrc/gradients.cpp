@@ -1,0 +1,129 @@
+#include "gradients.h"
+
+#include <ATen/Parallel.h>
+#include <ATen/ops/sum.h>
+
+#include <algorithm>
+#include <memory>
+
+#include "packing.h"
+#include "plan.h"
+
+namespace sstkern {
+
+namespace {
+
+template <class T>
+void all_weight_gradients(const Arguments<T>& a, const at::Tensor& left, const std::vector<WeightGradient<T>>& weights) {
+  const int64_t rows = left.size(0), gates = left.size(1), count = static_cast<int64_t>(weights.size());
+  int64_t columns = 0;
+  for (const WeightGradient<T>& weight : weights) columns += weight.columns;
+  constexpr int64_t block = 24;  // gates: whole tiles, whatever their height
+  const int64_t grain = std::max<int64_t>(1, kThreadWork / std::max<int64_t>(1, block * rows * columns));
+  at::parallel_for(0, (gates + block - 1) / block, grain, [&](int64_t begin, int64_t end) {
+    const std::unique_ptr<T[]> work(new T[a.products.gradient_work(weights.data(), count)]);
+    a.products.weight_gradients(read<T>(left), gates, rows, weights.data(), count, begin * block, std::min(gates, end * block), work.get());
+  });
+}
+
+// A group's rows are brought together.
+template <class T>
+void one_group(const Arguments<T>& a, const at::Tensor& left, const std::vector<WeightGradient<T>>& weights,
+               const std::vector<int64_t>& rows, int64_t group, T* work) {
+  const int64_t gates = left.size(1), count = static_cast<int64_t>(weights.size());
+  std::vector<T> mine;
+  mine.reserve(rows.size() * gates);
+  for (const int64_t row : rows) mine.insert(mine.end(), read<T>(left) + row * gates, read<T>(left) + (row + 1) * gates);
+  std::vector<std::vector<const T*>> right(count);
+  std::vector<WeightGradient<T>> of_group;
+  for (int64_t w = 0; w < count; ++w) {
+    for (const int64_t row : rows) right[w].push_back(weights[w].right[row]);
+    const int64_t size = gates * weights[w].columns;
+    of_group.push_back({right[w].data(), weights[w].columns, weights[w].out + group * size});
+    if (rows.empty()) std::fill_n(of_group.back().out, size, T(0));
+  }
+  a.products.weight_gradients(mine.data(), gates, static_cast<int64_t>(rows.size()), of_group.data(), count, 0, gates, work);
+}
+
+template <class T>
+void grouped_weight_gradients(const Arguments<T>& a, const at::Tensor& left, const std::vector<WeightGradient<T>>& weights,
+                              const Groups& groups) {
+  at::parallel_for(0, static_cast<int64_t>(groups.size()), 1, [&](int64_t begin, int64_t end) {
+    const std::unique_ptr<T[]> work(new T[a.products.gradient_work(weights.data(), static_cast<int64_t>(weights.size()))]);
+    for (int64_t group = begin; group < end; ++group) one_group(a, left, weights, groups[group], group, work.get());
+  });
+}
+
+// to[r] = or += what a direction's gates pass on to x, for rows begin..end-1.
+template <class T>
+void add_input_gradient(const Arguments<T>& a, const T* from, T* const* to, int64_t begin, int64_t end, const T* packed, bool first) {
+  const int64_t count = end - begin, input = a.size.input, panels = a.products.plain_panels(input);
+  std::vector<const T*> rows(count);
+  for (int64_t r = 0; r < count; ++r) rows[r] = from + (begin + r) * a.gates();
+  const std::unique_ptr<T[]> room(new T[a.products.factor_room(kBlockRows, a.gates())]);
+  if (first) {
+    a.products.plain_product(rows.data(), to + begin, count, a.gates(), input, 0, panels, packed, false, room.get());
+    return;
+  }
+  // Summed up first and then added, so that dx is the sum of what each direction alone has, bit for bit.
+  const std::unique_ptr<T[]> sums(new T[count * input]);
+  std::vector<T*> sum_rows(count);
+  for (int64_t r = 0; r < count; ++r) sum_rows[r] = sums.get() + r * input;
+  a.products.plain_product(rows.data(), sum_rows.data(), count, a.gates(), input, 0, panels, packed, false, room.get());
+  for (int64_t r = 0; r < count; ++r)
+    for (int64_t i = 0; i < input; ++i) to[begin + r][i] += sum_rows[r][i];
+}
+
+}  // namespace
+
+template <class T>
+at::Tensor input_gradient(const Arguments<T>& a, const std::vector<at::Tensor>& dgates) {
+  const Sizes& size = a.size;
+  at::Tensor dx = a.schedule.full() ? a.empty({size.steps, size.batch, size.input}) : a.zeros({size.steps, size.batch, size.input});
+  const std::vector<T*> to = a.schedule.rows_of(write<T>(dx), size.batch * size.input, size.input);
+  const int64_t grain = std::max(kThreadRows, kThreadWork / std::max<int64_t>(1, a.gates() * size.input));
+  for (int64_t d = 0; d < size.directions; ++d) {
+    const at::Tensor packed = pack_plain(a, a.weights[d].ih);
+    at::parallel_for(0, a.schedule.rows(), grain, [&](int64_t begin, int64_t end) {
+      add_input_gradient(a, read<T>(dgates[d]), to.data(), begin, end, read<T>(packed), d == 0);
+    });
+  }
+  return dx;
+}
+
+template <class T>
+void weight_gradients(const Arguments<T>& a, const at::Tensor& left, const std::vector<WeightGradient<T>>& weights,
+                      const std::optional<Groups>& groups) {
+  if (weights.empty()) return;
+  if (groups)
+    grouped_weight_gradients(a, left, weights, *groups);
+  else
+    all_weight_gradients(a, left, weights);
+}
+
+template <class T>
+at::Tensor row_sums(const Arguments<T>& a, const at::Tensor& left, const std::optional<Groups>& groups) {
+  if (!groups) return left.sum(0);
+  const int64_t columns = left.size(1), count = static_cast<int64_t>(groups->size());
+  at::Tensor sums = a.zeros({count, columns});
+  T* const to = write<T>(sums);
+  at::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t group = begin; group < end; ++group)
+      for (const int64_t row : (*groups)[group]) {
+        const T* const from = read<T>(left) + row * columns;
+        for (int64_t g = 0; g < columns; ++g) to[group * columns + g] += from[g];
+      }
+  });
+  return sums;
+}
+
+#define SSTKERN_INSTANTIATE(T)                                                                                  \
+  template at::Tensor input_gradient(const Arguments<T>&, const std::vector<at::Tensor>&);                      \
+  template void weight_gradients(const Arguments<T>&, const at::Tensor&, const std::vector<WeightGradient<T>>&, \
+                                 const std::optional<Groups>&);                                                 \
+  template at::Tensor row_sums(const Arguments<T>&, const at::Tensor&, const std::optional<Groups>&);
+SSTKERN_INSTANTIATE(float)
+SSTKERN_INSTANTIATE(double)
+#undef SSTKERN_INSTANTIATE
+
+}  // namespace sstkern

@@ -1,0 +1,27 @@
+// What comes after the backward's time loop: every gradient is one product, or one sum, over all valid rows.
+#pragma once
+
+#include <optional>
+#include <vector>
+
+#include "arguments.h"
+
+namespace sstkern {
+
+// The rows of each share of the batch that has weight gradients of its own.
+using Groups = std::vector<std::vector<int64_t>>;
+
+// The gradient of x: the gates' gradients of all directions times their input weights, zero in the padding.
+template <class T>
+at::Tensor input_gradient(const Arguments<T>& a, const std::vector<at::Tensor>& dgates);
+
+// Gradients of weights whose products' gradients are `left` (rows, .). With groups those of a group follow those of the group before.
+template <class T>
+void weight_gradients(const Arguments<T>& a, const at::Tensor& left, const std::vector<WeightGradient<T>>& weights,
+                      const std::optional<Groups>& groups);
+
+// Sums over the rows of `left` (rows, .): (.), or (groups, .).
+template <class T>
+at::Tensor row_sums(const Arguments<T>& a, const at::Tensor& left, const std::optional<Groups>& groups);
+
+}  // namespace sstkern

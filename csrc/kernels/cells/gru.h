@@ -1,0 +1,41 @@
+// Gated recurrent unit: Cho et al. 2014 in cuDNN's form, as torch.nn.GRU writes it: n = tanh(x_n + r * h_n).
+#pragma once
+
+#include "recurrence.h"
+
+namespace sstkern {
+namespace SSTKERN_LEVEL {
+
+template <class T>
+struct Gru {
+  static constexpr int gates = 3;  // r, z, n
+  static constexpr int states = 0;
+  static constexpr int parameters = 0;
+  static constexpr int saves = 4;  // the gates after their activation, and h_n, which dr needs
+  static constexpr bool same_gate_gradients = false;
+  static constexpr bool uses_h = true;
+
+  static SSTKERN_INLINE void forward(const ForwardGiven<T, Gru>& given, ForwardResult<T, Gru>& result) {
+    const auto r = sigmoid<T>(given.from_x[0] + given.from_h[0]);
+    const auto z = sigmoid<T>(given.from_x[1] + given.from_h[1]);
+    const auto n = tanh<T>(given.from_x[2] + r * given.from_h[2]);
+    result.h = n + z * (given.h - n);
+    result.saved = {r, z, n, given.from_h[2]};
+  }
+
+  static SSTKERN_INLINE void backward(const BackwardGiven<T, Gru>& given, BackwardResult<T, Gru>& result) {
+    const T one = 1;
+    const auto &r = given.saved[0], &z = given.saved[1], &n = given.saved[2], &h_n = given.saved[3];
+    const auto dn = given.dh * (one - z) * (one - n * n);
+    result.dgates_x[0] = result.dgates_h[0] = dn * h_n * r * (one - r);
+    result.dgates_x[1] = result.dgates_h[1] = given.dh * (given.h_before - n) * z * (one - z);
+    result.dgates_x[2] = dn;
+    result.dgates_h[2] = dn * r;
+    result.dh = given.dh * z;
+  }
+};
+
+SSTKERN_CELLS(cell_kernels<Gru>("gru"));
+
+}  // namespace SSTKERN_LEVEL
+}  // namespace sstkern

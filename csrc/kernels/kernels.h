@@ -1,0 +1,216 @@
+// What the driver (layer.h) and the kernels (compiled once for every instruction set) say to each other: plain structures and function
+// pointers, no code but sizes. A cell that is compiled apart from the library needs this, the headers it stands beside, and no other.
+#pragma once
+
+#include <stdint.h>
+
+// For what the linker may not choose a copy of: one of them is compiled for AVX-512.
+#define SSTKERN_INLINE inline __attribute__((always_inline))
+
+namespace sstkern {
+
+// Sequences are sorted by falling length: position p of the sorted batch is batch index order[p], and at time step t the positions
+// 0..active[t]-1 are inside their sequence. Valid (time, position) pairs are numbered row by row: offset[t] + p.
+struct Schedule {
+  int64_t steps;
+  const int64_t* offset;
+  const int64_t* active;
+  const int64_t* order;
+  const int64_t* length;  // by position
+};
+
+// Where threads that share a time step meet (team.h).
+class Barrier;
+
+// What one thread runs: some positions of the batch through all time steps and, where `parts` threads share these positions, its part of
+// the hidden units.
+struct Share {
+  int64_t first, count;  // positions
+  int64_t part, parts;
+  Barrier* barrier;  // of those threads, or null where there is one
+  void (*wait)(Barrier&);
+};
+
+// A weight whose gradient is wanted.
+template <class T>
+struct WeightGradient {
+  const T* const* right;  // for every row, the `columns` elements that the weight was multiplied with
+  int64_t columns;
+  T* out;  // (., columns)
+};
+
+// The panels that a cell's weights are packed in: those of `blocks` neighbouring vectors of units, each with all its gates.
+struct PanelShape {
+  int gates, blocks;
+  SSTKERN_INLINE int columns() const { return gates * blocks; }  // vectors of a panel's row
+};
+
+// The matrix products of one instruction set, which all cells share.
+template <class T>
+struct Products {
+  int width;         // numbers of a vector
+  int factor_parts;  // numbers that a product's factor is made of (factor.h)
+  int plain_panel;   // columns of a plain product's panel
+
+  // Packs panels begin..end-1 of a weight (gates * H, depth): panel p holds the units from p * blocks * width on, zero past H.
+  void (*pack_units)(PanelShape shape, const T* weight, int64_t hidden_size, int64_t depth, int64_t begin, int64_t end, T* packed);
+  // sums[row][column] = start[column] + the product of `count` rows of factors with a panel; aligned vectors.
+  void (*panel_product)(PanelShape shape, T* sums, int64_t count, const T* const* rows, int64_t depth, const T* packed, const T* start);
+  // Packs panels begin..end-1 of matrix(k, column) = from[k * depth_stride + column * column_stride].
+  void (*pack_plain)(const T* from, int64_t depth, int64_t columns, int64_t depth_stride, int64_t column_stride, int64_t begin, int64_t end,
+                     T* packed);
+  // out[i] = (accumulate ? out[i] : 0) + in[i] * matrix, for `count` rows and panels begin..end-1 of a matrix packed by pack_plain; room
+  // has factor_room for kBlockRows rows.
+  void (*plain_product)(const T* const* in, T* const* out, int64_t count, int64_t depth, int64_t columns, int64_t begin, int64_t end,
+                        const T* packed, bool accumulate, T* room);
+  // For each of `count` weights: out[g][c] = sum over rows r of left[r * left_size + g] * right[r][c], for g in begin..end-1. `work` has
+  // gradient_work elements.
+  int64_t (*gradient_work)(const WeightGradient<T>* weights, int64_t count);
+  void (*weight_gradients)(const T* left, int64_t left_size, int64_t rows, const WeightGradient<T>* weights, int64_t count, int64_t begin,
+                           int64_t end, T* work);
+
+  // Factors of `depth` numbers.
+  SSTKERN_INLINE int64_t factors(int64_t depth) const { return (depth + factor_parts - 1) / factor_parts; }
+  // Elements that `rows` rows of factors need, where these are not the numbers themselves.
+  SSTKERN_INLINE int64_t factor_room(int64_t rows, int64_t depth) const { return factor_parts == 1 ? 0 : rows * factors(depth); }
+  SSTKERN_INLINE int64_t unit_panels(PanelShape shape, int64_t hidden_size) const {
+    return (hidden_size + shape.blocks * width - 1) / (shape.blocks * width);
+  }
+  // Elements of a packed panel, and of the sums of `rows` rows.
+  SSTKERN_INLINE int64_t unit_panel(PanelShape shape, int64_t depth) const { return shape.columns() * width * factors(depth); }
+  SSTKERN_INLINE int64_t unit_sums(PanelShape shape, int64_t hidden_size, int64_t rows) const {
+    return unit_panels(shape, hidden_size) * shape.columns() * width * rows;
+  }
+  SSTKERN_INLINE int64_t plain_panels(int64_t columns) const { return (columns + plain_panel - 1) / plain_panel; }
+  SSTKERN_INLINE int64_t packed_plain(int64_t depth) const { return plain_panel * factors(depth); }
+};
+
+// What the forward and the backward of one direction of a layer share. H = hidden_size, P = output_size (proj_size, or H). States are those
+// beside h; the numbers of states, parameters and saved values are the cell's.
+template <class T>
+struct Recurrence {
+  Schedule schedule;
+  const Products<T>* products;
+  bool reverse;
+  int64_t hidden_size, output_size;
+  const T* h0;                      // (B, P)
+  const T* states0;                 // (B, states * H)
+  const T* const* parameters;       // the cell's own vectors, (H,) each
+  int64_t output_step, output_row;  // strides of output and its gradient: element (t, b, p) is at t * step + b * row + p
+};
+
+// The addresses of one position at one time step.
+template <class T>
+struct ForwardRow {
+  const T *h_previous, *states_previous;
+  T *saved, *states, *hidden, *h;
+};
+
+template <class T>
+struct Forward : Recurrence<T> {
+  const T* x;  // element (t, b, i) is at t * x_step + b * x_row + i
+  int64_t input_size, x_step, x_row;
+  // (gates * H, I) and (gates * H, P), and both packed by pack_units, or null: a panel is then packed when it is needed.
+  const T *weight_ih, *weight_hh, *packed_ih, *packed_hh;
+  const T *bias_ih, *bias_hh;  // gates * H, or null
+  const T* weight_hr;          // packed by pack_plain as (H, P), or null
+  T* output;                   // rows past a length are set to zero
+  T* h_n;                      // (B, P)
+  T* states_n;                 // (B, states * H)
+  bool save_for_backward;
+  T* saved;   // what the backward needs, by row: (rows, saves * H); or null
+  T* states;  // (., states * H): by row to keep, or by position and overwritten every step
+  T* hidden;  // (., H), likewise: what the projection reads, or null
+};
+
+// Rows that a product takes at once: their sums, and what they are made from, stay in the first cache.
+constexpr int64_t kBlockRows = 24;
+// Rows whose input projection is made at once, so that its weights are read once for all of them.
+constexpr int64_t kChunkRows = 96;
+
+// A thread's own memory.
+template <class T>
+struct ForwardWork {
+  ForwardRow<T>* rows;               // for each of its positions
+  const T** h_factors;               // likewise
+  const T** left;                    // likewise: the rows of a product that is a projection,
+  T** right;                         // and of its result
+  const T** chunk_x;                 // for each row of a chunk, as factors
+  T* chunk_sums;                     // a chunk's input projection: kChunkRows rows of every panel; aligned to a vector
+  T* panels;                         // room for a packed panel of both weights
+  T *x_room, *h_room, *hidden_room;  // factor_room for a chunk's rows of x, for h of each position and for kBlockRows hidden states
+};
+
+template <class T>
+struct BackwardRow {
+  const T *h_previous, *states_previous, *saved, *states, *grad_output;
+  T *dgates_x, *dgates_h, *dparameters, *dh_total, *dhidden, *dh, *dstates;
+};
+
+template <class T>
+struct Backward : Recurrence<T> {
+  bool needs_dh0;        // without it dh is not meant for anybody in the end, and no product makes it
+  const T* weight_hh;    // packed by pack_plain as (gates * H, P)
+  const T* weight_hr;    // packed by pack_plain as (P, H), or null
+  const T* output;       // the forward's output
+  const T* grad_output;  // null: zero
+  const T *saved, *states;
+  T* dgates_x;     // (rows, gates * H): gradients of the gates before their activation
+  T* dgates_h;     // (rows, gates * H): the same memory where the cell's gradients are the same
+  T* dparameters;  // (rows, parameters * H): what each row adds to their gradients
+  T* dh_total;     // (rows, P): gradient of the projection's result, or null
+  T* dhidden;      // (B, H) by position: working memory of a projection, or null
+  T* dh;           // (B, P): in, gradient of h_n; out, gradient of h0
+  T* dstates;      // (B, states * H): likewise
+};
+
+template <class T>
+struct BackwardWork {
+  BackwardRow<T>* rows;  // for each of a thread's positions
+  const T** left;        // likewise: the rows of a product,
+  T** right;             // and of its result
+  T* room;               // factor_room for kBlockRows rows of any product
+};
+
+// The time loops of one cell.
+template <class T>
+struct Kernels {
+  PanelShape shape;
+  int states, parameters, saves;
+  bool same_gate_gradients, projects;
+  void (*forward)(const Forward<T>&, const Share&, const ForwardWork<T>&);  // null: the cell has no kernels of this type
+  void (*backward)(const Backward<T>&, const Share&, const BackwardWork<T>&);
+};
+
+// Raised with every change of these structures: a cell compiled apart is refused unless it has the same.
+constexpr int kKernelsVersion = 1;
+
+// A cell's kernels for one instruction set.
+struct CellKernels {
+  const char *cell, *level;
+  Kernels<float> of_float;
+  Kernels<double> of_double;
+};
+
+// What an instruction set has for all cells; and what measures a core (peak.h): multiply_adds makes 12 independent ones of a vector a
+// round; both return how many numbers that were.
+struct LevelProducts {
+  const char* level;
+  Products<float> of_float;
+  Products<double> of_double;
+  int64_t (*multiply_adds)(int64_t rounds);
+  int64_t (*read_all)(const float* from, int64_t count);
+};
+
+// What a library has that holds cells, by the name sstkern_cells (levels/end.h).
+struct CellLibrary {
+  int version;
+  const CellKernels* cells;
+  int64_t count;
+};
+
+// Both keep the addresses they are given (registry.cpp).
+void register_products(const LevelProducts&);
+void register_cells(const CellLibrary&);
+
+}  // namespace sstkern

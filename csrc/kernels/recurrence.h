@@ -1,0 +1,455 @@
+// The time loop, forward and backward, once for every cell.
+//
+// A thread runs its share of the batch, and where threads share rows its part of the hidden units, through all time steps. At a time step
+// the rows share each panel of the weights while it is in the first cache, and the cell's step is taken on the sums while they are there.
+#pragma once
+
+#include "factor.h"
+#include "kernels.h"
+#include "step.h"
+
+namespace sstkern {
+namespace SSTKERN_LEVEL {
+
+template <class T>
+inline bool first_step(const Recurrence<T>& r, int64_t t, int64_t p) {
+  return r.reverse ? t == r.schedule.length[p] - 1 : t == 0;
+}
+
+template <class T>
+inline int64_t previous(const Recurrence<T>& r, int64_t t) {
+  return r.reverse ? t + 1 : t - 1;
+}
+
+template <class T>
+inline const T* previous_h(const Recurrence<T>& r, const T* output, int64_t t, int64_t p) {
+  const int64_t b = r.schedule.order[p];
+  return first_step(r, t, p) ? r.h0 + b * r.output_size : output + previous(r, t) * r.output_step + b * r.output_row;
+}
+
+// How many of the positions first..first+count-1 are inside their sequence at time step t.
+template <class T>
+inline int64_t active_rows(const Recurrence<T>& r, int64_t t, int64_t first, int64_t count) {
+  const int64_t active = r.schedule.active[t] - first;
+  return active < 0 ? 0 : active < count ? active : count;
+}
+
+// The time step that is visited as number s.
+template <class T>
+inline int64_t time_step(const Recurrence<T>& r, int64_t s) {
+  return r.reverse ? r.schedule.steps - 1 - s : s;
+}
+
+template <class T>
+inline void copy(T* to, const T* from, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) to[i] = from[i];
+}
+
+// Vectors of units in a panel: as few as make whole tiles of the panel's columns (gemm.h), and at least four columns unless one vector's
+// gates are a tile.
+constexpr int unit_blocks(int gates) {
+  const auto whole = [](int columns) { return SSTKERN_VECTOR_REGISTERS == 16 ? columns % 2 == 0 : columns % 3 == 0 || columns % 4 == 0; };
+  int blocks = 1;
+  while (!whole(gates * blocks) || (blocks > 1 && gates * blocks < 4)) ++blocks;
+  return blocks;
+}
+
+template <class Cell>
+constexpr PanelShape kShape{Cell::gates, unit_blocks(Cell::gates)};
+
+template <class T, class Cell>
+struct Panels {
+  static constexpr int blocks = kShape<Cell>.blocks;
+  static constexpr int columns = Cell::gates * blocks;
+  static constexpr int units = blocks * Simd<T>::width;
+};
+
+// sums[row][column] = bias + row's product with a panel, for `count` rows of factors.
+template <class T, class Cell>
+inline void panel_sums(const Products<T>& products, Vec<T>* sums, int64_t count, const T* const* rows, int64_t depth, const T* packed,
+                       const T* bias, int64_t hidden_size, int64_t panel) {
+  using Panel = Panels<T, Cell>;
+  Vec<T> start[Panel::columns];
+  for (int c = 0; c < Panel::columns; ++c) {
+    const int64_t unit = panel * Panel::units + c / Cell::gates * Simd<T>::width;
+    start[c] = bias && unit < hidden_size ? load(bias + c % Cell::gates * hidden_size + unit, hidden_size - unit) : Vec<T>{};
+  }
+  products.panel_product(kShape<Cell>, reinterpret_cast<T*>(sums), count, rows, depth, packed, reinterpret_cast<const T*>(start));
+}
+
+// The part of `count` panels that falls to this thread.
+struct Range {
+  int64_t begin, end;
+};
+
+inline Range my_part(const Share& share, int64_t count) {
+  return {count * share.part / share.parts, count * (share.part + 1) / share.parts};
+}
+
+inline void meet(const Share& share) {
+  if (share.barrier) share.wait(*share.barrier);
+}
+
+// A weight's packed panel, made now where the call packs none.
+template <class T, class Cell>
+inline const T* panel_of(const Forward<T>& f, const T* packed, const T* weight, int64_t depth, int64_t panel, T* room) {
+  if (packed) return packed + panel * f.products->unit_panel(kShape<Cell>, depth);
+  f.products->pack_units(kShape<Cell>, weight, f.hidden_size, depth, panel, panel + 1, room);
+  return room;
+}
+
+// Gathers the rows of x for the time steps from number `begin` on: as many steps as have kChunkRows rows, or one. Returns where they end.
+template <class T>
+inline int64_t gather_chunk(const Forward<T>& f, const Share& share, const ForwardWork<T>& work, int64_t begin, int64_t* count) {
+  int64_t end = begin;
+  *count = 0;
+  do {
+    const int64_t t = time_step(f, end), active = active_rows(f, t, share.first, share.count);
+    if (end > begin && *count + active > kChunkRows) break;
+    for (int64_t i = 0; i < active; ++i, ++*count) {
+      const T* const x = f.x + t * f.x_step + f.schedule.order[share.first + i] * f.x_row;
+      work.chunk_x[*count] = as_factors(x, f.input_size, work.x_room + *count * factors(f.input_size));
+    }
+  } while (++end < f.schedule.steps);
+  return end;
+}
+
+// The room that a chunk's input projection has for a panel, in vectors.
+template <class T, class Cell>
+constexpr int64_t kChunkPanel = kChunkRows * Panels<T, Cell>::columns;
+
+// The input projection of a chunk's `count` rows.
+template <class T, class Cell>
+inline void project(const Forward<T>& f, const Share& share, const ForwardWork<T>& work, int64_t count) {
+  const Range mine = my_part(share, f.products->unit_panels(kShape<Cell>, f.hidden_size));
+  for (int64_t panel = mine.begin; panel < mine.end; ++panel) {
+    const T* const packed = panel_of<T, Cell>(f, f.packed_ih, f.weight_ih, f.input_size, panel, work.panels);
+    Vec<T>* const sums = reinterpret_cast<Vec<T>*>(work.chunk_sums) + panel * kChunkPanel<T, Cell>;
+    panel_sums<T, Cell>(*f.products, sums, count, work.chunk_x, f.input_size, packed, f.bias_ih, f.hidden_size, panel);
+  }
+}
+
+// A vector of units of a row, whose step is taken side by side with others.
+template <class T, class Row>
+struct Place {
+  const Row* row;
+  int64_t unit;
+  const Vec<T>*from_x, *from_h;  // sums of its gates
+};
+
+// Collects kVectors places and runs run(places); the last ones are filled up with the last place, whose results are the same however often
+// they are stored.
+template <class P, class Run>
+class Places {
+ public:
+  explicit Places(const Run& run) : run_(run) {}
+  void add(const P& place) {
+    places_[filled_++] = place;
+    if (filled_ == kVectors) flush();
+  }
+  void finish() {
+    if (filled_ == 0) return;
+    for (int i = filled_; i < kVectors; ++i) places_[i] = places_[filled_ - 1];
+    flush();
+  }
+
+ private:
+  void flush() {
+    run_(places_);
+    filled_ = 0;
+  }
+  const Run& run_;
+  P places_[kVectors];
+  int filled_ = 0;
+};
+
+// What the member `from` of the places' rows holds from `offset` on, and back. A vector past the last unit is cut off, unless all are
+// whole.
+template <bool Whole, class T, class Row, class Member>
+inline Vectors<T> load_vectors(const Place<T, Row>* at, Member Row::* from, int64_t offset, int64_t hidden_size) {
+  return each<T>([&](int i) { return load<T>(at[i].row->*from + offset + at[i].unit, Whole ? Simd<T>::width : hidden_size - at[i].unit); });
+}
+
+template <bool Whole, class T, class Row>
+inline void store_vectors(const Place<T, Row>* at, T* Row::* to, int64_t offset, int64_t hidden_size, const Vectors<T>& values) {
+#pragma GCC unroll 8
+  for (int i = 0; i < kVectors; ++i)
+    store(at[i].row->*to + offset + at[i].unit, values.part[i], Whole ? Simd<T>::width : hidden_size - at[i].unit);
+}
+
+template <class T, class Row>
+inline bool all_whole(const Place<T, Row>* at, int64_t hidden_size) {
+  bool whole = true;
+#pragma GCC unroll 8
+  for (int i = 0; i < kVectors; ++i) whole &= at[i].unit + Simd<T>::width <= hidden_size;
+  return whole;
+}
+
+// `Size` vectors of H numbers that follow each other in a row, and back.
+template <bool Whole, class T, int Size, class Row, class Member>
+SSTKERN_INLINE void load_list(List<Vectors<T>, Size>& to, const Place<T, Row>* at, Member Row::* from, int64_t hidden_size) {
+#pragma GCC unroll 32
+  for (int i = 0; i < Size; ++i) to[i] = load_vectors<Whole, T>(at, from, i * hidden_size, hidden_size);
+}
+
+template <bool Whole, class T, int Size, class Row>
+SSTKERN_INLINE void store_list(const Place<T, Row>* at, T* Row::* to, int64_t hidden_size, const List<Vectors<T>, Size>& values) {
+#pragma GCC unroll 32
+  for (int i = 0; i < Size; ++i) store_vectors<Whole, T>(at, to, i * hidden_size, hidden_size, values[i]);
+}
+
+template <bool Whole, class T, int Size, class Row>
+SSTKERN_INLINE void load_parameters(List<Vectors<T>, Size>& to, const Place<T, Row>* at, const T* const* parameters, int64_t hidden_size) {
+#pragma GCC unroll 32
+  for (int p = 0; p < Size; ++p)
+    to[p] = each<T>([&](int i) { return load<T>(parameters[p] + at[i].unit, Whole ? Simd<T>::width : hidden_size - at[i].unit); });
+}
+
+template <bool Whole, class T, class Cell>
+inline void forward_step(const Forward<T>& f, const Place<T, ForwardRow<T>>* at) {
+  using Row = ForwardRow<T>;
+  const int64_t hidden_size = f.hidden_size;
+  ForwardGiven<T, Cell> given;
+#pragma GCC unroll 32
+  for (int g = 0; g < Cell::gates; ++g) {
+    given.from_x[g] = each<T>([&](int i) { return at[i].from_x[g]; });
+    given.from_h[g] = each<T>([&](int i) { return at[i].from_h[g]; });
+  }
+  load_list<Whole, T>(given.states, at, &Row::states_previous, hidden_size);
+  load_parameters<Whole, T>(given.parameters, at, f.parameters, hidden_size);
+  if (Cell::uses_h) given.h = load_vectors<Whole, T>(at, &Row::h_previous, 0, hidden_size);
+  ForwardResult<T, Cell> result;
+  Cell::forward(given, result);
+  store_vectors<Whole, T>(at, f.hidden ? &Row::hidden : &Row::h, 0, hidden_size, result.h);
+  store_list<Whole, T>(at, &Row::states, hidden_size, result.states);
+  if (f.save_for_backward) store_list<Whole, T>(at, &Row::saved, hidden_size, result.saved);
+}
+
+// One time step of `active` rows: the recurrent product, then the cell's step while the sums are in the first cache. `ahead` is the input
+// projection of these rows, or null: it is then made here, a panel at a time.
+template <class T, class Cell>
+inline void recur(const Forward<T>& f, const Share& share, const ForwardWork<T>& work, int64_t active, const Vec<T>* ahead) {
+  using Panel = Panels<T, Cell>;
+  using At = Place<T, ForwardRow<T>>;
+  const Products<T>& products = *f.products;
+  const Range mine = my_part(share, products.unit_panels(kShape<Cell>, f.hidden_size));
+  const auto step = [&f](const At* at) {
+    all_whole(at, f.hidden_size) ? forward_step<true, T, Cell>(f, at) : forward_step<false, T, Cell>(f, at);
+  };
+  Places<At, decltype(step)> places(step);
+  Vec<T> x_sums[kBlockRows * Panel::columns], h_sums[kBlockRows * Panel::columns];
+  T* const h_room = work.panels + products.unit_panel(kShape<Cell>, f.input_size);
+  int64_t waiting = 0;  // rows whose sums are there, of panels before
+  for (int64_t panel = mine.begin; panel < mine.end; ++panel) {
+    const T* const packed_ih = ahead ? nullptr : panel_of<T, Cell>(f, f.packed_ih, f.weight_ih, f.input_size, panel, work.panels);
+    const T* const packed_hh = panel_of<T, Cell>(f, f.packed_hh, f.weight_hh, f.output_size, panel, h_room);
+    for (int64_t first = 0; first < active; first += kBlockRows) {
+      const int64_t count = active - first < kBlockRows ? active - first : kBlockRows;
+      Vec<T>* const from_h = h_sums + waiting * Panel::columns;
+      const Vec<T>* from_x = x_sums + waiting * Panel::columns;
+      if (ahead)
+        from_x = ahead + panel * kChunkPanel<T, Cell> + first * Panel::columns;
+      else
+        panel_sums<T, Cell>(products, x_sums + waiting * Panel::columns, count, work.chunk_x + first, f.input_size, packed_ih, f.bias_ih,
+                            f.hidden_size, panel);
+      panel_sums<T, Cell>(products, from_h, count, work.h_factors + first, f.output_size, packed_hh, f.bias_hh, f.hidden_size, panel);
+      for (int block = 0; block < Panel::blocks; ++block) {
+        const int64_t unit = panel * Panel::units + block * Simd<T>::width;
+        if (unit >= f.hidden_size) break;
+        for (int64_t r = 0; r < count; ++r) {
+          const int64_t at = r * Panel::columns + block * Cell::gates;
+          places.add({work.rows + first + r, unit, from_x + at, from_h + at});
+        }
+      }
+      // The next sums take these sums' place, unless so few rows leave places to be filled by another panel's.
+      waiting += count;
+      if (active < kVectors && waiting * Panel::blocks < kVectors) continue;
+      places.finish();
+      waiting = 0;
+    }
+  }
+  places.finish();
+}
+
+// The addresses of `active` rows at time step t.
+template <class T, class Cell>
+inline void address(const Forward<T>& f, const Share& share, const ForwardWork<T>& work, int64_t t, int64_t active) {
+  const Schedule& schedule = f.schedule;
+  const int64_t states = Cell::states * f.hidden_size;
+  for (int64_t i = 0; i < active; ++i) {
+    const int64_t p = share.first + i, b = schedule.order[p], kept = f.save_for_backward ? schedule.offset[t] + p : p;
+    const int64_t before = f.save_for_backward && !first_step(f, t, p) ? schedule.offset[previous(f, t)] + p : p;
+    ForwardRow<T>& row = work.rows[i];
+    row.h_previous = previous_h(f, f.output, t, p);
+    row.states_previous = first_step(f, t, p) ? f.states0 + b * states : f.states + before * states;
+    row.saved = f.save_for_backward ? f.saved + kept * Cell::saves * f.hidden_size : nullptr;
+    row.states = f.states + kept * states;
+    row.hidden = f.hidden ? f.hidden + kept * f.hidden_size : nullptr;
+    row.h = f.output + t * f.output_step + b * f.output_row;
+    work.h_factors[i] = as_factors(row.h_previous, f.output_size, work.h_room + i * factors(f.output_size));
+  }
+}
+
+// The last states of this thread's positions, and zeros in their padding.
+template <class T, class Cell>
+inline void finish(const Forward<T>& f, const Share& share) {
+  const Schedule& schedule = f.schedule;
+  const int64_t states = Cell::states * f.hidden_size;
+  const Range mine = my_part(share, share.count);
+  for (int64_t p = share.first + mine.begin; p < share.first + mine.end; ++p) {
+    const int64_t b = schedule.order[p], length = schedule.length[p], last = f.reverse ? 0 : length - 1;
+    const bool empty = length == 0;
+    copy(f.h_n + b * f.output_size, empty ? f.h0 + b * f.output_size : f.output + last * f.output_step + b * f.output_row, f.output_size);
+    const int64_t kept = empty || !f.save_for_backward ? p : schedule.offset[last] + p;
+    copy(f.states_n + b * states, empty ? f.states0 + b * states : f.states + kept * states, states);
+    for (int64_t t = length; t < schedule.steps; ++t) {
+      T* padding = f.output + t * f.output_step + b * f.output_row;
+      for (int64_t i = 0; i < f.output_size; ++i) padding[i] = 0;
+    }
+  }
+}
+
+// The product of a member of `count` rows with a packed matrix, to another member.
+template <class T, class Row, class From, class Work>
+inline void multiply_rows(const Recurrence<T>& r, const Work& work, From Row::* from, T* Row::* to, int64_t count, int64_t depth,
+                          int64_t columns, const Range& panels, const T* packed, bool accumulate, T* room) {
+  for (int64_t i = 0; i < count; ++i) {
+    work.left[i] = work.rows[i].*from;
+    work.right[i] = work.rows[i].*to;
+  }
+  r.products->plain_product(work.left, work.right, count, depth, columns, panels.begin, panels.end, packed, accumulate, room);
+}
+
+template <class T, class Cell>
+void forward(const Forward<T>& f, const Share& share, const ForwardWork<T>& work) {
+  using Row = ForwardRow<T>;
+  const Vec<T>* ahead = nullptr;
+  for (int64_t s = 0, chunk_end = 0; s < f.schedule.steps; ++s) {
+    const int64_t t = time_step(f, s), active = active_rows(f, t, share.first, share.count);
+    if (s == chunk_end) {
+      int64_t rows;
+      chunk_end = gather_chunk(f, share, work, s, &rows);
+      ahead = chunk_end > s + 1 ? reinterpret_cast<const Vec<T>*>(work.chunk_sums) : nullptr;
+      if (ahead) project<T, Cell>(f, share, work, rows);
+    }
+    address<T, Cell>(f, share, work, t, active);
+    if (active > 0) recur<T, Cell>(f, share, work, active, ahead);
+    if (ahead) ahead += active * Panels<T, Cell>::columns;
+    meet(share);
+    if (!f.hidden) continue;
+    multiply_rows(f, work, &Row::hidden, &Row::h, active, f.hidden_size, f.output_size,
+                  my_part(share, f.products->plain_panels(f.output_size)), f.weight_hr, false, work.hidden_room);
+    meet(share);
+  }
+  finish<T, Cell>(f, share);
+}
+
+template <bool Whole, class T, class Cell>
+inline void backward_step(const Backward<T>& f, const Place<T, BackwardRow<T>>* at) {
+  using Row = BackwardRow<T>;
+  const int64_t hidden_size = f.hidden_size;
+  BackwardGiven<T, Cell> given;
+  load_list<Whole, T>(given.saved, at, &Row::saved, hidden_size);
+  load_list<Whole, T>(given.states_before, at, &Row::states_previous, hidden_size);
+  load_list<Whole, T>(given.states, at, &Row::states, hidden_size);
+  load_list<Whole, T>(given.dstates, at, &Row::dstates, hidden_size);
+  load_parameters<Whole, T>(given.parameters, at, f.parameters, hidden_size);
+  if (Cell::uses_h) given.h_before = load_vectors<Whole, T>(at, &Row::h_previous, 0, hidden_size);
+  given.dh = load_vectors<Whole, T>(at, f.dhidden ? &Row::dhidden : &Row::dh, 0, hidden_size);
+  if (!f.dhidden && f.grad_output) given.dh = given.dh + load_vectors<Whole, T>(at, &Row::grad_output, 0, hidden_size);
+  BackwardResult<T, Cell> result;
+  Cell::backward(given, result);
+  store_list<Whole, T>(at, &Row::dgates_x, hidden_size, result.dgates_x);
+  if (!Cell::same_gate_gradients) store_list<Whole, T>(at, &Row::dgates_h, hidden_size, result.dgates_h);
+  store_list<Whole, T>(at, &Row::dparameters, hidden_size, result.dparameters);
+  store_list<Whole, T>(at, &Row::dstates, hidden_size, result.dstates);
+  if (Cell::uses_h) store_vectors<Whole, T>(at, &Row::dh, 0, hidden_size, result.dh);
+}
+
+// The addresses of `active` rows at time step t.
+template <class T, class Cell>
+inline void address(const Backward<T>& f, const Share& share, const BackwardWork<T>& work, int64_t t, int64_t active) {
+  const Schedule& schedule = f.schedule;
+  const int64_t hidden_size = f.hidden_size, gates = Cell::gates * hidden_size, states = Cell::states * hidden_size;
+  for (int64_t i = 0; i < active; ++i) {
+    const int64_t p = share.first + i, b = schedule.order[p], at = schedule.offset[t] + p;
+    BackwardRow<T>& row = work.rows[i];
+    row.h_previous = previous_h(f, f.output, t, p);
+    row.states_previous = first_step(f, t, p) ? f.states0 + b * states : f.states + (schedule.offset[previous(f, t)] + p) * states;
+    row.saved = f.saved + at * Cell::saves * hidden_size;
+    row.states = f.states + at * states;
+    row.grad_output = f.grad_output ? f.grad_output + t * f.output_step + b * f.output_row : nullptr;
+    row.dgates_x = f.dgates_x + at * gates;
+    row.dgates_h = f.dgates_h + at * gates;
+    row.dparameters = f.dparameters + at * Cell::parameters * hidden_size;
+    row.dh_total = f.dh_total ? f.dh_total + at * f.output_size : nullptr;
+    row.dhidden = f.dhidden ? f.dhidden + p * hidden_size : nullptr;
+    row.dh = f.dh + b * f.output_size;
+    row.dstates = f.dstates + b * states;
+  }
+}
+
+// The columns that panels of a plain product hold.
+template <class T>
+inline Range columns_of(const Products<T>& products, const Range& panels, int64_t size) {
+  const int64_t end = panels.end * products.plain_panel;
+  return {panels.begin * products.plain_panel, end < size ? end : size};
+}
+
+template <class T, class Cell>
+void backward(const Backward<T>& f, const Share& share, const BackwardWork<T>& work) {
+  using Row = BackwardRow<T>;
+  using At = Place<T, Row>;
+  const Products<T>& products = *f.products;
+  const int64_t hidden_size = f.hidden_size, output_size = f.output_size;
+  // A thread's units are the columns of dh that it makes: they need no meeting from one time step to the next.
+  const Range unit_panels = my_part(share, products.plain_panels(hidden_size));
+  const Range h_panels = my_part(share, products.plain_panels(output_size));
+  const Range units = columns_of(products, unit_panels, hidden_size), columns = columns_of(products, h_panels, output_size);
+  const auto step = [&f](const At* at) {
+    all_whole(at, f.hidden_size) ? backward_step<true, T, Cell>(f, at) : backward_step<false, T, Cell>(f, at);
+  };
+  for (int64_t s = f.schedule.steps - 1; s >= 0; --s) {
+    const int64_t t = time_step(f, s), active = active_rows(f, t, share.first, share.count);
+    address<T, Cell>(f, share, work, t, active);
+    if (f.dhidden) {
+      for (int64_t i = 0; i < active; ++i) {
+        const Row& row = work.rows[i];
+        for (int64_t k = columns.begin; k < columns.end; ++k) row.dh_total[k] = row.dh[k] + (row.grad_output ? row.grad_output[k] : T(0));
+      }
+      meet(share);
+      multiply_rows(f, work, &Row::dh_total, &Row::dhidden, active, output_size, hidden_size, unit_panels, f.weight_hr, false, work.room);
+    }
+    Places<At, decltype(step)> places(step);
+    for (int64_t i = 0; i < active; ++i)
+      for (int64_t unit = units.begin; unit < units.end; unit += Simd<T>::width) places.add({work.rows + i, unit, nullptr, nullptr});
+    places.finish();
+    if (s == 0 && !f.needs_dh0) return;
+    meet(share);
+    multiply_rows(f, work, &Row::dgates_h, &Row::dh, active, Cell::gates * hidden_size, output_size, h_panels, f.weight_hh, Cell::uses_h,
+                  work.room);
+  }
+}
+
+template <class T, class Cell>
+constexpr Kernels<T> kernels_of() {
+  return {kShape<Cell>,     Cell::states,     Cell::parameters, Cell::saves, Cell::same_gate_gradients,
+          !Cell::uses_h,  // a projection: the step would read unit u of an h that has output_size units
+          forward<T, Cell>, backward<T, Cell>};
+}
+
+// For SSTKERN_CELLS: the kernels of a cell, under the name that operators know it by.
+template <template <class> class Cell>
+constexpr CellKernels cell_kernels(const char* name) {
+#ifdef SSTKERN_BFLOAT16
+  return {name, SSTKERN_STRING(SSTKERN_LEVEL), kernels_of<float, Cell<float>>(), {}};
+#else
+  return {name, SSTKERN_STRING(SSTKERN_LEVEL), kernels_of<float, Cell<float>>(), kernels_of<double, Cell<double>>()};
+#endif
+}
+
+}  // namespace SSTKERN_LEVEL
+}  // namespace sstkern
+
+// What a cell's header ends with: levels/end.h registers them.
+#define SSTKERN_CELLS(...) constexpr CellKernels cells[] = {__VA_ARGS__}

@@ -1,0 +1,78 @@
+// How threads share a call's time loop.
+#pragma once
+
+#include <ATen/Parallel.h>
+
+#include <algorithm>
+#include <memory>
+#include <vector>
+
+#include "arguments.h"
+#include "team.h"
+
+namespace sstkern {
+
+// Multiply-adds a thread should have at least: waking one costs about as long as this many take.
+constexpr int64_t kThreadWork = 1 << 17;
+// Rows of the batch a thread should have at least where it has them to itself: so many keep the multiply-add units busy.
+constexpr int64_t kThreadRows = 4;
+
+// Rows of a batch are independent: a thread takes a range of positions through all time steps and waits for nobody. Where that leaves
+// threads without rows, several take the same range, each a part of the hidden units.
+class Plan {
+ public:
+  template <class T>
+  Plan(const Arguments<T>& a, int64_t threads);
+
+  int64_t threads() const { return together_ * ranges() * parts_; }
+
+  // Positions of the largest range.
+  int64_t most_rows() const;
+
+  Share share(int64_t thread) const;
+
+  // Calls run(direction) for what falls to a thread.
+  template <class Run>
+  void each_direction(int64_t thread, const Run& run) const {
+    for (int64_t direction = thread / parts_ / ranges(); direction < directions_; direction += together_) run(direction);
+  }
+
+ private:
+  int64_t ranges() const { return static_cast<int64_t>(bounds_.size()) - 1; }
+
+  int64_t directions_, together_, parts_;  // `together_` directions run at once
+  std::vector<int64_t> bounds_;
+  std::vector<std::unique_ptr<Barrier>> barriers_;  // for the threads of each range of each direction
+};
+
+// For as many threads as the call is worth.
+template <class T>
+Plan make_plan(const Arguments<T>& a);
+
+// How many threads shared the latest call's time loop.
+int64_t latest_threads();
+void note_threads(int64_t threads);
+
+// Runs run(direction, share, memory) for all of the plan, or, where OpenMP has fewer threads to give, of a plan for one. The threads'
+// memory(share) is made before: what it may throw could not leave a parallel region.
+template <class T, class Memory, class Run>
+void run_plan(const Arguments<T>& a, const Plan& plan, const Memory& memory_for, const Run& run) {
+  std::vector<decltype(memory_for(Share{}))> memory;
+  for (int64_t thread = 0; thread < plan.threads(); ++thread) memory.push_back(memory_for(plan.share(thread)));
+  const auto run_thread = [&](const Plan& plan, int64_t thread) {
+    plan.each_direction(thread, [&](int64_t direction) { run(direction, plan.share(thread), memory[thread]); });
+  };
+  bool complete = false;
+  run_team(plan.threads(), [&](int64_t thread, int64_t threads) {
+    if (threads != plan.threads()) return;
+    if (thread == 0) complete = true;
+    run_thread(plan, thread);
+  });
+  note_threads(complete ? plan.threads() : 1);
+  if (complete) return;
+  const Plan alone(a, 1);
+  memory[0] = memory_for(alone.share(0));
+  run_thread(alone, 0);
+}
+
+}  // namespace sstkern

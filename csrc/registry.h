@@ -1,0 +1,34 @@
+// The cells' kernels of every instruction set, and which of them this process uses.
+#pragma once
+
+#include <c10/core/ScalarType.h>
+
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "kernels.h"
+
+namespace sstkern {
+
+template <class T>
+struct Found {
+  const Kernels<T>& kernels;
+  const Products<T>& products;
+};
+
+// The best that this process may use (capability.h) for tensors of type `given`, which compute in T. Throws ValueError where there is none.
+template <class T>
+Found<T> find_kernels(std::string_view cell, at::ScalarType given);
+
+// The numbers of gates, states beside h, parameters and saved values of a cell that find_kernels finds; none otherwise.
+std::vector<int64_t> cpu_cell(std::string_view cell);
+
+// Registers the cells of a shared library (kernels/levels/end.h). Returns their names. Throws ValueError where the library cannot be
+// loaded, was compiled with headers of another version, or has a cell that is registered already.
+std::vector<std::string> load_cpu_cells(const std::string& path);
+
+// Null where the build has no such level.
+const LevelProducts* products_of(std::string_view level);
+
+}  // namespace sstkern
