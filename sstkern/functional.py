@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import is_fake
 from torch.nn.functional import dropout as drop
 from torch.nn.utils.rnn import PackedSequence
 
-from sstkern import engines, operators, recompute, transforms
+from sstkern import autograd, engines, operators, recompute, transforms
 from sstkern.cells import CELLS, Cell
 from sstkern.engines import reference
 from sstkern.lengths import Lengths, Padded, to_padded
@@ -176,7 +176,7 @@ def _layer(cell: Cell, x: Tensor, weights: list[Tensor], hx: list[Tensor], lengt
     elif options.recompute and _recomputes((x, *weights, *hx)):
         run = recompute.layer
     if run is None:
-        return operators.layer(cell.name, x, weights, hx, lengths, options.bias, options.bidirectional)
+        return autograd.layer(cell.name, x, weights, hx, lengths, options.bias, options.bidirectional)
     if not operators.autocasting(x.device.type):
         return run(cell, x, weights, hx, lengths, options.bias, options.bidirectional)
     # The operator does this by itself.

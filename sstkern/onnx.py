@@ -29,7 +29,7 @@ def layer(
     has_bias: bool,
     bidirectional: bool,
 ) -> tuple[Tensor, list[Tensor]]:
-    """What `operators.layer` is while a model is exported to ONNX.
+    """What `autograd.layer` is while a model is exported to ONNX.
 
     That is one operator, with the lengths as its `sequence_lens`, or, for a cell that ONNX has not and for a projection, which its LSTM has
     not, a Scan of the cell's step.

@@ -38,7 +38,7 @@ class _Call:  # no NamedTuple: vmap would look for dimensions in it
 def layer(
     cell: Cell, x: Tensor, weights: Sequence[Tensor], hx: Sequence[Tensor], lengths: Tensor | None, has_bias: bool, bidirectional: bool
 ) -> tuple[Tensor, list[Tensor]]:
-    """As `operators.layer`, within transforms."""
+    """As `autograd.layer`, within transforms."""
     return _as_traced(cell.name, x, list(weights), list(hx), lengths, has_bias, bidirectional)
 
 
