@@ -8,11 +8,10 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import is_fake
 from torch.nn.functional import dropout as drop
 from torch.nn.utils.rnn import PackedSequence
 
-from sstkern import autograd, engines, operators, recompute, transforms
+from sstkern import autograd, engines, operators, private, recompute, transforms
 from sstkern.cells import CELLS, Cell
 from sstkern.engines import reference
 from sstkern.lengths import Lengths, Padded, to_padded
@@ -171,7 +170,7 @@ def _layer(cell: Cell, x: Tensor, weights: list[Tensor], hx: list[Tensor], lengt
     run = None
     if engines.choose(cell, x, (*weights, *hx)) == "reference":
         run = reference.layer
-    elif torch._C._are_functorch_transforms_active():
+    elif private.transforms_active():
         run = transforms.layer
     elif options.recompute and _recomputes((x, *weights, *hx)):
         run = recompute.layer
@@ -187,7 +186,7 @@ def _layer(cell: Cell, x: Tensor, weights: list[Tensor], hx: list[Tensor], lengt
 
 def _to_onnx(x: Tensor) -> bool:
     """Whether torch.onnx.export traces this call, not one in another thread."""
-    return torch.onnx.is_in_onnx_export() and (torch.compiler.is_dynamo_compiling() or is_fake(x))
+    return torch.onnx.is_in_onnx_export() and (torch.compiler.is_dynamo_compiling() or private.is_fake(x))
 
 
 def _recomputes(tensors: Sequence[Tensor]) -> bool:

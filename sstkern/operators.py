@@ -6,11 +6,12 @@ machine without the extension, has the reference engine's.
 """
 
 from collections.abc import Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
 
+from sstkern import private
 from sstkern.cells import CELLS
 from sstkern.engines import FUSED_CELLS, FUSED_DTYPES, extension_problem, interpreting, reference, triton_problem
 from sstkern.weights import by_direction
@@ -39,18 +40,11 @@ def _reference_backward(cell, x, weights, hx, lengths, has_bias, bidirectional, 
     if groups is not None:
         raise NotImplementedError("sstkern::layer_backward: the reference engine has no groups; torch.func.vmap does the same there")
     inputs = [tensor.detach().requires_grad_() for tensor in (x, *weights, *hx)]
-    with torch.enable_grad(), _autograd_again():
+    with torch.enable_grad(), private.autograd_again():
         results = flat_reference(cell, inputs, len(weights), lengths, has_bias, bidirectional)
     grads = [torch.zeros_like(output) if grad_output is None else grad_output, *grad_hx]
     wanted = [tensor for tensor, need in zip(inputs, needs, strict=True) if need]
     return list(torch.autograd.grad(results, wanted, grads, materialize_grads=True))
-
-
-def _autograd_again():
-    """The dispatcher excludes autograd while an operator's implementation runs; this one differentiates inside."""
-    autograd = torch._C.DispatchKeySet(torch._C.DispatchKey.AutogradFunctionality)
-    included, excluded = torch._C._dispatch_tls_local_include_set(), torch._C._dispatch_tls_local_exclude_set()
-    return torch._C._ForceDispatchKeyGuard(included, excluded - autograd)
 
 
 def flat_reference(cell, inputs: Sequence[Tensor], weights: int, lengths, has_bias, bidirectional) -> list[Tensor]:
@@ -126,16 +120,7 @@ def _fake_backward(cell, x, weights, hx, lengths, has_bias, bidirectional, outpu
 
 def undifferentiated(differentiable: bool = False):
     """Inside, an operator goes straight to its implementation: the dispatcher's way through autograd takes 40 microseconds."""
-    return nullcontext() if differentiable or torch.compiler.is_compiling() else torch._C._AutoDispatchBelowAutograd()
-
-
-def _without_autocast(device: str):
-    """Inside, the matrix products of an implementation keep its tensors' dtype."""
-    guard = ExitStack()
-    guard.enter_context(torch.autocast(device, enabled=False))
-    key = getattr(torch._C.DispatchKey, f"Autocast{device.upper()}")
-    guard.enter_context(torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(key)))
-    return guard
+    return nullcontext() if differentiable or torch.compiler.is_compiling() else private.below_autograd()
 
 
 def autocasting(device: str) -> bool:
@@ -148,10 +133,12 @@ def autocast(tensor: Tensor) -> Tensor:
     return tensor if tensor.dtype == torch.float64 else tensor.to(torch.get_autocast_dtype(tensor.device.type))
 
 
+# torch.library.register_autocast casts to one dtype, named once and for all; here it is the one that autocast has at the call. Where autocast
+# is disabled its implementations are not called, and the matrix products of ours keep their tensors' dtype.
 def _autocast_layer(device: str):
     def layer(cell, x, weights, hx, *options):
         x, *tensors = (autocast(tensor) for tensor in (x, *weights, *hx))
-        with _without_autocast(device):
+        with torch.autocast(device, enabled=False):
             return torch.ops.sstkern.layer(cell, x, tensors[: len(weights)], tensors[len(weights) :], *options)
 
     return layer
@@ -159,7 +146,7 @@ def _autocast_layer(device: str):
 
 def _autocast_backward(device: str):
     def layer_backward(*arguments):
-        with _without_autocast(device):
+        with torch.autocast(device, enabled=False):
             return torch.ops.sstkern.layer_backward(*arguments)
 
     return layer_backward

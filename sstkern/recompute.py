@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sstkern import autograd, engines, operators
 from sstkern.cells import Cell
-from sstkern.lengths import check_values
+from sstkern.lengths import check_later, check_values
 
 SHORTEST = 16  # steps of a chunk: a call of the operator takes about 50 us however short it is
 
@@ -43,7 +43,7 @@ def _check(lengths: Tensor, steps: int) -> None:
     if lengths.device.type == "cpu":
         check_values(lengths, steps)
     else:
-        torch._assert_async(((lengths >= 0) & (lengths <= steps)).all(), f"sstkern: lengths have to be from 0 to {steps}")
+        check_later(lengths, steps)
 
 
 class _Call(NamedTuple):

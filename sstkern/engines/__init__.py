@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from sstkern import private
 from sstkern.cells import Cell
 from sstkern.engines import cpu
 
@@ -112,22 +113,14 @@ def _obstacle(cell: Cell, x: Tensor, others: Sequence[Tensor], engine: str | Non
 
 def in_forward_mode(tensors: Sequence[Tensor]) -> bool:
     """Whether there may be tangents, which a fused engine would lose in silence."""
-    if torch._C._are_functorch_transforms_active():
-        return _has_forward_mode()
-    return forward_ad._current_level >= 0 and any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors)
-
-
-@torch.compiler.assume_constant_result
-def _has_forward_mode() -> bool:
-    return any(interpreter.key() not in _REVERSE for interpreter in torch._C._functorch.get_interpreter_stack())
+    if private.transforms_active():
+        return private.forward_transform_active()
+    return private.in_dual_level() and any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors)
 
 
 def transformed(tensors: Sequence[Tensor]) -> bool:
     """Whether any of torch.func's transforms, or forward mode, sees what is computed from the tensors."""
-    return torch._C._are_functorch_transforms_active() or in_forward_mode(tensors)
-
-
-_REVERSE = (torch._C._functorch.TransformType.Grad, torch._C._functorch.TransformType.Vmap)
+    return private.transforms_active() or in_forward_mode(tensors)
 
 
 @cache
