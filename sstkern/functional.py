@@ -171,7 +171,7 @@ def _layer(cell: Cell, x: Tensor, weights: list[Tensor], hx: list[Tensor], lengt
     if engines.choose(cell, x, (*weights, *hx)) == "reference":
         run = reference.layer
     elif private.transforms_active():
-        run = transforms.layer
+        run = _transformed_layer()
     elif options.recompute and _recomputes((x, *weights, *hx)):
         run = recompute.layer
     if run is None:
@@ -182,6 +182,14 @@ def _layer(cell: Cell, x: Tensor, weights: list[Tensor], hx: list[Tensor], lengt
     x, *tensors = (operators.autocast(tensor) for tensor in (x, *weights, *hx))
     with torch.autocast(x.device.type, enabled=False):
         return run(cell, x, tensors[: len(weights)], tensors[len(weights) :], lengths, options.bias, options.bidirectional)
+
+
+def _transformed_layer():
+    if not torch.compiler.is_dynamo_compiling():
+        return transforms.layer
+    from sstkern import traced  # here: it imports the compiler
+
+    return traced.layer
 
 
 def _to_onnx(x: Tensor) -> bool:

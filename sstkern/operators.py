@@ -133,8 +133,8 @@ def autocast(tensor: Tensor) -> Tensor:
     return tensor if tensor.dtype == torch.float64 else tensor.to(torch.get_autocast_dtype(tensor.device.type))
 
 
-# torch.library.register_autocast casts to one dtype, named once and for all; here it is the one that autocast has at the call. Where autocast
-# is disabled its implementations are not called, and the matrix products of ours keep their tensors' dtype.
+# torch.library.register_autocast casts to one dtype, named once and for all; here it is the one that autocast has at the call. Where
+# autocast is disabled its implementations are not called, and the matrix products of ours keep their tensors' dtype.
 def _autocast_layer(device: str):
     def layer(cell, x, weights, hx, *options):
         x, *tensors = (autocast(tensor) for tensor in (x, *weights, *hx))

@@ -39,14 +39,7 @@ def layer(
     cell: Cell, x: Tensor, weights: Sequence[Tensor], hx: Sequence[Tensor], lengths: Tensor | None, has_bias: bool, bidirectional: bool
 ) -> tuple[Tensor, list[Tensor]]:
     """As `autograd.layer`, within transforms."""
-    return _as_traced(cell.name, x, list(weights), list(hx), lengths, has_bias, bidirectional)
-
-
-@torch.compiler.allow_in_graph  # what torch.compile traces is then what the functions below do, the operators
-def _as_traced(
-    cell: str, x: Tensor, weights: list[Tensor], hx: list[Tensor], lengths: Tensor | None, has_bias: bool, bidirectional: bool
-) -> tuple[Tensor, list[Tensor]]:
-    output, *hx_n = _Layer.apply(_Call(cell, has_bias, bidirectional, len(weights)), lengths, x, *weights, *hx)
+    output, *hx_n = _Layer.apply(_Call(cell.name, has_bias, bidirectional, len(weights)), lengths, x, *weights, *hx)
     return output, hx_n
 
 

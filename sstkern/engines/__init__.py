@@ -128,7 +128,7 @@ def _warn_once(problem: str) -> None:
     warnings.warn(f"sstkern runs on its slow reference engine: {problem}", UserWarning, stacklevel=2)
 
 
-@torch.compiler.assume_constant_result
+@private.constant
 def interpreting() -> bool:
     """Whether TRITON_INTERPRET=1 has Triton's interpreter run the GPU engine's kernels, very slowly, on CPU tensors."""
     return _INTERPRETING
@@ -141,7 +141,7 @@ def _no_problem() -> None:
     return None
 
 
-@torch.compiler.assume_constant_result
+@private.constant
 def triton_problem() -> str | None:
     """None where the GPU engine can run, or why it cannot."""
     if importlib.util.find_spec("triton") is None:
@@ -151,7 +151,7 @@ def triton_problem() -> str | None:
     return None
 
 
-@torch.compiler.assume_constant_result
+@private.constant
 def extension_problem() -> str | None:
     """None where the C++ extension is loaded, or why there is none and how to get it."""
     return "TRITON_INTERPRET has the GPU engine's kernels run on CPU tensors instead" if interpreting() else cpu.load()
