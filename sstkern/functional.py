@@ -8,11 +8,10 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import is_fake
 from torch.nn.functional import dropout as drop
 from torch.nn.utils.rnn import PackedSequence
 
-from sstkern import engines, operators, recompute, transforms
+from sstkern import autograd, engines, operators, private, recompute, transforms
 from sstkern.cells import CELLS, Cell
 from sstkern.engines import reference
 from sstkern.lengths import Lengths, Padded, to_padded
@@ -171,12 +170,12 @@ def _layer(cell: Cell, x: Tensor, weights: list[Tensor], hx: list[Tensor], lengt
     run = None
     if engines.choose(cell, x, (*weights, *hx)) == "reference":
         run = reference.layer
-    elif torch._C._are_functorch_transforms_active():
-        run = transforms.layer
+    elif private.transforms_active():
+        run = _transformed_layer()
     elif options.recompute and _recomputes((x, *weights, *hx)):
         run = recompute.layer
     if run is None:
-        return operators.layer(cell.name, x, weights, hx, lengths, options.bias, options.bidirectional)
+        return autograd.layer(cell.name, x, weights, hx, lengths, options.bias, options.bidirectional)
     if not operators.autocasting(x.device.type):
         return run(cell, x, weights, hx, lengths, options.bias, options.bidirectional)
     # The operator does this by itself.
@@ -185,9 +184,17 @@ def _layer(cell: Cell, x: Tensor, weights: list[Tensor], hx: list[Tensor], lengt
         return run(cell, x, tensors[: len(weights)], tensors[len(weights) :], lengths, options.bias, options.bidirectional)
 
 
+def _transformed_layer():
+    if not torch.compiler.is_dynamo_compiling():
+        return transforms.layer
+    from sstkern import traced  # here: it imports the compiler
+
+    return traced.layer
+
+
 def _to_onnx(x: Tensor) -> bool:
     """Whether torch.onnx.export traces this call, not one in another thread."""
-    return torch.onnx.is_in_onnx_export() and (torch.compiler.is_dynamo_compiling() or is_fake(x))
+    return torch.onnx.is_in_onnx_export() and (torch.compiler.is_dynamo_compiling() or private.is_fake(x))
 
 
 def _recomputes(tensors: Sequence[Tensor]) -> bool:

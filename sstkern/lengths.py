@@ -5,8 +5,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import is_fake
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+
+from sstkern import private
 
 Lengths = Tensor | Sequence[int]
 
@@ -52,20 +53,20 @@ def to_padded(input: Tensor | PackedSequence, lengths: Lengths | None, batch_fir
 def check_values(lengths: Tensor, steps: int) -> None:
     """Raises ValueError, in a compiled graph RuntimeError, unless every length is from 0 to `steps`; on the meta device none is known."""
     if torch.compiler.is_dynamo_compiling():
-        return _check_in_graph(lengths, steps)
-    while torch._C._functorch.is_functorch_wrapped_tensor(lengths):  # within vmap: those of all samples
-        lengths = torch._C._functorch.get_unwrapped(lengths)
+        return check_later(lengths, steps)
+    lengths = private.without_transforms(lengths)  # within vmap: those of all samples
     if lengths.is_meta:
         return
-    if is_fake(lengths):
-        return _check_in_graph(lengths, steps)
+    if private.is_fake(lengths):
+        return check_later(lengths, steps)
     for b, length in enumerate(lengths.flatten().tolist()):
         if not 0 <= length <= steps:
             raise ValueError(f"lengths[{b}] is {length}; allowed are 0 to {steps}, the number of time steps")
 
 
-def _check_in_graph(lengths: Tensor, steps: int) -> None:
-    torch._assert_async(((lengths >= 0) & (lengths <= steps)).all(), f"sstkern: lengths have to be from 0 to {steps}")
+def check_later(lengths: Tensor, steps: int) -> None:
+    """The same without a look at the values: in a compiled graph, or on a GPU when it comes to it. RuntimeError there."""
+    private.assert_later(((lengths >= 0) & (lengths <= steps)).all(), f"sstkern: lengths have to be from 0 to {steps}")
 
 
 def _check(lengths: Lengths, x: Tensor) -> Tensor:
@@ -100,7 +101,7 @@ def _from_packed(packed: PackedSequence) -> Padded:
 def _from_nested(input: Any) -> Padded:  # a Tensor, whose annotations know nothing of nested ones
     if input.layout != torch.jagged:
         raise ValueError(f"input: expected a nested tensor of the layout torch.jagged, got {input.layout}")
-    if input.dim() != 3 or input._ragged_idx != 1 or input.lengths() is not None:
+    if input.dim() != 3 or private.ragged_dimension(input) != 1 or input.lengths() is not None:
         raise ValueError("input: expected a nested tensor (B, *, I) without gaps between its sequences; contiguous() closes them")
     values, offsets = input.values(), input.offsets()
     lengths = offsets.diff().long()

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch._higher_order_ops.scan import scan
 from torch.nn.functional import linear
 
+from sstkern import private
 from sstkern.cells import CELLS, Cell
 from sstkern.engines import reference
 from sstkern.weights import Weights, by_direction
@@ -29,7 +29,7 @@ def layer(
     has_bias: bool,
     bidirectional: bool,
 ) -> tuple[Tensor, list[Tensor]]:
-    """What `operators.layer` is while a model is exported to ONNX.
+    """What `autograd.layer` is while a model is exported to ONNX.
 
     That is one operator, with the lengths as its `sequence_lens`, or, for a cell that ONNX has not and for a projection, which its LSTM has
     not, a Scan of the cell's step.
@@ -56,7 +56,7 @@ def _scanned(cell: Cell, x: Tensor, w: Weights, states: list[Tensor], lengths: T
         return kept, torch.where(now, stepped[0], 0)
 
     valid = (torch.arange(x.size(0), device=x.device)[:, None] < lengths)[..., None]
-    return scan(step, states, [linear(x, w.weight_ih, w.bias_ih), valid], reverse=reverse)
+    return private.scan(step, states, [linear(x, w.weight_ih, w.bias_ih), valid], reverse=reverse)
 
 
 def _standard(

@@ -1,4 +1,4 @@
-"""The operators `sstkern::layer` and `sstkern::layer_backward`: schemas, fake shapes, autograd and autocast.
+"""The operators `sstkern::layer` and `sstkern::layer_backward`: schemas, fake shapes and autocast; `autograd` has their derivatives.
 
 One operator runs one recurrent layer, all its directions; `reference.layer` says what its arguments and results are. The schemas live
 here, and an engine only adds implementations: the C++ extension does so for CPU tensors, Triton kernels for a GPU's. Everything else, and a
@@ -6,13 +6,14 @@ machine without the extension, has the reference engine's.
 """
 
 from collections.abc import Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
 
+from sstkern import private
 from sstkern.cells import CELLS
-from sstkern.engines import FUSED_CELLS, FUSED_DTYPES, extension_problem, interpreting, reference, transformed, triton_problem
+from sstkern.engines import FUSED_CELLS, FUSED_DTYPES, extension_problem, interpreting, reference, triton_problem
 from sstkern.weights import by_direction
 
 _library = torch.library.Library("sstkern", "DEF")
@@ -42,18 +43,11 @@ def _reference_backward(cell, x, weights, hx, lengths, has_bias, bidirectional, 
     if groups is not None:
         raise NotImplementedError("sstkern::layer_backward: the reference engine has no groups; torch.func.vmap does the same there")
     inputs = [tensor.detach().requires_grad_() for tensor in (x, *weights, *hx)]
-    with torch.enable_grad(), _autograd_again():
+    with torch.enable_grad(), private.autograd_again():
         results = flat_reference(cell, inputs, len(weights), lengths, has_bias, bidirectional)
     grads = [torch.zeros_like(output) if grad_output is None else grad_output, *grad_hx]
     wanted = [tensor for tensor, need in zip(inputs, needs, strict=True) if need]
     return list(torch.autograd.grad(results, wanted, grads, materialize_grads=True))
-
-
-def _autograd_again():
-    """The dispatcher excludes autograd while an operator's implementation runs; this one differentiates inside."""
-    autograd = torch._C.DispatchKeySet(torch._C.DispatchKey.AutogradFunctionality)
-    included, excluded = torch._C._dispatch_tls_local_include_set(), torch._C._dispatch_tls_local_exclude_set()
-    return torch._C._ForceDispatchKeyGuard(included, excluded - autograd)
 
 
 def flat_reference(cell, inputs: Sequence[Tensor], weights: int, lengths, has_bias, bidirectional) -> list[Tensor]:
@@ -128,149 +122,9 @@ def _fake_backward(cell, x, weights, hx, lengths, has_bias, bidirectional, outpu
     return [x.new_empty(shape) for shape, need in zip(shapes, needs, strict=True) if need]
 
 
-def _setup_layer(ctx, inputs, output):
-    cell, x, weights, hx, lengths, has_bias, bidirectional, _ = inputs
-    result, _, saved = output
-    ctx.call = cell, has_bias, bidirectional
-    ctx.counts = len(weights), len(hx)
-    ctx.save_for_backward(x, *weights, *hx, lengths, result, *saved)
-    ctx.mark_non_differentiable(*saved)
-    ctx.set_materialize_grads(False)
-
-
-def _layer_gradient(ctx, grad_output, grad_hx, _grad_saved):
-    dx, dweights, dhx = _gradients(ctx, grad_output, grad_hx, [ctx.needs_input_grad[1], *ctx.needs_input_grad[2], *ctx.needs_input_grad[3]])
-    return None, dx, dweights, dhx, None, None, None, None
-
-
-def _gradients(ctx, grad_output, grad_hx, needs: list[bool]) -> tuple[Tensor | None, list[Tensor | None], list[Tensor | None]]:
-    (cell, has_bias, bidirectional), (weights, states) = ctx.call, ctx.counts
-    if grad_output is None and all(grad is None for grad in grad_hx):
-        # A second derivative comes by here, through `output`, an input of layer_backward; there is nothing to run.
-        return None, [None] * weights, [None] * states
-    x, *rest = ctx.saved_tensors
-    weights, hx, (lengths, output, *saved) = rest[:weights], rest[weights : weights + states], rest[weights + states :]
-    grad_hx = [torch.zeros_like(state) if grad is None else grad for state, grad in zip(hx, grad_hx, strict=True)]
-    if not torch.compiler.is_compiling() and transformed(grad_hx if grad_output is None else [grad_output, *grad_hx]):
-        from sstkern import transforms  # here: it is written in terms of this module
-
-        grads = [torch.zeros_like(output) if grad_output is None else grad_output, *grad_hx]
-        found = transforms.gradients(cell, x, weights, hx, lengths, has_bias, bidirectional, grads, needs)
-        return found[0], found[1 : 1 + len(weights)], found[1 + len(weights) :]
-    with undifferentiated(torch.is_grad_enabled()):
-        grads = iter(
-            torch.ops.sstkern.layer_backward(
-                cell, x, weights, hx, lengths, has_bias, bidirectional, output, saved, grad_output, grad_hx, needs, None
-            )
-        )
-    dx, *drest = [next(grads) if need else None for need in needs]
-    return dx, drest[: len(weights)], drest[len(weights) :]
-
-
-torch.library.register_autograd("sstkern::layer", _layer_gradient, setup_context=_setup_layer, lib=_library)
-
-
 def undifferentiated(differentiable: bool = False):
     """Inside, an operator goes straight to its implementation: the dispatcher's way through autograd takes 40 microseconds."""
-    return nullcontext() if differentiable or torch.compiler.is_compiling() else torch._C._AutoDispatchBelowAutograd()
-
-
-class _Layer(torch.autograd.Function):
-    """The gradient that `sstkern::layer` registers, for eager calls: through the dispatcher it takes four times as long."""
-
-    @staticmethod
-    def forward(ctx, call, weights: int, lengths, x, *tensors):
-        ctx.call, ctx.counts = call, (weights, len(tensors) - weights)
-        ctx.set_materialize_grads(False)
-        cell, *options = call
-        with undifferentiated():
-            output, hx_n, saved = torch.ops.sstkern.layer(cell, x, tensors[:weights], tensors[weights:], lengths, *options, True)
-        ctx.save_for_backward(x, *tensors, lengths, output, *saved)
-        return output, *hx_n
-
-    @staticmethod
-    def backward(ctx, grad_output, *grad_hx):
-        dx, dweights, dhx = _gradients(ctx, grad_output, grad_hx, list(ctx.needs_input_grad[3:]))
-        return None, None, None, dx, *dweights, *dhx
-
-
-def layer(
-    cell: str,
-    x: Tensor,
-    weights: Sequence[Tensor],
-    hx: Sequence[Tensor],
-    lengths: Tensor | None,
-    has_bias: bool,
-    bidirectional: bool,
-) -> tuple[Tensor, list[Tensor]]:
-    """The operator `sstkern::layer` as the modules call it, differentiable: output and final states.
-
-    torch.compile, torch.export and torch.jit.trace see the operator itself, as does autocast; torch.func's transforms see what is in
-    `transforms`.
-    """
-    differentiable = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, *weights, *hx))
-    if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch.is_autocast_enabled(x.device.type):
-        return torch.ops.sstkern.layer(cell, x, weights, hx, lengths, has_bias, bidirectional, differentiable)[:2]
-    if differentiable:
-        output, *hx_n = _Layer.apply((cell, has_bias, bidirectional), len(weights), lengths, x, *weights, *hx)
-        return output, hx_n
-    with undifferentiated():
-        return torch.ops.sstkern.layer(cell, x, weights, hx, lengths, has_bias, bidirectional, False)[:2]
-
-
-def _setup_backward(ctx, inputs, output):
-    cell, x, weights, hx, lengths, has_bias, bidirectional, result, saved, grad_output, grad_hx, needs, groups = inputs
-    if groups is not None:
-        raise NotImplementedError("sstkern::layer_backward: gradients of groups have no derivative")
-    ctx.call = cell, lengths, has_bias, bidirectional, needs, len(saved)
-    ctx.counts = len(weights), len(hx)
-    ctx.save_for_backward(result, grad_output, x, *weights, *hx, *grad_hx)
-
-
-def _backward_gradient(ctx, grads):
-    """Second derivatives, of any order: the reference engine's first derivative, differentiated."""
-    (cell, lengths, has_bias, bidirectional, needs, saved), (weights, states) = ctx.call, ctx.counts
-    output, given_grad_output, *tensors = ctx.saved_tensors
-    differentiable = torch.is_grad_enabled()
-    with torch.enable_grad(), torch.autocast(output.device.type, enabled=False):
-        # The caller's own tensors: what is recorded here may itself be differentiated.
-        aliases = [tensor.view_as(tensor) if tensor.requires_grad else tensor.detach().requires_grad_() for tensor in tensors]
-        inputs, grad_hx = aliases[: 1 + weights + states], aliases[1 + weights + states :]
-        grad_output = torch.zeros_like(output) if given_grad_output is None else given_grad_output
-        grad_output = grad_output.view_as(grad_output) if grad_output.requires_grad else grad_output.detach().requires_grad_()
-        results = flat_reference(cell, inputs, weights, lengths, has_bias, bidirectional)
-        wanted = [tensor for tensor, need in zip(inputs, needs, strict=True) if need]
-        first = torch.autograd.grad(results, wanted, [grad_output, *grad_hx], create_graph=True, materialize_grads=True)
-        second = torch.autograd.grad(first, [grad_output, *aliases], grads, create_graph=differentiable, allow_unused=True)
-    dgrad_output, dx, *rest = second
-    dweights, dhx, dgrad_hx = rest[:weights], rest[weights : weights + states], rest[weights + states :]
-    return (
-        None,
-        dx,
-        dweights,
-        dhx,
-        None,
-        None,
-        None,
-        None,
-        [None] * saved,
-        None if given_grad_output is None else dgrad_output,
-        dgrad_hx,
-        None,
-        None,
-    )
-
-
-torch.library.register_autograd("sstkern::layer_backward", _backward_gradient, setup_context=_setup_backward, lib=_library)
-
-
-def _without_autocast(device: str):
-    """Inside, the matrix products of an implementation keep its tensors' dtype."""
-    guard = ExitStack()
-    guard.enter_context(torch.autocast(device, enabled=False))
-    key = getattr(torch._C.DispatchKey, f"Autocast{device.upper()}")
-    guard.enter_context(torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(key)))
-    return guard
+    return nullcontext() if differentiable or torch.compiler.is_compiling() else private.below_autograd()
 
 
 def autocasting(device: str) -> bool:
@@ -283,10 +137,12 @@ def autocast(tensor: Tensor) -> Tensor:
     return tensor if tensor.dtype == torch.float64 else tensor.to(torch.get_autocast_dtype(tensor.device.type))
 
 
+# torch.library.register_autocast casts to one dtype, named once and for all; here it is the one that autocast has at the call. Where
+# autocast is disabled its implementations are not called, and the matrix products of ours keep their tensors' dtype.
 def _autocast_layer(device: str):
     def layer(cell, x, weights, hx, *options):
         x, *tensors = (autocast(tensor) for tensor in (x, *weights, *hx))
-        with _without_autocast(device):
+        with torch.autocast(device, enabled=False):
             return torch.ops.sstkern.layer(cell, x, tensors[: len(weights)], tensors[len(weights) :], *options)
 
     return layer
@@ -294,7 +150,7 @@ def _autocast_layer(device: str):
 
 def _autocast_backward(device: str):
     def layer_backward(*arguments):
-        with _without_autocast(device):
+        with torch.autocast(device, enabled=False):
             return torch.ops.sstkern.layer_backward(*arguments)
 
     return layer_backward

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from sstkern import engines, operators
+from sstkern import autograd, engines, operators
 from sstkern.cells import Cell
-from sstkern.lengths import check_values
+from sstkern.lengths import check_later, check_values
 
 SHORTEST = 16  # steps of a chunk: a call of the operator takes about 50 us however short it is
 
@@ -22,7 +22,7 @@ SHORTEST = 16  # steps of a chunk: a call of the operator takes about 50 us howe
 def layer(
     cell: Cell, x: Tensor, weights: Sequence[Tensor], hx: Sequence[Tensor], lengths: Tensor | None, has_bias: bool, bidirectional: bool
 ) -> tuple[Tensor, list[Tensor]]:
-    """As `operators.layer`, with the memory of a chunk."""
+    """As `autograd.layer`, with the memory of a chunk."""
     if lengths is not None:
         _check(lengths, x.size(0))  # no chunk can: its own are cut to its steps
     count = len(weights) // (2 if bidirectional else 1)
@@ -43,7 +43,7 @@ def _check(lengths: Tensor, steps: int) -> None:
     if lengths.device.type == "cpu":
         check_values(lengths, steps)
     else:
-        torch._assert_async(((lengths >= 0) & (lengths <= steps)).all(), f"sstkern: lengths have to be from 0 to {steps}")
+        check_later(lengths, steps)
 
 
 class _Call(NamedTuple):
@@ -175,7 +175,7 @@ def _differentiable(
         # Views: one of the caller's own tensors may have been computed from another, or be it, and its path is not this function's.
         x, *given = (tensor.view_as(tensor) for tensor in (x, *given))
         weights, states = given[: call.weights], given[call.weights :]
-        output, hx_n = operators.layer(call.cell, whole.of(x), weights, states, lengths, call.has_bias, False)
+        output, hx_n = autograd.layer(call.cell, whole.of(x), weights, states, lengths, call.has_bias, False)
         inputs = [tensor for tensor, need in zip([x, *given], needs, strict=True) if need]
         found = iter(torch.autograd.grad([whole.turned(output), *hx_n], inputs, grads, create_graph=again, materialize_grads=True))
     return [next(found) if need else None for need in needs]

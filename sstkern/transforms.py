@@ -38,15 +38,8 @@ class _Call:  # no NamedTuple: vmap would look for dimensions in it
 def layer(
     cell: Cell, x: Tensor, weights: Sequence[Tensor], hx: Sequence[Tensor], lengths: Tensor | None, has_bias: bool, bidirectional: bool
 ) -> tuple[Tensor, list[Tensor]]:
-    """As `operators.layer`, within transforms."""
-    return _as_traced(cell.name, x, list(weights), list(hx), lengths, has_bias, bidirectional)
-
-
-@torch.compiler.allow_in_graph  # what torch.compile traces is then what the functions below do, the operators
-def _as_traced(
-    cell: str, x: Tensor, weights: list[Tensor], hx: list[Tensor], lengths: Tensor | None, has_bias: bool, bidirectional: bool
-) -> tuple[Tensor, list[Tensor]]:
-    output, *hx_n = _Layer.apply(_Call(cell, has_bias, bidirectional, len(weights)), lengths, x, *weights, *hx)
+    """As `autograd.layer`, within transforms."""
+    output, *hx_n = _Layer.apply(_Call(cell.name, has_bias, bidirectional, len(weights)), lengths, x, *weights, *hx)
     return output, hx_n
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from sstkern import doctor, engines
+from sstkern.engines import cpu
 from sstkern.engines.triton import device
 from sstkern.engines.triton.launch import Card
 
@@ -15,9 +16,9 @@ from sstkern.engines.triton.launch import Card
 @pytest.fixture
 def look_again() -> Iterator[None]:
     """Makes the engines look for the extension anew, during the test and after it."""
-    engines._load_extension.cache_clear()
+    cpu.load.cache_clear()
     yield
-    engines._load_extension.cache_clear()
+    cpu.load.cache_clear()
 
 
 def test_a_complete_installation():
@@ -43,8 +44,8 @@ def test_a_gpu_s_schedules(monkeypatch: pytest.MonkeyPatch):
 @pytest.mark.parametrize(
     ("target", "name", "result", "message"),
     [
-        (engines.importlib.util, "find_spec", None, "its C++ extension is not built; build it with 'pip install"),
-        (engines, "_built_for", "1.0.0", f"built for torch 1.0.0, and this is torch {torch.__version__}; build it again with 'pip install"),
+        (cpu.importlib.util, "find_spec", None, "its C++ extension is not built; build it with 'pip install"),
+        (cpu, "_built_for", "1.0.0", f"built for torch 1.0.0, and this is torch {torch.__version__}; build it again with 'pip install"),
     ],
     ids=["not built", "built for another torch"],
 )

@@ -11,7 +11,7 @@ from torch.autograd import gradcheck, gradgradcheck
 from torch.library import opcheck
 
 import sstkern
-from sstkern import operators
+from sstkern import autograd
 from sstkern.cells import CELLS
 from sstkern.engines import interpreting
 
@@ -65,7 +65,7 @@ class Call:
         return self.cell, x, rest[:count], rest[count:], self.lengths, self.bias, self.bidirectional
 
     def run(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        output, hx_n = operators.layer(*self.arguments(inputs or None))
+        output, hx_n = autograd.layer(*self.arguments(inputs or None))
         return output, *hx_n
 
     def run_operator(self) -> tuple[Tensor, ...]:

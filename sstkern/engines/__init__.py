@@ -1,20 +1,20 @@
 """Which engine runs a call: `cpu`, the C++ extension, `triton`, GPU kernels, or `reference`, plain PyTorch; and how to force one."""
 
 import importlib.util
-import json
 import os
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
-from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from sstkern import private
 from sstkern.cells import Cell
+from sstkern.engines import cpu
 
 ENGINES = ("reference", "cpu", "triton")
 """The last two are fused."""
@@ -113,22 +113,14 @@ def _obstacle(cell: Cell, x: Tensor, others: Sequence[Tensor], engine: str | Non
 
 def in_forward_mode(tensors: Sequence[Tensor]) -> bool:
     """Whether there may be tangents, which a fused engine would lose in silence."""
-    if torch._C._are_functorch_transforms_active():
-        return _has_forward_mode()
-    return forward_ad._current_level >= 0 and any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors)
-
-
-@torch.compiler.assume_constant_result
-def _has_forward_mode() -> bool:
-    return any(interpreter.key() not in _REVERSE for interpreter in torch._C._functorch.get_interpreter_stack())
+    if private.transforms_active():
+        return private.forward_transform_active()
+    return private.in_dual_level() and any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors)
 
 
 def transformed(tensors: Sequence[Tensor]) -> bool:
     """Whether any of torch.func's transforms, or forward mode, sees what is computed from the tensors."""
-    return torch._C._are_functorch_transforms_active() or in_forward_mode(tensors)
-
-
-_REVERSE = (torch._C._functorch.TransformType.Grad, torch._C._functorch.TransformType.Vmap)
+    return private.transforms_active() or in_forward_mode(tensors)
 
 
 @cache
@@ -136,7 +128,7 @@ def _warn_once(problem: str) -> None:
     warnings.warn(f"sstkern runs on its slow reference engine: {problem}", UserWarning, stacklevel=2)
 
 
-@torch.compiler.assume_constant_result
+@private.constant
 def interpreting() -> bool:
     """Whether TRITON_INTERPRET=1 has Triton's interpreter run the GPU engine's kernels, very slowly, on CPU tensors."""
     return _INTERPRETING
@@ -149,7 +141,7 @@ def _no_problem() -> None:
     return None
 
 
-@torch.compiler.assume_constant_result
+@private.constant
 def triton_problem() -> str | None:
     """None where the GPU engine can run, or why it cannot."""
     if importlib.util.find_spec("triton") is None:
@@ -159,47 +151,27 @@ def triton_problem() -> str | None:
     return None
 
 
-@torch.compiler.assume_constant_result
+@private.constant
 def extension_problem() -> str | None:
     """None where the C++ extension is loaded, or why there is none and how to get it."""
-    return _load_extension()
-
-
-@cache
-def _load_extension() -> str | None:
-    if interpreting():
-        return "TRITON_INTERPRET has the GPU engine's kernels run on CPU tensors instead"
-    spec = importlib.util.find_spec("sstkern._cpu")
-    if spec is None or spec.origin is None:
-        source = Path(__file__).parents[2]
-        if (source / "setup.py").exists():
-            return (
-                f"its C++ extension is not built; build it with 'pip install --no-build-isolation --no-deps -e .' in {source}, "
-                "or, if sstkern is installed, start Python elsewhere"
-            )
-        return "its C++ extension is not built; build it with 'pip install --no-build-isolation sstkern' where torch is installed"
-    built_for = _built_for()
-    if built_for != torch.__version__:
-        return (
-            f"its C++ extension was built for torch {built_for}, and this is torch {torch.__version__}; "
-            "build it again with 'pip install --no-build-isolation --force-reinstall --no-deps sstkern'"
-        )
-    torch.ops.load_library(spec.origin)
-    return None
-
-
-def _built_for() -> str:
-    note = Path(__file__).parents[1] / "_build_info.json"
-    return json.loads(note.read_text())["torch"] if note.exists() else "of an unknown version"
+    return "TRITON_INTERPRET has the GPU engine's kernels run on CPU tensors instead" if interpreting() else cpu.load()
 
 
 def cpu_runs() -> dict[str, int]:
-    """What the C++ engine ran in this process: calls of `forward` and `backward`, and the `threads` that shared the latest one."""
+    """What the C++ engine ran in this process.
+
+    Keys: "forward" and "backward", its calls, one for each layer with all its directions, and "threads", how many shared the latest one.
+    Raises NotImplementedError where the extension is not loaded.
+    """
     return dict(zip(("forward", "backward", "threads"), torch.ops.sstkern.cpu_runs(), strict=True))
 
 
 def triton_runs() -> dict[str, int]:
-    """What the GPU engine ran in this process: calls of `forward` and `backward`, and launches of each schedule."""
+    """What the GPU engine ran in this process.
+
+    Keys: "forward" and "backward", its calls, one for each layer with all its directions, and "resident", "grid", "streamed" and
+    "stepwise", the launches of each schedule, of which "stepwise" has one for each time step. What has not run has no key.
+    """
     from sstkern.engines.triton import layer
 
     return dict(layer.runs)

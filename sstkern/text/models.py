@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import embedding_bag
 
-from sstkern import GRU, LSTM, RNN
+from sstkern.modules import GRU, LSTM, RNN
 from sstkern.text import PAD
 
 Cell = Literal["average", "rnn", "gru", "lstm"]

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 import sstkern
 from sstkern import engines
 from sstkern.cells import CELLS
+from sstkern.engines import cpu
 
 STEPS, BATCH, SIZE = 20, 16, 64  # enough work for two threads
 LAYER = dict(zip(("weight_ih", "weight_hh", "bias_ih", "bias_hh"), [(4 * SIZE, SIZE)] * 2 + [(4 * SIZE,)] * 2, strict=True))
@@ -36,7 +37,7 @@ def forget() -> Iterator[Callable[[], None]]:
     """Makes the engines look for the extension and warn anew, during the test and after it."""
 
     def clear() -> None:
-        engines._load_extension.cache_clear()
+        cpu.load.cache_clear()
         engines._warn_once.cache_clear()
 
     yield clear
@@ -45,13 +46,13 @@ def forget() -> Iterator[Callable[[], None]]:
 
 @pytest.fixture
 def no_extension(monkeypatch: pytest.MonkeyPatch, forget: Callable[[], None]) -> None:
-    monkeypatch.setattr(engines.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(cpu.importlib.util, "find_spec", lambda name: None)
     forget()
 
 
 @pytest.fixture
 def extension_of_another_torch(monkeypatch: pytest.MonkeyPatch, forget: Callable[[], None]) -> None:
-    monkeypatch.setattr(engines, "_built_for", lambda: "1.0.0")
+    monkeypatch.setattr(cpu, "_built_for", lambda: "1.0.0")
     forget()
 
 
@@ -188,7 +189,7 @@ def test_without_the_extension(state: str, message: str, request: pytest.Fixture
 
 
 def test_a_build_without_a_note_is_not_trusted(monkeypatch: pytest.MonkeyPatch, forget: Callable[[], None], tmp_path):
-    monkeypatch.setattr(engines, "__file__", str(tmp_path / "engines" / "__init__.py"))
+    monkeypatch.setattr(cpu, "__file__", str(tmp_path / "engines" / "cpu.py"))
     forget()
     assert "built for torch of an unknown version" in engines.extension_problem()
 

@@ -13,7 +13,7 @@ from functools import cached_property, lru_cache
 import torch
 from torch import Tensor
 
-from sstkern.lengths import check_values
+from sstkern.lengths import check_later, check_values
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def _recent(lengths: tuple[int, ...], steps: int, device: torch.device, stream: 
 
 def of_device_lengths(lengths: Tensor, steps: int) -> Rows:
     """Without a look at the values: T * B rows, those that are no valid step last."""
-    torch._assert_async(((lengths >= 0) & (lengths <= steps)).all(), "sstkern: lengths have to be from 0 to the number of time steps")
+    check_later(lengths, steps)
     lengths = lengths.clamp(0, steps)  # no kernel leaves its memory before the assertion is reported
     count = steps * lengths.size(0)
     found = _rows(lengths, steps, count, lengths.device)

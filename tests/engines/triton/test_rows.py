@@ -56,5 +56,5 @@ def test_a_gather_takes_nothing_from_padding():
 def test_lengths_out_of_range(lengths):
     with pytest.raises(ValueError, match="allowed are 0 to 5"):
         rows.of_lengths(torch.tensor(lengths), STEPS, torch.device("cpu"))
-    with pytest.raises(RuntimeError, match="lengths have to be from 0 to the number of time steps"):
+    with pytest.raises(RuntimeError, match="lengths have to be from 0 to 5"):
         rows.of_device_lengths(torch.tensor(lengths), STEPS)
