@@ -350,12 +350,12 @@ def bench(
 ) -> None:
     """Time our layers on the CPU, beside torch.nn, ONNX Runtime and OpenVINO, which are left out where they are not installed."""
     from sstkern.bench import show
-    from sstkern.bench.cases import CELLS, DTYPES, LENGTHS, PHASES, SHAPES, parse_shape
+    from sstkern.bench.cases import DTYPES, LAYERS, LENGTHS, PHASES, SHAPES, parse_shape
 
     if threads is not None:
         torch.set_num_threads(threads)
     threads = torch.get_num_threads()
-    cells = [name.upper() for name in _values(cell)] or CELLS
+    cells = [name.upper() for name in _values(cell)] or list(LAYERS)
     phases, kinds, dtypes = _values(phase) or PHASES, _values(lengths) or LENGTHS, _values(dtype) or DTYPES
     shapes = [parse_shape(text) for text in shape or ()] or SHAPES
     if growth and (memory or shape):

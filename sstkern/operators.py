@@ -105,13 +105,17 @@ def _fake_saved(cell, x, weights, has_bias, bidirectional, output) -> list[Tenso
     return []
 
 
+_CPU_SAVES = {"lstm": 1, "gru": 1, "rnn_tanh": 0, "rnn_relu": 0}
+"""How many (B, H) of a time step the C++ engine keeps beside the gates."""
+
+
 def _fake_cpu_saved(cell, x, layers, output) -> list[Tensor]:
     dtype = x.dtype if x.dtype == torch.float64 else torch.float32
     saved = []
     for layer in layers:
         rows, gates = x.size(0) * x.size(1), layer.weight_hh.size(0)
-        hidden_size = gates // CELLS[cell].gates
-        widths = [gates, len(CELLS[cell].saves) * hidden_size] + [hidden_size] * (layer.weight_hr is not None)
+        hidden_size = gates // len(CELLS[cell].gates)
+        widths = [gates, _CPU_SAVES[cell] * hidden_size] + [hidden_size] * (layer.weight_hr is not None)
         saved += [x.new_empty(rows, width, dtype=dtype) for width in widths]
     return saved if dtype == x.dtype else [*saved, output.new_empty(output.shape, dtype=dtype)]
 

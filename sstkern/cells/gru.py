@@ -13,4 +13,4 @@ def step(gates_x: Tensor, gates_h: Tensor, states: States, parameters: Parameter
     return (n + z * (states[0] - n),)
 
 
-GRU = Cell(name="gru", gates=3, states=("h",), saves=("h_n",), step=step)
+GRU = Cell(name="gru", gates=("r", "z", "n"), states=("h",), step=step, torch_mode="GRU")

@@ -12,7 +12,7 @@ def _cell(name: str, nonlinearity: Callable[[Tensor], Tensor]) -> Cell:
     def step(gates_x: Tensor, gates_h: Tensor, states: States, parameters: Parameters) -> States:
         return (nonlinearity(gates_x + gates_h),)
 
-    return Cell(name=name, gates=1, states=("h",), saves=(), step=step)
+    return Cell(name=name, gates=("h",), states=("h",), step=step, torch_mode=name.upper())
 
 
 RNN_TANH = _cell("rnn_tanh", torch.tanh)

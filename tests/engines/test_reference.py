@@ -4,7 +4,7 @@ from hypothesis import strategies as st
 from layers import KINDS, as_hx, assert_close, flat, gradients, only, pair, states_of, torch_with_lengths
 from torch import Tensor, nn
 
-from sstkern.cells import CELLS, Cell
+from sstkern.cells import CELLS, Cell, Weight
 from sstkern.engines import reference
 
 
@@ -34,17 +34,11 @@ def test_equals_torch_on_random_configurations(kind, sizes, bias, bidirectional,
 
 
 def _layer_normalised_step(gates_x: Tensor, gates_h: Tensor, states, parameters) -> tuple[Tensor]:
-    return (torch.tanh(gates_x + gates_h),)
-
-
-def _normalise(gates_h: Tensor, parameters) -> Tensor:
     (gain,) = parameters
-    return nn.functional.layer_norm(gates_h, gates_h.shape[-1:], gain)
+    return (torch.tanh(gates_x + nn.functional.layer_norm(gates_h, gates_h.shape[-1:], gain)),)
 
 
-LAYER_NORMALISED = Cell(
-    "normalised", gates=1, states=("h",), saves=(), step=_layer_normalised_step, parameters=("gain",), reduce=_normalise
-)
+LAYER_NORMALISED = Cell("normalised", gates=("h",), states=("h",), step=_layer_normalised_step, parameters=(Weight("gain", ("H",)),))
 
 
 def test_a_cell_may_normalise_across_hidden_units_with_a_parameter_of_its_own():

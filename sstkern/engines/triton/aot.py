@@ -218,7 +218,7 @@ def _schedules(target: Target, kernel: str, cell: str, dtype: str, tf32: bool, h
     precision = _device(target, tf32).precision(numbers)
     launches: dict[tuple[launch.Launch, bool], tuple[str, int]] = {}
     for batch in BATCHES:
-        asked = launch.Layer(numbers, precision, CELLS[cell].gates, batch, hidden_size)
+        asked = launch.Layer(numbers, precision, len(CELLS[cell].gates), batch, hidden_size)
         picks = [launch.choose(target.card, replace(asked, projects=projects), kernel == "backward") for projects in (False, True)]
         for schedule in launch.SCHEDULES:
             try:
@@ -247,7 +247,7 @@ def _launched(configuration: Configuration) -> _Launched:
         return torch.empty(shape, dtype=dtype, device="meta")
 
     x = empty(1, c.batch, c.hidden_size)
-    gates = cell.gates * c.hidden_size
+    gates = len(cell.gates) * c.hidden_size
     weights = [empty(gates, c.hidden_size), empty(gates, c.hidden_size), empty(gates), empty(gates)]
     hx = [empty(1, c.batch, c.hidden_size) for _ in cell.states]
     arguments = (c.cell, x, weights, hx, torch.ones(c.batch, dtype=torch.int64), True, False)

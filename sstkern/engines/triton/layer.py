@@ -107,7 +107,7 @@ def backward(
 def saved_shapes(cell: str, x: Tensor, weights: Sequence[Tensor], has_bias: bool, bidirectional: bool) -> list[tuple[int, ...]]:
     """What the step saves, (D, T * B, saves * H), the first rows of it filled; with a projection also the h before it, (T, B, D * H)."""
     directions = by_direction(CELLS[cell], weights, has_bias, bidirectional)
-    steps, batch, hidden_size = x.size(0), x.size(1), directions[0].weight_hh.size(0) // CELLS[cell].gates
+    steps, batch, hidden_size = x.size(0), x.size(1), directions[0].weight_hh.size(0) // len(CELLS[cell].gates)
     shapes = [(len(directions), steps * batch, KERNELS[cell].saves * hidden_size)]
     return shapes if directions[0].weight_hr is None else [*shapes, (steps, batch, len(directions) * hidden_size)]
 
@@ -129,7 +129,7 @@ class _Call:
         self.x, self.hx = x, [state.contiguous() for state in hx]
         self.weights = by_direction(self.cell, weights, has_bias, bidirectional)
         self.T, self.B, self.I = x.shape
-        self.D, self.G, self.S = len(self.weights), self.cell.gates, len(self.cell.states)
+        self.D, self.G, self.S = len(self.weights), len(self.cell.gates), len(self.cell.states)
         self.H, self.P = self.weights[0].weight_hh.size(0) // self.G, self.weights[0].output_size
         self.projects = self.weights[0].weight_hr is not None
         _check(self, has_bias)

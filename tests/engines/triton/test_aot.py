@@ -55,7 +55,7 @@ def test_the_largest_kernels_for_hopper_keep_every_bar(hopper):
         asked = launch.Layer(
             getattr(torch, c.dtype),
             row.sizes["PRECISION"],
-            CELLS[c.cell].gates,
+            len(CELLS[c.cell].gates),
             c.batch,
             c.hidden_size,
             projects=c.schedule == "stepwise",  # what has a projection is all that runs so on Hopper
