@@ -21,11 +21,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parents[1]))  # the checkout need not be installed
+
 from gpu_workers import Workers
+
+from sstkern.cells import CELLS
 
 SCHEDULES = ("resident", "grid", "streamed", "stepwise")
 EXCHANGING = ("grid", "streamed")
-TIMED = {"lstm": "LSTM", "gru": "GRU", "rnn_tanh": "RNN"}
+TIMED = {name: CELLS[name].torch_class for name in ("lstm", "gru", "rnn_tanh")}
 PHASES = ("forward", "forward_backward")
 _SHOWN = 20  # failures, before the table; the report has all
 _SAME_MACHINE = ("device", "torch", "triton", "cudnn")
@@ -51,8 +55,9 @@ def full_plan() -> Plan:
         sizes = {"sizes": [32, width], "odd_sizes": [13, width - 5]}
         return _job("check", cell=cell, schedule=schedule, dtype=dtype, batch=70, steps=20, **sizes)
 
-    cells = ("lstm", "gru", "rnn_tanh", "rnn_relu")
-    layers = [(cell, schedule) for cell in cells for schedule in SCHEDULES] + [("lstm_projected", "stepwise")]
+    cells = [name for name, cell in CELLS.items() if cell.torch_class]
+    layers = [(cell, schedule) for cell in cells for schedule in SCHEDULES]
+    layers += [(f"{cell}_projected", "stepwise") for cell in cells if CELLS[cell].projects]
     checks = [check(*layer, "bfloat16") for layer in layers]
     for schedule in SCHEDULES:
         for cell in cells:

@@ -25,15 +25,9 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 import sstkern
+from sstkern.cells import CELLS, Cell
 from sstkern.engines import interpreting, triton_runs
 
-CELLS = {
-    "lstm": ("LSTM", {}),
-    "lstm_projected": ("LSTM", {}),
-    "gru": ("GRU", {}),
-    "rnn_tanh": ("RNN", {}),
-    "rnn_relu": ("RNN", {"nonlinearity": "relu"}),
-}
 DTYPES = {
     "float64": torch.float64,
     "float32": torch.float32,
@@ -46,6 +40,8 @@ BOUNDS = {"float64": 1e-12, "float32": 1e-5, "tf32": 3e-3, "float16": 1e-2, "bfl
 RELU_BOUND = 5e-2
 """The same of a relu's gradients where numbers are rounded: those of an argument near 0 come or go whole."""
 BLOCK_SECONDS = 0.03
+PROJECTED = "_projected"
+"""What the name of a cell with a projection ends in."""
 
 
 def run(job: dict) -> dict:
@@ -214,7 +210,7 @@ def gradients(cell: str, schedule: str, steps: int, hidden_size: int) -> dict:
     """torch.autograd.gradcheck through the float64 kernels: x, the first states and every weight, both directions, one empty sequence."""
     layer, _, _ = _layers(cell, "float64", 3, hidden_size)
     names, weights = zip(*layer.named_parameters(), strict=True)
-    states = [torch.randn(2, 3, hidden_size, dtype=torch.float64, device=DEVICE.place, requires_grad=True) for _ in _states(layer)]
+    states = [torch.randn(2, 3, hidden_size, dtype=torch.float64, device=DEVICE.place, requires_grad=True) for _ in _cell(layer).states]
     x = torch.randn(steps, 3, 3, dtype=torch.float64, device=DEVICE.place, requires_grad=True)
 
     def results(x: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
@@ -350,9 +346,9 @@ def _only(schedule: str):
 
 def _layers(cell: str, dtype: str, input_size: int, hidden_size: int, bidirectional: bool = True) -> tuple[nn.Module, nn.Module, nn.Module]:
     """Ours, torch.nn's, and ours in float64, with the same weights."""
-    name, more = CELLS[cell]
-    options = {"bidirectional": bidirectional, "device": DEVICE.place} | more
-    if cell == "lstm_projected":
+    plain = CELLS[cell.removesuffix(PROJECTED)]
+    name, options = plain.torch_class, {"bidirectional": bidirectional, "device": DEVICE.place} | plain.torch_options
+    if cell.endswith(PROJECTED):
         options["proj_size"] = (hidden_size + 1) // 2
     ours = getattr(sstkern, name)(input_size, hidden_size, dtype=DTYPES[dtype], **options)
     theirs = getattr(nn, name)(input_size, hidden_size, dtype=DTYPES[dtype], **options)
@@ -362,8 +358,8 @@ def _layers(cell: str, dtype: str, input_size: int, hidden_size: int, bidirectio
     return ours, theirs, exact
 
 
-def _states(layer: nn.RNNBase) -> tuple[str, ...]:
-    return ("h", "c") if layer.mode == "LSTM" else ("h",)
+def _cell(layer: nn.RNNBase) -> Cell:
+    return next(cell for cell in CELLS.values() if cell.torch_mode == layer.mode)
 
 
 def _as_hx(states: tuple[Tensor, ...]) -> Tensor | tuple[Tensor, ...]:
@@ -395,15 +391,15 @@ def _results(layer: nn.RNNBase, x: Tensor, lengths: Tensor | None) -> dict[str, 
     def random_like(shape: tuple[int, ...]) -> Tensor:
         return torch.randn(shape, generator=generator, dtype=torch.float64).to(x.device, x.dtype)
 
-    rows, batch = 1 + layer.bidirectional, x.size(1)
-    shapes = [(rows, batch, layer.proj_size or layer.hidden_size), (rows, batch, layer.hidden_size)]
-    hx = tuple(random_like(shape).requires_grad_() for _, shape in zip(_states(layer), shapes, strict=False))
+    rows, batch, cell = 1 + layer.bidirectional, x.size(1), _cell(layer)
+    sizes = cell.state_sizes(layer.hidden_size, layer.proj_size or layer.hidden_size)
+    hx = tuple(random_like((rows, batch, size)).requires_grad_() for size in sizes)
     x = x.detach().requires_grad_()
     output, hx_n = _apply(layer, x, _as_hx(hx), lengths)
     results = [output, *hx_n]
-    inputs = {"x": x} | dict(zip(_states(layer), hx, strict=True)) | dict(layer.named_parameters())
+    inputs = {"x": x} | dict(zip(cell.states, hx, strict=True)) | dict(layer.named_parameters())
     grads = torch.autograd.grad(results, list(inputs.values()), [random_like(tuple(result.shape)) for result in results])
-    named = dict(zip(("output", "h_n", "c_n"), results, strict=False))
+    named = dict(zip(("output", *(f"{state}_n" for state in cell.states)), results, strict=True))
     return {name: value.detach() for name, value in (named | {f"d{n}": g for n, g in zip(inputs, grads, strict=True)}).items()}
 
 

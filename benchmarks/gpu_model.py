@@ -31,7 +31,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # the checkout need not be i
 
 import torch
 
+from sstkern.cells import CELLS
 from sstkern.engines.triton import launch
+from sstkern.engines.triton.cells import kernels
 from sstkern.engines.triton.launch import Card, Launch
 from sstkern.engines.triton.layer import part_dtype
 
@@ -60,21 +62,13 @@ OUTSIDE = TENSOR | {"tf32": 60e12, "float32": 60e12}
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "tf32": torch.float32, "float32": torch.float32, "float64": torch.float64}
 
 
-@dataclass(frozen=True)
-class Cell:
-    gates: int
-    states: int
-    saves: int
-    two_gradients: bool
-    instructions: dict[str, int]
-    """That a lane issues for one hidden unit of one row: the time loop of the resident kernels, as compiled for sm_90 by Triton 3.9."""
-
-
-CELLS = {
-    "lstm": Cell(4, 2, 5, False, {"forward": 170, "backward": 290}),
-    "gru": Cell(3, 1, 4, True, {"forward": 110, "backward": 200}),
-    "rnn_tanh": Cell(1, 1, 1, False, {"forward": 50, "backward": 45}),
+INSTRUCTIONS = {
+    "lstm": {"forward": 170, "backward": 290},
+    "gru": {"forward": 110, "backward": 200},
+    "rnn_tanh": {"forward": 50, "backward": 45},
 }
+"""That a lane issues for one hidden unit of one row, of the cells that are modelled: the time loop of the resident kernels, as compiled for
+sm_90 by Triton 3.9."""
 
 # Words in the sentences of SST-2's validation set: the shortest, the deciles, the longest.
 _SST2_WORDS = (2, 9, 11, 14, 16, 19, 21, 24, 27, 32, 47)
@@ -106,16 +100,20 @@ class Layer:
         return self.batch * self.steps if self.lengths is None else sum(self.lengths)
 
     @property
+    def gates(self) -> int:
+        return len(CELLS[self.cell].gates)
+
+    @property
     def itemsize(self) -> int:
         return DTYPES[self.dtype].itemsize
 
     @property
     def weight_bytes(self) -> int:
-        return CELLS[self.cell].gates * self.hidden_size**2 * self.itemsize
+        return self.gates * self.hidden_size**2 * self.itemsize
 
     def launch(self, direction: str, schedule: str | None = None) -> Launch:
         precision = {"tf32": "tf32", "float32": "tf32x3"}.get(self.dtype, "ieee")
-        layer = launch.Layer(DTYPES[self.dtype], precision, CELLS[self.cell].gates, self.batch, self.hidden_size)
+        layer = launch.Layer(DTYPES[self.dtype], precision, self.gates, self.batch, self.hidden_size)
         return launch.choose(CARD, layer, direction == "backward", schedule)
 
 
@@ -194,9 +192,9 @@ def exchange(layer: Layer, plan: Launch, direction: str) -> Exchange:
 
 def _persistent(layer: Layer, plan: Launch, direction: str) -> dict[str, float]:
     """resident, grid, streamed: a step of all tasks that run at once. A program's product is (M, K) weights by (K, R) rows of the batch."""
-    cell, R, size = CELLS[layer.cell], plan.block_b, layer.itemsize
+    R, size = plan.block_b, layer.itemsize
     programs, tasks = plan.programs(layer.hidden_size), _tasks_at_once(layer, plan)
-    gate_rows, width = launch.power_of_two(cell.gates) * plan.block_h, plan.block_k * plan.chunks
+    gate_rows, width = launch.power_of_two(layer.gates) * plan.block_h, plan.block_k * plan.chunks
     M, K = (gate_rows, width) if direction == "forward" else (width, gate_rows)
     # The weights once; the other operand in, and out again for each of a tensor core instruction's 64 rows.
     shared = (M * K + K * R * (1 + max(1, M // 64))) * size
@@ -209,33 +207,34 @@ def _persistent(layer: Layer, plan: Launch, direction: str) -> dict[str, float]:
         "exchange": max(handed.program / L2_TO_PROGRAM, handed.launch / _cached(handed.memory)),
         "weights": max(streamed / programs / L2_TO_PROGRAM, tasks * streamed / _cached(layer.weight_bytes)),
         "product": max(2 * M * K * R / (TENSOR[layer.dtype] / CARD.multiprocessors), shared / SHARED),
-        "cell": plan.block_h * R * cell.instructions[direction] / ISSUE,
+        "cell": plan.block_h * R * INSTRUCTIONS[layer.cell][direction] / ISSUE,
     }
 
 
 def _stepwise(layer: Layer, direction: str) -> dict[str, float]:
     """A product of PyTorch's and a kernel, both of all rows."""
-    cell, B, H, real = CELLS[layer.cell], layer.batch, layer.hidden_size, max(4, layer.itemsize)
-    between = B * H * (cell.gates * real if direction == "forward" else real + cell.gates * layer.itemsize)
-    states = 2 * cell.states * B * H * real
+    B, H, real = layer.batch, layer.hidden_size, max(4, layer.itemsize)
+    between = B * H * (layer.gates * real if direction == "forward" else real + layer.gates * layer.itemsize)
+    states = 2 * len(CELLS[layer.cell].states) * B * H * real
     return {
         "memory": B * _row_bytes(layer, direction) / MEMORY,
         "launch": HOST_STEP,
         "wait": 2 * KERNEL,
         "exchange": (2 * between + states) / _cached(between + states),
         "weights": layer.weight_bytes / _cached(layer.weight_bytes),
-        "product": 2 * B * cell.gates * H * H / OUTSIDE[layer.dtype],
-        "cell": B * H * cell.instructions[direction] / (ISSUE * CARD.multiprocessors),
+        "product": 2 * B * layer.gates * H * H / OUTSIDE[layer.dtype],
+        "cell": B * H * INSTRUCTIONS[layer.cell][direction] / (ISSUE * CARD.multiprocessors),
     }
 
 
 def _row_bytes(layer: Layer, direction: str) -> int:
     """What one row of one step reads and writes in HBM, all units."""
-    cell, per_unit = CELLS[layer.cell], layer.hidden_size * layer.itemsize
+    cell, per_unit = kernels(layer.cell), layer.hidden_size * layer.itemsize
     if direction == "forward":
-        return (cell.gates + 1 + cell.saves) * per_unit  # gates_x; output, saved
-    gradients = cell.gates * (1 + cell.two_gradients)
-    return (cell.saves + 1 + (cell.states - 1) + 1 + gradients) * per_unit  # saved, h and c before, grad_output; dgates
+        return (layer.gates + 1 + cell.saves) * per_unit  # gates_x; output, saved
+    gradients = layer.gates * (2 - cell.same_gate_gradients)
+    before = len(CELLS[layer.cell].states)
+    return (cell.saves + before + 1 + gradients) * per_unit  # saved, the states before, grad_output; dgates
 
 
 def _cached(footprint: float) -> float:
@@ -244,7 +243,7 @@ def _cached(footprint: float) -> float:
 
 def _outside(layer: Layer, direction: str, rate: float) -> float:
     """The matrix products outside the loop: arithmetic or memory, each the slower of the two."""
-    N, H, gates, size = layer.rows, layer.hidden_size, CELLS[layer.cell].gates * layer.hidden_size, layer.itemsize
+    N, H, gates, size = layer.rows, layer.hidden_size, layer.gates * layer.hidden_size, layer.itemsize
     product = max(2 * N * H * gates / rate, (N * (H + gates) + gates * H) * size / MEMORY)
     return product if direction == "forward" else 3 * product
 
@@ -270,7 +269,7 @@ def predict_cudnn(layer: Layer, direction: str) -> float | None:
     """
     if cudnn_algorithm(layer, direction) != "standard":
         return None
-    rate, gates = TENSOR[layer.dtype], CELLS[layer.cell].gates * layer.hidden_size
+    rate, gates = TENSOR[layer.dtype], layer.gates * layer.hidden_size
     step = 2 * KERNEL + layer.weight_bytes / _cached(layer.weight_bytes)
     row = max(2 * gates * layer.hidden_size / rate, _row_bytes(layer, direction) / MEMORY)
     return layer.steps * step + layer.rows * row + _outside(layer, direction, rate)
@@ -321,7 +320,7 @@ def _positive(text: str) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cell", choices=CELLS, default="lstm")
+    parser.add_argument("--cell", choices=INSTRUCTIONS, default="lstm")
     parser.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="tf32 is float32 by default, float32 without TF32")
     parser.add_argument("--steps", type=_positive, default=512, help="time steps, at least 1 (default: 512)")
     parser.add_argument("--schedule", choices=launch.SCHEDULES, help="instead of the launch table's choice")

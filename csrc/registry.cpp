@@ -98,7 +98,7 @@ std::vector<int64_t> cpu_cell(std::string_view cell) {
   const CellKernels* const found = best<float>(all, cell, at::kFloat);
   if (!found) return {};
   const Kernels<float>& kernels = found->of_float;
-  return {kernels.shape.gates, kernels.states, kernels.parameters, kernels.saves};
+  return {kernels.shape.gates, kernels.states, kernels.parameters, kernels.saves, kernels.same_gate_gradients};
 }
 
 std::vector<std::string> load_cpu_cells(const std::string& path) {

@@ -21,7 +21,8 @@ struct Found {
 template <class T>
 Found<T> find_kernels(std::string_view cell, at::ScalarType given);
 
-// The numbers of gates, states beside h, parameters and saved values of a cell that find_kernels finds; none otherwise.
+// The numbers of gates, states beside h, parameters and saved values of a cell that find_kernels finds, and whether its gates' gradients
+// are the same; nothing otherwise.
 std::vector<int64_t> cpu_cell(std::string_view cell);
 
 // Registers the cells of a shared library (kernels/levels/end.h). Returns their names. Throws ValueError where the library cannot be

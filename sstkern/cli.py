@@ -12,8 +12,9 @@ from typing import Annotated, Any, Literal, TypeVar
 import torch
 
 import sstkern
+from sstkern.cells import CELLS
 from sstkern.doctor import version_or_advice
-from sstkern.engines import FUSED_CELLS, BackendError, interpreting, triton_problem
+from sstkern.engines import BackendError, interpreting, triton_problem
 from sstkern.text import of_transformer
 from sstkern.text.checkpoint import TrainingOptions, find, load_model, read_config
 from sstkern.text.glove import NAME
@@ -65,7 +66,7 @@ BenchCell = Enum("BenchCell", {name: name for name in ("lstm", "gru", "rnn")}, t
 Phase = Enum("Phase", {name: name for name in ("inference", "training")}, type=str)
 BenchLengths = Enum("BenchLengths", {name: name for name in ("full", "sst2")}, type=str)
 Dtype = Enum("Dtype", {name: name for name in ("float32", "bfloat16")}, type=str)
-CheckedCell = Enum("CheckedCell", {name: name for name in FUSED_CELLS}, type=str)
+CheckedCell = Enum("CheckedCell", {name: name for name in CELLS}, type=str)
 CheckedDtype = Enum("CheckedDtype", {name: name for name in ("float64", "float32", "bfloat16", "float16")}, type=str)
 Problem = Enum("Problem", {number: number for number in PROBLEMS}, type=str)
 
@@ -350,12 +351,12 @@ def bench(
 ) -> None:
     """Time our layers on the CPU, beside torch.nn, ONNX Runtime and OpenVINO, which are left out where they are not installed."""
     from sstkern.bench import show
-    from sstkern.bench.cases import CELLS, DTYPES, LENGTHS, PHASES, SHAPES, parse_shape
+    from sstkern.bench.cases import DTYPES, LAYERS, LENGTHS, PHASES, SHAPES, parse_shape
 
     if threads is not None:
         torch.set_num_threads(threads)
     threads = torch.get_num_threads()
-    cells = [name.upper() for name in _values(cell)] or CELLS
+    cells = [name.upper() for name in _values(cell)] or list(LAYERS)
     phases, kinds, dtypes = _values(phase) or PHASES, _values(lengths) or LENGTHS, _values(dtype) or DTYPES
     shapes = [parse_shape(text) for text in shape or ()] or SHAPES
     if growth and (memory or shape):

@@ -9,10 +9,12 @@ from torch.nn.modules.rnn import RNNCellBase
 from torch.nn.utils import parametrize
 
 from sstkern import modules
+from sstkern.cells import CELLS
 
 Module = TypeVar("Module", bound=nn.Module)
 
-_NAMES = ("LSTM", "GRU", "RNN", "LSTMCell", "GRUCell", "RNNCell")
+_LAYERS = tuple(dict.fromkeys(cell.torch_class for cell in CELLS.values() if cell.torch_class))
+_NAMES = (*_LAYERS, *(f"{name}Cell" for name in _LAYERS))
 _CLASSES = {
     "sstkern": {getattr(nn, name): getattr(modules, name) for name in _NAMES},
     "torch": {getattr(modules, name): getattr(nn, name) for name in _NAMES},
@@ -45,6 +47,8 @@ def convert(model: Module, to: Literal["sstkern", "torch"] = "sstkern") -> Modul
         kind = _converted(type(module), _CLASSES[to], parametrize.is_parametrized(module))
         if kind is not None:
             module.__class__ = kind
+            if to == "torch" and isinstance(module, nn.RNNBase):
+                module.flatten_parameters()  # as cuDNN wants them, which ours does not mind
         elif why := _obstacle(module, to):
             left.append(f"{name or 'the model itself'} ({why})")
     if left:

@@ -1,10 +1,10 @@
 """The layers and cells without parameters of their own.
 
-T time steps, B batch, I input_size, H hidden_size, P proj_size (H without a projection), L num_layers, D directions.
+T time steps, B batch, I input_size, H hidden_size, P proj_size (H without a projection), G the number of gates, L num_layers, D directions.
 """
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -50,6 +50,31 @@ def lstm(
     return output, (h_n, c_n)
 
 
+def layer(
+    cell: Cell,
+    input: Input,
+    weights: Sequence[Tensor],
+    hx: Any = None,
+    *,
+    lengths: Lengths | None = None,
+    bias: bool = True,
+    num_layers: int = 1,
+    dropout: float = 0.0,
+    training: bool = False,
+    bidirectional: bool = False,
+    batch_first: bool = False,
+    recompute: bool = False,
+) -> tuple[Input, Any]:
+    """A layer of any cell, on the reference engine where no other has the cell; arguments and errors as for `lstm`.
+
+    weights: for each layer and direction those that `cell.weights` names, in its order. hx and the states that are returned: a tuple,
+    or a tensor where the cell has one state; h (L * D, B, P), the others (L * D, B, H).
+    """
+    options = _Options(lengths, bias, num_layers, dropout if training else 0.0, bidirectional, batch_first, recompute)
+    output, hx_n = _run(cell, input, weights, as_states(cell, hx), options)
+    return output, as_hx(hx_n)
+
+
 class OneStateLayer(Protocol):
     """How `gru`, `rnn_tanh` and `rnn_relu` are called."""
 
@@ -71,29 +96,14 @@ class OneStateLayer(Protocol):
 
 
 def _one_state(cell: Cell, described: str, gates: str) -> OneStateLayer:
-    def layer(
-        input: Input,
-        weights: Sequence[Tensor],
-        hx: Tensor | None = None,
-        *,
-        lengths: Lengths | None = None,
-        bias: bool = True,
-        num_layers: int = 1,
-        dropout: float = 0.0,
-        training: bool = False,
-        bidirectional: bool = False,
-        batch_first: bool = False,
-        recompute: bool = False,
-    ) -> tuple[Input, Tensor]:
-        options = _Options(lengths, bias, num_layers, dropout if training else 0.0, bidirectional, batch_first, recompute)
-        output, (h_n,) = _run(cell, input, weights, None if hx is None else (hx,), options)
-        return output, h_n
+    def of_cell(input: Input, weights: Sequence[Tensor], hx: Tensor | None = None, **options: Any) -> tuple[Input, Tensor]:
+        return layer(cell, input, weights, hx, **options)
 
-    layer.__name__ = layer.__qualname__ = cell.name
-    layer.__doc__ = (
+    of_cell.__name__ = of_cell.__qualname__ = cell.name
+    of_cell.__doc__ = (
         f"{described} Arguments as for `lstm`, with {gates}, without a projection; hx is h_0 (L * D, B, H). Returns output and h_n."
     )
-    return layer
+    return of_cell
 
 
 gru = _one_state(CELLS["gru"], "A gated recurrent unit, as torch.nn.GRU computes it.", "3H rows in the weights")
@@ -101,20 +111,35 @@ rnn_tanh = _one_state(CELLS["rnn_tanh"], "A simple recurrent network, as torch.n
 rnn_relu = _one_state(CELLS["rnn_relu"], "As `rnn_tanh`, with relu.", "H rows in the weights")
 
 
-def cell_step(cell: str, input: Tensor, hx: Sequence[Tensor] | None, weights: Sequence[Tensor], bias: bool = True) -> tuple[Tensor, ...]:
-    """One time step of the cell "lstm", "gru", "rnn_tanh" or "rnn_relu", as torch.nn's LSTMCell, GRUCell and RNNCell compute it.
+def cell_step(
+    cell: str | Cell, input: Tensor, hx: Sequence[Tensor] | None, weights: Sequence[Tensor], bias: bool = True
+) -> tuple[Tensor, ...]:
+    """One time step of a cell, as torch.nn's LSTMCell, GRUCell and RNNCell compute it.
 
-    input: (B, I) or (I,). hx: the cell's states, (B, H) or (H,) each; zeros by default. weights: weight_ih (G * H, I),
-    weight_hh (G * H, H) and with bias bias_ih, bias_hh. Returns the new states, h first. Raises as torch.nn's cells do.
+    cell: "lstm", "gru", "rnn_tanh", "rnn_relu", another registered one's name, or a definition. input: (B, I) or (I,). hx: the cell's
+    states, (B, H) or (H,) each; zeros by default. weights: weight_ih (G*H, I), weight_hh (G*H, H), with bias bias_ih, bias_hh (G*H,), and
+    the cell's own parameters. Returns the new states, h first. Raises as torch.nn's cells do.
     """
+    if isinstance(cell, str):
+        cell = CELLS[cell]
     if input.dim() not in (1, 2):
         raise ValueError(f"input: expected 1-D (unbatched) or 2-D (batched), got {input.dim()}-D")
     if hx is not None:
-        _check_cell_states(CELLS[cell], input, hx, weights[1].size(1))
+        _check_cell_states(cell, input, hx, weights[1].size(1))
     x = input.unsqueeze(0)
     states = None if hx is None else tuple(state.unsqueeze(0) for state in hx)
-    _, new_states = _run(CELLS[cell], x, weights, states, _Options(bias=bias))
+    _, new_states = _run(cell, x, weights, states, _Options(bias=bias))
     return tuple(state.squeeze(0) for state in new_states)
+
+
+def as_states(cell: Cell, hx: Any) -> Sequence[Tensor] | None:
+    """A call's hx as a sequence of states: a cell with one state is given no tuple."""
+    return (hx,) if hx is not None and len(cell.states) == 1 else hx
+
+
+def as_hx(states: Sequence[Tensor]) -> Any:
+    """The states as a call gives them back: one alone, several as a tuple."""
+    return tuple(states) if len(states) > 1 else states[0]
 
 
 def _check_cell_states(cell: Cell, input: Tensor, hx: Sequence[Tensor], hidden_size: int) -> None:
@@ -166,7 +191,7 @@ def _layer(cell: Cell, x: Tensor, weights: list[Tensor], hx: list[Tensor], lengt
     if torch.compiler.is_exporting() and _to_onnx(x):
         from sstkern import onnx  # here: it imports parts of torch that only an export needs
 
-        return onnx.layer(cell.name, x, weights, hx, lengths, options.bias, options.bidirectional)
+        return onnx.layer(cell, x, weights, hx, lengths, options.bias, options.bidirectional)
     run = None
     if engines.choose(cell, x, (*weights, *hx)) == "reference":
         run = reference.layer
@@ -225,8 +250,8 @@ def _check_dtypes(weights: Sequence[Tensor]) -> None:
 def _states(cell: Cell, padded: Padded, layers: list[list[Tensor]], hx: Sequence[Tensor] | None, options: _Options) -> list[Tensor]:
     check_number(cell, layers[0], options.bias, options.bidirectional)
     rows, batch, x = options.num_layers * options.directions, padded.x.size(1), padded.x
-    gates, output_size = layers[0][1].shape
-    shapes = [(rows, batch, output_size if name == "h" else gates // cell.gates) for name in cell.states]
+    gate_rows, output_size = layers[0][1].shape
+    shapes = [(rows, batch, size) for size in cell.state_sizes(gate_rows // len(cell.gates), output_size)]
     if hx is None:
         return [x.new_zeros(shape) for shape in shapes]
     if isinstance(hx, Tensor) or len(hx) != len(shapes) or not all(isinstance(state, Tensor) for state in hx):

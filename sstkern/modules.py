@@ -1,52 +1,131 @@
-"""LSTM, GRU, RNN and their cells, with torch.nn's arguments, parameter names, initialisation and state_dict.
+"""LSTM, GRU, RNN and their cells, with torch.nn's arguments, parameter names, initialisation and state_dict, and layers of any other cell.
 
 They subclass torch.nn.RNNBase and torch.nn.RNNCellBase, not torch.nn.LSTM and its like, whose subclasses torch.compile refuses.
 """
 
+import numbers
+import warnings
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import RNNBase
+from torch.nn import Parameter, RNNBase
 from torch.nn.modules.rnn import RNNCellBase
 
 from sstkern import functional
+from sstkern.cells import CELLS, Cell, Weight
+from sstkern.cells.cell import uniform
+from sstkern.cells.rnn import RNN_RELU, RNN_TANH
 from sstkern.functional import Input
 from sstkern.lengths import Lengths
 
 
-class _Recurrent(RNNBase):
+class Recurrent(RNNBase):
+    """A layer of the cell that a subclass names, with the arguments of torch.nn's layers.
+
+    `class PeepholeLSTM(Recurrent): cell = PEEPHOLE` is a whole layer: it has several layers and directions, dropout, lengths, packed
+    sequences, states that are given and returned. A cell without kernels runs on the reference engine.
+
+    Args:
+        input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, device, dtype: as torch.nn.LSTM's.
+        proj_size: width of h where the cell projects it; 0 for no projection.
+        recompute: see docs/memory.md; a training step takes less memory and more time. Nothing on the reference engine.
+
+    The parameters of layer l are weight_ih_l0 (G*H, I or D * P), weight_hh_l0 (G*H, P), with bias bias_ih_l0 and bias_hh_l0 (G*H,), with a
+    projection weight_hr_l0 (P, H), and the cell's own, each with its layer's number, and "_reverse" for the other direction; G is the
+    number of gates, H hidden_size, I input_size, P proj_size or H, D directions.
+
+    Raises TypeError or ValueError for wrong arguments, as torch.nn's layers do, and ValueError for the proj_size of a cell that does not
+    project.
+    """
+
+    cell: Cell
     recompute: bool = False
 
-    def __init__(self, mode: str, *args: Any, recompute: bool = False, **kwargs: Any):
-        super().__init__(mode, *args, **kwargs)
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        proj_size: int = 0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        recompute: bool = False,
+    ):
+        if proj_size and not self.cell.projects:
+            projecting = ", ".join(cell.torch_class or cell.name for cell in CELLS.values() if cell.projects)
+            raise ValueError(f"proj_size: only {projecting} has a projection, {type(self).__name__} has none; got {proj_size}")
+        _check_options(bias, batch_first, dropout, num_layers)
+        _check_sizes(input_size, hidden_size, num_layers, proj_size)
         if type(recompute) is not bool:
             raise ValueError(f"recompute: expected True or False, got {recompute!r}")
-        self.recompute = recompute
+        super(RNNBase, self).__init__()  # RNNBase's own knows torch.nn's cells only
+        self.mode = self.cell.torch_mode or self.cell.name
+        self.input_size, self.hidden_size, self.proj_size = input_size, hidden_size, proj_size
+        self.num_layers, self.bias, self.batch_first = num_layers, bias, batch_first
+        self.dropout, self.bidirectional, self.recompute = float(dropout), bidirectional, recompute
+        self._make_parameters(device, dtype)
+        self._init_flat_weights()
+        self.reset_parameters()
+
+    def _make_parameters(self, device: torch.device | str | None, dtype: torch.dtype | None) -> None:
+        self._flat_weights_names: list[str] = []
+        self._all_weights: list[list[str]] = []
+        output_size = self.proj_size or self.hidden_size
+        for layer, suffix in self._directions():
+            size = self.input_size if layer == 0 else output_size * (1 + self.bidirectional)
+            shapes = self.cell.shapes(self.bias, self.proj_size > 0, input_size=size, hidden_size=self.hidden_size, output_size=output_size)
+            names = {f"{name}{suffix}": shape for name, shape in shapes.items()}
+            for name, shape in names.items():
+                setattr(self, name, Parameter(torch.empty(shape, device=device, dtype=dtype)))
+            self._flat_weights_names += names
+            self._all_weights.append(list(names))
+
+    def _directions(self) -> Iterator[tuple[int, str]]:
+        """Each direction's layer, and what its parameters' names end in."""
+        for layer in range(self.num_layers):
+            for reverse in ("", "_reverse") if self.bidirectional else ("",):
+                yield layer, f"_l{layer}{reverse}"
+
+    def reset_parameters(self) -> None:
+        """Initialises every parameter as the cell says, in general as torch.nn: uniform from -1/sqrt(H) to 1/sqrt(H)."""
+        weights = self.cell.weights(self.bias, self.proj_size > 0)
+        _initialise(self, {f"{weight.name}{suffix}": weight for _, suffix in self._directions() for weight in weights})
+
+    def flatten_parameters(self) -> None:
+        """Does nothing: cuDNN wants all weights in one piece of memory, our kernels read each weight where it is."""
 
     def extra_repr(self) -> str:
         return super().extra_repr() + (", recompute=True" if self.recompute else "")
 
-    def _options(self, lengths: Lengths | None) -> dict:
-        return {
-            "lengths": lengths,
-            "bias": self.bias,
-            "num_layers": self.num_layers,
-            "dropout": self.dropout,
-            "training": self.training,
-            "bidirectional": self.bidirectional,
-            "batch_first": self.batch_first,
-            "recompute": self.recompute,
-        }
+    def forward(self, input: Input, hx: Any = None, lengths: Lengths | None = None) -> tuple[Input, Any]:
+        """Arguments, results and errors as `sstkern.functional.layer` describes them."""
+        return functional.layer(
+            self.cell,
+            input,
+            self._weights(),
+            hx,
+            lengths=lengths,
+            bias=self.bias,
+            num_layers=self.num_layers,
+            dropout=self.dropout,
+            training=self.training,
+            bidirectional=self.bidirectional,
+            batch_first=self.batch_first,
+            recompute=self.recompute,
+        )
 
     def _weights(self) -> list[Tensor]:
-        # By name, not from _flat_weights: a parametrized weight is computed anew whenever it is asked for. Plain ones from where
-        # torch.nn.Module keeps them: asking the module for four takes 1.7 microseconds more.
-        own: dict[str, Any] = self._parameters
-        return [own[name] if name in own else getattr(self, name) for name in self._flat_weights_names]
+        return _present(self, self._flat_weights_names)  # not _flat_weights: a parametrized weight is computed anew for every call
 
 
-class LSTM(_Recurrent):
+class LSTM(Recurrent):
     """torch.nn.LSTM, fused: the same arguments, parameters, state_dict and results.
 
     Args as torch.nn.LSTM's: input_size, hidden_size, num_layers=1, bias=True, batch_first=False, dropout=0.0, bidirectional=False,
@@ -55,17 +134,16 @@ class LSTM(_Recurrent):
     recompute=True: see docs/memory.md; a training step takes less memory and more time.
     """
 
-    def __init__(self, *args, **kwargs):
-        super().__init__("LSTM", *args, **kwargs)
+    cell = CELLS["lstm"]
 
     def forward(
         self, input: Input, hx: tuple[Tensor, Tensor] | None = None, lengths: Lengths | None = None
     ) -> tuple[Input, tuple[Tensor, Tensor]]:
         """Arguments, results and errors as `sstkern.functional.lstm` describes them."""
-        return functional.lstm(input, self._weights(), hx, **self._options(lengths))
+        return super().forward(input, hx, lengths)
 
 
-class GRU(_Recurrent):
+class GRU(Recurrent):
     """torch.nn.GRU, fused: the same arguments, parameters, state_dict and results.
 
     Args as torch.nn.GRU's: input_size, hidden_size, num_layers=1, bias=True, batch_first=False, dropout=0.0, bidirectional=False,
@@ -74,16 +152,14 @@ class GRU(_Recurrent):
     recompute=True: see docs/memory.md; a training step takes less memory and more time.
     """
 
-    def __init__(self, *args, **kwargs):
-        _refuse_projection(type(self), kwargs)
-        super().__init__("GRU", *args, **kwargs)
+    cell = CELLS["gru"]
 
     def forward(self, input: Input, hx: Tensor | None = None, lengths: Lengths | None = None) -> tuple[Input, Tensor]:
         """Arguments, results and errors as `sstkern.functional.gru` describes them."""
-        return functional.gru(input, self._weights(), hx, **self._options(lengths))
+        return super().forward(input, hx, lengths)
 
 
-class RNN(_Recurrent):
+class RNN(Recurrent):
     """torch.nn.RNN, fused: the same arguments, parameters, state_dict and results.
 
     Args as torch.nn.RNN's: input_size, hidden_size, num_layers=1, nonlinearity="tanh", bias=True, batch_first=False, dropout=0.0,
@@ -93,19 +169,29 @@ class RNN(_Recurrent):
     """
 
     def __init__(self, input_size: int, hidden_size: int, num_layers: int = 1, nonlinearity: str = "tanh", *args, **kwargs):
-        _refuse_projection(type(self), kwargs)
         _check_nonlinearity(nonlinearity)
-        super().__init__(f"RNN_{nonlinearity.upper()}", input_size, hidden_size, num_layers, *args, **kwargs)
-        self.nonlinearity = nonlinearity
+        self.nonlinearity, self.mode = nonlinearity, f"RNN_{nonlinearity.upper()}"  # before the rest: they decide the cell
+        super().__init__(input_size, hidden_size, num_layers, *args, **kwargs)
+
+    @property
+    def cell(self) -> Cell:  # type: ignore[override] # two cells share this class, as in torch.nn
+        return RNN_RELU if self.mode == "RNN_RELU" else RNN_TANH
 
     def forward(self, input: Input, hx: Tensor | None = None, lengths: Lengths | None = None) -> tuple[Input, Tensor]:
         """Arguments, results and errors as `sstkern.functional.rnn_tanh` describes them."""
-        layer = functional.rnn_tanh if self.mode == "RNN_TANH" else functional.rnn_relu
-        return layer(input, self._weights(), hx, **self._options(lengths))
+        return super().forward(input, hx, lengths)
 
 
-class _RecurrentCell(RNNCellBase):
-    _gates: int
+class RecurrentCell(RNNCellBase):
+    """One time step of the cell that a subclass names, with the arguments of torch.nn's cells.
+
+    Args:
+        input_size, hidden_size, bias, device, dtype: as torch.nn.LSTMCell's.
+
+    The parameters are weight_ih (G*H, I), weight_hh (G*H, H), with bias bias_ih and bias_hh (G*H,), else None, and the cell's own.
+    """
+
+    cell: Cell
 
     def __init__(
         self,
@@ -115,39 +201,54 @@ class _RecurrentCell(RNNCellBase):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ):
-        super().__init__(input_size, hidden_size, bias, num_chunks=self._gates, device=device, dtype=dtype)
+        super(RNNCellBase, self).__init__()
+        self.input_size, self.hidden_size, self.bias = input_size, hidden_size, bias
+        present = self.cell.weights(bias, False)
+        shapes = self.cell.shapes(True, False, input_size=input_size, hidden_size=hidden_size)
+        for weight in self.cell.weights(True, False):
+            parameter = Parameter(torch.empty(shapes[weight.name], device=device, dtype=dtype)) if weight in present else None
+            self.register_parameter(weight.name, parameter)
+        self.reset_parameters()
 
-    def _step(self, cell: str, input: Tensor, hx: tuple[Tensor, ...] | None) -> tuple[Tensor, ...]:
-        biases = [self.bias_ih, self.bias_hh] if self.bias else []
-        return functional.cell_step(cell, input, hx, [self.weight_ih, self.weight_hh, *biases], self.bias)
+    def reset_parameters(self) -> None:
+        """Initialises every parameter as the cell says, in general as torch.nn: uniform from -1/sqrt(H) to 1/sqrt(H)."""
+        _initialise(self, {weight.name: weight for weight in self.cell.weights(self.bias, False)})
+
+    def forward(self, input: Tensor, hx: Any = None) -> Any:
+        """input (B, I) or (I,); hx and the result: the states, (B, H) or (H,) each, one alone or several in a tuple.
+
+        Errors as `functional.cell_step`.
+        """
+        states = functional.as_states(self.cell, hx)
+        return functional.as_hx(functional.cell_step(self.cell, input, states, self._weights(), self.bias))
+
+    def _weights(self) -> list[Tensor]:
+        return _present(self, (weight.name for weight in self.cell.weights(self.bias, False)))
 
 
-class LSTMCell(_RecurrentCell):
+class LSTMCell(RecurrentCell):
     """torch.nn.LSTMCell, fused. Args as its: input_size, hidden_size, bias=True, device=None, dtype=None."""
 
-    _gates = 4
+    cell = CELLS["lstm"]
 
     def forward(self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
         """input (B, I) or (I,); hx and the result: h and c, (B, H) or (H,) each. Errors as `functional.cell_step`."""
-        h, c = self._step("lstm", input, hx)
-        return h, c
+        return super().forward(input, hx)
 
 
-class GRUCell(_RecurrentCell):
+class GRUCell(RecurrentCell):
     """torch.nn.GRUCell, fused. Args as its: input_size, hidden_size, bias=True, device=None, dtype=None."""
 
-    _gates = 3
+    cell = CELLS["gru"]
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         """input (B, I) or (I,); hx and the result: h, (B, H) or (H,). Errors as `functional.cell_step`."""
-        (h,) = self._step("gru", input, None if hx is None else (hx,))
-        return h
+        return super().forward(input, hx)
 
 
-class RNNCell(_RecurrentCell):
+class RNNCell(RecurrentCell):
     """torch.nn.RNNCell, fused. Args as its: input_size, hidden_size, bias=True, nonlinearity="tanh", device=None, dtype=None."""
 
-    _gates = 1
     __constants__ = [*RNNCellBase.__constants__, "nonlinearity"]  # noqa: RUF012 -- torch's own form
 
     def __init__(
@@ -160,18 +261,59 @@ class RNNCell(_RecurrentCell):
         dtype: torch.dtype | None = None,
     ):
         _check_nonlinearity(nonlinearity)
+        self.nonlinearity = nonlinearity  # before the rest: it decides the cell
         super().__init__(input_size, hidden_size, bias, device, dtype)
-        self.nonlinearity = nonlinearity
+
+    @property
+    def cell(self) -> Cell:  # type: ignore[override] # two cells share this class, as in torch.nn
+        return RNN_RELU if self.nonlinearity == "relu" else RNN_TANH
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         """input (B, I) or (I,); hx and the result: h, (B, H) or (H,). Errors as `functional.cell_step`."""
-        (h,) = self._step(f"rnn_{self.nonlinearity}", input, None if hx is None else (hx,))
-        return h
+        return super().forward(input, hx)
 
 
-def _refuse_projection(module: type, kwargs: dict) -> None:
-    if kwargs.get("proj_size", 0):
-        raise ValueError(f"proj_size: only LSTM has a projection, {module.__name__} has none; got {kwargs['proj_size']}")
+def _present(module: torch.nn.Module, names: Iterable[str]) -> list[Tensor]:
+    """The weights of these names, plain ones from where torch.nn.Module keeps them: asking it for four takes 1.7 microseconds more."""
+    own: dict[str, Any] = module._parameters
+    return [own[name] if name in own else getattr(module, name) for name in names]
+
+
+def _initialise(module: Recurrent | RecurrentCell, weights: dict[str, Weight]) -> None:
+    """In the order of the parameters, so that a seed gives torch.nn's numbers; what a parametrization has made of one is uniform too."""
+    for name, parameter in module.named_parameters():
+        initialise = weights[name].initialise if name in weights else uniform
+        initialise(parameter, module.hidden_size)
+
+
+def _check_options(bias: object, batch_first: object, dropout: float, num_layers: int) -> None:
+    """torch.nn's checks, in its words."""
+    if not isinstance(dropout, numbers.Number) or not 0 <= dropout <= 1 or isinstance(dropout, bool):
+        raise ValueError("dropout should be a number in range [0, 1] representing the probability of an element being zeroed")
+    if dropout > 0 and num_layers == 1:
+        warnings.warn(
+            "dropout option adds dropout after all but last recurrent layer, so non-zero dropout expects num_layers greater than 1, "
+            f"but got dropout={dropout} and num_layers={num_layers}",
+            stacklevel=3,
+        )
+    for name, value in (("bias", bias), ("batch_first", batch_first)):
+        if not isinstance(value, bool):
+            raise TypeError(f"{name} should be of type bool, got: {type(value).__name__}")
+
+
+def _check_sizes(input_size: int, hidden_size: int, num_layers: int, proj_size: int) -> None:
+    """torch.nn's checks, in its words."""
+    for name, size in (("input_size", input_size), ("hidden_size", hidden_size)):
+        if not isinstance(size, int):
+            raise TypeError(f"{name} should be of type int, got: {type(size).__name__}")
+        if size <= 0:
+            raise ValueError(f"{name} must be greater than zero")
+    if num_layers <= 0:
+        raise ValueError("num_layers must be greater than zero")
+    if proj_size < 0:
+        raise ValueError("proj_size should be a positive integer or zero to disable projections")
+    if proj_size >= hidden_size:
+        raise ValueError("proj_size has to be smaller than hidden_size")
 
 
 def _check_nonlinearity(nonlinearity: str) -> None:

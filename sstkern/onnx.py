@@ -1,27 +1,40 @@
 """Export to ONNX: `torch.onnx.export(model, arguments, dynamo=True)` makes of our layers the standard operators LSTM, GRU and RNN."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
 from sstkern import private
-from sstkern.cells import CELLS, Cell
+from sstkern.cells import Cell
 from sstkern.engines import reference
 from sstkern.weights import Weights, by_direction
 
-# Where ONNX has the gates of torch's order: i, o, f, c of i, f, g, o, and z, r, h of r, z, n.
-_OPERATORS: dict[str, tuple[str, tuple[int, ...], dict]] = {
-    "lstm": ("LSTM", (0, 3, 1, 2), {}),
-    "gru": ("GRU", (1, 0, 2), {"linear_before_reset": 1}),
-    "rnn_tanh": ("RNN", (0,), {"activations": ["Tanh"]}),
-    "rnn_relu": ("RNN", (0,), {"activations": ["Relu"]}),
-}
+GATES = {"lstm": "iofg", "gru": "zrn", "rnn_tanh": "h", "rnn_relu": "h"}
+"""The cells that ONNX has an operator for, and the order in which that has their gates; any other cell is exported as a Scan of its step,
+since ONNX has no operator that would compute it."""
+
+
+def reordered(cell: Cell, tensor: Tensor) -> Tensor:
+    """A weight or bias with its gates, rows of the first dimension, in ONNX's order."""
+    hidden_size = tensor.size(0) // len(cell.gates)
+    places = [cell.gates.index(gate) for gate in GATES[cell.name]]
+    # Slices, not chunks: those the exporter folds into constants.
+    return torch.cat([tensor[place * hidden_size : (place + 1) * hidden_size] for place in places])
+
+
+def attributes(cell: Cell, directions: int) -> dict[str, Any]:
+    """That the operator needs to compute what the cell does."""
+    if cell.torch_options:
+        return {"activations": [cell.torch_options["nonlinearity"].capitalize()] * directions}
+    # The GRU's reset gate scales the product with weight_hh, as in torch, not what is multiplied.
+    return {"linear_before_reset": 1} if cell.name == "gru" else {}
 
 
 def layer(
-    cell: str,
+    cell: Cell,
     x: Tensor,
     weights: Sequence[Tensor],
     hx: Sequence[Tensor],
@@ -31,16 +44,16 @@ def layer(
 ) -> tuple[Tensor, list[Tensor]]:
     """What `autograd.layer` is while a model is exported to ONNX.
 
-    That is one operator, with the lengths as its `sequence_lens`, or, for a cell that ONNX has not and for a projection, which its LSTM has
-    not, a Scan of the cell's step.
+    That is one operator, with the lengths as its `sequence_lens`, or, for a cell that is not in `GATES` and for a projection, which ONNX's
+    LSTM has not, a Scan of the cell's step.
     """
-    directions = by_direction(CELLS[cell], weights, has_bias, bidirectional)
-    if cell in _OPERATORS and directions[0].weight_hr is None:
+    directions = by_direction(cell, weights, has_bias, bidirectional)
+    if cell.name in GATES and directions[0].weight_hr is None:
         return _standard(cell, x, directions, hx, lengths, has_bias)
     lengths = torch.full((x.size(1),), x.size(0), device=x.device) if lengths is None else lengths.to(x.device)
     outputs, finals = [], []
     for d, w in enumerate(directions):
-        final, output = _scanned(CELLS[cell], x, w, [state[d] for state in hx], lengths, reverse=d == 1)
+        final, output = _scanned(cell, x, w, [state[d] for state in hx], lengths, reverse=d == 1)
         outputs.append(output)
         finals.append(final)
     return torch.cat(outputs, -1), [torch.stack(state) for state in zip(*finals, strict=True)]
@@ -60,22 +73,18 @@ def _scanned(cell: Cell, x: Tensor, w: Weights, states: list[Tensor], lengths: T
 
 
 def _standard(
-    cell: str, x: Tensor, directions: Sequence[Weights], hx: Sequence[Tensor], lengths: Tensor | None, has_bias: bool
+    cell: Cell, x: Tensor, directions: Sequence[Weights], hx: Sequence[Tensor], lengths: Tensor | None, has_bias: bool
 ) -> tuple[Tensor, list[Tensor]]:
-    operator, order, attributes = _OPERATORS[cell]
-
-    hidden_size = directions[0].weight_hh.size(1)
+    hidden_size = directions[0].output_size
 
     def stacked(name: str) -> Tensor:
-        # Slices, not chunks: those the exporter folds into constants.
-        tensors = [getattr(w, name) for w in directions]
-        return torch.stack([torch.cat([t[gate * hidden_size : (gate + 1) * hidden_size] for gate in order]) for t in tensors])
+        return torch.stack([reordered(cell, getattr(w, name)) for w in directions])
 
     bias = None
     if has_bias:
         bias = torch.cat([stacked("bias_ih"), stacked("bias_hh")], 1)
     output, *hx_n = torch.onnx.ops.symbolic_multi_out(
-        operator,
+        cell.torch_class,
         (
             x,
             stacked("weight_ih"),
@@ -85,7 +94,7 @@ def _standard(
             *hx,
         ),
         {"hidden_size": hidden_size, "direction": "forward" if len(directions) == 1 else "bidirectional"}
-        | {name: value * len(directions) if isinstance(value, list) else value for name, value in attributes.items()},
+        | attributes(cell, len(directions)),
         dtypes=[x.dtype] * (1 + len(hx)),
         shapes=[(x.size(0), len(directions), x.size(1), hidden_size), *(state.shape for state in hx)],
     )

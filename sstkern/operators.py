@@ -13,8 +13,8 @@ from torch import Tensor
 
 from sstkern import private
 from sstkern.cells import CELLS
-from sstkern.engines import FUSED_CELLS, FUSED_DTYPES, extension_problem, interpreting, reference, triton_problem
-from sstkern.weights import by_direction
+from sstkern.engines import FUSED_DTYPES, cpu, extension_problem, interpreting, lacks_cell, reference, triton_problem
+from sstkern.weights import Weights, by_direction
 
 _library = torch.library.Library("sstkern", "DEF")
 _LAYER = "str cell, Tensor x, Tensor[] weights, Tensor[] hx, Tensor? lengths, bool has_bias, bool bidirectional"
@@ -26,7 +26,7 @@ _GRADIENTS = "Tensor output, Tensor[] saved, Tensor? grad_output, Tensor[] grad_
 _library.define(f"layer_backward({_LAYER}, {_GRADIENTS}) -> Tensor[]")
 _library.define("cpu_capability() -> str")
 _library.define("cpu_runs() -> int[]")
-# Of a cell, its gates, states beside h, parameters and saved values; empty where the engine has no kernels that this machine can run.
+# What `engines.cpu.Kernels` says of a cell; nothing where there are no kernels of it that this machine can run.
 _library.define("cpu_cell(str cell) -> int[]")
 _library.define("load_cpu_cells(str path) -> str[]")
 # What no kernel can exceed with this many threads: float32 multiply-adds, in GFLOP/s, and reading `bytes` again and again, in GB/s.
@@ -91,25 +91,24 @@ def _check_devices(x: Tensor, *groups: Sequence[Tensor]) -> None:
 
 
 def _fake_saved(cell, x, weights, has_bias, bidirectional, output) -> list[Tensor]:
-    if cell not in FUSED_CELLS or x.dtype not in FUSED_DTYPES:
+    if x.dtype not in FUSED_DTYPES:
         return []
-    if (x.device.type == "cuda" or interpreting()) and triton_problem() is None:
+    if (x.device.type == "cuda" or interpreting()) and triton_problem() is None and lacks_cell("triton", cell) is None:
         from sstkern.engines.triton import layer
 
         return [x.new_empty(shape) for shape in layer.saved_shapes(cell, x, weights, has_bias, bidirectional)]
-    if x.device.type == "cpu" and extension_problem() is None:
-        return _fake_cpu_saved(cell, x, by_direction(CELLS[cell], weights, has_bias, bidirectional), output)
+    if x.device.type == "cpu" and extension_problem() is None and (kernels := cpu.kernels(cell)):
+        return _fake_cpu_saved(kernels, x, by_direction(CELLS[cell], weights, has_bias, bidirectional), output)
     return []
 
 
-def _fake_cpu_saved(cell, x, layers, output) -> list[Tensor]:
+def _fake_cpu_saved(kernels: cpu.Kernels, x: Tensor, layers: Sequence[Weights], output: Tensor) -> list[Tensor]:
     dtype = x.dtype if x.dtype == torch.float64 else torch.float32
     saved = []
     for layer in layers:
         rows, gates = x.size(0) * x.size(1), layer.weight_hh.size(0)
-        hidden_size = gates // CELLS[cell].gates
-        _, states, _, kept = torch.ops.sstkern.cpu_cell(cell)
-        widths = [kept * hidden_size, states * hidden_size] + [hidden_size] * (layer.weight_hr is not None)
+        hidden_size = gates // kernels.gates
+        widths = [kernels.saves * hidden_size, kernels.states * hidden_size] + [hidden_size] * (layer.weight_hr is not None)
         saved += [x.new_empty(rows, width, dtype=dtype) for width in widths]
     return saved if dtype == x.dtype else [*saved, output.new_empty(output.shape, dtype=dtype)]
 

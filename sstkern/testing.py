@@ -7,6 +7,7 @@ One line in a test checks a layer's every gradient, `assert_gradients(sstkern.LS
 import copy
 import inspect
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -16,15 +17,16 @@ import torch
 from torch import Tensor, nn
 
 from sstkern import modules
+from sstkern.cells import CELLS, Cell
 from sstkern.engines import backend
+from sstkern.functional import as_hx
 
 STEP = 1e-6  # of the central differences; their error in float64 is then about 1e-10
 NUMERICAL_BOUND = 1e-6
 EXACT_BOUND = 1e-12  # against another float64 computation of the same
 SHAKES = 3  # of the numbers' last places, to see what hangs on them
 SHAPES = ((1, 1), (5, 3))  # time steps and batch
-GATES = {"LSTM": "ifgo", "GRU": "rzn", "RNN": "h"}
-_OURS = (modules._Recurrent, modules._RecurrentCell)
+_OURS = (modules.Recurrent, modules.RecurrentCell)
 
 
 @dataclass(frozen=True)
@@ -181,10 +183,10 @@ def _cases(module: Any, shapes: Sequence[tuple[int, int]], seed: int, keywords: 
         return torch.randn(shape, generator=generator, dtype=torch.float64).to(device)
 
     if not isinstance(module, nn.RNNBase) and not hasattr(module, "num_layers"):
-        two = isinstance(module, nn.LSTMCell | modules.LSTMCell)
-        states = [random(2, module.hidden_size) for _ in range(1 + two)]
+        sizes = _state_sizes(module, module.hidden_size)
+        states = [random(2, size) for size in sizes]
         yield _Case("B 2", (random(2, module.input_size),), keywords)
-        yield _Case("B 2, hx", (random(2, module.input_size), tuple(states) if two else states[0]), keywords)
+        yield _Case("B 2, hx", (random(2, module.input_size), as_hx(states)), keywords)
         return
     takes_lengths = "lengths" in inspect.signature(module.forward).parameters and "lengths" not in keywords
     for steps, batch in shapes:
@@ -206,11 +208,28 @@ def _has_sizes(function: object) -> bool:
     return isinstance(function, nn.Module) and hasattr(function, "input_size") and hasattr(function, "hidden_size")
 
 
-def _first_states(module: Any, batch: int, random: Callable[..., Tensor]) -> Tensor | tuple[Tensor, Tensor]:
+def _first_states(module: Any, batch: int, random: Callable[..., Tensor]) -> Tensor | tuple[Tensor, ...]:
     rows = module.num_layers * (2 if getattr(module, "bidirectional", False) else 1)
-    h = random(rows, batch, getattr(module, "proj_size", 0) or module.hidden_size)
-    two = getattr(module, "mode", "") == "LSTM" or isinstance(module, nn.LSTM)
-    return (h, random(rows, batch, module.hidden_size)) if two else h
+    sizes = _state_sizes(module, getattr(module, "proj_size", 0) or module.hidden_size)
+    return as_hx([random(rows, batch, size) for size in sizes])
+
+
+def _state_sizes(module: Any, output_size: int) -> list[int]:
+    """Of somebody's own layer or cell, one state."""
+    cell = _cell_of(module)
+    return [output_size] if cell is None else cell.state_sizes(module.hidden_size, output_size)
+
+
+def _cell_of(function: object) -> Cell | None:
+    """What a layer or cell computes, if it is one of ours or of torch.nn's, or has the `mode` of one."""
+    if isinstance(function, _OURS):
+        return function.cell
+    theirs = (cell for cell in CELLS.values() if cell.torch_class)
+    return next((cell for cell in theirs if _computes(function, cell)), None)
+
+
+def _computes(function: object, cell: Cell) -> bool:
+    return getattr(function, "mode", None) == cell.torch_mode or isinstance(function, getattr(nn, f"{cell.torch_class}Cell"))
 
 
 class _Check:
@@ -393,11 +412,12 @@ class _Check:
         if self.has_steps(name) and len(place) == 3:
             step, sequence = (place[0], place[1]) if self.case.time_dim == 0 else (place[1], place[0])
             return f"step {step}, sequence {sequence}, feature {place[2]}"
-        gates = GATES.get(getattr(self.function, "mode", type(self.function).__name__).split("_")[0].removesuffix("Cell"))
-        hidden_size = getattr(self.function, "hidden_size", None)
-        if gates and hidden_size and place and name.removeprefix("d ").startswith(("weight_ih", "weight_hh", "bias")):
+        cell, hidden_size = _cell_of(self.function), getattr(self.function, "hidden_size", None)
+        rows = None if cell is None else _rows_of(cell, name)
+        if cell is not None and rows in ("G*H", "H") and hidden_size and place:
             gate, unit = divmod(place[0], hidden_size)
-            return f"gate {gates[gate]}, unit {unit}" + (f", column {place[1]}" if len(place) > 1 else "")
+            first = f"gate {cell.gates[gate]}, unit {unit}" if rows == "G*H" else f"unit {unit}"
+            return first + (f", column {place[1]}" if len(place) > 1 else "")
         return f"[{', '.join(map(str, place))}]"
 
 
@@ -415,6 +435,12 @@ def _varied(tensor: Tensor, index: tuple[int, ...]) -> Iterator[Callable[[float,
             yield vary
         finally:
             tensor[index] = before
+
+
+def _rows_of(cell: Cell, name: str) -> str | None:
+    """What the first dimension is of the weight whose gradient is called `name`, in any layer and direction."""
+    rows = {weight.name: weight.shape[0] for weight in cell.weights(True, cell.projects)}
+    return rows.get(re.sub(r"_l\d+(_reverse)?$", "", name.removeprefix("d ")))
 
 
 def _moved(value: Tensor, eps: float, seed: int) -> Tensor:

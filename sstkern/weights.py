@@ -9,16 +9,16 @@ from sstkern.cells import Cell
 
 
 class Weights(NamedTuple):
-    """One direction; G gates, I input_size, H hidden_size, P proj_size (H without a projection)."""
+    """One direction; G the number of gates, I input_size, H hidden_size, P proj_size (H without a projection)."""
 
     weight_ih: Tensor
-    """(G * H, I)"""
+    """(G*H, I)"""
     weight_hh: Tensor
-    """(G * H, P)"""
+    """(G*H, P)"""
     bias_ih: Tensor | None
-    """(G * H,)"""
+    """(G*H,)"""
     bias_hh: Tensor | None
-    """(G * H,)"""
+    """(G*H,)"""
     weight_hr: Tensor | None
     """(P, H)"""
     parameters: tuple[Tensor, ...]
@@ -30,18 +30,19 @@ class Weights(NamedTuple):
 
 
 def by_direction(cell: Cell, weights: Sequence[Tensor], has_bias: bool, bidirectional: bool) -> list[Weights]:
-    """Splits [weight_ih, weight_hh, bias_ih?, bias_hh?, weight_hr?, *cell parameters] x directions; ValueError for another number."""
+    """Splits what `cell.weights` says, of one direction after the other; ValueError for another number."""
     count = check_number(cell, weights, has_bias, bidirectional)
-    plain = _plain(cell, has_bias)
-    return [_one_direction(weights[d : d + count], has_bias, count > plain) for d in range(0, len(weights), count)]
+    projected = count > len(cell.weights(has_bias, False))
+    names = [weight.name for weight in cell.weights(has_bias, projected)]
+    return [_one_direction(names, weights[d : d + count]) for d in range(0, len(weights), count)]
 
 
 def check_number(cell: Cell, weights: Sequence[Tensor], has_bias: bool, bidirectional: bool) -> int:
     """How many weights a direction has; ValueError unless a layer of this cell has as many."""
     directions = 2 if bidirectional else 1
     count, rest = divmod(len(weights), directions)
-    plain = _plain(cell, has_bias)
-    if rest or count not in (plain, plain + cell.projects):
+    plain = len(cell.weights(has_bias, False))
+    if rest or (count != plain and not (cell.projects and count == len(cell.weights(has_bias, True)))):
         raise ValueError(
             f"weights: a {cell.name} layer with bias={has_bias} has {plain} tensors for each direction"
             f"{' (one more with a projection)' if cell.projects else ''}, got {len(weights)} for {directions} direction(s)"
@@ -49,12 +50,7 @@ def check_number(cell: Cell, weights: Sequence[Tensor], has_bias: bool, bidirect
     return count
 
 
-def _plain(cell: Cell, has_bias: bool) -> int:
-    return 2 + 2 * has_bias + len(cell.parameters)
-
-
-def _one_direction(weights: Sequence[Tensor], has_bias: bool, projected: bool) -> Weights:
-    weight_ih, weight_hh, *rest = weights
-    bias_ih, bias_hh = (rest.pop(0), rest.pop(0)) if has_bias else (None, None)
-    weight_hr = rest.pop(0) if projected else None
-    return Weights(weight_ih, weight_hh, bias_ih, bias_hh, weight_hr, tuple(rest))
+def _one_direction(names: Sequence[str], tensors: Sequence[Tensor]) -> Weights:
+    named = dict(zip(names, tensors, strict=True))
+    biases, projection = (named.pop("bias_ih", None), named.pop("bias_hh", None)), named.pop("weight_hr", None)
+    return Weights(named.pop("weight_ih"), named.pop("weight_hh"), *biases, projection, tuple(named.values()))

@@ -7,17 +7,23 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import sstkern
+from sstkern.cells import CELLS, Cell
 from sstkern.engines import cpu_runs, interpreting, triton_runs
 
 FUSED = "triton" if interpreting() else "cpu"
 """The fused engine of this process: the same tests hold for the C++ engine and, under TRITON_INTERPRET=1, for the GPU engine's kernels."""
 ENGINES = ("reference", FUSED)
+_TORCHS = {name: cell for name, cell in CELLS.items() if cell.torch_class}
 KINDS = {
-    "lstm": (sstkern.LSTM, nn.LSTM, {}),
-    "lstm_projected": (sstkern.LSTM, nn.LSTM, {"proj_size": 2}),
-    "gru": (sstkern.GRU, nn.GRU, {}),
-    "rnn_tanh": (sstkern.RNN, nn.RNN, {}),
-    "rnn_relu": (sstkern.RNN, nn.RNN, {"nonlinearity": "relu"}),
+    name + suffix: (getattr(sstkern, cell.torch_class), getattr(nn, cell.torch_class), cell.torch_options | more)
+    for name, cell in _TORCHS.items()
+    for suffix, more in (("", {}), ("_projected", {"proj_size": 2}))
+    if not more or cell.projects
+}
+"""Ours, torch.nn's, and what makes the kind."""
+CELL_KINDS = {
+    name: (getattr(sstkern, f"{cell.torch_class}Cell"), getattr(nn, f"{cell.torch_class}Cell"), cell.torch_options)
+    for name, cell in _TORCHS.items()
 }
 
 
@@ -44,12 +50,14 @@ def pair(kind: str, *sizes: int, **options) -> tuple[nn.RNNBase, nn.RNNBase]:
     return layer, other
 
 
+def definition_of(layer: nn.RNNBase) -> Cell:
+    return next(cell for cell in CELLS.values() if cell.torch_mode == layer.mode)
+
+
 def states_of(layer: nn.RNNBase, batch: int, dtype: torch.dtype = torch.float64) -> tuple[Tensor, ...]:
     rows = layer.num_layers * (1 + layer.bidirectional)
-    h = torch.randn(rows, batch, layer.proj_size or layer.hidden_size, dtype=dtype, requires_grad=True)
-    if layer.mode != "LSTM":
-        return (h,)
-    return h, torch.randn(rows, batch, layer.hidden_size, dtype=dtype, requires_grad=True)
+    sizes = definition_of(layer).state_sizes(layer.hidden_size, layer.proj_size or layer.hidden_size)
+    return tuple(torch.randn(rows, batch, size, dtype=dtype, requires_grad=True) for size in sizes)
 
 
 def as_hx(states: tuple[Tensor, ...]) -> Tensor | tuple[Tensor, ...]:
@@ -60,10 +68,18 @@ def flat(hx: Tensor | tuple[Tensor, ...]) -> list[Tensor]:
     return [hx] if isinstance(hx, Tensor) else list(hx)
 
 
-def torch_with_lengths(layer: nn.RNNBase, x: Tensor, hx, lengths: list[int]) -> tuple[Tensor, list[Tensor]]:
-    """torch.nn's layer on (T, B, I) with lengths of at least 1, padded to T."""
-    packed, hx_n = layer(pack_padded_sequence(x, torch.tensor(lengths), enforce_sorted=False), hx)
-    return pad_packed_sequence(packed, total_length=x.size(0))[0], flat(hx_n)
+def with_lengths(layer: nn.RNNBase) -> nn.RNNBase:
+    """torch.nn's layer, called as ours is, with lengths of at least 1; its parameters keep their names."""
+
+    class Packing(type(layer)):
+        def forward(self, input: Tensor, hx=None, lengths: list[int] | None = None):
+            if self.batch_first:
+                input = input.transpose(0, 1)
+            packed, hx_n = super().forward(pack_padded_sequence(input, torch.tensor(lengths), enforce_sorted=False), hx)
+            return pad_packed_sequence(packed, self.batch_first, total_length=input.size(0))[0], hx_n
+
+    layer.__class__ = Packing
+    return layer
 
 
 def gradients(results: list[Tensor], inputs: list[Tensor], seed: int = 0) -> list[Tensor]:

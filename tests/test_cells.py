@@ -34,7 +34,7 @@ FORMULAS = {
 @pytest.mark.parametrize("name", sorted(CELLS))
 def test_step(name):
     cell, generator = CELLS[name], np.random.default_rng(0)
-    gates_x, gates_h = generator.normal(size=(2, 3, cell.gates * 5))
+    gates_x, gates_h = generator.normal(size=(2, 3, len(cell.gates) * 5))
     states = generator.normal(size=(len(cell.states), 3, 5))
     stepped = cell.step(torch.tensor(gates_x), torch.tensor(gates_h), tuple(map(torch.tensor, states)), ())
     expected = FORMULAS[name](gates_x, gates_h, states)

@@ -61,9 +61,10 @@ def test_a_whole_model_is_converted_in_place():
     assert not torch.equal(shared.weight_hh_l0, before)
 
 
-def gradients(model: nn.Module) -> list[torch.Tensor]:
-    """The loss of one of the architectures and the gradients of its parameters."""
-    return [(loss := model()).detach(), *torch.autograd.grad(loss, list(model.parameters()))]
+def gradients(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The loss of one of the architectures and, by name, the gradients of its parameters."""
+    loss, (names, parameters) = model(), zip(*model.named_parameters(), strict=True)
+    return {"loss": loss.detach()} | dict(zip(names, torch.autograd.grad(loss, parameters), strict=True))
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES, ids=lambda architecture: architecture.__name__)

@@ -6,19 +6,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from layers import ENGINES, FUSED, KINDS, as_hx, assert_close, flat, gradients, only, pair, states_of, torch_with_lengths
+from layers import CELL_KINDS, ENGINES, FUSED, KINDS, as_hx, assert_close, flat, gradients, only, pair, states_of, with_lengths
 from torch import nn
 
 import sstkern
+from sstkern.testing import assert_gradients
 
 kinds = pytest.mark.parametrize("kind", sorted(KINDS))
 engines = pytest.mark.parametrize("engine", ENGINES)
-CELLS = {
-    "LSTMCell": (sstkern.LSTMCell, nn.LSTMCell, {}),
-    "GRUCell": (sstkern.GRUCell, nn.GRUCell, {}),
-    "RNNCell": (sstkern.RNNCell, nn.RNNCell, {}),
-    "RNNCell_relu": (sstkern.RNNCell, nn.RNNCell, {"nonlinearity": "relu"}),
-}
 
 
 def random(*shape: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
@@ -39,17 +34,16 @@ def random(*shape: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
 def test_equals_torch_on_random_configurations(kind, sizes, bias, bidirectional, batch_first, steps, lengths, seed):
     torch.manual_seed(seed)
     ours, theirs = pair(kind, *sizes, bias=bias, bidirectional=bidirectional)
-    ours.batch_first = batch_first
+    ours.batch_first = theirs.batch_first = batch_first
     lengths = [min(length, steps) for length in lengths]
-    x = random(steps, len(lengths), sizes[0])
-    states = states_of(ours, len(lengths))
+    x = random(*((len(lengths), steps) if batch_first else (steps, len(lengths))), sizes[0])
+    states = as_hx(states_of(ours, len(lengths)))
+    theirs = with_lengths(theirs)
     with only(FUSED):
-        output, hx_n = ours(x.transpose(0, 1) if batch_first else x, as_hx(states), lengths=lengths)
-    results = [output.transpose(0, 1) if batch_first else output, *flat(hx_n)]
-    expected, expected_hx = torch_with_lengths(theirs, x, as_hx(states), lengths)
-    assert_close(results, [expected, *expected_hx], 1e-12)
-    mine = gradients(results, [x, *states, *ours.parameters()])
-    assert_close(mine, gradients([expected, *expected_hx], [x, *states, *theirs.parameters()]), 1e-9)
+        output, hx_n = ours(x, states, lengths=lengths)
+    expected, expected_hx = theirs(x, states, lengths)
+    assert_close([output, *flat(hx_n)], [expected, *flat(expected_hx)], 1e-12)
+    assert_gradients(ours, x, states, lengths=lengths, reference=theirs, engine=FUSED, elements=0)
 
 
 @kinds
@@ -62,14 +56,13 @@ def test_every_size_works(engine, kind, steps, batch, hidden_size):
         output, hx_n = ours(x, as_hx(states))
     results = [output, *flat(hx_n)]
     assert output.shape == (steps, batch, 2 * (ours.proj_size or ours.hidden_size))
-    mine = gradients(results, [x, *states, *ours.parameters()])
     if steps and batch:
         expected, expected_hx = theirs(x, as_hx(states))
-        expected = [expected, *flat(expected_hx)]
-        assert_close(results, expected, 1e-12)
-        assert_close(mine, gradients(expected, [x, *states, *theirs.parameters()]), 1e-10)
+        assert_close(results, [expected, *flat(expected_hx)], 1e-12)
+        assert_gradients(ours, x, as_hx(states), reference=theirs, engine=engine, elements=0)
     else:
         assert_close(results[1:], [state.detach() for state in states], 0)
+        mine = gradients(results, [x, *states, *ours.parameters()])
         assert all(torch.equal(gradient, torch.zeros_like(gradient)) for gradient in mine[1 + len(states) :])
 
 
@@ -259,26 +252,24 @@ def _results_and_gradients(layer: nn.RNNBase, x: torch.Tensor) -> list[torch.Ten
     return [result.detach() for result in (*results, *gradients(results, [x, *layer.parameters()]))]
 
 
-@pytest.mark.parametrize("name", sorted(CELLS))
+@pytest.mark.parametrize("name", sorted(CELL_KINDS))
 @engines
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("batch", [None, 1, 4])
 def test_cells_equal_torchs(engine, name, bias, batch):
-    ours, theirs, options = CELLS[name]
+    ours, theirs, options = CELL_KINDS[name]
     made = []
     for make in (ours, theirs):
         torch.manual_seed(1)
         made.append(make(3, 5, bias, dtype=torch.float64, **options))
     assert repr(made[0]) == repr(made[1])
     shape = () if batch is None else (batch,)
-    x, states = random(*shape, 3), [random(*shape, 5) for _ in range(1 + name.startswith("LSTM"))]
-    for hx in (None, as_hx(tuple(states))):
+    x, states = random(*shape, 3), [random(*shape, 5) for _ in made[0].cell.states]
+    for inputs in ((x,), (x, as_hx(tuple(states)))):
         with only(engine):
-            mine = flat(made[0](x, hx))
-        expected = flat(made[1](x, hx))
-        assert_close(mine, expected, 1e-13)
-        inputs = [x] if hx is None else [x, *states]
-        assert_close(*(gradients(r, [*inputs, *m.parameters()]) for r, m in ((mine, made[0]), (expected, made[1]))), 1e-12)
+            mine = flat(made[0](*inputs))
+        assert_close(mine, flat(made[1](*inputs)), 1e-13)
+        assert_gradients(made[0], *inputs, reference=made[1], engine=engine)
 
 
 WRONG_CALLS = {

@@ -8,6 +8,7 @@ import onnxruntime
 import pytest
 import torch
 from architectures import VoiceActivity
+from layers import as_hx
 from torch import Tensor, nn
 from torch.export import Dim
 
@@ -55,11 +56,9 @@ def test_a_layer_with_lengths_and_states_at_other_sizes(name, tmp_path):
 
     def states(batch: int):
         rows = layer.num_layers * (1 + layer.bidirectional)
-        h, c = torch.randn(rows, batch, layer.proj_size or 6), torch.randn(rows, batch, 6)
-        return (h, c) if layer.mode == "LSTM" else h
+        return as_hx(tuple(torch.randn(rows, batch, size) for size in layer.cell.state_sizes(6, layer.proj_size or 6)))
 
-    dynamic = {1: BATCH}, {1: BATCH}
-    shapes = {0: STEPS, 1: BATCH}, dynamic if layer.mode == "LSTM" else dynamic[0], {0: BATCH}
+    shapes = {0: STEPS, 1: BATCH}, as_hx(tuple({1: BATCH} for _ in layer.cell.states)), {0: BATCH}
     runtime = Runtime(layer, (torch.randn(5, 3, 4), states(3), torch.tensor([5, 0, 2])), tmp_path, dynamic_shapes=shapes)
     assert {kind: runtime.operators.count(kind) for kind in operators} == operators
     x, hx, lengths = torch.randn(9, 4, 4), states(4), torch.tensor([9, 0, 1, 4])

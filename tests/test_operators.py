@@ -37,13 +37,13 @@ class Call:
 
     def __init__(self, cell, bidirectional, bias, projected, lengths, dtype=torch.float64, hidden_size=H, batch=B):
         torch.manual_seed(0)
-        directions, output, gates = 1 + bidirectional, P if projected else hidden_size, CELLS[cell].gates * hidden_size
-        shapes = [(gates, I), (gates, output)] + [(gates,)] * (2 * bias) + [(output, hidden_size)] * projected
+        directions, output, definition = 1 + bidirectional, P if projected else hidden_size, CELLS[cell]
+        shapes = definition.shapes(bias, projected, input_size=I, hidden_size=hidden_size, output_size=output).values()
         self.cell, self.bias, self.bidirectional = cell, bias, bidirectional
         self.lengths = None if LENGTHS[lengths] is None else torch.tensor(LENGTHS[lengths])
         self.x = self._random(T, batch, I, dtype=dtype)
         self.weights = [self._random(*shape, dtype=dtype) for _ in range(directions) for shape in shapes]
-        self.hx = [self._random(directions, batch, output if name == "h" else hidden_size, dtype=dtype) for name in CELLS[cell].states]
+        self.hx = [self._random(directions, batch, size, dtype=dtype) for size in definition.state_sizes(hidden_size, output)]
 
     @staticmethod
     def _random(*shape, dtype) -> Tensor:

@@ -23,7 +23,7 @@ def step(layer: nn.Module, x: Tensor, lengths: Tensor | None) -> dict[str, list[
     """Results, the gradients of the inputs, and those of the weights."""
     torch.manual_seed(5)
     rows = layer.num_layers * (1 + layer.bidirectional)
-    sizes = [layer.proj_size or 7, 7] if layer.mode == "LSTM" else [7]
+    sizes = layer.cell.state_sizes(7, layer.proj_size or 7)
     hx = [torch.randn(rows, 4, size, dtype=x.dtype, requires_grad=True) for size in sizes]
     x = x.clone().requires_grad_()
     output, hx_n = layer(x, tuple(hx) if len(hx) == 2 else hx[0], lengths=lengths)

@@ -1,5 +1,6 @@
 """Gradient checks: sound layers and cells pass, and of each planted fault the report names the gradient and the place."""
 
+import copy
 import itertools
 from typing import NamedTuple
 
@@ -129,6 +130,46 @@ def test_the_place_of_an_error_is_that_of_the_fault():
     dropped = gradcheck(Layer("bias_hh_l0"))
     assert dropped.wrong
     assert all(row.error == pytest.approx(1) for row in dropped.wrong)
+
+
+class Fault:
+    """One row of bias_ih gets a wrong gradient."""
+
+    def _weights(self) -> list[Tensor]:
+        weights = super()._weights()
+        weights[2] = weights[2].view_as(weights[2])
+        weights[2].register_hook(lambda gradient: gradient + (torch.arange(len(gradient)) == self.row))
+        return weights
+
+
+def with_fault(layer: nn.Module, row: int) -> nn.Module:
+    layer.__class__, layer.row = type("Faulty", (Fault, type(layer)), {}), row
+    return layer
+
+
+@pytest.mark.parametrize(
+    ("name", "row", "place"),
+    [
+        ("LSTM", 4, "gate f, unit 1"),
+        ("LSTM", 11, "gate o, unit 2"),
+        ("GRU", 3, "gate z, unit 0"),
+        ("RNN", 1, "gate h, unit 1"),
+        ("LSTMCell", 7, "gate g, unit 1"),
+        ("GRUCell", 8, "gate n, unit 2"),
+        ("RNNCell", 0, "gate h, unit 0"),
+    ],
+)
+def test_a_wrong_row_is_told_by_its_gate_and_unit(name, row, place):
+    torch.manual_seed(0)
+    tensor = "d bias_ih" if name.endswith("Cell") else "d bias_ih_l0"
+    ours, theirs = getattr(sstkern, name)(2, 3), getattr(nn, name)(2, 3)
+    theirs.load_state_dict(ours.state_dict())
+    faulty = with_fault(copy.deepcopy(ours), row)
+    for against in ("numerical", "reference"):
+        with pytest.raises(AssertionError, match=rf"(?s)^wrong: {tensor}\n.*WRONG {tensor} [^\n]* {against} +float64   {place}; "):
+            assert_gradients(faulty, reference=ours)
+    with pytest.raises(AssertionError, match=rf"^wrong: {tensor}\nWRONG {tensor} .* reference +float64   {place}; "):
+        assert_gradients(theirs, reference=faulty)
 
 
 def test_batch_first_swaps_the_place():

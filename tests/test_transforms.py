@@ -18,7 +18,7 @@ KINDS = {
     "RNN": lambda: sstkern.RNN(2, 3, dtype=torch.float64),
 }
 
-CELLS = {
+ONE_STEP = {
     "LSTMCell": lambda: sstkern.LSTMCell(2, 3, dtype=torch.float64),
     "GRUCell": lambda: sstkern.GRUCell(2, 3, bias=False, dtype=torch.float64),
     "RNNCell": lambda: sstkern.RNNCell(2, 3, dtype=torch.float64),
@@ -94,10 +94,10 @@ def differences(name: str, f, x: Tensor, d: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("name", TRANSFORMS)
-@pytest.mark.parametrize("kind", [*KINDS, *CELLS])
+@pytest.mark.parametrize("kind", [*KINDS, *ONE_STEP])
 def test_a_transform_is_the_reference_engines_and_the_differences(kind, name):
     torch.manual_seed(0)
-    layer = (KINDS | CELLS)[kind]()
+    layer = (KINDS | ONE_STEP)[kind]()
     f, (x, d), before = output_of(layer), inputs(), fused_runs()
     with nullcontext() if name in FORWARD_MODE else sstkern.backend(FUSED):
         found = TRANSFORMS[name](f, x, d)

@@ -7,9 +7,13 @@ from itertools import product
 
 import torch
 
-from sstkern.cells import CELLS as definitions
+from sstkern.cells import CELLS, Cell
 
-CELLS = ("LSTM", "GRU", "RNN")
+LAYERS: dict[str, Cell] = {}
+"""torch.nn's layers, ours under the same names beside them; of a layer with several cells the first, its default."""
+for _cell in CELLS.values():
+    if _cell.torch_class:
+        LAYERS.setdefault(_cell.torch_class, _cell)
 PHASES = ("inference", "training")
 LENGTHS = ("full", "sst2")
 DTYPES = ("float32", "bfloat16")
@@ -38,7 +42,6 @@ SST2_HISTOGRAM = (
     654, 572, 505, 460, 416, 335, 297, 281, 253, 226, 166, 152, 108, 90, 91, 60, 55, 53, 34, 30, 24, 27, 17, 9, 11, 9, 7, 6, 3,
 )
 # fmt: on
-_DEFINITIONS = {"LSTM": definitions["lstm"], "GRU": definitions["gru"], "RNN": definitions["rnn_tanh"]}
 _SEED = 0
 
 
@@ -56,7 +59,7 @@ class Case:
     dtype: str = "float32"
 
     def __post_init__(self) -> None:
-        for name, allowed in (("cell", CELLS), ("lengths", LENGTHS), ("dtype", DTYPES)):
+        for name, allowed in (("cell", LAYERS), ("lengths", LENGTHS), ("dtype", DTYPES)):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name}: expected one of {', '.join(allowed)}, got '{getattr(self, name)}'")
         for name in ("batch", "steps", "size"):
@@ -89,9 +92,14 @@ class Case:
         return self.batch * self.steps if self.valid is None else sum(self.valid)
 
     @property
+    def gate_rows(self) -> int:
+        """Rows of weight_ih and of weight_hh."""
+        return len(LAYERS[self.cell].gates) * self.size
+
+    @property
     def flops(self) -> int:
         """Of the matrix products on valid tokens; backward has two for every one forward."""
-        return self.tokens * 2 * _DEFINITIONS[self.cell].gates * self.size * 2 * self.size * (3 if self.training else 1)
+        return self.tokens * 2 * self.gate_rows * 2 * self.size * (3 if self.training else 1)
 
     @property
     def weight_bytes(self) -> int:
@@ -106,7 +114,7 @@ class Case:
     @property
     def recurrent_bytes(self) -> int:
         """weight_hh, as large as weight_ih."""
-        return _DEFINITIONS[self.cell].gates * self.size * self.size * self.torch_dtype.itemsize
+        return self.gate_rows * self.size * self.torch_dtype.itemsize
 
 
 def parse_shape(text: str) -> Shape:
@@ -127,7 +135,7 @@ def sst2_lengths(batch: int, steps: int) -> list[int]:
 
 
 def grid(
-    cells: Collection[str] = CELLS,
+    cells: Collection[str] = tuple(LAYERS),
     shapes: Collection[Shape] = SHAPES,
     phases: Collection[str] = PHASES,
     lengths: Collection[str] = LENGTHS,

@@ -9,7 +9,7 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
-from sstkern.bench.cases import CELLS
+from sstkern.bench.cases import LAYERS
 from sstkern.bench.report import shape
 
 _ENGINES = {"sstkern": "C0", "torch": "C1", "torch_packed": "C2"}
@@ -26,7 +26,7 @@ def ratios(rows: list[dict], folder: Path) -> list[Path]:
 def _ratios(rows: list[dict], path: Path) -> Path:
     def dots(panel: Axes, chosen: list[dict], shapes: list[str]) -> None:
         panel.axvline(1, color="black", linewidth=1)
-        for place, cell in enumerate(CELLS):
+        for place, cell in enumerate(LAYERS):
             found = [row for row in chosen if row["cell"] == cell and row["ratio"] is not None]
             heights = [shapes.index(shape(row)) + 0.2 * (place - 1) for row in found]
             colors = [f"C{place}" if row["discarded"] is None else "none" for row in found]

@@ -5,8 +5,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-# The order in which ONNX has torch's gates: LSTM i, o, f, c of torch's i, f, g, o; GRU z, r, h of r, z, n.
-_ORDER = {"LSTM": (0, 3, 1, 2), "GRU": (1, 0, 2), "RNN": (0,)}
+from sstkern import onnx
+from sstkern.bench.cases import LAYERS
+
 _OPSET, _IR = 17, 8  # old enough for every runtime of the last years
 
 
@@ -21,8 +22,7 @@ def model(cell: str, state: Mapping[str, Tensor], batch: int, steps: int, with_l
     if with_lengths:
         inputs.append(helper.make_tensor_value_info("lengths", TensorProto.INT32, [batch]))
     output = helper.make_tensor_value_info("y", TensorProto.FLOAT, [steps, 1, batch, hidden_size])
-    # linear_before_reset: the reset gate scales the product with weight_hh, as in torch, not what is multiplied.
-    attributes = {"hidden_size": hidden_size} | ({"linear_before_reset": 1} if cell == "GRU" else {})
+    attributes = {"hidden_size": hidden_size} | onnx.attributes(LAYERS[cell], 1)
     node = helper.make_node(cell, ["x", "w", "r", "b", "lengths" if with_lengths else ""], ["y"], **attributes)
     graph = helper.make_graph([node], "layer", inputs, [output], initializers)
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", _OPSET)], ir_version=_IR).SerializeToString()
@@ -31,10 +31,5 @@ def model(cell: str, state: Mapping[str, Tensor], batch: int, steps: int, with_l
 def _weights(cell: str, state: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
     """W (1, G * H, I), R (1, G * H, H) and B (1, 2 * G * H)."""
     names = ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0")
-    w, r, b_ih, b_hh = (_reordered(state[name], _ORDER[cell]) for name in names)
+    w, r, b_ih, b_hh = (onnx.reordered(LAYERS[cell], state[name]) for name in names)
     return w.unsqueeze(0), r.unsqueeze(0), torch.cat([b_ih, b_hh]).unsqueeze(0)
-
-
-def _reordered(tensor: Tensor, order: tuple[int, ...]) -> Tensor:
-    gates = tensor.chunk(len(order))
-    return torch.cat([gates[i] for i in order]).contiguous()

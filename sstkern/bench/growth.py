@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from sstkern.bench import suite
-from sstkern.bench.cases import CELLS, LENGTHS, PHASES, Case
+from sstkern.bench.cases import LAYERS, LENGTHS, PHASES, Case
 from sstkern.bench.peers import ENGINES, OURS, Engine
 
 BASE = Case("LSTM", batch=8, steps=50, size=128)
@@ -36,7 +36,7 @@ class Point:
 
 
 def points(
-    threads: int, cells: Collection[str] = CELLS, phases: Collection[str] = PHASES, lengths: Collection[str] = LENGTHS
+    threads: int, cells: Collection[str] = tuple(LAYERS), phases: Collection[str] = PHASES, lengths: Collection[str] = LENGTHS
 ) -> list[Point]:
     """All sweeps of all cells; the sizes grow on `threads` threads."""
     bases = [

@@ -15,13 +15,13 @@ from pathlib import Path
 import torch
 
 from sstkern.bench import suite
-from sstkern.bench.cases import CELLS, LENGTHS, Case, Shape, grid
+from sstkern.bench.cases import LAYERS, LENGTHS, Case, Shape, grid
 from sstkern.bench.cases import SHAPES as ALL_SHAPES
 from sstkern.bench.growth import engines
 from sstkern.bench.peers import ENGINES, Problem
 
 
-def cases(cells: Collection[str] = CELLS, shapes: Collection[Shape] = ALL_SHAPES, lengths: Collection[str] = LENGTHS) -> list[Case]:
+def cases(cells: Collection[str] = tuple(LAYERS), shapes: Collection[Shape] = ALL_SHAPES, lengths: Collection[str] = LENGTHS) -> list[Case]:
     return grid(cells, shapes, ("training",), lengths, ("float32",))
 
 

@@ -2,7 +2,7 @@
 
 from torch import Tensor, sigmoid, tanh
 
-from sstkern.cells.cell import Cell, Parameters, States
+from sstkern.cells.cell import Cell, Parameters, States, TritonKernels
 
 
 def step(gates_x: Tensor, gates_h: Tensor, states: States, parameters: Parameters) -> States:
@@ -13,4 +13,12 @@ def step(gates_x: Tensor, gates_h: Tensor, states: States, parameters: Parameter
     return (n + z * (states[0] - n),)
 
 
-GRU = Cell(name="gru", gates=3, states=("h",), saves=("h_n",), step=step)
+GRU = Cell(
+    name="gru",
+    gates=("r", "z", "n"),
+    states=("h",),
+    step=step,
+    same_gate_gradients=False,
+    triton=TritonKernels("gru"),
+    torch_mode="GRU",
+)

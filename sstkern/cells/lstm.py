@@ -2,7 +2,7 @@
 
 from torch import Tensor, sigmoid, tanh
 
-from sstkern.cells.cell import Cell, Parameters, States
+from sstkern.cells.cell import PROJECTION, RECURRENT, Cell, Parameters, States, TritonKernels
 
 
 def step(gates_x: Tensor, gates_h: Tensor, states: States, parameters: Parameters) -> States:
@@ -11,4 +11,12 @@ def step(gates_x: Tensor, gates_h: Tensor, states: States, parameters: Parameter
     return sigmoid(o) * tanh(c), c
 
 
-LSTM = Cell(name="lstm", gates=4, states=("h", "c"), saves=("c",), step=step, projects=True)
+LSTM = Cell(
+    name="lstm",
+    gates=("i", "f", "g", "o"),
+    states=("h", "c"),
+    step=step,
+    stages=(RECURRENT, PROJECTION),
+    triton=TritonKernels("lstm"),
+    torch_mode="LSTM",
+)

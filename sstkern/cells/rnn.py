@@ -5,15 +5,15 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from sstkern.cells.cell import Cell, Parameters, States
+from sstkern.cells.cell import Cell, Parameters, States, TritonKernels
 
 
-def _cell(name: str, nonlinearity: Callable[[Tensor], Tensor]) -> Cell:
+def _cell(name: str, nonlinearity: Callable[[Tensor], Tensor], triton: TritonKernels) -> Cell:
     def step(gates_x: Tensor, gates_h: Tensor, states: States, parameters: Parameters) -> States:
         return (nonlinearity(gates_x + gates_h),)
 
-    return Cell(name=name, gates=1, states=("h",), saves=(), step=step)
+    return Cell(name=name, gates=("h",), states=("h",), step=step, triton=triton, torch_mode=name.upper())
 
 
-RNN_TANH = _cell("rnn_tanh", torch.tanh)
-RNN_RELU = _cell("rnn_relu", torch.relu)
+RNN_TANH = _cell("rnn_tanh", torch.tanh, TritonKernels("rnn", "step_tanh", "derivative_tanh"))
+RNN_RELU = _cell("rnn_relu", torch.relu, TritonKernels("rnn", "step_relu", "derivative_relu"))

@@ -13,12 +13,11 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from sstkern import private
-from sstkern.cells import Cell
+from sstkern.cells import CELLS, Cell
 from sstkern.engines import cpu
 
 ENGINES = ("reference", "cpu", "triton")
 """The last two are fused."""
-FUSED_CELLS = ("lstm", "gru", "rnn_tanh", "rnn_relu")
 FUSED_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
@@ -97,8 +96,6 @@ def _fused_engine(x: Tensor) -> str | None:
 def _obstacle(cell: Cell, x: Tensor, others: Sequence[Tensor], engine: str | None) -> str | None:
     if engine is None:
         return f"x is on {x.device}"
-    if cell.name not in FUSED_CELLS:
-        return f"it has no kernel for the cell '{cell.name}'"
     if x.dtype not in FUSED_DTYPES:
         return f"it has no kernel for {x.dtype}"
     if interpreting() and x.dtype == torch.bfloat16:
@@ -108,7 +105,21 @@ def _obstacle(cell: Cell, x: Tensor, others: Sequence[Tensor], engine: str | Non
     if problem := extension_problem() if engine == "cpu" else triton_problem():
         _warn_once(problem)
         return problem
-    return None
+    return lacks_cell(engine, cell.name)
+
+
+@private.constant
+def lacks_cell(engine: str, cell: str) -> str | None:
+    """Why an engine that can run here has no kernels of the registered cell of this name, or None."""
+    if engine == "cpu":
+        return cpu.lacks(CELLS[cell])
+    return None if engine == "reference" or CELLS[cell].triton else f"it has no kernel for the cell '{cell}'"
+
+
+def support(cell: Cell) -> dict[str, str | None]:
+    """For each engine None where it can run layers of the registered `cell` here, or why it cannot."""
+    problems = {"reference": None, "cpu": extension_problem(), "triton": triton_problem()}
+    return {engine: problem or lacks_cell(engine, cell.name) for engine, problem in problems.items()}
 
 
 def in_forward_mode(tensors: Sequence[Tensor]) -> bool:

@@ -1,11 +1,14 @@
-"""Loading the C++ extension, or why it cannot be loaded and how to get it."""
+"""The C++ engine: loading it, or why it cannot be loaded and how to get it, and the cells that it has kernels of."""
 
 import importlib.util
 import json
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
+
+from sstkern.cells import Cell
 
 
 @cache
@@ -37,3 +40,53 @@ def _not_built() -> str:
 def _built_for() -> str:
     note = Path(__file__).parents[1] / "_build_info.json"
     return json.loads(note.read_text())["torch"] if note.exists() else "of an unknown version"
+
+
+class Kernels(NamedTuple):
+    """What a cell's kernels are made for."""
+
+    gates: int
+    states: int
+    """Beside h."""
+    parameters: int
+    saves: int
+    """Vectors of H that a forward step saves for the backward."""
+    same_gate_gradients: bool
+
+
+_found: dict[str, Kernels] = {}
+
+
+def kernels(name: str) -> Kernels | None:
+    """Of the cell `name`, for the instruction set of this process; None where the loaded extension has none."""
+    if name not in _found and (numbers := torch.ops.sstkern.cpu_cell(name)):
+        gates, states, parameters, saves, same_gate_gradients = numbers
+        _found[name] = Kernels(gates, states, parameters, saves, bool(same_gate_gradients))
+    return _found.get(name)
+
+
+def lacks(cell: Cell) -> str | None:
+    """Why the loaded extension cannot run the cell, or None."""
+    found = kernels(cell.name)
+    if found is None:
+        return f"it has no kernel for the cell '{cell.name}'"
+    if any(parameter.shape != ("H",) for parameter in cell.parameters):
+        return f"its kernels take parameters of shape (H,) only, and '{cell.name}' has others"
+    cell_has = len(cell.gates), len(cell.states) - 1, len(cell.parameters), cell.same_gate_gradients
+    if (found.gates, found.states, found.parameters, found.same_gate_gradients) != cell_has:
+        return f"its kernel of '{cell.name}' is another cell's: {found}"
+    return None
+
+
+def load_cells(path: str | Path) -> list[str]:
+    """Registers the kernels of cells that were compiled apart from the extension, and returns the cells' names.
+
+    path: a shared library, compiled from a cell's header with those of csrc/kernels alone (CONTRIBUTING.md says how). Its code runs in
+    this process: load only what you have compiled. The cells themselves are `sstkern.cells.register`'s.
+
+    Raises ValueError where it is no such library, was compiled with other headers, or has a cell that is registered already, and
+    RuntimeError where the extension cannot be loaded.
+    """
+    if problem := load():
+        raise RuntimeError(f"load_cells: {problem}")
+    return torch.ops.sstkern.load_cpu_cells(str(path))

@@ -61,9 +61,8 @@ def _recurrence(cell: Cell, x: Tensor, valid: Tensor, w: Weights, states: States
 
 
 def _step(cell: Cell, gates_x: Tensor, states: States, w: Weights) -> States:
+    """The cell's stages, with the step between them."""
     gates_h = linear(states[0], w.weight_hh, w.bias_hh)
-    if cell.reduce is not None:
-        gates_h = cell.reduce(gates_h, w.parameters)
     h, *others = cell.step(gates_x, gates_h, states, w.parameters)
     if w.weight_hr is not None:
         h = linear(h, w.weight_hr)

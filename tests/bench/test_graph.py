@@ -7,10 +7,10 @@ import torch
 from onnx.reference import ReferenceEvaluator
 
 from sstkern.bench import graph, peers
-from sstkern.bench.cases import CELLS, Case
+from sstkern.bench.cases import LAYERS, Case
 
 
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", LAYERS)
 def test_the_operator_computes_what_torch_does(cell: str):
     problem = peers.Problem.of(Case(cell, batch=3, steps=4, size=5), 1)
     model = onnx.load_from_string(graph.model(cell, problem.state, 3, 4, with_lengths=False))

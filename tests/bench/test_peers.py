@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sstkern.bench import peers
-from sstkern.bench.cases import CELLS, DTYPES, LENGTHS, Case
+from sstkern.bench.cases import DTYPES, LAYERS, LENGTHS, Case
 from sstkern.bench.peers import Engine, Prepared, Problem, Unavailable
 from sstkern.engines import cpu_runs
 
@@ -18,7 +18,7 @@ INSTALLED = [BY_NAME[name] for name in NAMES if name != "openvino"]
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("lengths", LENGTHS)
 @pytest.mark.parametrize("training", [False, True], ids=["inference", "training"])
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", LAYERS)
 def test_the_engines_agree_with_the_reference(cell: str, training: bool, lengths: str, dtype: str):
     problem = Problem.of(Case(cell, 5, 6, 7, training, lengths, dtype), 1)
     with peers.ready(problem, INSTALLED) as (prepared, differences, left_out):

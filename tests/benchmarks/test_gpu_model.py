@@ -32,7 +32,7 @@ def run_on_meta(cell: str, batch: int, steps: int, hidden_size: int) -> None:
     def empty(*shape: int) -> torch.Tensor:
         return torch.empty(shape, device="meta", dtype=torch.bfloat16)
 
-    gates = CELLS[cell].gates * hidden_size
+    gates = len(CELLS[cell].gates) * hidden_size
     weights = [empty(gates, hidden_size), empty(gates, hidden_size), empty(gates), empty(gates)]
     x, hx = empty(steps, batch, hidden_size), [empty(1, batch, hidden_size) for _ in CELLS[cell].states]
     call = (cell, x, weights, hx, None, True, False)

@@ -12,38 +12,42 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from layers import KINDS, flat
 
 import sstkern
 from sstkern import functional
+from sstkern.cells import CELLS
 
+BUILT_IN = [name for name, cell in CELLS.items() if cell.torch_mode]
 LEVELS = [
     *["avx512_bf16"] * torch.cpu._is_avx512_bf16_supported(),
     *["avx512"] * torch.cpu._is_avx512_supported(),
     *["avx2"] * torch.cpu._is_avx2_supported(),
     "baseline",
 ]
-CELLS = {"lstm": sstkern.LSTM, "gru": sstkern.GRU, "rnn_tanh": sstkern.RNN, "rnn_relu": sstkern.RNN}
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 HIDDEN_SIZES = [1, 3, 17, 33]  # not one is a multiple of a vector's width
-Arrays = list[np.ndarray]
+Arrays = dict[str, np.ndarray]
 
 
 def layer(cell: str, hidden_size: int, dtype: torch.dtype) -> Arrays:
-    """Output, final states and gradients of both directions of a layer, for sequences of different lengths."""
+    """Output, final states and gradients of both directions of a layer, by name, for sequences of different lengths."""
     generator = torch.Generator().manual_seed(hidden_size)
-    relu = {"nonlinearity": "relu"} if cell == "rnn_relu" else {}
-    module = CELLS[cell](5, hidden_size, bidirectional=True, dtype=torch.float64, **relu)
+    make, _, options = KINDS[cell]
+    module = make(5, hidden_size, bidirectional=True, dtype=torch.float64, **options)
     with torch.no_grad():
         for weight in module.parameters():
             weight.uniform_(-0.4, 0.4, generator=generator)
             weight.copy_(weight.bfloat16())  # the same numbers in every dtype
     x = torch.randn(9, 7, 5, generator=generator, dtype=torch.float64).bfloat16().to(dtype).requires_grad_()
     output, hx = module.to(dtype)(x, lengths=[9, 0, 4, 1, 9, 2, 7])
-    results = [output, *(hx if isinstance(hx, tuple) else (hx,))]
-    weighted = [(result * torch.linspace(-1, 1, result.numel(), dtype=dtype).view_as(result)).sum() for result in results]
-    gradients = torch.autograd.grad(sum(weighted), [x, *module.parameters()])
+    results = {"output": output} | dict(zip(module.cell.states, flat(hx), strict=True))
+    weighted = [(result * torch.linspace(-1, 1, result.numel(), dtype=dtype).view_as(result)).sum() for result in results.values()]
+    inputs = {"x": x} | dict(module.named_parameters())
+    gradients = torch.autograd.grad(sum(weighted), list(inputs.values()))
+    tensors = results | {f"d {name}": gradient for name, gradient in zip(inputs, gradients, strict=True)}
     # numpy has no bfloat16
-    return [tensor.detach().to(torch.float32 if dtype == torch.bfloat16 else dtype).numpy() for tensor in (*results, *gradients)]
+    return {name: tensor.detach().to(torch.float32 if dtype == torch.bfloat16 else dtype).numpy() for name, tensor in tensors.items()}
 
 
 def points(dtype: torch.dtype) -> torch.Tensor:
@@ -86,7 +90,9 @@ def everything() -> tuple[str, dict[tuple, Arrays], dict[str, dict[str, np.ndarr
     torch.set_num_threads(1)
     with sstkern.backend("cpu"):
         dtypes = DTYPES | {"bfloat16": torch.bfloat16}
-        layers = {(cell, size, name): layer(cell, size, dtype) for cell in CELLS for size in HIDDEN_SIZES for name, dtype in dtypes.items()}
+        layers = {
+            (cell, size, name): layer(cell, size, dtype) for cell in BUILT_IN for size in HIDDEN_SIZES for name, dtype in dtypes.items()
+        }
         return torch.ops.sstkern.cpu_capability(), layers, {name: nonlinearities(dtype) for name, dtype in DTYPES.items()}
 
 
@@ -147,26 +153,28 @@ def test_reading_a_cache_is_faster_than_reading_memory():
 
 
 @pytest.mark.parametrize("level", LEVELS)
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", BUILT_IN)
 @pytest.mark.parametrize("hidden_size", HIDDEN_SIZES)
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-12), ("float32", 3e-6)])
 def test_layers_equal_the_reference_engine(level: str, cell: str, hidden_size: int, dtype: str, tolerance: float, computed):
     with sstkern.backend("reference"):
         expected = layer(cell, hidden_size, torch.float64)
     got = computed(level)[1][cell, hidden_size, dtype]
-    assert [array.dtype for array in got] == [dtype] * len(expected)
-    for a, b in zip(got, expected, strict=True):
-        np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * max(1, np.abs(b).max()))
+    assert {name: array.dtype for name, array in got.items()} == dict.fromkeys(expected, dtype)
+    for name, array in expected.items():
+        np.testing.assert_allclose(got[name], array, rtol=0, atol=tolerance * max(1, np.abs(array).max()), err_msg=name)
 
 
 @pytest.mark.parametrize("level", LEVELS)
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", BUILT_IN)
 @pytest.mark.parametrize("hidden_size", HIDDEN_SIZES)
 def test_bfloat16_layers_are_near_the_reference_engine(level: str, cell: str, hidden_size: int, computed):
     with sstkern.backend("reference"):
         expected = layer(cell, hidden_size, torch.float64)
-    for a, b in zip(computed(level)[1][cell, hidden_size, "bfloat16"], expected, strict=True):
-        assert np.linalg.norm(a - b) <= 0.02 * max(np.linalg.norm(b), 0.1 * b.size**0.5)
+    got = computed(level)[1][cell, hidden_size, "bfloat16"]
+    assert list(got) == list(expected)
+    for name, array in expected.items():
+        assert np.linalg.norm(got[name] - array) <= 0.02 * max(np.linalg.norm(array), 0.1 * array.size**0.5), name
 
 
 def in_ulp(got: np.ndarray, expected: np.ndarray) -> np.ndarray:

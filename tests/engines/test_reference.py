@@ -1,11 +1,12 @@
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from layers import KINDS, as_hx, assert_close, flat, gradients, only, pair, states_of, torch_with_lengths
+from layers import KINDS, as_hx, assert_close, flat, only, pair, states_of, with_lengths
 from torch import Tensor, nn
 
-from sstkern.cells import CELLS, Cell
+from sstkern.cells import CELLS, Cell, Weight
 from sstkern.engines import reference
+from sstkern.testing import assert_gradients
 
 
 @given(
@@ -23,28 +24,21 @@ def test_equals_torch_on_random_configurations(kind, sizes, bias, bidirectional,
     ours, theirs = pair(kind, *sizes, bias=bias, bidirectional=bidirectional)
     lengths = [min(length, steps) for length in lengths]
     x = torch.randn(steps, len(lengths), sizes[0], dtype=torch.float64, requires_grad=True)
-    states = states_of(ours, len(lengths))
+    states = as_hx(states_of(ours, len(lengths)))
+    theirs = with_lengths(theirs)
     with only("reference"):
-        output, hx_n = ours(x, as_hx(states), lengths)
-    expected, expected_hx = torch_with_lengths(theirs, x, as_hx(states), lengths)
-    results, expected_results = [output, *flat(hx_n)], [expected, *expected_hx]
-    assert_close(results, expected_results, 1e-12)
-    mine = gradients(results, [x, *states, *ours.parameters()])
-    assert_close(mine, gradients(expected_results, [x, *states, *theirs.parameters()]), 1e-10)
+        output, hx_n = ours(x, states, lengths)
+    expected, expected_hx = theirs(x, states, lengths)
+    assert_close([output, *flat(hx_n)], [expected, *flat(expected_hx)], 1e-12)
+    assert_gradients(ours, x, states, lengths=lengths, reference=theirs, engine="reference", elements=0)
 
 
 def _layer_normalised_step(gates_x: Tensor, gates_h: Tensor, states, parameters) -> tuple[Tensor]:
-    return (torch.tanh(gates_x + gates_h),)
-
-
-def _normalise(gates_h: Tensor, parameters) -> Tensor:
     (gain,) = parameters
-    return nn.functional.layer_norm(gates_h, gates_h.shape[-1:], gain)
+    return (torch.tanh(gates_x + nn.functional.layer_norm(gates_h, gates_h.shape[-1:], gain)),)
 
 
-LAYER_NORMALISED = Cell(
-    "normalised", gates=1, states=("h",), saves=(), step=_layer_normalised_step, parameters=("gain",), reduce=_normalise
-)
+LAYER_NORMALISED = Cell("normalised", gates=("h",), states=("h",), step=_layer_normalised_step, parameters=(Weight("gain", ("H",)),))
 
 
 def test_a_cell_may_normalise_across_hidden_units_with_a_parameter_of_its_own():

@@ -193,6 +193,11 @@ class _Launched(NamedTuple):
         return {name: value for name, value in constants.items() if not isinstance(value, JITFunction)} | self.options
 
 
+def with_kernels() -> list[str]:
+    """The cells that the GPU engine has."""
+    return [name for name, cell in CELLS.items() if cell.triton]
+
+
 def table(name: str) -> list[Configuration]:
     """The distinct kernels of the launch table on the target `name`: every schedule for every layer that it can run.
 
@@ -203,7 +208,7 @@ def table(name: str) -> list[Configuration]:
     if interpreting():
         raise ValueError("TRITON_INTERPRET is set: kernels are interpreted and cannot be compiled; unset it")
     found: dict[str, Configuration] = {}
-    for kernel, cell, numbers, hidden_size in product(("forward", "backward"), layer.KERNELS, NUMBERS, HIDDEN_SIZES):
+    for kernel, cell, numbers, hidden_size in product(("forward", "backward"), with_kernels(), NUMBERS, HIDDEN_SIZES):
         for schedule, batch, picked in _schedules(TARGETS[name], kernel, cell, *numbers, hidden_size):
             configuration = Configuration(name, kernel, cell, *numbers, schedule, batch, hidden_size, picked)
             key = _specialization(configuration)
@@ -218,7 +223,7 @@ def _schedules(target: Target, kernel: str, cell: str, dtype: str, tf32: bool, h
     precision = _device(target, tf32).precision(numbers)
     launches: dict[tuple[launch.Launch, bool], tuple[str, int]] = {}
     for batch in BATCHES:
-        asked = launch.Layer(numbers, precision, CELLS[cell].gates, batch, hidden_size)
+        asked = launch.Layer(numbers, precision, len(CELLS[cell].gates), batch, hidden_size)
         picks = [launch.choose(target.card, replace(asked, projects=projects), kernel == "backward") for projects in (False, True)]
         for schedule in launch.SCHEDULES:
             try:
@@ -247,7 +252,7 @@ def _launched(configuration: Configuration) -> _Launched:
         return torch.empty(shape, dtype=dtype, device="meta")
 
     x = empty(1, c.batch, c.hidden_size)
-    gates = cell.gates * c.hidden_size
+    gates = len(cell.gates) * c.hidden_size
     weights = [empty(gates, c.hidden_size), empty(gates, c.hidden_size), empty(gates), empty(gates)]
     hx = [empty(1, c.batch, c.hidden_size) for _ in cell.states]
     arguments = (c.cell, x, weights, hx, torch.ones(c.batch, dtype=torch.int64), True, False)

@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import cache
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,28 +15,9 @@ from triton.runtime.jit import JITFunction
 
 from sstkern.cells import CELLS
 from sstkern.engines.triton import device, launch, recurrence, rows
-from sstkern.engines.triton.cells import gru, lstm, rnn
+from sstkern.engines.triton.cells import kernels
 from sstkern.engines.triton.launch import Launch
 from sstkern.weights import by_direction
-
-
-class Kernels(NamedTuple):
-    """A cell, for the time loop."""
-
-    step: JITFunction
-    derivative: JITFunction
-    saves: int
-    """Tiles of H that `step` saves for `derivative`."""
-    two_gradients: bool = False
-    """Whether the gates' gradients differ for the input and for the state."""
-
-
-KERNELS = {
-    "lstm": Kernels(lstm.step, lstm.derivative, saves=5),
-    "gru": Kernels(gru.step, gru.derivative, saves=4, two_gradients=True),
-    "rnn_tanh": Kernels(rnn.step_tanh, rnn.derivative_tanh, saves=1),
-    "rnn_relu": Kernels(rnn.step_relu, rnn.derivative_relu, saves=1),
-}
 
 runs: Counter[str] = Counter()
 """What ran in this process: calls of "forward" and "backward", and of each schedule."""
@@ -107,8 +87,8 @@ def backward(
 def saved_shapes(cell: str, x: Tensor, weights: Sequence[Tensor], has_bias: bool, bidirectional: bool) -> list[tuple[int, ...]]:
     """What the step saves, (D, T * B, saves * H), the first rows of it filled; with a projection also the h before it, (T, B, D * H)."""
     directions = by_direction(CELLS[cell], weights, has_bias, bidirectional)
-    steps, batch, hidden_size = x.size(0), x.size(1), directions[0].weight_hh.size(0) // CELLS[cell].gates
-    shapes = [(len(directions), steps * batch, KERNELS[cell].saves * hidden_size)]
+    steps, batch, hidden_size = x.size(0), x.size(1), directions[0].weight_hh.size(0) // len(CELLS[cell].gates)
+    shapes = [(len(directions), steps * batch, kernels(cell).saves * hidden_size)]
     return shapes if directions[0].weight_hr is None else [*shapes, (steps, batch, len(directions) * hidden_size)]
 
 
@@ -125,11 +105,11 @@ class _Call:
     """The sizes of a call, and its arguments as the kernels take them."""
 
     def __init__(self, cell, x, weights, hx, lengths, has_bias, bidirectional):
-        self.cell, self.kernels = CELLS[cell], KERNELS[cell]
+        self.cell, self.kernels = CELLS[cell], kernels(cell)
         self.x, self.hx = x, [state.contiguous() for state in hx]
         self.weights = by_direction(self.cell, weights, has_bias, bidirectional)
         self.T, self.B, self.I = x.shape
-        self.D, self.G, self.S = len(self.weights), self.cell.gates, len(self.cell.states)
+        self.D, self.G, self.S = len(self.weights), len(self.cell.gates), len(self.cell.states)
         self.H, self.P = self.weights[0].weight_hh.size(0) // self.G, self.weights[0].output_size
         self.projects = self.weights[0].weight_hr is not None
         _check(self, has_bias)
@@ -312,7 +292,7 @@ class _Backward:
         self.inner = saved[1].contiguous() if call.projects else self.output
         new = call.x.new_empty if call.rows is None or call.rows.present is None else call.x.new_zeros
         self.dgates_x = new(call.D, call.N, call.G * call.H)
-        self.dgates_h = new(call.D, call.N, call.G * call.H) if call.kernels.two_gradients else self.dgates_x
+        self.dgates_h = self.dgates_x if call.kernels.same_gate_gradients else new(call.D, call.N, call.G * call.H)
         self.hx = call.before_projection(call.hx)
         self.grad_hx = [gradient.contiguous() for gradient in grad_hx]
         self.dprojected = call.output_like(call.P) if call.projects else None
@@ -395,7 +375,7 @@ class _Backward:
             "parts": self.parts(plan) if plan.exchanges else self.output,
             **_of_every_kernel(call, plan, first_step, last_step),
             "DERIVATIVE": call.kernels.derivative,
-            "TWO_GRADIENTS": call.kernels.two_gradients,
+            "TWO_GRADIENTS": not call.kernels.same_gate_gradients,
             "HAS_GRAD_OUTPUT": has_grad_output,
             "BLOCK_U": plan.block_u,
         }
@@ -437,7 +417,7 @@ class _Backward:
 
     def of_biases(self, d: int) -> list[Callable[[], Tensor]]:
         of_x = cache(lambda: self.bias_sum(self.dgates_x[d]))
-        return [of_x, lambda: self.bias_sum(self.dgates_h[d]) if self.call.kernels.two_gradients else of_x().clone()]
+        return [of_x, lambda: of_x().clone() if self.call.kernels.same_gate_gradients else self.bias_sum(self.dgates_h[d])]
 
     def bias_sum(self, dgates: Tensor) -> Tensor:
         return dgates.sum(0) if self.groups is None else self.grouped(self.call.padded(dgates)).sum(1)

@@ -8,7 +8,7 @@ import torch
 
 from sstkern import engines
 from sstkern.cells import CELLS
-from sstkern.engines.triton import aot, launch, layer
+from sstkern.engines.triton import aot, launch
 
 SAMPLE = [
     (kernel, cell, dtype, False, schedule, 64, 128)
@@ -55,7 +55,7 @@ def test_the_largest_kernels_for_hopper_keep_every_bar(hopper):
         asked = launch.Layer(
             getattr(torch, c.dtype),
             row.sizes["PRECISION"],
-            CELLS[c.cell].gates,
+            len(CELLS[c.cell].gates),
             c.batch,
             c.hidden_size,
             projects=c.schedule == "stepwise",  # what has a projection is all that runs so on Hopper
@@ -205,7 +205,7 @@ def test_what_keeps_its_bars_is_not_reported():
 
 
 def test_the_table_has_every_kernel_once(hopper):
-    every = [(kernel, cell, *numbers) for kernel in ("forward", "backward") for cell in layer.KERNELS for numbers in aot.NUMBERS]
+    every = [(kernel, cell, *numbers) for kernel in ("forward", "backward") for cell in aot.with_kernels() for numbers in aot.NUMBERS]
     assert {(c.kernel, c.cell, c.dtype, c.tf32) for c in hopper} == set(every)
     assert {c.schedule for c in hopper} == set(launch.SCHEDULES)
     # The stepwise kernels are the same for all sizes.

@@ -84,7 +84,7 @@ def inputs(case: Case, hidden_size: int) -> Inputs:
         return torch.randn(*shape, generator=generator, dtype=torch.float64).div(shape[-1] ** 0.5).to(case.dtype)
 
     cell, directions, lengths = CELLS[case.cell], 1 + case.bidirectional, torch.tensor(case.lengths)
-    rows = cell.gates * hidden_size
+    rows = len(cell.gates) * hidden_size
     weights = [random(*shape) for _ in range(directions) for shape in ((rows, INPUT_SIZE), (rows, hidden_size), (rows,), (rows,))]
     x, hx = random(T, len(lengths), INPUT_SIZE), [random(directions, len(lengths), hidden_size) for _ in cell.states]
     leaves = [tensor.double().detach().requires_grad_() for tensor in (x, *weights, *hx)]
@@ -109,7 +109,9 @@ class Concurrent:
     def hidden_size(self) -> int:
         """The smallest that leaves the last program 5 units, fewer than a tile."""
         case = self.case
-        sizes = Layer(case.dtype, self.device.precision(case.dtype), CELLS[case.cell].gates, len(case.lengths), 5, 1 + case.bidirectional)
+        sizes = Layer(
+            case.dtype, self.device.precision(case.dtype), len(CELLS[case.cell].gates), len(case.lengths), 5, 1 + case.bidirectional
+        )
         while True:
             plans = [self.choose(self.device.card, sizes, backward) for backward in (False, True)]
             if all(plan.programs(sizes.hidden_size) == case.programs and sizes.hidden_size % plan.block_h == 5 for plan in plans):

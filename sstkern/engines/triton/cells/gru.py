@@ -5,6 +5,9 @@ import triton.language as tl  # noqa: F401 -- the interpreter looks for it in ev
 
 from sstkern.engines.triton.math import sigmoid, tanh, tanh_and_slope
 
+SAVES = 4
+"""Tiles of H that a step saves for its derivative."""
+
 
 @triton.jit
 def step(x, h, states):

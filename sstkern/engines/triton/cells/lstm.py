@@ -9,6 +9,9 @@ import triton.language as tl
 
 from sstkern.engines.triton.math import sigmoid, tanh, tanh_and_slope
 
+SAVES = 5
+"""Tiles of H that a step saves for its derivative."""
+
 
 @triton.jit
 def step(x, h, states):

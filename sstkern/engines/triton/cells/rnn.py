@@ -5,6 +5,9 @@ import triton.language as tl
 
 from sstkern.engines.triton.math import tanh, tanh_and_slope, where_positive
 
+SAVES = 1
+"""Tiles of H that a step saves for its derivative."""
+
 
 @triton.jit
 def step_tanh(x, h, states):
