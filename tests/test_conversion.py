@@ -95,6 +95,16 @@ def test_architectures_in_float32(architecture):
     torch.testing.assert_close(gradients(sstkern.convert(model)), before, rtol=1e-3, atol=1e-5)
 
 
+def test_torchs_layers_get_their_weights_in_one_piece(monkeypatch):
+    flattened = []
+    monkeypatch.setattr(nn.RNNBase, "flatten_parameters", lambda self: flattened.append(self))
+    model = nn.Sequential(sstkern.LSTM(3, 5).double(), sstkern.GRUCell(5, 5))
+    model[0].flatten_parameters()
+    assert not flattened  # ours are read where they are
+    sstkern.convert(model, to="torch")
+    assert flattened == [model[0]]
+
+
 def test_what_is_left_alone_is_reported():
     scripted = torch.jit.script(nn.GRU(3, 5))
     model = nn.ModuleDict({"own": Mine(3, 5), "cells": nn.Sequential(OwnCell(3, 5)), "fixed": scripted, "one": nn.GRU(3, 5)})

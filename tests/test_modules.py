@@ -269,7 +269,7 @@ def test_cells_equal_torchs(engine, name, bias, batch):
         with only(engine):
             mine = flat(made[0](*inputs))
         assert_close(mine, flat(made[1](*inputs)), 1e-13)
-        assert_gradients(made[0], *inputs, reference=made[1], engine=engine)
+        assert_gradients(made[0], *inputs, reference=made[1], engine=engine, elements=0)
 
 
 WRONG_CALLS = {
