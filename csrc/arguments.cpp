@@ -51,9 +51,9 @@ Arguments<T>::Arguments(Found<T> found, const at::Tensor& x, at::TensorList give
       schedule(lengths, size.steps, size.batch) {
   const int64_t count = static_cast<int64_t>(given.size()) / size.directions, plain = 2 + 2 * has_bias + kernels.parameters;
   const bool projected = count == plain + 1;
-  TORCH_CHECK(projected || count == plain, "weights: expected ", plain, " (or one more with a projection) for each direction, got ",
-              given.size(), " for ", size.directions, " direction(s)");
-  TORCH_CHECK(!projected || kernels.projects, "weights: this cell has no projection (weight_hr)");
+  TORCH_CHECK(count == plain || (projected && kernels.projects), "weights: expected ", plain,
+              kernels.projects ? " (or one more with a projection)" : "", " for each direction, got ", given.size(), " for ",
+              size.directions, " direction(s)");
   TORCH_CHECK(projected || size.output == size.hidden, "weight_hh: expected ", size.hidden, " columns without a projection, got ",
               size.output);
   for (int64_t d = 0; d < size.directions; ++d) weights.push_back(direction(given.slice(d * count, count), has_bias, projected, x));

@@ -66,7 +66,7 @@ void register_cells(const CellLibrary& library) {
   Registry& all = registry();
   const std::unique_lock lock(all.mutex);
   TORCH_CHECK_VALUE(library.version == kKernelsVersion, "cells: compiled with version ", library.version,
-                    " of csrc/kernels.h, and this build has version ", kKernelsVersion, "; compile them again");
+                    " of csrc/kernels/kernels.h, and this build has version ", kKernelsVersion, "; compile them again");
   for (int64_t i = 0; i < library.count; ++i)
     TORCH_CHECK_VALUE(!find(all, library.cells[i].cell, library.cells[i].level), "cells: '", library.cells[i].cell,
                       "' is registered already for ", library.cells[i].level);

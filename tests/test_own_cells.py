@@ -7,35 +7,14 @@ import io
 import pytest
 import torch
 from layers import FUSED
+from own_cells import PEEPHOLE, PEEPHOLES
 from torch import Tensor, nn
 
 import sstkern
 from sstkern import cells
-from sstkern.cells import CELLS, RECURRENT, Cell, Stage, Weight
+from sstkern.cells import CELLS, RECURRENT, Stage
 from sstkern.modules import Recurrent, RecurrentCell
 from sstkern.testing import assert_gradients, gradcheck
-
-
-def step(gates_x: Tensor, gates_h: Tensor, states: tuple, parameters: tuple) -> tuple[Tensor, Tensor]:
-    weight_ci, weight_cf, weight_co = parameters
-    i, f, g, o = (gates_x + gates_h).chunk(4, dim=-1)
-    before = states[1]
-    c = torch.sigmoid(f + weight_cf * before) * before + torch.sigmoid(i + weight_ci * before) * torch.tanh(g)
-    return torch.sigmoid(o + weight_co * c) * torch.tanh(c), c
-
-
-PEEPHOLES = ("weight_ci", "weight_cf", "weight_co")
-PEEPHOLE = Cell(
-    name="peephole_lstm",
-    gates=("i", "f", "g", "o"),
-    states=("h", "c"),
-    parameters=(
-        Weight("weight_ci", ("H",)),
-        Weight("weight_cf", ("H",)),
-        Weight("weight_co", ("H",), lambda parameter, hidden_size: nn.init.constant_(parameter, 1 / hidden_size)),
-    ),
-    step=step,
-)
 
 
 class PeepholeLSTM(Recurrent):

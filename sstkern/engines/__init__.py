@@ -110,14 +110,18 @@ def _obstacle(cell: Cell, x: Tensor, others: Sequence[Tensor], engine: str | Non
 
 @private.constant
 def lacks_cell(engine: str, cell: str) -> str | None:
-    """Why an engine that can run here has no kernels of the registered cell of this name, or None."""
+    """Why an engine that can run here cannot run the cell of this name, or None."""
+    if engine == "reference":
+        return None
+    if cell not in CELLS:
+        return f"the cell '{cell}' is not registered; sstkern.cells.register does that"
     if engine == "cpu":
         return cpu.lacks(CELLS[cell])
-    return None if engine == "reference" or CELLS[cell].triton else f"it has no kernel for the cell '{cell}'"
+    return None if CELLS[cell].triton else f"it has no kernel for the cell '{cell}'"
 
 
 def support(cell: Cell) -> dict[str, str | None]:
-    """For each engine None where it can run layers of the registered `cell` here, or why it cannot."""
+    """For each engine None where it can run layers of `cell` here, or why it cannot."""
     problems = {"reference": None, "cpu": extension_problem(), "triton": triton_problem()}
     return {engine: problem or lacks_cell(engine, cell.name) for engine, problem in problems.items()}
 

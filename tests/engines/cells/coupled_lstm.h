@@ -37,7 +37,7 @@ struct CoupledLstm {
   }
 };
 
-SSTKERN_CELLS(cell_kernels<CoupledLstm>("coupled_lstm"));
+SSTKERN_CELLS(cell_kernels<CoupledLstm>("fused_coupled_lstm"));
 
 }  // namespace SSTKERN_LEVEL
 }  // namespace sstkern

@@ -42,7 +42,7 @@ struct PeepholeLstm {
   }
 };
 
-SSTKERN_CELLS(cell_kernels<PeepholeLstm>("peephole_lstm"));
+SSTKERN_CELLS(cell_kernels<PeepholeLstm>("fused_peephole_lstm"));
 
 }  // namespace SSTKERN_LEVEL
 }  // namespace sstkern
