@@ -12,22 +12,39 @@ namespace sstkern {
 
 namespace {
 
+struct Level {
+  std::string_view name;
+  const LevelProducts* products = nullptr;
+  std::vector<const CellKernels*> cells = {};
+
+  const CellKernels* find(std::string_view cell) const {
+    for (const CellKernels* kernels : cells)
+      if (cell == kernels->cell) return kernels;
+    return nullptr;
+  }
+};
+
 // Compile units register themselves before any of this file's own variables need be there.
 struct Registry {
   std::shared_mutex mutex;
-  std::vector<const LevelProducts*> products;
-  std::vector<const CellKernels*> cells;
+  std::vector<Level> levels;
+
+  // Null where no unit of the level has registered itself.
+  Level* find(std::string_view name) {
+    for (Level& level : levels)
+      if (level.name == name) return &level;
+    return nullptr;
+  }
+
+  Level& level(std::string_view name) {
+    if (Level* const known = find(name)) return *known;
+    return levels.emplace_back(Level{name});
+  }
 };
 
 Registry& registry() {
   static Registry one;
   return one;
-}
-
-const CellKernels* find(const Registry& all, std::string_view cell, std::string_view level) {
-  for (const CellKernels* kernels : all.cells)
-    if (cell == kernels->cell && level == kernels->level) return kernels;
-  return nullptr;
 }
 
 const Kernels<float>& of_type(const CellKernels& kernels, float) { return kernels.of_float; }
@@ -37,19 +54,20 @@ const Products<double>& of_type(const LevelProducts& products, double) { return 
 
 // What `cell` has on the best level, or null.
 template <class T>
-const CellKernels* best(const Registry& all, std::string_view cell, at::ScalarType given) {
-  for (const std::string& level : allowed_levels(given)) {
-    const CellKernels* const kernels = find(all, cell, level);
+const CellKernels* best(Registry& all, std::string_view cell, at::ScalarType given) {
+  for (const std::string& name : allowed_levels(given)) {
+    const Level* const level = all.find(name);
+    const CellKernels* const kernels = level ? level->find(cell) : nullptr;
     if (kernels && of_type(*kernels, T{}).forward) return kernels;
   }
   return nullptr;
 }
 
 // Where its kernels are, in words.
-std::string levels_of(const Registry& all, std::string_view cell) {
+std::string levels_of(Registry& all, std::string_view cell) {
   std::string levels;
-  for (const CellKernels* kernels : all.cells)
-    if (cell == kernels->cell) levels += std::string(levels.empty() ? "" : ", ") + kernels->level;
+  for (const Level& level : all.levels)
+    if (level.find(cell)) levels.append(levels.empty() ? "" : ", ").append(level.name);
   return levels.empty() ? "none" : levels;
 }
 
@@ -60,7 +78,7 @@ std::string last_error() {
 
 }  // namespace
 
-void register_products(const LevelProducts& products) { registry().products.push_back(&products); }
+void register_products(const LevelProducts& products) { registry().level(products.level).products = &products; }
 
 void register_cells(const CellLibrary& library) {
   Registry& all = registry();
@@ -68,15 +86,14 @@ void register_cells(const CellLibrary& library) {
   TORCH_CHECK_VALUE(library.version == kKernelsVersion, "cells: compiled with version ", library.version,
                     " of csrc/kernels/kernels.h, and this build has version ", kKernelsVersion, "; compile them again");
   for (int64_t i = 0; i < library.count; ++i)
-    TORCH_CHECK_VALUE(!find(all, library.cells[i].cell, library.cells[i].level), "cells: '", library.cells[i].cell,
+    TORCH_CHECK_VALUE(!all.level(library.cells[i].level).find(library.cells[i].cell), "cells: '", library.cells[i].cell,
                       "' is registered already for ", library.cells[i].level);
-  for (int64_t i = 0; i < library.count; ++i) all.cells.push_back(&library.cells[i]);
+  for (int64_t i = 0; i < library.count; ++i) all.level(library.cells[i].level).cells.push_back(&library.cells[i]);
 }
 
 const LevelProducts* products_of(std::string_view level) {
-  for (const LevelProducts* products : registry().products)
-    if (level == products->level) return products;
-  return nullptr;
+  const Level* const found = registry().find(level);
+  return found ? found->products : nullptr;
 }
 
 template <class T>
@@ -106,6 +123,9 @@ std::vector<std::string> load_cpu_cells(const std::string& path) {
   TORCH_CHECK_VALUE(handle, "cells: cannot load ", path, ": ", last_error());
   const auto* const library = static_cast<const CellLibrary*>(dlsym(handle, "sstkern_cells"));
   TORCH_CHECK_VALUE(library, "cells: ", path, " has none: it lacks the symbol sstkern_cells");
+  for (int64_t i = 0; library->version == kKernelsVersion && i < library->count; ++i)
+    TORCH_CHECK_VALUE(products_of(library->cells[i].level), "cells: '", library->cells[i].cell, "' is compiled for '",
+                      library->cells[i].level, "', which this build does not have");
   register_cells(*library);
   std::vector<std::string> names;
   for (int64_t i = 0; i < library->count; ++i) names.emplace_back(library->cells[i].cell);

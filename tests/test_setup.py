@@ -2,6 +2,8 @@
 
 import importlib.util
 import json
+import platform
+import shutil
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -12,6 +14,7 @@ from setuptools import Distribution
 from torch.utils.cpp_extension import BuildExtension
 
 ROOT = Path(__file__).parent.parent
+LEVELS = ["avx2", "avx512", "avx512_bf16", "baseline"] if platform.machine() == "x86_64" else ["baseline"]
 
 
 @pytest.fixture
@@ -30,7 +33,10 @@ def test_the_extension_is_built_where_torch_is(script: ModuleType, monkeypatch: 
     monkeypatch.delenv("SSTKERN_NO_EXTENSION", raising=False)
     (extension,) = script.arguments()["ext_modules"]
     assert extension.name == "sstkern._cpu"
-    assert sorted(extension.sources) == sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("csrc/*.cpp"))
+    driver = {str(path.relative_to(ROOT)) for path in ROOT.glob("csrc/*.cpp")}
+    units = {f"build/units/{header}_{level}.cpp" for header in ("products", "lstm", "gru", "rnn") for level in LEVELS}
+    assert driver | units == set(extension.sources)
+    assert len(extension.sources) == len(driver | units)
     assert {str(path.relative_to(ROOT)) for path in ROOT.glob("csrc/**/*.h")} == set(extension.depends)
     assert "-fopenmp" not in extension.extra_link_args
 
@@ -56,3 +62,18 @@ def test_nothing_is_built_where_that_is_asked_for(script: ModuleType, monkeypatc
     monkeypatch.setenv("SSTKERN_NO_EXTENSION", "1")
     assert script.arguments() == {}
     assert capsys.readouterr().err == ""
+
+
+def test_a_cell_is_a_header_and_what_has_not_changed_is_not_compiled_again(
+    script: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    shutil.copytree(ROOT / "csrc", tmp_path / "csrc")
+    monkeypatch.chdir(tmp_path)
+    before = script.write_units(tmp_path / "units")
+    times = {path: Path(path).stat().st_mtime_ns for path in before}
+    (tmp_path / "csrc" / "kernels" / "cells" / "another.h").write_text("")
+    after = script.write_units(tmp_path / "units")
+    assert {Path(path).name for path in set(after) - set(before)} == {f"another_{level}.cpp" for level in LEVELS}
+    text = '#include "levels/baseline.h"\n#include "cells/another.h"\n#include "levels/end.h"\n'
+    assert (tmp_path / "units" / "another_baseline.cpp").read_text() == text
+    assert times == {path: Path(path).stat().st_mtime_ns for path in before}

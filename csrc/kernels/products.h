@@ -4,7 +4,7 @@
 #define SSTKERN_PRODUCTS
 
 #include "gemm.h"
-#include "gradient.h"
+#include "weight_gradients.h"
 #include "kernels.h"
 #include "peak.h"
 

@@ -55,6 +55,8 @@ class Kernels(NamedTuple):
 
 
 _found: dict[str, Kernels] = {}
+_runs: set[Cell] = set()
+"""Cells that were found to have fitting kernels: kernels are never taken away, and every call asks."""
 
 
 def kernels(name: str) -> Kernels | None:
@@ -67,6 +69,8 @@ def kernels(name: str) -> Kernels | None:
 
 def lacks(cell: Cell) -> str | None:
     """Why the loaded extension cannot run the cell, or None."""
+    if cell in _runs:
+        return None
     found = kernels(cell.name)
     if found is None:
         return f"it has no kernel for the cell '{cell.name}'"
@@ -75,6 +79,7 @@ def lacks(cell: Cell) -> str | None:
     cell_has = len(cell.gates), len(cell.states) - 1, len(cell.parameters), cell.same_gate_gradients
     if (found.gates, found.states, found.parameters, found.same_gate_gradients) != cell_has:
         return f"its kernel of '{cell.name}' is another cell's: {found}"
+    _runs.add(cell)
     return None
 
 
