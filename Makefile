@@ -2,12 +2,15 @@
 VENV := .venv
 PYTHON := $(VENV)/bin/python
 CPP := $(wildcard csrc/*.cpp csrc/*.h csrc/kernels/*.h csrc/kernels/*/*.h)
+CPP_OF_TESTS := $(wildcard tests/engines/cells/*.h)
 
-.PHONY: help train study docs test lint format bench aot clean
+.PHONY: help build train study docs test test-levels lint format bench aot clean
 .DEFAULT_GOAL := help
 
 help: ## this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 13
+
+build: $(VENV)/built ## the environment and the extension, nothing else
 
 train: $(VENV)/built ## train a fused LSTM classifier on SST-2 (ARGS="..." adds options)
 	$(VENV)/bin/sstkern train $(ARGS)
@@ -21,16 +24,19 @@ docs: $(VENV)/built ## build the documentation's site into site/
 test: $(VENV)/built ## the whole test suite (ARGS="..." adds pytest options)
 	$(PYTHON) -m pytest $(ARGS)
 
+test-levels: $(VENV)/built ## the numerical tests, once for each lower instruction set (ARGS="--quick" for a minute's part)
+	$(PYTHON) tests/levels.py $(ARGS)
+
 lint: $(VENV)/built ## check style of Python and C++, and types
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
-	$(VENV)/bin/clang-format --dry-run --Werror $(CPP)
+	$(VENV)/bin/clang-format --dry-run --Werror $(CPP) $(CPP_OF_TESTS)
 
 format: $(VENV)/built ## rewrite Python and C++ in that style
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
-	$(VENV)/bin/clang-format -i $(CPP)
+	$(VENV)/bin/clang-format -i $(CPP) $(CPP_OF_TESTS)
 
 bench: $(VENV)/built ## time our layers beside other engines (ARGS="--growth", ...)
 	$(VENV)/bin/sstkern bench $(ARGS)

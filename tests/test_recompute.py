@@ -10,6 +10,7 @@ from torch.autograd import gradcheck, gradgradcheck
 
 import sstkern
 from sstkern import recompute
+from sstkern.engines import interpreting
 
 LENGTHS = torch.tensor([70, 0, 33, 16])
 LAYERS = {
@@ -41,6 +42,16 @@ def pair(name: str, dtype: torch.dtype, bidirectional: bool) -> tuple[nn.Module,
     return plain, sparing, torch.randn(*((4, 70) if plain.batch_first else (70, 4)), 5, dtype=dtype)
 
 
+def assert_same(found: list[Tensor], expected: list[Tensor]) -> None:
+    """Bit for bit on the C++ engine, which promises that.
+
+    Interpreted kernels take PyTorch's own products, whose bits may change with the number of rows, as they do with AVX2. There they are
+    equal up to rounding: 2 eps were measured, in values of up to 3.
+    """
+    tolerance = 8 * torch.finfo(expected[0].dtype).eps if interpreting() else 0
+    torch.testing.assert_close(found, expected, rtol=0, atol=tolerance)
+
+
 def test_bits_of_a_layer_whose_sums_take_several_blocks():
     """384 gates in each direction: dx is the sum of both directions' however it is computed."""
     torch.manual_seed(0)
@@ -67,7 +78,7 @@ def test_results_and_gradients_of_inputs_keep_their_bits(name, dtype, bidirectio
     assert between["forward"] - before["forward"] == plain.num_layers
     assert after["forward"] - between["forward"] == 2 * chunks * plain.num_layers * (1 + bidirectional)
     for part in ("results", "inputs"):
-        assert all(torch.equal(a, b) for a, b in zip(found[part], expected[part], strict=True))
+        assert_same(found[part], expected[part])
     torch.testing.assert_close(found["weights"], expected["weights"], rtol=1e-5 if dtype == torch.float32 else 1e-12, atol=1e-5)
 
 

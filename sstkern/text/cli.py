@@ -1,0 +1,253 @@
+"""The commands of the SST-2 application: train, evaluate, predict, study. `sstkern.cli` makes them commands of `sstkern`."""
+
+import json
+import shlex
+import sys
+from collections.abc import Iterable
+from dataclasses import asdict, fields
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import torch
+import typer
+
+from sstkern.text import of_transformer
+from sstkern.text.checkpoint import TrainingOptions, find, load_model, read_config
+from sstkern.text.glove import NAME
+from sstkern.text.models import Cell, ModelConfig, Pooling
+from sstkern.text.study import PROBLEMS
+from sstkern.text.transformer import HUB
+
+T = TypeVar("T")
+
+NOT_FOR_AVERAGE = ("layers", "hidden_size", "bidirectional", "pooling")
+
+# What can be given again; typer takes no list of Literal.
+Problem = Enum("Problem", {number: number for number in PROBLEMS}, type=str)
+
+Model = Annotated[Path, typer.Option(help="Folder of a run, whose best model is taken, or of one checkpoint.")]
+
+
+def train(
+    ctx: typer.Context,
+    data: Annotated[
+        str | None,
+        typer.Option(help="Folder with train.tsv and dev.tsv; 'demo' generates sentences.", show_default="SST-2"),
+    ] = None,
+    valid: Annotated[
+        str | None,
+        typer.Option(help="TSV file to validate on; 'none' keeps the last epoch's model.", show_default="the data's own dev.tsv"),
+    ] = None,
+    cell: Annotated[Cell, typer.Option(help="Recurrent cell; 'average' is the mean of the word vectors.")] = ModelConfig.cell,
+    layers: Annotated[int, typer.Option(help="Stacked recurrent layers.")] = ModelConfig.layers,
+    hidden_size: Annotated[int, typer.Option(help="Units of a layer, in each direction.")] = ModelConfig.hidden_size,
+    embedding_size: Annotated[
+        int | None, typer.Option(help="Numbers in a word vector.", show_default="the vectors' own, or 128")
+    ] = ModelConfig.embedding_size,
+    bidirectional: Annotated[bool, typer.Option("--bidirectional", help="Also read from the end.")] = False,
+    dropout: Annotated[float, typer.Option(help="Share of numbers set to 0 in training.")] = ModelConfig.dropout,
+    pooling: Annotated[
+        Pooling, typer.Option(help="How the steps become one sentence vector; 'last' is the final state.")
+    ] = ModelConfig.pooling,
+    vectors: Annotated[
+        str | None,
+        typer.Option(
+            help="Pretrained word vectors: glove.6B, a zip or text file as GloVe's, or a transformer's: hf:NAME or a folder.",
+            show_default="random ones",
+        ),
+    ] = TrainingOptions.vectors,
+    frozen: Annotated[bool, typer.Option("--frozen", help="Do not train the pretrained word vectors.")] = False,
+    affixes: Annotated[
+        bool | None,
+        typer.Option(
+            "--affixes/--no-affixes",
+            help="Also learn vectors of the words' beginnings and endings.",
+            show_default="yes, but for a transformer's vectors",
+        ),
+    ] = None,
+    min_count: Annotated[int, typer.Option(help="Words that are rarer in the training data are unknown.")] = TrainingOptions.min_count,
+    epochs: Annotated[int, typer.Option(help="The most passes over the training data.")] = TrainingOptions.epochs,
+    batch_size: Annotated[int, typer.Option(help="Sentences per step and process.")] = TrainingOptions.batch_size,
+    lr: Annotated[float, typer.Option(help="AdamW's learning rate at first; it falls to 0.")] = TrainingOptions.lr,
+    weight_decay: Annotated[float, typer.Option(help="AdamW's weight decay.")] = TrainingOptions.weight_decay,
+    clip: Annotated[float, typer.Option(help="The largest norm of the gradient.")] = TrainingOptions.clip,
+    label_smoothing: Annotated[
+        float, typer.Option(help="Share of the target that is spread over all labels.")
+    ] = TrainingOptions.label_smoothing,
+    patience: Annotated[int, typer.Option(help="Epochs without a better accuracy before training stops.")] = TrainingOptions.patience,
+    seed: Annotated[int, typer.Option(help="Decides initial weights, order of batches and dropout.")] = TrainingOptions.seed,
+    threads: Annotated[
+        int | None, typer.Option(help="CPU threads of a process.", show_default="PyTorch's choice")
+    ] = TrainingOptions.threads,
+    output: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the run, new or empty.", show_default="runs/CELL, or CELL-2, CELL-3, ..."),
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --output, or else the newest of the cell.")] = False,
+) -> None:
+    """Train a classifier, on one process or, under torchrun or `accelerate launch`, on several."""
+    from sstkern.text.trainer import Run
+
+    # The options have the names of the fields they set.
+    values = ctx.params | {"data": _absolute(data, "demo"), "valid": _absolute(valid, "none"), "vectors": _absolute(vectors, NAME)}
+    given = {name: values[name] for name in values if ctx.get_parameter_source(name).name == "COMMANDLINE"}
+    if cell == "average" and (useless := _flags(name for name in NOT_FOR_AVERAGE if name in given)):
+        raise typer.BadParameter(f"{useless}: the cell 'average' has no recurrent layer")
+    if resume:
+        folder = output or _runs(cell)[-1]
+        _check_given(folder, given)
+        run = Run.resume(folder)
+    else:
+        run = Run.start(_fill(ModelConfig, values), _fill(TrainingOptions, values), output or _runs(cell)[0])
+    _train(run)
+
+
+def _train(run: Any) -> None:
+    tell = run.accelerator.print  # on the main process only
+    parameters = sum(parameter.numel() for parameter in run.classifier.model.parameters())
+    tell(f"data: {run.data.description}")
+    tell(
+        f"{len(run.data.train):,} sentences to train on, {len(run.data.valid):,} to validate on, "
+        f"{len(run.classifier.vocabulary):,} tokens, {parameters:,} parameters on {run.accelerator.device}"
+    )
+    if not run.train():
+        what = "and saved" if run.saved else "but not saved: an earlier checkpoint is kept"
+        tell(f"interrupted at step {run.state.step} {what}; to go on:")
+        tell(f"  sstkern train --resume --output {shlex.quote(str(run.output))}")
+        raise typer.Exit(130)
+    speed = run.throughput()
+    if run.data.valid:
+        tell(f"validation accuracy {run.state.best_accuracy:.4f}, the best of {run.state.epoch} epochs")
+    else:
+        tell(f"the model of the last of {run.state.epoch} epochs is kept")
+    tell(f"{run.output}: best (the model), last (to resume), metrics.jsonl, training.png, tensorboard")
+    if speed.torch is None:
+        tell(f"{speed.sstkern:,.0f} tokens/s, measured in this run")
+    else:
+        tell(
+            f"sstkern {speed.sstkern:,.0f} tokens/s, torch.nn {speed.torch:,.0f} tokens/s "
+            f"(x {speed.sstkern / speed.torch:.2f}), measured in this run"
+        )
+    run.accelerator.end_training()
+    if not run.saved:
+        raise typer.Exit(1)
+
+
+def evaluate(
+    model: Model,
+    data: Annotated[Path, typer.Option(help="TSV file with the columns 'sentence' and 'label'.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Print a model's accuracy and loss on labelled sentences."""
+    from sstkern.text import read_tsv
+    from sstkern.text.trainer import check_labels, evaluate
+
+    classifier = load_model(model, _device())
+    examples = read_tsv(data)
+    check_labels(examples, classifier.classes, data)
+    encoded = [classifier.vocabulary.encode(sentence) for sentence in examples.sentences]
+    result = evaluate(classifier.model, encoded, examples.labels)
+    if as_json:
+        typer.echo(json.dumps(asdict(result)))
+    else:
+        typer.echo(f"accuracy {result.accuracy:.4f}, loss {result.loss:.4f} on {result.examples:,} sentences")
+
+
+def predict(
+    model: Model,
+    texts: Annotated[list[str] | None, typer.Argument(help="Texts, one an argument.", show_default="the lines of stdin")] = None,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Below, for each token, by how much the label's log-odds fall without it.")
+    ] = False,
+) -> None:
+    """Print, for each text, the most probable label, a tab, and its probability."""
+    classifier = load_model(model, _device())
+    # Line by line, so that answers come as the lines do.
+    for batch in [texts] if texts else ([line] for line in sys.stdin):
+        for text, (label, probability) in zip(batch, classifier.predict(batch), strict=True):
+            typer.echo(f"{label}\t{probability:.4f}")
+            for token, contribution in classifier.explain(text) if explain else ():
+                typer.echo(f"  {contribution:+.2f}\t{token}")
+
+
+def study(
+    problem: Annotated[
+        list[Problem] | None, typer.Option(help="Number of a problem; can be given again.", show_default="all of them")
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Two minutes: one seed, one epoch, a part of the data.")] = False,
+    data: Annotated[str | None, typer.Option(help="Folder with train.tsv and dev.tsv.", show_default="SST-2")] = None,
+    glove: Annotated[str, typer.Option(help="GloVe's vectors: glove.6B, a zip or a text file.")] = NAME,
+    transformer: Annotated[str, typer.Option(help="A transformer: hf:NAME, or a folder.")] = f"{HUB}bert-base-uncased",
+    output: Annotated[
+        Path | None, typer.Option(help="Folder of the study; one that is there goes on.", show_default="study, or study-quick")
+    ] = None,
+) -> None:
+    """Answer the thirteen problems of the course assignment from runs of its own, and write report.md and report.html."""
+    from sstkern.text.study import study as studies
+    from sstkern.text.study.runs import InterruptedStudyError
+
+    folder = output or Path("study-quick" if quick else "study")
+    chosen = [number for number in PROBLEMS if not problem or number in problem]
+    # Before an hour is spent on the other problems.
+    if "5.1" in chosen and glove != NAME and not Path(glove).is_file():
+        raise typer.BadParameter(f"--glove: there is no file {glove}, expected {NAME}, a zip or a text file")
+    if "5.2" in chosen and not of_transformer(transformer):
+        raise typer.BadParameter(f"--transformer: there is no folder {transformer}, expected {HUB}NAME or a folder")
+    prepared = studies.Study.prepare(folder, _absolute(data, "demo"), _absolute(glove, NAME), _absolute(transformer), quick)
+    typer.echo(
+        f"data: {prepared.source}; held out {len(prepared.runs.data.held_out):,} sentences, "
+        f"{len(prepared.runs.data.side):,} phrases are left to choose with"
+    )
+    try:
+        failed = studies.run(prepared, chosen, typer.echo)
+    except (InterruptedStudyError, KeyboardInterrupt) as interruption:
+        what = f"{interruption}; " if str(interruption) else ""
+        typer.echo(f"interrupted; {what}the same command goes on from there")
+        raise typer.Exit(130) from None
+    typer.echo(f"{folder / 'report.md'}, report.html and results.json are written")
+    if failed:
+        typer.echo("not answered:\n  " + "\n  ".join(failed), err=True)
+        raise typer.Exit(1)
+
+
+def _runs(cell: str) -> list[Path]:
+    """The default folders of a cell's runs: first the next new one, then those that exist, the newest last."""
+    existing: list[Path] = []
+    folder = Path("runs", cell)
+    while folder.exists():
+        existing.append(folder)
+        folder = Path("runs", f"{cell}-{len(existing) + 1}")
+    return [folder, *existing]
+
+
+def _check_given(folder: Path, given: dict[str, Any]) -> None:
+    """Raise ValueError if an option contradicts what the run in ``folder`` was started with."""
+    config = read_config(find(folder / "last"))
+    started = asdict(config["model"]) | asdict(config["training"])
+    wrong = [name for name in given if name in started and given[name] != started[name]]
+    if wrong:
+        was = ", ".join(f"{name} {started[name]}" for name in wrong)
+        raise ValueError(f"{_flags(wrong)}: the run in {folder} was started with {was} and goes on with that only")
+
+
+def _fill(kind: type[T], values: dict[str, Any]) -> T:
+    """Make a dataclass from the values that have the names of its fields."""
+    return kind(**{field.name: values[field.name] for field in fields(kind) if field.name in values})
+
+
+def _flags(names: Iterable[str]) -> str:
+    return ", ".join(f"--{name.replace('_', '-')}" for name in names)
+
+
+def _absolute(path: str | None, name: str | None = None) -> str | None:
+    """A path, such that a run can be resumed from another working directory; `name` and the hub's names are no paths."""
+    return path if path in (None, name) or path.startswith(HUB) else str(Path(path).resolve())
+
+
+def _device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+COMMANDS = (train, evaluate, predict, study)
+"""In the order in which `sstkern --help` lists them."""

@@ -1,0 +1,228 @@
+"""The SST-2 application's commands: what they print, where, and with which exit code."""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from commands import call, start, told
+from typer.testing import Result
+
+import sstkern
+from sstkern.text import checkpoint, cli
+
+SMALL = ("--hidden-size", "4", "--embedding-size", "4", "--pooling", "last")
+SENTENCES = {
+    "train": [("good", 1), ("bad", 0), ("not good", 0), ("not bad", 1)] * 20,
+    "dev": [("good", 1), ("not bad", 1), ("bad", 0)],
+}
+
+
+def write_data(folder: Path) -> Path:
+    folder.mkdir()
+    for name, rows in SENTENCES.items():
+        (folder / f"{name}.tsv").write_text("sentence\tlabel\n" + "".join(f"{text}\t{label}\n" for text, label in rows))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> tuple[Path, Path, Result]:
+    """Data, a run on it, and what training said."""
+    folder = tmp_path_factory.mktemp("cli")
+    data = write_data(folder / "data")
+    size = ("--hidden-size", "16", "--embedding-size", "16", "--pooling", "last", "--dropout", "0")
+    schedule = ("--epochs", "30", "--patience", "30", "--lr", "0.02", "--batch-size", "8")
+    result = call("train", "--data", data, *size, *schedule, "--output", folder / "run")
+    assert result.exit_code == 0, result.output
+    return data, folder / "run", result
+
+
+def test_training_ends_with_the_accuracy_the_files_and_the_speeds(trained):
+    _, run, result = trained
+    *_, accuracy, files, speed = result.stdout.splitlines()
+    assert accuracy == "validation accuracy 1.0000, the best of 30 epochs"
+    assert files.startswith(f"{run}: best (the model), last")
+    assert re.fullmatch(r"sstkern [\d,]+ tokens/s, torch.nn [\d,]+ tokens/s \(x \d+\.\d\d\), measured in this run", speed)
+    assert {path.name for path in run.iterdir()} == {"best", "last", "metrics.jsonl", "tensorboard", "training.png"}
+    assert (run / "training.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_training_without_validation(trained, tmp_path):
+    data, _, _ = trained
+    result = call("train", "--data", data, "--valid", "none", *SMALL, "--epochs", "2", "--output", tmp_path / "run")
+    assert result.exit_code == 0, result.output
+    assert "80 sentences to train on, 0 to validate on" in result.stdout
+    assert "validation loss" not in result.stdout
+    assert "the model of the last of 2 epochs is kept" in result.stdout.splitlines()
+    assert (tmp_path / "run" / "training.png").is_file()
+
+
+def test_evaluation_is_that_of_the_training(trained):
+    data, run, _ = trained
+    result = call("evaluate", "--model", run, "--data", data / "dev.tsv")
+    assert result.stdout.startswith("accuracy 1.0000, loss 0.")
+    assert result.stdout.endswith(" on 3 sentences\n")
+    values = json.loads(call("evaluate", "--model", run, "--data", data / "dev.tsv", "--json").stdout)
+    assert (values["accuracy"], values["examples"]) == (1.0, 3)
+
+
+def test_prediction_of_arguments_and_of_lines(trained):
+    _, run, _ = trained
+    texts = ["not bad", "bad", "good", "not good", ""]
+    expected = [f"{label}\t{probability:.4f}" for label, probability in sstkern.load(run).predict(texts)]
+    assert [line[0] for line in expected[:4]] == ["1", "0", "1", "0"]
+    assert call("predict", "--model", run, *texts).stdout.splitlines() == expected
+    assert call("predict", "--model", run, text="".join(f"{text}\n" for text in texts)).stdout.splitlines() == expected
+
+
+def test_an_explanation_is_a_line_a_token_below_the_answer(trained):
+    _, run, _ = trained
+    explained = sstkern.load(run).explain("not bad")
+    assert all(value > 0 for _, value in explained)
+    answer, *tokens, empty = call("predict", "--model", run, "--explain", "not bad", "").stdout.splitlines()
+    assert answer.startswith("1\t0.")
+    assert tokens == [f"  +{value:.2f}\t{token}" for token, value in explained]
+    assert len(tokens) == 2
+    assert empty[0] in "01"
+
+
+def test_training_on_pretrained_vectors(trained, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("vectors.txt").write_text("good 1 2\nbad 3 4\n")
+    arguments = ("--data", trained[0], "--vectors", "vectors.txt", "--no-affixes", "--epochs", "1", "--output", "run")
+    assert call("train", "--frozen", "--hidden-size", "4", *arguments).exit_code == 0
+    classifier = sstkern.load("run")
+    assert classifier.options.vectors == str(tmp_path / "vectors.txt")
+    assert (classifier.model.config.frozen, classifier.model.config.embedding_size) == (True, 2)
+    line = told(call("train", "--resume", *arguments, "--embedding-size", "3"))
+    assert "--embedding-size: the run in run was started with embedding_size 2" in line
+
+
+@pytest.mark.parametrize("vectors", ["glove.6B", "hf:a/model"])
+def test_the_name_of_vectors_is_no_path(trained, monkeypatch, vectors):
+    given = []
+    monkeypatch.setattr(cli, "_check_given", lambda _, values: given.append(values["vectors"]))
+    call("train", "--resume", "--output", trained[1], "--vectors", vectors)
+    assert given == [vectors]
+
+
+def test_an_output_with_a_run_is_kept(trained):
+    data, run, _ = trained
+    before = (run / "metrics.jsonl").read_bytes()
+    assert "exists and is no empty folder" in told(call("train", "--data", data, "--output", run))
+    assert (run / "metrics.jsonl").read_bytes() == before
+
+
+def test_resuming_with_other_options_names_them(trained):
+    data, run, _ = trained
+    line = told(call("train", "--resume", "--output", run, "--epochs", "3", "--cell", "gru", "--batch-size", "8"))
+    assert "--epochs, --cell: the run in" in line
+    assert "was started with epochs 30, cell lstm" in line
+    finished = call("train", "--resume", "--output", run, "--data", data)
+    assert "validation accuracy 1.0000, the best of 30 epochs" in finished.stdout
+
+
+def test_without_an_output_every_run_has_a_new_folder(trained, tmp_path, monkeypatch):
+    data, _, _ = trained
+    monkeypatch.chdir(tmp_path)
+    arguments = ("train", "--data", data, "--cell", "average", "--embedding-size", "4", "--epochs", "1")
+    for folder in ("average", "average-2"):
+        result = call(*arguments)
+        assert f"runs/{folder}: best" in result.stdout
+        assert re.fullmatch(r"[\d,]+ tokens/s, measured in this run", result.stdout.splitlines()[-1])
+    assert "runs/average-2: best" in call("train", "--resume", "--cell", "average").stdout
+
+
+def test_a_disk_that_stays_full_is_exit_code_1(trained, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "save", full)
+    result = call("train", "--data", trained[0], *SMALL, "--epochs", "1", "--output", tmp_path / "run")
+    assert result.exit_code == 1
+    assert "warning: step 0 is not saved" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("train", "--data", "nowhere"), "nowhere/train.tsv is missing"),
+        (("train", "--epochs", "0"), "epochs must be an integer of at least 1, not 0"),
+        (("train", "--frozen", "--data", "demo"), "frozen is True and vectors is None, expected vectors"),
+        (("train", "--dropout", "1"), "dropout must be a number from 0 to below 1, not 1.0"),
+        (("train", "--resume", "--output", "nowhere"), "nowhere/last holds no checkpoint"),
+        (("train", "--resume"), "runs/lstm/last holds no checkpoint"),
+        (("evaluate", "--model", "nowhere", "--data", "x.tsv"), "nowhere holds no checkpoint"),
+        (("predict", "--model", "nowhere", "text"), "nowhere holds no checkpoint"),
+        (("train", "--data", "demo", "--valid", "nowhere.tsv"), "nowhere.tsv: No such file or directory"),
+    ],
+)
+def test_an_expected_error_is_one_line(tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    assert message in told(call(*arguments))
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_label_that_the_model_does_not_know_is_told_with_those_it_does(trained, tmp_path):
+    file = tmp_path / "other.tsv"
+    file.write_text("sentence\tlabel\ngood\t7\n")
+    line = told(call("evaluate", "--model", trained[1], "--data", file))
+    assert "found the label 7 in example 1, but the model knows 0, 1" in line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("train", "--cell", "tree"), "'average', 'rnn', 'gru', 'lstm'"),
+        (("train", "--pooling", "min"), "'last', 'mean', 'max', 'attention'"),
+        (("train", "--cell", "average", "--layers", "2", "--pooling", "max"), "--layers, --pooling: the cell 'average'"),
+        (("train", "--epochs", "many"), "--epochs"),
+        (("predict", "text"), "--model"),
+    ],
+)
+def test_a_usage_error_names_what_is_allowed(arguments, message):
+    result = call(*arguments)
+    assert result.exit_code == 2
+    assert message in " ".join(result.stderr.replace("│", " ").split())
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):
+    output = tmp_path / "a run"
+    process = start("train", "--data", "demo", *SMALL, "--epochs", "9999", "--patience", "9999", "--output", output)
+    while not process.stdout.readline().startswith("epoch 2/"):
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    stdout, stderr = process.communicate(timeout=60)
+    assert (process.returncode, stderr) == (130, "")
+    step = checkpoint.read_state(output / "last").step
+    assert step > 0
+    assert stdout.splitlines()[-2:] == [
+        f"interrupted at step {step} and saved; to go on:",
+        f"  sstkern train --resume --output '{output}'",
+    ]
+
+
+def test_prediction_answers_line_by_line_and_ends_in_silence_with_its_reader(trained):
+    process = start("predict", "--model", trained[1], stdin=subprocess.PIPE)
+    for text in ("good", "bad"):
+        process.stdin.write(f"{text}\n")
+        process.stdin.flush()
+        assert process.stdout.readline().startswith("1\t" if text == "good" else "0\t")
+    process.stdout.close()
+    process.stdin.write("good\n" * 3)
+    process.stdin.close()
+    assert process.wait(timeout=60) != 0
+    assert process.stderr.read() == ""
+
+
+@pytest.mark.parametrize("package", ["accelerate", "tensorboard"])
+def test_a_missing_package_is_one_line_that_says_how_to_get_it(tmp_path, monkeypatch, package):
+    monkeypatch.setitem(sys.modules, package, None)
+    for name in ("sstkern.text.trainer", "torch.utils.tensorboard"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    line = told(call("train", "--data", "demo", "--output", tmp_path / "run"))
+    assert line == f'sstkern: {package} is not installed: pip install "sstkern[train]"'
+    assert not any(tmp_path.iterdir())
