@@ -4,9 +4,9 @@
 #define SSTKERN_PRODUCTS
 
 #include "gemm.h"
-#include "weight_gradients.h"
 #include "kernels.h"
 #include "peak.h"
+#include "weight_gradients.h"
 
 namespace sstkern {
 namespace SSTKERN_LEVEL {

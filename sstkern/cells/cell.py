@@ -94,9 +94,6 @@ class Cell:
         made = {(bias, projected): self._all(bias, projected) for bias in (False, True) for projected in {False, self.projects}}
         object.__setattr__(self, "_weights", made)
 
-    def __hash__(self) -> int:
-        return hash(self.name)  # every call of a layer asks
-
     @property
     def projects(self) -> bool:
         """Whether a projection (weight_hr) of the step's h may follow the step."""

@@ -21,6 +21,15 @@ ENGINES = ("reference", "cpu", "triton")
 FUSED_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
+_INTERPRETING = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on", "yes", "y")  # as and when triton reads it
+
+
+@private.constant
+def interpreting() -> bool:
+    """Whether TRITON_INTERPRET=1 has Triton's interpreter run the GPU engine's kernels, very slowly, on CPU tensors."""
+    return _INTERPRETING
+
+
 class _Forced(threading.local):
     """The engine this thread has forced, if any. Not a ContextVar: torch.compile cannot read one."""
 
@@ -90,7 +99,7 @@ def choose(cell: Cell, x: Tensor, others: Sequence[Tensor] = ()) -> str:
 
 def _fused_engine(x: Tensor) -> str | None:
     """The fused engine for tensors on x's device."""
-    return {"cuda": "triton", "cpu": "triton" if interpreting() else "cpu"}.get(x.device.type)
+    return {"cuda": "triton", "cpu": "triton" if _INTERPRETING else "cpu"}.get(x.device.type)
 
 
 def _obstacle(cell: Cell, x: Tensor, others: Sequence[Tensor], engine: str | None) -> str | None:
@@ -98,7 +107,7 @@ def _obstacle(cell: Cell, x: Tensor, others: Sequence[Tensor], engine: str | Non
         return f"x is on {x.device}"
     if x.dtype not in FUSED_DTYPES:
         return f"it has no kernel for {x.dtype}"
-    if interpreting() and x.dtype == torch.bfloat16:
+    if _INTERPRETING and x.dtype == torch.bfloat16:
         return "Triton's interpreter gets products in bfloat16 wrong"
     if in_forward_mode((x, *others)):
         return "it has no forward mode (torch.func.jvp, jacfwd, hessian, dual tensors); jacrev and vjp run on it"
@@ -143,15 +152,6 @@ def _warn_once(problem: str) -> None:
     warnings.warn(f"sstkern runs on its slow reference engine: {problem}", UserWarning, stacklevel=2)
 
 
-@private.constant
-def interpreting() -> bool:
-    """Whether TRITON_INTERPRET=1 has Triton's interpreter run the GPU engine's kernels, very slowly, on CPU tensors."""
-    return _INTERPRETING
-
-
-_INTERPRETING = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on", "yes", "y")  # as and when triton reads it
-
-
 def _no_problem() -> None:
     return None
 
@@ -169,7 +169,7 @@ def triton_problem() -> str | None:
 @private.constant
 def extension_problem() -> str | None:
     """None where the C++ extension is loaded, or why there is none and how to get it."""
-    return "TRITON_INTERPRET has the GPU engine's kernels run on CPU tensors instead" if interpreting() else cpu.load()
+    return "TRITON_INTERPRET has the GPU engine's kernels run on CPU tensors instead" if _INTERPRETING else cpu.load()
 
 
 def cpu_runs() -> dict[str, int]:

@@ -55,8 +55,8 @@ class Kernels(NamedTuple):
 
 
 _found: dict[str, Kernels] = {}
-_runs: set[Cell] = set()
-"""Cells that were found to have fitting kernels: kernels are never taken away, and every call asks."""
+_fitting: dict[str, Cell] = {}
+"""Cells that were found to have kernels of their own: these are never taken away, and every call of a layer asks."""
 
 
 def kernels(name: str) -> Kernels | None:
@@ -69,7 +69,7 @@ def kernels(name: str) -> Kernels | None:
 
 def lacks(cell: Cell) -> str | None:
     """Why the loaded extension cannot run the cell, or None."""
-    if cell in _runs:
+    if _fitting.get(cell.name) is cell:
         return None
     found = kernels(cell.name)
     if found is None:
@@ -79,7 +79,7 @@ def lacks(cell: Cell) -> str | None:
     cell_has = len(cell.gates), len(cell.states) - 1, len(cell.parameters), cell.same_gate_gradients
     if (found.gates, found.states, found.parameters, found.same_gate_gradients) != cell_has:
         return f"its kernel of '{cell.name}' is another cell's: {found}"
-    _runs.add(cell)
+    _fitting[cell.name] = cell
     return None
 
 
