@@ -60,7 +60,8 @@ Arguments<T>::Arguments(Found<T> found, const at::Tensor& x, at::TensorList give
   TORCH_CHECK(static_cast<int64_t>(hx.size()) == 1 + kernels.states, "hx: expected ", 1 + kernels.states, " state(s), got ", hx.size());
   check_size("h_0", hx[0], {size.directions, size.batch, size.output}, x);
   h0 = prepare(hx[0]);
-  for (const at::Tensor& state : hx.slice(1)) check_size("c_0", state, {size.directions, size.batch, size.hidden}, x);
+  const char* const name = kernels.states == 1 ? "c_0" : "a state beside h";
+  for (const at::Tensor& state : hx.slice(1)) check_size(name, state, {size.directions, size.batch, size.hidden}, x);
   if (kernels.states == 1) states0 = prepare(hx[1]);
   if (kernels.states > 1) states0 = prepare(at::cat(hx.slice(1), -1));
 }

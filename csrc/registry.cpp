@@ -63,12 +63,38 @@ const CellKernels* best(Registry& all, std::string_view cell, at::ScalarType giv
   return nullptr;
 }
 
+template <class T>
+std::vector<int64_t> numbers(const Kernels<T>& kernels) {
+  return {kernels.shape.gates, kernels.states, kernels.parameters, kernels.saves, kernels.same_gate_gradients, kernels.projects};
+}
+
+// Whether both are kernels of one cell, for what they say of it: saved tensors may go from one to the other.
+bool agree(const CellKernels& a, const CellKernels& b) {
+  const auto doubles = [](const CellKernels& kernels) { return kernels.of_double.forward != nullptr; };
+  return numbers(a.of_float) == numbers(b.of_float) && (!doubles(a) || numbers(a.of_double) == numbers(a.of_float)) &&
+         (!doubles(b) || numbers(b.of_double) == numbers(b.of_float));
+}
+
 // Where its kernels are, in words.
 std::string levels_of(Registry& all, std::string_view cell) {
   std::string levels;
   for (const Level& level : all.levels)
     if (level.find(cell)) levels.append(levels.empty() ? "" : ", ").append(level.name);
   return levels.empty() ? "none" : levels;
+}
+
+// Throws ValueError unless cell number i of the library can be registered beside all others.
+void check_new(Registry& all, const CellLibrary& library, int64_t i) {
+  const CellKernels& cell = library.cells[i];
+  TORCH_CHECK_VALUE(cell.of_float.shape.gates > 0, "cells: '", cell.cell, "' has no gates");
+  for (int64_t before = 0; before < i; ++before)
+    TORCH_CHECK_VALUE(std::string_view(library.cells[before].cell) != cell.cell, "cells: '", cell.cell, "' is in the library twice");
+  const Level* const own = all.find(cell.level);
+  TORCH_CHECK_VALUE(!own || !own->find(cell.cell), "cells: '", cell.cell, "' is registered already for ", cell.level);
+  for (const Level& level : all.levels)
+    if (const CellKernels* const known = level.find(cell.cell))
+      TORCH_CHECK_VALUE(agree(*known, cell), "cells: '", cell.cell, "' for ", cell.level, " is another cell than the one for ",
+                        std::string(level.name));
 }
 
 std::string last_error() {
@@ -85,9 +111,7 @@ void register_cells(const CellLibrary& library) {
   const std::unique_lock lock(all.mutex);
   TORCH_CHECK_VALUE(library.version == kKernelsVersion, "cells: compiled with version ", library.version,
                     " of csrc/kernels/kernels.h, and this build has version ", kKernelsVersion, "; compile them again");
-  for (int64_t i = 0; i < library.count; ++i)
-    TORCH_CHECK_VALUE(!all.level(library.cells[i].level).find(library.cells[i].cell), "cells: '", library.cells[i].cell,
-                      "' is registered already for ", library.cells[i].level);
+  for (int64_t i = 0; i < library.count; ++i) check_new(all, library, i);
   for (int64_t i = 0; i < library.count; ++i) all.level(library.cells[i].level).cells.push_back(&library.cells[i]);
 }
 
@@ -114,8 +138,7 @@ std::vector<int64_t> cpu_cell(std::string_view cell) {
   const std::shared_lock lock(all.mutex);
   const CellKernels* const found = best<float>(all, cell, at::kFloat);
   if (!found) return {};
-  const Kernels<float>& kernels = found->of_float;
-  return {kernels.shape.gates, kernels.states, kernels.parameters, kernels.saves, kernels.same_gate_gradients};
+  return numbers(found->of_float);
 }
 
 std::vector<std::string> load_cpu_cells(const std::string& path) {

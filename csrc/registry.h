@@ -21,12 +21,13 @@ struct Found {
 template <class T>
 Found<T> find_kernels(std::string_view cell, at::ScalarType given);
 
-// The numbers of gates, states beside h, parameters and saved values of a cell that find_kernels finds, and whether its gates' gradients
-// are the same; nothing otherwise.
+// The numbers of gates, states beside h, parameters and saved values of a cell that find_kernels finds, whether its gates' gradients are
+// the same, and whether it projects; nothing otherwise.
 std::vector<int64_t> cpu_cell(std::string_view cell);
 
 // Registers the cells of a shared library (kernels/levels/end.h). Returns their names. Throws ValueError where the library cannot be
-// loaded, was compiled with headers of another version, or has a cell that is registered already.
+// loaded, was compiled with headers of another version, or has a cell that is registered already, or differs from the one of another
+// instruction set.
 std::vector<std::string> load_cpu_cells(const std::string& path);
 
 // Null where the build has no such level.

@@ -4,6 +4,7 @@ T time steps, B batch, I input_size, H hidden_size, P proj_size (H without a pro
 """
 
 from collections.abc import Sequence
+from inspect import Signature, signature
 from typing import Any, Protocol
 
 import torch
@@ -100,6 +101,7 @@ def _one_state(cell: Cell, described: str, gates: str) -> OneStateLayer:
         return layer(cell, input, weights, hx, **options)
 
     of_cell.__name__ = of_cell.__qualname__ = cell.name
+    of_cell.__signature__ = Signature(list(signature(layer).parameters.values())[1:])  # type: ignore[attr-defined]
     of_cell.__doc__ = (
         f"{described} Arguments as for `lstm`, with {gates}, without a projection; hx is h_0 (L * D, B, H). Returns output and h_n."
     )
@@ -121,6 +123,8 @@ def cell_step(
     the cell's own parameters. Returns the new states, h first. Raises as torch.nn's cells do.
     """
     if isinstance(cell, str):
+        if cell not in CELLS:
+            raise ValueError(f"cell: '{cell}' is unknown; there are {', '.join(CELLS)}")
         cell = CELLS[cell]
     if input.dim() not in (1, 2):
         raise ValueError(f"input: expected 1-D (unbatched) or 2-D (batched), got {input.dim()}-D")

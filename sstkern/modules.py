@@ -202,8 +202,8 @@ class RecurrentCell(RNNCellBase):
         dtype: torch.dtype | None = None,
     ):
         super(RNNCellBase, self).__init__()
-        self.input_size, self.hidden_size, self.bias = input_size, hidden_size, bias
-        present = self.cell.weights(bias, False)
+        self.input_size, self.hidden_size, self.bias = input_size, hidden_size, bool(bias)
+        present = self.cell.weights(self.bias, False)
         shapes = self.cell.shapes(True, False, input_size=input_size, hidden_size=hidden_size)
         for weight in self.cell.weights(True, False):
             parameter = Parameter(torch.empty(shapes[weight.name], device=device, dtype=dtype)) if weight in present else None

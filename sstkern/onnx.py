@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from sstkern import private
-from sstkern.cells import Cell
+from sstkern.cells import CELLS, Cell
 from sstkern.engines import reference
 from sstkern.weights import Weights, by_direction
 
@@ -48,7 +48,7 @@ def layer(
     LSTM has not, a Scan of the cell's step.
     """
     directions = by_direction(cell, weights, has_bias, bidirectional)
-    if cell.name in GATES and directions[0].weight_hr is None:
+    if cell.name in GATES and CELLS[cell.name] == cell and directions[0].weight_hr is None:
         return _standard(cell, x, directions, hx, lengths, has_bias)
     lengths = torch.full((x.size(1),), x.size(0), device=x.device) if lengths is None else lengths.to(x.device)
     outputs, finals = [], []

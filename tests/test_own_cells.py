@@ -11,8 +11,8 @@ from own_cells import PEEPHOLE, PEEPHOLES
 from torch import Tensor, nn
 
 import sstkern
-from sstkern import cells
-from sstkern.cells import CELLS, RECURRENT, Stage
+from sstkern import cells, engines
+from sstkern.cells import CELLS, RECURRENT, Stage, Weight
 from sstkern.modules import Recurrent, RecurrentCell
 from sstkern.testing import assert_gradients, gradcheck
 
@@ -191,7 +191,49 @@ def test_a_definition_that_makes_no_sense_is_told():
     with pytest.raises(ValueError, match=r"states: expected h first, got \('c', 'h'\)"):
         dataclasses.replace(PEEPHOLE, states=("c", "h"))
     with pytest.raises(ValueError, match=r"shape: expected sizes of I, H, P, G\*H, got 4H"):
-        dataclasses.replace(PEEPHOLE, stages=(RECURRENT, Stage("weight_hr", "new h", ("P", "4H"))))
+        dataclasses.replace(PEEPHOLE, parameters=(Weight("weight_ci", ("4H",)),))
+    with pytest.raises(ValueError, match="stages: expected RECURRENT, and perhaps PROJECTION after it, got"):
+        dataclasses.replace(PEEPHOLE, stages=(RECURRENT, Stage("weight_uh", "new h", ("H", "H"))))
+
+
+@pytest.mark.parametrize(
+    "change", [{"gates": ()}, {"gates": ("i", "i")}, {"states": ("h", "h")}, {"parameters": (Weight("weight_hr", ("H",)),)}]
+)
+def test_names_that_stand_twice_or_are_every_layers_are_refused(change):
+    (what,) = change
+    with pytest.raises(ValueError, match=f"{what}: expected names that differ, at least one, got"):
+        dataclasses.replace(PEEPHOLE, **change)
+
+
+def test_another_definition_of_a_name_runs_as_it_is_written():
+    """Operators, and so the fused engines, know a cell by its name."""
+
+    def nothing(gates_x, gates_h, states, parameters):
+        return tuple(torch.zeros_like(state) for state in states)
+
+    class Nothing(Recurrent):
+        cell = dataclasses.replace(CELLS["lstm"], step=nothing)
+
+    class NothingCell(RecurrentCell):
+        cell = Nothing.cell
+
+    x = torch.randn(4, 2, 3)
+    assert (Nothing(3, 4)(x)[0] == 0).all()
+    assert (NothingCell(3, 4)(x[0])[0] == 0).all()
+    with (
+        sstkern.backend(FUSED),
+        pytest.raises(RuntimeError, match="the cell 'lstm' is not registered"),
+    ):
+        Nothing(3, 4)(x)
+    found = engines.support(Nothing.cell)
+    assert found.pop("reference") is None
+    assert None not in found.values()
+
+
+def test_one_step_cells_take_what_torchs_take():
+    for ours, theirs in ((sstkern.LSTMCell, nn.LSTMCell), (sstkern.GRUCell, nn.GRUCell), (sstkern.RNNCell, nn.RNNCell)):
+        for arguments in ((3, 0), (3, 4, None), (3, 4, 2)):
+            assert [*ours(*arguments).state_dict()] == [*theirs(*arguments).state_dict()]
 
 
 @pytest.mark.parametrize("projected", [False, True])

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from sstkern.cells.cell import PROJECTION, RECURRENT, Cell, Stage, TritonKernels, Weight
+from sstkern.cells.cell import PROJECTION, RECURRENT, Cell, Stage, Weight
 from sstkern.cells.gru import GRU
 from sstkern.cells.lstm import LSTM
 from sstkern.cells.rnn import RNN_RELU, RNN_TANH
@@ -23,4 +23,4 @@ def register(cell: Cell) -> Cell:
 for _cell in (LSTM, GRU, RNN_TANH, RNN_RELU):
     register(_cell)
 
-__all__ = ["CELLS", "PROJECTION", "RECURRENT", "Cell", "Stage", "TritonKernels", "Weight", "register"]
+__all__ = ["CELLS", "PROJECTION", "RECURRENT", "Cell", "Stage", "Weight", "register"]

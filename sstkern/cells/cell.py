@@ -16,7 +16,7 @@ SIZES = ("I", "H", "P", "G*H")
 
 def uniform(parameter: Tensor, hidden_size: int) -> None:
     """torch.nn's initialisation: from -1/sqrt(H) to 1/sqrt(H)."""
-    bound = 1 / math.sqrt(hidden_size)
+    bound = 1 / math.sqrt(hidden_size) if hidden_size > 0 else 0
     init.uniform_(parameter, -bound, bound)
 
 
@@ -46,15 +46,6 @@ PROJECTION = Stage("weight_hr", "new h", ("P", "H"), optional=True)
 
 
 @dataclass(frozen=True)
-class TritonKernels:
-    """Where the GPU engine has a cell's step: a file of sstkern/engines/triton/cells, and the names of two functions in it."""
-
-    module: str
-    step: str = "step"
-    derivative: str = "derivative"
-
-
-@dataclass(frozen=True)
 class Cell:
     """A recurrent cell; B batch, G the number of gates, and the sizes of `Shape`.
 
@@ -63,7 +54,8 @@ class Cell:
     states[0] is h (B, P), which the recurrent product multiplies and the layer outputs; the others are (B, H). parameters are the cell's
     own. With a projection the step returns h (B, H), which the projection then makes (B, P).
 
-    Raises ValueError for states whose first is not h, and for shapes in unknown sizes.
+    Raises ValueError for states whose first is not h, names that stand twice or are every layer's, no gates, shapes in unknown sizes, and
+    other stages than RECURRENT and PROJECTION.
     """
 
     name: str
@@ -78,8 +70,8 @@ class Cell:
     """The matrix products of a step, in order; the step is between the recurrent one and the others."""
     same_gate_gradients: bool = True
     """Whether the step reads only the sum of gates_x and gates_h, so that both have the same gradient."""
-    triton: TritonKernels | None = None
-    """The GPU engine's kernels, if it has any. The C++ engine's register themselves: see `sstkern.engines.support`."""
+    triton: str | None = None
+    """The module whose `KERNELS` has the GPU engine's kernels of the cell. Those of the C++ engine register themselves."""
     torch_mode: str | None = None
     """The `mode` of the torch.nn layer that computes the same: "LSTM", "GRU", "RNN_TANH", "RNN_RELU"."""
     _weights: dict[tuple[bool, bool], tuple[Weight, ...]] = field(init=False, repr=False, compare=False)
@@ -88,11 +80,20 @@ class Cell:
     def __post_init__(self) -> None:
         if self.states[:1] != ("h",):
             raise ValueError(f"states: expected h first, got {self.states}")
+        if self.stages not in ((RECURRENT,), (RECURRENT, PROJECTION)):
+            raise ValueError(f"stages: expected RECURRENT, and perhaps PROJECTION after it, got {self.stages}")
+        for what, names in (("gates", self.gates), ("states", self.states), ("parameters", self._names())):
+            if not names or len(set(names)) < len(names):
+                raise ValueError(f"{what}: expected names that differ, at least one, got {names}")
         unknown = {size for weight in self._all(True, True) for size in weight.shape} - set(SIZES)
         if unknown:
             raise ValueError(f"shape: expected sizes of {', '.join(SIZES)}, got {', '.join(sorted(unknown))}")
         made = {(bias, projected): self._all(bias, projected) for bias in (False, True) for projected in {False, self.projects}}
         object.__setattr__(self, "_weights", made)
+
+    def _names(self) -> tuple[str, ...]:
+        """Of the own parameters and what every layer has."""
+        return ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr", *(parameter.name for parameter in self.parameters))
 
     @property
     def projects(self) -> bool:

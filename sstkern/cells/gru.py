@@ -2,7 +2,7 @@
 
 from torch import Tensor, sigmoid, tanh
 
-from sstkern.cells.cell import Cell, Parameters, States, TritonKernels
+from sstkern.cells.cell import Cell, Parameters, States
 
 
 def step(gates_x: Tensor, gates_h: Tensor, states: States, parameters: Parameters) -> States:
@@ -19,6 +19,6 @@ GRU = Cell(
     states=("h",),
     step=step,
     same_gate_gradients=False,
-    triton=TritonKernels("gru"),
+    triton="sstkern.engines.triton.cells.gru",
     torch_mode="GRU",
 )

@@ -2,7 +2,7 @@
 
 from torch import Tensor, sigmoid, tanh
 
-from sstkern.cells.cell import PROJECTION, RECURRENT, Cell, Parameters, States, TritonKernels
+from sstkern.cells.cell import PROJECTION, RECURRENT, Cell, Parameters, States
 
 
 def step(gates_x: Tensor, gates_h: Tensor, states: States, parameters: Parameters) -> States:
@@ -17,6 +17,6 @@ LSTM = Cell(
     states=("h", "c"),
     step=step,
     stages=(RECURRENT, PROJECTION),
-    triton=TritonKernels("lstm"),
+    triton="sstkern.engines.triton.cells.lstm",
     torch_mode="LSTM",
 )

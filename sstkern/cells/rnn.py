@@ -5,15 +5,15 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from sstkern.cells.cell import Cell, Parameters, States, TritonKernels
+from sstkern.cells.cell import Cell, Parameters, States
 
 
-def _cell(name: str, nonlinearity: Callable[[Tensor], Tensor], triton: TritonKernels) -> Cell:
+def _cell(name: str, nonlinearity: Callable[[Tensor], Tensor]) -> Cell:
     def step(gates_x: Tensor, gates_h: Tensor, states: States, parameters: Parameters) -> States:
         return (nonlinearity(gates_x + gates_h),)
 
-    return Cell(name=name, gates=("h",), states=("h",), step=step, triton=triton, torch_mode=name.upper())
+    return Cell(name=name, gates=("h",), states=("h",), step=step, triton="sstkern.engines.triton.cells.rnn", torch_mode=name.upper())
 
 
-RNN_TANH = _cell("rnn_tanh", torch.tanh, TritonKernels("rnn", "step_tanh", "derivative_tanh"))
-RNN_RELU = _cell("rnn_relu", torch.relu, TritonKernels("rnn", "step_relu", "derivative_relu"))
+RNN_TANH = _cell("rnn_tanh", torch.tanh)
+RNN_RELU = _cell("rnn_relu", torch.relu)

@@ -114,25 +114,33 @@ def _obstacle(cell: Cell, x: Tensor, others: Sequence[Tensor], engine: str | Non
     if problem := extension_problem() if engine == "cpu" else triton_problem():
         _warn_once(problem)
         return problem
-    return lacks_cell(engine, cell.name)
+    return _unregistered(cell) or lacks_cell(engine, cell.name)
+
+
+def _unregistered(cell: Cell) -> str | None:
+    """Operators know a cell by its name, which another definition may have."""
+    known = CELLS.get(cell.name)
+    return None if known is cell or known == cell else f"the cell '{cell.name}' is not registered; sstkern.cells.register does that"
 
 
 @private.constant
 def lacks_cell(engine: str, cell: str) -> str | None:
-    """Why an engine that can run here cannot run the cell of this name, or None."""
-    if engine == "reference":
-        return None
-    if cell not in CELLS:
-        return f"the cell '{cell}' is not registered; sstkern.cells.register does that"
+    """Why an engine that can run here cannot run the registered cell of this name, or None."""
     if engine == "cpu":
         return cpu.lacks(CELLS[cell])
-    return None if CELLS[cell].triton else f"it has no kernel for the cell '{cell}'"
+    from sstkern.engines.triton import cells  # triton is imported only where it is used
+
+    return cells.lacks(CELLS[cell])
 
 
 def support(cell: Cell) -> dict[str, str | None]:
     """For each engine None where it can run layers of `cell` here, or why it cannot."""
     problems = {"reference": None, "cpu": extension_problem(), "triton": triton_problem()}
-    return {engine: problem or lacks_cell(engine, cell.name) for engine, problem in problems.items()}
+    unregistered = _unregistered(cell)
+    return {
+        engine: problem or (None if engine == "reference" else unregistered or lacks_cell(engine, cell.name))
+        for engine, problem in problems.items()
+    }
 
 
 def in_forward_mode(tensors: Sequence[Tensor]) -> bool:

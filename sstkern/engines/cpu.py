@@ -52,6 +52,8 @@ class Kernels(NamedTuple):
     saves: int
     """Vectors of H that a forward step saves for the backward."""
     same_gate_gradients: bool
+    projects: bool
+    """Whether a projection may follow the step."""
 
 
 _found: dict[str, Kernels] = {}
@@ -62,8 +64,8 @@ _fitting: dict[str, Cell] = {}
 def kernels(name: str) -> Kernels | None:
     """Of the cell `name`, for the instruction set of this process; None where the loaded extension has none."""
     if name not in _found and (numbers := torch.ops.sstkern.cpu_cell(name)):
-        gates, states, parameters, saves, same_gate_gradients = numbers
-        _found[name] = Kernels(gates, states, parameters, saves, bool(same_gate_gradients))
+        gates, states, parameters, saves, same_gate_gradients, projects = numbers
+        _found[name] = Kernels(gates, states, parameters, saves, bool(same_gate_gradients), bool(projects))
     return _found.get(name)
 
 
@@ -77,7 +79,8 @@ def lacks(cell: Cell) -> str | None:
     if any(parameter.shape != ("H",) for parameter in cell.parameters):
         return f"its kernels take parameters of shape (H,) only, and '{cell.name}' has others"
     cell_has = len(cell.gates), len(cell.states) - 1, len(cell.parameters), cell.same_gate_gradients
-    if (found.gates, found.states, found.parameters, found.same_gate_gradients) != cell_has:
+    of_kernel = found.gates, found.states, found.parameters, found.same_gate_gradients
+    if of_kernel != cell_has or found.projects < cell.projects:
         return f"its kernel of '{cell.name}' is another cell's: {found}"
     _fitting[cell.name] = cell
     return None

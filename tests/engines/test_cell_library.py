@@ -2,6 +2,8 @@
 
 import dataclasses
 import os
+import platform
+import re
 import resource
 import subprocess
 from pathlib import Path
@@ -13,7 +15,7 @@ from own_cells import COUPLED, PEEPHOLE, PEEPHOLES
 
 import sstkern
 from sstkern import cells, engines
-from sstkern.cells import Cell, Weight
+from sstkern.cells import PROJECTION, RECURRENT, Cell, Weight
 from sstkern.modules import Recurrent
 from sstkern.testing import gradcheck
 
@@ -141,23 +143,25 @@ def test_which_engine_has_it():
     assert found["cpu"] is None
     assert found["triton"] is not None
     assert engines.lacks_cell("triton", "fused_peephole_lstm") == "it has no kernel for the cell 'fused_peephole_lstm'"
-    assert engines.cpu.kernels("fused_peephole_lstm") == (4, 1, 3, 4, True)
-    assert engines.cpu.kernels("fused_coupled_lstm") == (3, 1, 0, 3, True)
+    assert engines.cpu.kernels("fused_peephole_lstm") == (4, 1, 3, 4, True, True)
+    assert engines.cpu.kernels("fused_coupled_lstm") == (3, 1, 0, 3, True, True)
     assert engines.cpu.kernels("another") is None
 
 
-def other(cell: Cell, **changes: object) -> str | None:
+def lacks(cell: Cell, **changes: object) -> str | None:
     return engines.cpu.lacks(dataclasses.replace(cell, **changes))
 
 
 def test_kernels_of_another_cell_are_refused():
     cell = PeepholeLSTM.cell
     kernels = engines.cpu.kernels(cell.name)
-    assert other(cell) is None
+    assert lacks(cell) is None
     for change in ({"gates": ("i", "f", "g")}, {"states": ("h",)}, {"parameters": ()}, {"same_gate_gradients": False}):
-        assert other(cell, **change) == f"its kernel of 'fused_peephole_lstm' is another cell's: {kernels}"
+        assert lacks(cell, **change) == f"its kernel of 'fused_peephole_lstm' is another cell's: {kernels}"
+    reads_h = engines.cpu.lacks(dataclasses.replace(cells.CELLS["gru"], stages=(RECURRENT, PROJECTION)))
+    assert reads_h.startswith("its kernel of 'gru' is another cell's")
     wide = (*cell.parameters[:2], Weight("weight_co", ("H", "H")))
-    assert other(cell, parameters=wide) == "its kernels take parameters of shape (H,) only, and 'fused_peephole_lstm' has others"
+    assert lacks(cell, parameters=wide) == "its kernels take parameters of shape (H,) only, and 'fused_peephole_lstm' has others"
 
 
 def test_sizes_are_checked_before_memory_is_touched():
@@ -178,16 +182,39 @@ def test_sizes_are_checked_before_memory_is_touched():
         call(weights[:-1])
 
 
+LIBRARY = """
+#include "kernels.h"
+using namespace sstkern;
+template <class T> constexpr Kernels<T> kernels(int gates, int states) {{ return {{{{gates, 1}}, states, 0, 3, true, true}}; }}
+constexpr CellKernels cells[] = {{{cells}}};
+extern "C" __attribute__((visibility("default"))) const CellLibrary sstkern_cells{{{version}, cells, sizeof(cells) / sizeof(CellKernels)}};
+"""
+NEW = '{"new_cell", "baseline", kernels<float>(3, 1), kernels<double>(3, 1)}'
+REFUSED = {
+    "compiled with version 0 of csrc/kernels/kernels.h, and this build has version 1; compile them again": ("0", NEW),
+    "'new_cell' is in the library twice": ("kKernelsVersion", f"{NEW}, {NEW}"),
+    "'new_cell' has no gates": ("kKernelsVersion", NEW.replace("3, 1", "0, 1")),
+    "'new_cell' is compiled for 'sse9', which this build does not have": ("kKernelsVersion", NEW.replace("baseline", "sse9")),
+    "'lstm' is registered already for baseline": ("kKernelsVersion", NEW.replace("new_cell", "lstm")),
+}
+if platform.machine() == "x86_64":  # elsewhere there is one level
+    other = NEW.replace("new_cell", "fused_coupled_lstm").replace("baseline", "avx512").replace("3, 1", "3, 2")
+    REFUSED["'fused_coupled_lstm' for avx512 is another cell than the one for baseline"] = ("kKernelsVersion", other)
+
+
+@pytest.mark.parametrize("message", REFUSED)
+def test_cells_that_do_not_fit_are_refused(message: str, tmp_path: Path):
+    version, given = REFUSED[message]
+    library = compiled(LIBRARY.format(version=version, cells=given), tmp_path)
+    with pytest.raises(ValueError, match=re.escape(f"cells: {message}")):
+        engines.cpu.load_cells(library)
+    assert engines.cpu.kernels("new_cell") is None
+
+
 def test_what_is_no_library_of_cells_is_refused(libraries: dict[str, Path], tmp_path: Path):
     with pytest.raises(ValueError, match=r"cells: cannot load /nowhere/cells.so: .*No such file"):
         engines.cpu.load_cells("/nowhere/cells.so")
     with pytest.raises(ValueError, match=r"cells: .*cells.so has none: it lacks the symbol sstkern_cells"):
         engines.cpu.load_cells(compiled("int nothing;", tmp_path))
-    older = (
-        '#include "kernels.h"\nextern "C" __attribute__((visibility("default"))) const sstkern::CellLibrary sstkern_cells{0, nullptr, 0};'
-    )
-    (tmp_path / "older").mkdir()
-    with pytest.raises(ValueError, match=r"cells: compiled with version 0 of csrc/kernels/kernels.h, and this build has version 1"):
-        engines.cpu.load_cells(compiled(older, tmp_path / "older"))
     with pytest.raises(ValueError, match="cells: 'fused_coupled_lstm' is registered already for baseline"):
         engines.cpu.load_cells(libraries["coupled_lstm.h"])

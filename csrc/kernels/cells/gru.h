@@ -5,6 +5,7 @@
 
 namespace sstkern {
 namespace SSTKERN_LEVEL {
+namespace {  // another cell may have a struct of the same name
 
 template <class T>
 struct Gru {
@@ -34,6 +35,8 @@ struct Gru {
     result.dh = given.dh * z;
   }
 };
+
+}  // namespace
 
 SSTKERN_CELLS(cell_kernels<Gru>("gru"));
 

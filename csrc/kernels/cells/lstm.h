@@ -5,6 +5,7 @@
 
 namespace sstkern {
 namespace SSTKERN_LEVEL {
+namespace {  // another cell may have a struct of the same name
 
 template <class T>
 struct Lstm {
@@ -38,6 +39,8 @@ struct Lstm {
     result.dstates = {dc * f};
   }
 };
+
+}  // namespace
 
 SSTKERN_CELLS(cell_kernels<Lstm>("lstm"));
 

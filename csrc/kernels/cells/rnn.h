@@ -5,6 +5,7 @@
 
 namespace sstkern {
 namespace SSTKERN_LEVEL {
+namespace {  // another cell may have a struct of the same name
 
 struct Tanh {
   template <class T>
@@ -53,6 +54,8 @@ template <class T>
 using RnnTanh = Rnn<T, Tanh>;
 template <class T>
 using RnnRelu = Rnn<T, Relu>;
+
+}  // namespace
 
 SSTKERN_CELLS(cell_kernels<RnnTanh>("rnn_tanh"), cell_kernels<RnnRelu>("rnn_relu"));
 

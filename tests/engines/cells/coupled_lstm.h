@@ -5,6 +5,7 @@
 
 namespace sstkern {
 namespace SSTKERN_LEVEL {
+namespace {  // another cell may have a struct of the same name
 
 template <class T>
 struct CoupledLstm {
@@ -36,6 +37,8 @@ struct CoupledLstm {
     result.dstates = {dc * f};
   }
 };
+
+}  // namespace
 
 SSTKERN_CELLS(cell_kernels<CoupledLstm>("fused_coupled_lstm"));
 

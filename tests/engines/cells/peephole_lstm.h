@@ -5,6 +5,7 @@
 
 namespace sstkern {
 namespace SSTKERN_LEVEL {
+namespace {  // another cell may have a struct of the same name
 
 template <class T>
 struct PeepholeLstm {
@@ -41,6 +42,8 @@ struct PeepholeLstm {
     result.dstates = {dc * f + di * given.parameters[0] + df * given.parameters[1]};
   }
 };
+
+}  // namespace
 
 SSTKERN_CELLS(cell_kernels<PeepholeLstm>("fused_peephole_lstm"));
 

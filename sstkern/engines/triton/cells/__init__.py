@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from triton.runtime.jit import JITFunction
 
-from sstkern.cells import CELLS
+from sstkern.cells import CELLS, Cell
 
 
 class Kernels(NamedTuple):
@@ -14,16 +14,34 @@ class Kernels(NamedTuple):
 
     step: JITFunction
     derivative: JITFunction
+    gates: int
+    states: int
     saves: int
     """Tiles of H that `step` saves for `derivative`."""
-    same_gate_gradients: bool
+    same_gate_gradients: bool = True
 
 
 @cache
 def kernels(name: str) -> Kernels:
-    """Those that the registered cell `name` says it has."""
-    cell = CELLS[name]
+    """Those that the registered cell `name` says it has. Raises ValueError where it has none."""
+    if problem := lacks(CELLS[name]):
+        raise ValueError(f"triton: {problem}")
+    return _of(CELLS[name])
+
+
+def lacks(cell: Cell) -> str | None:
+    """Why the GPU engine cannot run the cell, or None."""
     if cell.triton is None:
-        raise ValueError(f"cell: '{name}' has no Triton kernels")
-    module = import_module(f"{__name__}.{cell.triton.module}")
-    return Kernels(getattr(module, cell.triton.step), getattr(module, cell.triton.derivative), module.SAVES, cell.same_gate_gradients)
+        return f"it has no kernel for the cell '{cell.name}'"
+    found = _of(cell)
+    if found is None:
+        return f"{cell.triton} has no kernel for the cell '{cell.name}'"
+    if cell.parameters:
+        return f"its kernels take no parameters of a cell's own, and '{cell.name}' has some"
+    if (found.gates, found.states, found.same_gate_gradients) != (len(cell.gates), len(cell.states), cell.same_gate_gradients):
+        return f"its kernel of '{cell.name}' is another cell's: {found.gates} gates, {found.states} states"
+    return None
+
+
+def _of(cell: Cell) -> Kernels | None:
+    return import_module(cell.triton).KERNELS.get(cell.name)

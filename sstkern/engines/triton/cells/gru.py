@@ -3,10 +3,8 @@
 import triton
 import triton.language as tl  # noqa: F401 -- the interpreter looks for it in every file with a kernel
 
+from sstkern.engines.triton.cells import Kernels
 from sstkern.engines.triton.math import sigmoid, tanh, tanh_and_slope
-
-SAVES = 4
-"""Tiles of H that a step saves for its derivative."""
 
 
 @triton.jit
@@ -26,3 +24,6 @@ def derivative(saved, previous, d):
     dr = dn * h_n * reset * sigmoid(-r)
     dz = d[0] * (previous[0] - new) * update * sigmoid(-z)
     return (dr, dz, dn), (dr, dz, dn * reset), (d[0] * update,)
+
+
+KERNELS = {"gru": Kernels(step, derivative, gates=3, states=1, saves=4, same_gate_gradients=False)}

@@ -7,10 +7,8 @@ it still comes out to within |a| / 256 of itself.
 import triton
 import triton.language as tl
 
+from sstkern.engines.triton.cells import Kernels
 from sstkern.engines.triton.math import sigmoid, tanh, tanh_and_slope
-
-SAVES = 5
-"""Tiles of H that a step saves for its derivative."""
 
 
 @triton.jit
@@ -33,3 +31,6 @@ def derivative(saved, previous, d):
     do = d[0] * tanh_c * open_o * sigmoid(-o)
     gates = (di, df, dg, do)
     return gates, gates, (tl.zeros_like(dc), dc * open_f)
+
+
+KERNELS = {"lstm": Kernels(step, derivative, gates=4, states=2, saves=5)}

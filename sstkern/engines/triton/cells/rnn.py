@@ -3,10 +3,8 @@
 import triton
 import triton.language as tl
 
+from sstkern.engines.triton.cells import Kernels
 from sstkern.engines.triton.math import tanh, tanh_and_slope, where_positive
-
-SAVES = 1
-"""Tiles of H that a step saves for its derivative."""
 
 
 @triton.jit
@@ -32,3 +30,9 @@ def step_relu(x, h, states):
 def derivative_relu(saved, previous, d):
     gates = (where_positive(saved[0], d[0]),)
     return gates, gates, (tl.zeros_like(d[0]),)
+
+
+KERNELS = {
+    "rnn_tanh": Kernels(step_tanh, derivative_tanh, gates=1, states=1, saves=1),
+    "rnn_relu": Kernels(step_relu, derivative_relu, gates=1, states=1, saves=1),
+}
