@@ -11,6 +11,7 @@ from torch import Tensor
 from torch._higher_order_ops.scan import scan as _scan
 from torch._subclasses import fake_tensor
 from torch.autograd import forward_ad
+from torch.utils import _python_dispatch
 
 Constant = TypeVar("Constant", bound=Callable)
 
@@ -32,6 +33,10 @@ not know of every trace."""
 below_autograd = torch._C._AutoDispatchBelowAutograd
 """A guard in which an operator goes straight to its implementation. In torch.no_grad it goes through what autograd has registered for it
 first, in Python: 40 microseconds."""
+
+
+untraced = _python_dispatch._disable_current_modes
+"""A guard in which no trace sees what is called: torch.export writes down every operator, and cannot save one that returns numbers."""
 
 
 def autograd_again() -> Any:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import torch
 
+from sstkern import private
 from sstkern.cells import Cell
 
 
@@ -63,10 +64,15 @@ _fitting: dict[str, Cell] = {}
 
 def kernels(name: str) -> Kernels | None:
     """Of the cell `name`, for the instruction set of this process; None where the loaded extension has none."""
-    if name not in _found and (numbers := torch.ops.sstkern.cpu_cell(name)):
+    if name not in _found and (numbers := _numbers(name)):
         gates, states, parameters, saves, same_gate_gradients, projects = numbers
         _found[name] = Kernels(gates, states, parameters, saves, bool(same_gate_gradients), bool(projects))
     return _found.get(name)
+
+
+def _numbers(name: str) -> list[int]:
+    with private.untraced():
+        return torch.ops.sstkern.cpu_cell(name)
 
 
 def lacks(cell: Cell) -> str | None:
