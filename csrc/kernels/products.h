@@ -16,13 +16,14 @@ namespace SSTKERN_LEVEL {
 template <class T, int Tile>
 inline void pack_units_in(PanelShape shape, const T* weight, int64_t hidden_size, int64_t depth, int64_t begin, int64_t end, T* packed) {
   constexpr int width = Simd<T>::width;
-  for (int64_t panel = begin; panel < end; ++panel)
-    for (int c = 0; c < shape.columns(); ++c) {
-      const int64_t unit = (panel * shape.blocks + c / shape.gates) * width;
-      T* const to =
-          packed + (panel - begin) * shape.columns() * width * factors(depth) + (c / Tile * Tile * factors(depth) + c % Tile) * width;
-      pack_column<T, Tile>(weight + (c % shape.gates * hidden_size + unit) * depth, depth, hidden_size - unit, 1, depth, to);
-    }
+  const int64_t size = shape.columns() * width * factors(depth);
+  for (int64_t panel = begin; panel < end; ++panel, packed += size)
+    for (int block = 0, c = 0; block < shape.blocks; ++block)
+      for (int gate = 0; gate < shape.gates; ++gate, ++c) {
+        const int64_t unit = (panel * shape.blocks + block) * width;
+        T* const to = packed + (c / Tile * Tile * factors(depth) + c % Tile) * width;
+        pack_column<T, Tile>(weight + (gate * hidden_size + unit) * depth, depth, hidden_size - unit, 1, depth, to);
+      }
 }
 
 template <class T, int Tile>
