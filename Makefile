@@ -53,6 +53,7 @@ $(VENV)/installed: requirements.txt setup.py pyproject.toml
 	SSTKERN_NO_EXTENSION=1 $(PYTHON) -m pip install --quiet --no-build-isolation --no-deps --editable .
 	touch $@
 
-$(VENV)/built: $(VENV)/installed $(CPP)
-	$(PYTHON) setup.py --quiet build_ext --inplace
+# The folder: a header that is gone is a change too, which only --force sees. Ninja compiles what has changed.
+$(VENV)/built: $(VENV)/installed $(CPP) csrc/kernels/cells
+	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(PYTHON) setup.py --quiet build_ext --force --inplace
 	touch $@

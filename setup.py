@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import re
 import sys
 import sysconfig
 from glob import glob
@@ -28,6 +29,16 @@ def import_torch_version() -> str | None:
     return torch.__version__
 
 
+def check_names(headers: list[Path]) -> None:
+    """Two cells of one name would end every process that loads the extension."""
+    found: dict[str, Path] = {}
+    for header in headers:
+        for name in re.findall(r'cell_kernels<\w+>\("(\w+)"\)', header.read_text()):
+            if name in found:
+                raise SystemExit(f"sstkern: the cell '{name}' stands in {found[name]} and in {header}; give one of them another name")
+            found[name] = header
+
+
 def write_units(folder: Path) -> list[str]:
     """A compile unit for each cell, and for what all cells share, and each instruction set: a header of each, included.
 
@@ -36,12 +47,16 @@ def write_units(folder: Path) -> list[str]:
     kernels = Path("csrc", "kernels")
     x86 = platform.machine().lower() in ("x86_64", "amd64")
     levels = [path.stem for path in sorted((kernels / "levels").glob("*.h")) if path.stem == "baseline" or (x86 and path.stem != "end")]
+    cells = sorted((kernels / "cells").glob("*.h"))
+    check_names(cells)
     units = {}
-    for header in [kernels / "products.h", *sorted((kernels / "cells").glob("*.h"))]:
+    for header in [kernels / "products.h", *cells]:
         for level in levels:
             included = f"levels/{level}.h", header.relative_to(kernels).as_posix(), "levels/end.h"
             units[folder / f"{header.stem}_{level}.cpp"] = "".join(f'#include "{name}"\n' for name in included)
     folder.mkdir(parents=True, exist_ok=True)
+    for path in set(folder.glob("*.cpp")) - set(units):
+        path.unlink()
     for path, text in units.items():
         if not path.exists() or path.read_text() != text:
             path.write_text(text)

@@ -13,6 +13,7 @@ TORCH_LIBRARY_IMPL(sstkern, CPU, m) {
 TORCH_LIBRARY_IMPL(sstkern, CompositeExplicitAutograd, m) {
   m.impl("cpu_capability", [] { return sstkern::cpu_capability(); });
   m.impl("cpu_cell", &sstkern::cpu_cell);
+  m.impl("cpu_cell_levels", &sstkern::cpu_cell_levels);
   m.impl("load_cpu_cells", &sstkern::load_cpu_cells);
   m.impl("cpu_runs", &sstkern::cpu_runs);
   m.impl("cpu_peak", &sstkern::cpu_peak);

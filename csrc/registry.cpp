@@ -75,14 +75,6 @@ bool agree(const CellKernels& a, const CellKernels& b) {
          (!doubles(b) || numbers(b.of_double) == numbers(b.of_float));
 }
 
-// Where its kernels are, in words.
-std::string levels_of(Registry& all, std::string_view cell) {
-  std::string levels;
-  for (const Level& level : all.levels)
-    if (level.find(cell)) levels.append(levels.empty() ? "" : ", ").append(level.name);
-  return levels.empty() ? "none" : levels;
-}
-
 // Throws ValueError unless cell number i of the library can be registered beside all others.
 void check_new(Registry& all, const CellLibrary& library, int64_t i) {
   const CellKernels& cell = library.cells[i];
@@ -125,8 +117,7 @@ Found<T> find_kernels(std::string_view cell, at::ScalarType given) {
   Registry& all = registry();
   const std::shared_lock lock(all.mutex);
   const CellKernels* const found = best<T>(all, cell, given);
-  TORCH_CHECK_VALUE(found, "cell '", std::string(cell), "' has no CPU kernel for ", given, " that this process can use: it has them for ",
-                    levels_of(all, cell), ", and this process uses ", cpu_capability(), " or less");
+  TORCH_CHECK_VALUE(found, "cell '", std::string(cell), "' has no CPU kernel for ", given, " that this process can use");
   return {of_type(*found, T{}), of_type(*products_of(found->level), T{})};
 }
 
@@ -139,6 +130,15 @@ std::vector<int64_t> cpu_cell(std::string_view cell) {
   const CellKernels* const found = best<float>(all, cell, at::kFloat);
   if (!found) return {};
   return numbers(found->of_float);
+}
+
+std::vector<std::string> cpu_cell_levels(std::string_view cell) {
+  Registry& all = registry();
+  const std::shared_lock lock(all.mutex);
+  std::vector<std::string> levels;
+  for (const Level& level : all.levels)
+    if (level.find(cell)) levels.emplace_back(level.name);
+  return levels;
 }
 
 std::vector<std::string> load_cpu_cells(const std::string& path) {

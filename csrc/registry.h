@@ -25,6 +25,9 @@ Found<T> find_kernels(std::string_view cell, at::ScalarType given);
 // the same, and whether it projects; nothing otherwise.
 std::vector<int64_t> cpu_cell(std::string_view cell);
 
+// The instruction sets that a cell has kernels for, whether this process can use them or not.
+std::vector<std::string> cpu_cell_levels(std::string_view cell);
+
 // Registers the cells of a shared library (kernels/levels/end.h). Returns their names. Throws ValueError where the library cannot be
 // loaded, was compiled with headers of another version, or has a cell that is registered already, or differs from the one of another
 // instruction set.

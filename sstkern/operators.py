@@ -28,6 +28,7 @@ _library.define("cpu_capability() -> str")
 _library.define("cpu_runs() -> int[]")
 # What `engines.cpu.Kernels` says of a cell; nothing where there are no kernels of it that this machine can run.
 _library.define("cpu_cell(str cell) -> int[]")
+_library.define("cpu_cell_levels(str cell) -> str[]")
 _library.define("load_cpu_cells(str path) -> str[]")
 # What no kernel can exceed with this many threads: float32 multiply-adds, in GFLOP/s, and reading `bytes` again and again, in GB/s.
 _library.define("cpu_peak() -> float")

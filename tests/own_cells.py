@@ -16,7 +16,7 @@ def peephole_step(gates_x: Tensor, gates_h: Tensor, states: tuple, parameters: t
 
 PEEPHOLES = ("weight_ci", "weight_cf", "weight_co")
 PEEPHOLE = Cell(
-    name="peephole_lstm",
+    name="own_peephole_lstm",
     gates=("i", "f", "g", "o"),
     states=("h", "c"),
     parameters=(
@@ -35,4 +35,4 @@ def coupled_step(gates_x: Tensor, gates_h: Tensor, states: tuple, parameters: tu
     return torch.sigmoid(o) * torch.tanh(c), c
 
 
-COUPLED = Cell(name="coupled_lstm", gates=("f", "g", "o"), states=("h", "c"), step=coupled_step)
+COUPLED = Cell(name="own_coupled_lstm", gates=("f", "g", "o"), states=("h", "c"), step=coupled_step)

@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import io
+import re
 
 import pytest
 import torch
@@ -162,25 +163,28 @@ def test_the_function_takes_a_name_or_a_definition(layer):
     cell = PeepholeLSTMCell(2, 3, dtype=torch.float64)
     x, weights = torch.randn(4, 2, dtype=torch.float64), list(cell.parameters())
     expected = cell(x)
-    for given in (PEEPHOLE, "peephole_lstm"):
+    for given in (PEEPHOLE, "own_peephole_lstm"):
         assert all(map(torch.equal, sstkern.functional.cell_step(given, x, None, weights), expected))
     output, hx_n = sstkern.functional.layer(PEEPHOLE, x[None], weights)
     assert torch.equal(output[0], expected[0])
     assert [state.shape for state in hx_n] == [(1, 4, 3)] * 2
-    with pytest.raises(ValueError, match="weights: a peephole_lstm layer with bias=True has 7 tensors for each direction, got 6 for 1"):
+    with pytest.raises(ValueError, match="weights: a own_peephole_lstm layer with bias=True has 7 tensors for each direction, got 6 for 1"):
         sstkern.functional.layer(PEEPHOLE, x[None], weights[:6])
 
 
 def test_what_it_cannot_do_is_told():
     with pytest.raises(ValueError, match="proj_size: only LSTM has a projection, PeepholeLSTM has none; got 2"):
         PeepholeLSTM(2, 3, proj_size=2)
-    with sstkern.backend(FUSED), pytest.raises(RuntimeError, match="no kernel for the cell 'peephole_lstm'"):
+    with sstkern.backend(FUSED), pytest.raises(RuntimeError, match="no kernel for the cell 'own_peephole_lstm'"):
         PeepholeLSTM(2, 3)(torch.zeros(1, 1, 2))
 
 
 def test_a_name_belongs_to_one_definition():
-    assert cells.register(PEEPHOLE) is CELLS["peephole_lstm"]
-    with pytest.raises(ValueError, match="cell: 'gru' is the name of another cell; there are lstm, gru, rnn_tanh, rnn_relu, peephole_lstm"):
+    assert cells.register(PEEPHOLE) is CELLS["own_peephole_lstm"]
+    replaced = (
+        "cell: 'gru' is the name of another cell, which only a new process can replace; there are lstm, gru, rnn_tanh, rnn_relu, own_"
+    )
+    with pytest.raises(ValueError, match=replaced):
         cells.register(dataclasses.replace(PEEPHOLE, name="gru"))
     assert CELLS["gru"].gates == ("r", "z", "n")
     with pytest.raises(TypeError):
@@ -201,7 +205,7 @@ def test_a_definition_that_makes_no_sense_is_told():
 )
 def test_names_that_stand_twice_or_are_every_layers_are_refused(change):
     (what,) = change
-    with pytest.raises(ValueError, match=f"{what}: expected names that differ, at least one, got"):
+    with pytest.raises(ValueError, match=f"{what}: expected a tuple of names that differ, at least one, got"):
         dataclasses.replace(PEEPHOLE, **change)
 
 
@@ -228,6 +232,27 @@ def test_another_definition_of_a_name_runs_as_it_is_written():
     found = engines.support(Nothing.cell)
     assert found.pop("reference") is None
     assert None not in found.values()
+
+
+STEPS = {
+    "[(2, 1), (2, 4)]": lambda gates_x, gates_h, states, parameters: (states[0][:, :1], states[1]),
+    "[(4,), (2, 4)]": lambda gates_x, gates_h, states, parameters: (states[0].mean(0), states[1]),
+    "[(2, 4)]": lambda gates_x, gates_h, states, parameters: (states[0],),
+    "Tensor": lambda gates_x, gates_h, states, parameters: gates_h[:, :4],
+    "NoneType": lambda gates_x, gates_h, states, parameters: None,
+}
+
+
+@pytest.mark.parametrize("got", STEPS)
+def test_a_step_that_returns_something_else_is_told(got):
+    """A tensor of fewer dimensions would be spread over the batch, and rows of the batch would become states."""
+
+    class Wrong(Recurrent):
+        cell = dataclasses.replace(PEEPHOLE, name="wrong", parameters=(), step=STEPS[got])
+
+    message = f"step of 'wrong': expected the states (h, c), each of shape (2, 4), got {got}"
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        Wrong(3, 4)(torch.zeros(5, 2, 3))
 
 
 def test_one_step_cells_take_what_torchs_take():

@@ -77,3 +77,18 @@ def test_a_cell_is_a_header_and_what_has_not_changed_is_not_compiled_again(
     text = '#include "levels/baseline.h"\n#include "cells/another.h"\n#include "levels/end.h"\n'
     assert (tmp_path / "units" / "another_baseline.cpp").read_text() == text
     assert times == {path: Path(path).stat().st_mtime_ns for path in before}
+
+
+def test_two_headers_with_one_name_are_refused(script: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """The second would end every process that loads the extension."""
+    shutil.copytree(ROOT / "csrc", tmp_path / "csrc")
+    monkeypatch.chdir(tmp_path)
+    cells = tmp_path / "csrc" / "kernels" / "cells"
+    shutil.copy(cells / "lstm.h", cells / "mine.h")
+    with pytest.raises(SystemExit, match=r"the cell 'lstm' stands in .*lstm\.h and in .*mine\.h; give one of them another name"):
+        script.write_units(tmp_path / "units")
+    (cells / "mine.h").write_text("")
+    script.write_units(tmp_path / "units")
+    (cells / "mine.h").unlink()
+    script.write_units(tmp_path / "units")
+    assert not list((tmp_path / "units").glob("mine*"))

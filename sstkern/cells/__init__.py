@@ -16,7 +16,9 @@ CELLS: Mapping[str, Cell] = MappingProxyType(_registered)
 def register(cell: Cell) -> Cell:
     """Adds a cell to `CELLS`, and returns it. Raises ValueError where another definition has its name."""
     if _registered.setdefault(cell.name, cell) != cell:
-        raise ValueError(f"cell: '{cell.name}' is the name of another cell; there are {', '.join(CELLS)}")
+        raise ValueError(
+            f"cell: '{cell.name}' is the name of another cell, which only a new process can replace; there are {', '.join(CELLS)}"
+        )
     return cell
 
 

@@ -78,13 +78,13 @@ class Cell:
     """What `weights` returns, made once: every call of a layer asks."""
 
     def __post_init__(self) -> None:
-        if self.states[:1] != ("h",):
-            raise ValueError(f"states: expected h first, got {self.states}")
         if self.stages not in ((RECURRENT,), (RECURRENT, PROJECTION)):
             raise ValueError(f"stages: expected RECURRENT, and perhaps PROJECTION after it, got {self.stages}")
         for what, names in (("gates", self.gates), ("states", self.states), ("parameters", self._names())):
-            if not names or len(set(names)) < len(names):
-                raise ValueError(f"{what}: expected names that differ, at least one, got {names}")
+            if not isinstance(names, tuple) or not names or len(set(names)) < len(names):
+                raise ValueError(f"{what}: expected a tuple of names that differ, at least one, got {names!r}")
+        if self.states[0] != "h":
+            raise ValueError(f"states: expected h first, got {self.states}")
         unknown = {size for weight in self._all(True, True) for size in weight.shape} - set(SIZES)
         if unknown:
             raise ValueError(f"shape: expected sizes of {', '.join(SIZES)}, got {', '.join(sorted(unknown))}")

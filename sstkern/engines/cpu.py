@@ -81,15 +81,32 @@ def lacks(cell: Cell) -> str | None:
         return None
     found = kernels(cell.name)
     if found is None:
-        return f"it has no kernel for the cell '{cell.name}'"
+        return _why_none(cell.name)
     if any(parameter.shape != ("H",) for parameter in cell.parameters):
         return f"its kernels take parameters of shape (H,) only, and '{cell.name}' has others"
-    cell_has = len(cell.gates), len(cell.states) - 1, len(cell.parameters), cell.same_gate_gradients
-    of_kernel = found.gates, found.states, found.parameters, found.same_gate_gradients
-    if of_kernel != cell_has or found.projects < cell.projects:
-        return f"its kernel of '{cell.name}' is another cell's: {found}"
+    if differences := _differences(cell, found):
+        return f"its kernel of '{cell.name}' is another cell's: {', '.join(differences)}"
     _fitting[cell.name] = cell
     return None
+
+
+def _why_none(name: str) -> str:
+    levels = torch.ops.sstkern.cpu_cell_levels(name)
+    if not levels:
+        return f"it has no kernel for the cell '{name}'"
+    used = torch.ops.sstkern.cpu_capability()
+    return f"its kernels for the cell '{name}' are for {', '.join(levels)}, and this process uses {used} or less"
+
+
+def _differences(cell: Cell, kernels: Kernels) -> list[str]:
+    both = {
+        "gates": (len(cell.gates), kernels.gates),
+        "states beside h": (len(cell.states) - 1, kernels.states),
+        "parameters": (len(cell.parameters), kernels.parameters),
+        "same_gate_gradients": (cell.same_gate_gradients, kernels.same_gate_gradients),
+        "projects": (cell.projects, cell.projects and kernels.projects),  # a kernel that can need not
+    }
+    return [f"{what} {defined} in the definition, {made} in the kernel" for what, (defined, made) in both.items() if defined != made]
 
 
 def load_cells(path: str | Path) -> list[str]:
@@ -98,9 +115,9 @@ def load_cells(path: str | Path) -> list[str]:
     path: a shared library, compiled from a cell's header with those of csrc/kernels alone (CONTRIBUTING.md says how). Its code runs in
     this process: load only what you have compiled. The cells themselves are `sstkern.cells.register`'s.
 
-    Raises ValueError where it is no such library, was compiled with other headers, or has a cell that is registered already, and
-    RuntimeError where the extension cannot be loaded.
+    Raises ValueError where it is no such library, was compiled with headers of another version, or has a cell that is registered already
+    (only a new process can have another one of that name), and RuntimeError where the extension cannot be loaded.
     """
     if problem := load():
         raise RuntimeError(f"load_cells: {problem}")
-    return torch.ops.sstkern.load_cpu_cells(str(path))
+    return torch.ops.sstkern.load_cpu_cells(str(Path(path).resolve()))

@@ -63,7 +63,18 @@ def _recurrence(cell: Cell, x: Tensor, valid: Tensor, w: Weights, states: States
 def _step(cell: Cell, gates_x: Tensor, states: States, w: Weights) -> States:
     """The cell's stages, with the step between them."""
     gates_h = linear(states[0], w.weight_hh, w.bias_hh)
-    h, *others = cell.step(gates_x, gates_h, states, w.parameters)
+    stepped = cell.step(gates_x, gates_h, states, w.parameters)
+    if not (torch.compiler.is_compiling() or torch.jit.is_tracing()):
+        _check(cell, stepped, (gates_h.size(0), gates_h.size(1) // len(cell.gates)))
+    h, *others = stepped
     if w.weight_hr is not None:
         h = linear(h, w.weight_hr)
     return h, *others
+
+
+def _check(cell: Cell, stepped: States, shape: tuple[int, int]) -> None:
+    """What a step of somebody's own returns: a tensor of another shape would be spread over the batch."""
+    whole = isinstance(stepped, tuple | list) and all(isinstance(state, Tensor) for state in stepped)
+    if not whole or len(stepped) != len(cell.states) or any(state.shape != shape for state in stepped):
+        shapes = [tuple(state.shape) for state in stepped] if whole else type(stepped).__name__
+        raise ValueError(f"step of '{cell.name}': expected the states ({', '.join(cell.states)}), each of shape {shape}, got {shapes}")

@@ -25,11 +25,11 @@ SIZE = 9  # no multiple of a vector's width
 
 
 class PeepholeLSTM(Recurrent):
-    cell = dataclasses.replace(PEEPHOLE, name="fused_peephole_lstm")
+    cell = dataclasses.replace(PEEPHOLE, name="peephole_lstm")
 
 
 class CoupledLSTM(Recurrent):
-    cell = dataclasses.replace(COUPLED, name="fused_coupled_lstm")
+    cell = dataclasses.replace(COUPLED, name="coupled_lstm")
 
 
 LAYERS = [PeepholeLSTM, CoupledLSTM]
@@ -62,8 +62,8 @@ def libraries(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     for header, target in (("peephole_lstm.h", level), ("coupled_lstm.h", "baseline")):
         found[header] = compiled(unit(header, target), tmp_path_factory.mktemp("cells"), "-MD", "-MF", "headers")
     assert processor_seconds() - before < 60  # 10 on a quiet machine
-    assert engines.cpu.load_cells(found["peephole_lstm.h"]) == ["fused_peephole_lstm"]
-    assert engines.cpu.load_cells(str(found["coupled_lstm.h"])) == ["fused_coupled_lstm"]
+    assert engines.cpu.load_cells(found["peephole_lstm.h"]) == ["peephole_lstm"]
+    assert engines.cpu.load_cells(str(found["coupled_lstm.h"])) == ["coupled_lstm"]
     return found
 
 
@@ -142,9 +142,9 @@ def test_which_engine_has_it():
     assert found["reference"] is None
     assert found["cpu"] is None
     assert found["triton"] is not None
-    assert engines.lacks_cell("triton", "fused_peephole_lstm") == "it has no kernel for the cell 'fused_peephole_lstm'"
-    assert engines.cpu.kernels("fused_peephole_lstm") == (4, 1, 3, 4, True, True)
-    assert engines.cpu.kernels("fused_coupled_lstm") == (3, 1, 0, 3, True, True)
+    assert engines.lacks_cell("triton", "peephole_lstm") == "it has no kernel for the cell 'peephole_lstm'"
+    assert engines.cpu.kernels("peephole_lstm") == (4, 1, 3, 4, True, True)
+    assert engines.cpu.kernels("coupled_lstm") == (3, 1, 0, 3, True, True)
     assert engines.cpu.kernels("another") is None
 
 
@@ -154,14 +154,19 @@ def lacks(cell: Cell, **changes: object) -> str | None:
 
 def test_kernels_of_another_cell_are_refused():
     cell = PeepholeLSTM.cell
-    kernels = engines.cpu.kernels(cell.name)
     assert lacks(cell) is None
-    for change in ({"gates": ("i", "f", "g")}, {"states": ("h",)}, {"parameters": ()}, {"same_gate_gradients": False}):
-        assert lacks(cell, **change) == f"its kernel of 'fused_peephole_lstm' is another cell's: {kernels}"
+    different = {
+        "gates 3 in the definition, 4 in the kernel": {"gates": ("i", "f", "g")},
+        "states beside h 0 in the definition, 1 in the kernel": {"states": ("h",)},
+        "parameters 0 in the definition, 3 in the kernel": {"parameters": ()},
+        "same_gate_gradients False in the definition, True in the kernel": {"same_gate_gradients": False},
+    }
+    for difference, change in different.items():
+        assert lacks(cell, **change) == f"its kernel of 'peephole_lstm' is another cell's: {difference}"
     reads_h = engines.cpu.lacks(dataclasses.replace(cells.CELLS["gru"], stages=(RECURRENT, PROJECTION)))
     assert reads_h.startswith("its kernel of 'gru' is another cell's")
     wide = (*cell.parameters[:2], Weight("weight_co", ("H", "H")))
-    assert lacks(cell, parameters=wide) == "its kernels take parameters of shape (H,) only, and 'fused_peephole_lstm' has others"
+    assert lacks(cell, parameters=wide) == "its kernels take parameters of shape (H,) only, and 'peephole_lstm' has others"
 
 
 def test_sizes_are_checked_before_memory_is_touched():
@@ -198,8 +203,8 @@ REFUSED = {
     "'lstm' is registered already for baseline": ("kKernelsVersion", NEW.replace("new_cell", "lstm")),
 }
 if platform.machine() == "x86_64":  # elsewhere there is one level
-    other = NEW.replace("new_cell", "fused_coupled_lstm").replace("baseline", "avx512").replace("3, 1", "3, 2")
-    REFUSED["'fused_coupled_lstm' for avx512 is another cell than the one for baseline"] = ("kKernelsVersion", other)
+    other = NEW.replace("new_cell", "coupled_lstm").replace("baseline", "avx512").replace("3, 1", "3, 2")
+    REFUSED["'coupled_lstm' for avx512 is another cell than the one for baseline"] = ("kKernelsVersion", other)
 
 
 @pytest.mark.parametrize("message", REFUSED)
@@ -216,5 +221,23 @@ def test_what_is_no_library_of_cells_is_refused(libraries: dict[str, Path], tmp_
         engines.cpu.load_cells("/nowhere/cells.so")
     with pytest.raises(ValueError, match=r"cells: .*cells.so has none: it lacks the symbol sstkern_cells"):
         engines.cpu.load_cells(compiled("int nothing;", tmp_path))
-    with pytest.raises(ValueError, match="cells: 'fused_coupled_lstm' is registered already for baseline"):
+    with pytest.raises(ValueError, match="cells: 'coupled_lstm' is registered already for baseline"):
         engines.cpu.load_cells(libraries["coupled_lstm.h"])
+
+
+def test_a_path_is_of_the_current_folder(libraries: dict[str, Path], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(libraries["coupled_lstm.h"].parent)
+    with pytest.raises(ValueError, match="'coupled_lstm' is registered already"):  # and so was found
+        engines.cpu.load_cells("cells.so")
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="another architecture has one instruction set")
+def test_kernels_that_this_process_cannot_use_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    library = compiled(
+        LIBRARY.format(version="kKernelsVersion", cells=NEW.replace("new_cell", "far").replace("baseline", "avx512")), tmp_path
+    )
+    assert engines.cpu.load_cells(library) == ["far"]
+    monkeypatch.setattr(engines.cpu, "kernels", lambda name: None)  # as on a machine without AVX-512
+    used = torch.ops.sstkern.cpu_capability()
+    told = f"its kernels for the cell 'far' are for avx512, and this process uses {used} or less"
+    assert lacks(PeepholeLSTM.cell, name="far") == told

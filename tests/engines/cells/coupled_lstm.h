@@ -40,7 +40,7 @@ struct CoupledLstm {
 
 }  // namespace
 
-SSTKERN_CELLS(cell_kernels<CoupledLstm>("fused_coupled_lstm"));
+SSTKERN_CELLS(cell_kernels<CoupledLstm>("coupled_lstm"));
 
 }  // namespace SSTKERN_LEVEL
 }  // namespace sstkern

@@ -45,7 +45,7 @@ struct PeepholeLstm {
 
 }  // namespace
 
-SSTKERN_CELLS(cell_kernels<PeepholeLstm>("fused_peephole_lstm"));
+SSTKERN_CELLS(cell_kernels<PeepholeLstm>("peephole_lstm"));
 
 }  // namespace SSTKERN_LEVEL
 }  // namespace sstkern
