@@ -85,8 +85,8 @@ def _fake_layer(cell, x, weights, hx, lengths, has_bias, bidirectional, save_for
     return output, [state.new_empty(state.shape) for state in hx], saved
 
 
-def _check_devices(x: Tensor, *groups: Sequence[Tensor]) -> None:
-    for tensor in (tensor for group in groups for tensor in group):
+def _check_devices(x: Tensor, *others: Sequence[Tensor]) -> None:
+    for tensor in (tensor for tensors in others for tensor in tensors):
         if tensor.device != x.device:
             raise RuntimeError(f"expected all tensors on {x.device} like x, got one on {tensor.device}")
 
