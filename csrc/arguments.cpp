@@ -12,15 +12,22 @@ at::Tensor features_contiguous(const at::Tensor& tensor) {
   return tensor.size(-1) <= 1 || tensor.stride(-1) == 1 ? tensor : tensor.contiguous();
 }
 
-Sizes sizes(const at::Tensor& x, at::TensorList given, bool bidirectional, int64_t gates) {
-  TORCH_CHECK(x.dim() == 3, "x: expected 3 dimensions (time steps, batch, features), got shape ", x.sizes());
+// How many time steps a packed x has.
+int64_t steps_of(const at::Tensor& lengths) { return lengths.numel() ? lengths.max().item<int64_t>() : 0; }
+
+Sizes sizes(const at::Tensor& x, at::TensorList given, const std::optional<at::Tensor>& lengths, bool bidirectional, int64_t gates) {
+  const bool packed = x.dim() == 2;
+  TORCH_CHECK(packed || x.dim() == 3, "x: expected 3 dimensions (time steps, batch, features), or 2 (rows, features), got shape ",
+              x.sizes());
+  if (packed) check_packed_lengths(lengths, x.size(0));
   const int64_t directions = bidirectional ? 2 : 1;
   TORCH_CHECK(given.size() >= 2 && given.size() % directions == 0, "weights: got ", given.size(), " tensors for ", directions,
               " direction(s)");
   TORCH_CHECK(given[0].dim() == 2 && given[1].dim() == 2, "weight_ih and weight_hh: expected 2 dimensions, got shapes ", given[0].sizes(),
               " and ", given[1].sizes());
   TORCH_CHECK(given[1].size(0) > 0, "weight_hh: expected at least one row, got shape ", given[1].sizes());
-  return {x.size(0), x.size(1), x.size(2), given[1].size(0) / gates, given[1].size(1), directions};
+  const int64_t steps = packed ? steps_of(*lengths) : x.size(0), batch = packed ? lengths->size(0) : x.size(1);
+  return {steps, batch, x.size(-1), given[1].size(0) / gates, given[1].size(1), directions};
 }
 
 }  // namespace
@@ -45,10 +52,12 @@ Arguments<T>::Arguments(Found<T> found, const at::Tensor& x, at::TensorList give
                         const std::optional<at::Tensor>& lengths, bool has_bias, bool bidirectional)
     : kernels(found.kernels),
       products(found.products),
-      size(sizes(x, given, bidirectional, kernels.shape.gates)),
+      size(sizes(x, given, lengths, bidirectional, kernels.shape.gates)),
       type(x.scalar_type()),
       x(features_contiguous(x.to(compute_type(type)))),
+      packed(x.dim() == 2),
       schedule(lengths, size.steps, size.batch) {
+  TORCH_CHECK_VALUE(!packed || schedule.rows() == x.size(0), "lengths: their sum is ", schedule.rows(), ", but x has ", x.size(0), " rows");
   const int64_t count = static_cast<int64_t>(given.size()) / size.directions, plain = 2 + 2 * has_bias + kernels.parameters;
   const bool projected = count == plain + 1;
   TORCH_CHECK(count == plain || (projected && kernels.projects), "weights: expected ", plain,
@@ -100,6 +109,11 @@ std::vector<at::Tensor> Arguments<T>::each_state(const at::Tensor& states) const
 }
 
 template <class T>
+std::vector<int64_t> Arguments<T>::shape(int64_t features) const {
+  return packed ? std::vector<int64_t>{x.size(0), features} : std::vector<int64_t>{size.steps, size.batch, features};
+}
+
+template <class T>
 std::vector<const T*> Arguments<T>::parameters_of(int64_t direction) const {
   std::vector<const T*> each;
   for (int64_t p = 0; p < kernels.parameters; ++p) each.push_back(read<T>(weights[direction].parameters) + p * size.hidden);
@@ -117,8 +131,7 @@ Recurrence<T> Arguments<T>::recurrence(int64_t direction, const T* const* parame
   r.h0 = read<T>(h0) + direction * size.batch * size.output;
   r.states0 = kernels.states ? read<T>(states0) + direction * size.batch * states() : nullptr;
   r.parameters = parameters;
-  r.output_row = size.directions * size.output;
-  r.output_step = size.batch * r.output_row;
+  r.output_at = output_layout();
   return r;
 }
 

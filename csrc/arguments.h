@@ -50,6 +50,7 @@ struct Arguments {
   Sizes size;
   at::ScalarType type;
   at::Tensor x;
+  bool packed;  // whether x, the output and their gradients have valid rows only, (rows, features), else (steps, batch, features)
   std::vector<Weights> weights;
   at::Tensor h0, states0;  // (directions, batch, P) and (directions, batch, states * H)
   BatchSchedule schedule;
@@ -65,13 +66,21 @@ struct Arguments {
   int64_t states() const { return kernels.states * size.hidden; }
   int64_t parameters() const { return kernels.parameters * size.hidden; }
   int64_t saves() const { return kernels.saves * size.hidden; }
-  int64_t all_rows() const { return size.steps * size.batch; }
+  // Whether what the caller is given is rounded from what was computed.
+  bool rounded() const { return type != x.scalar_type(); }
   // The cell's saved values and states, and the hidden states where there is a projection.
   int64_t saved_per_direction() const { return projected() ? 3 : 2; }
 
   at::Tensor empty(at::IntArrayRef shape) const { return at::empty(shape, x.options()); }
   at::Tensor zeros(at::IntArrayRef shape) const { return at::zeros(shape, x.options()); }
   at::Tensor as_given(const at::Tensor& tensor) const { return tensor.to(type); }
+  std::vector<int64_t> shape(int64_t features) const;
+  // Of a contiguous tensor of that shape.
+  Layout layout(int64_t features) const { return {packed, size.batch * features, features}; }
+  // Of the output as the recurrence goes on with it: packed where it is not what the caller is given.
+  Layout output_layout() const { return {packed || rounded(), size.batch * output_features(), output_features()}; }
+  int64_t output_features() const { return size.directions * size.output; }
+  Layout x_layout() const { return packed ? Layout{true, 0, x.stride(0)} : Layout{false, x.stride(0), x.stride(1)}; }
   // A tensor (..., states * H) as one of the given dtype for each state.
   std::vector<at::Tensor> each_state(const at::Tensor& states) const;
 

@@ -22,7 +22,7 @@ class LayerBackward {
       : a_(a),
         given_(given),
         groups_(groups),
-        output_(a.type == a.x.scalar_type() ? given.output.contiguous() : given.saved.back()),
+        output_(a.rounded() ? given.saved.back() : given.output.contiguous()),
         dh_(prepare(given.grad_hx[0]).clone()),
         dstates_(a.kernels.states ? joined(given.grad_hx.slice(1)) : at::Tensor()) {
     if (given.grad_output.has_value()) grad_output_ = prepare(*given.grad_output);
@@ -56,7 +56,7 @@ class LayerBackward {
       for (const Buffers& b : buffers_) dgates.push_back(b.dgates_x);
       found_.push_back(input_gradient(a_, dgates));
     }
-    const std::vector<const T*> x = a_.schedule.rows_of(read<T>(a_.x), a_.x.stride(0), a_.x.stride(1));
+    const std::vector<const T*> x = a_.schedule.rows_of(read<T>(a_.x), a_.x_layout());
     for (int64_t d = 0; d < a_.size.directions; ++d) {
       matrices(d, x);
       if (a_.biased()) biases(d);
@@ -104,6 +104,7 @@ class LayerBackward {
     f.weight_hr = read<T>(b.weight_hr);
     f.output = read<T>(output_) + d * size.output;
     f.grad_output = grad_output_.defined() ? read<T>(grad_output_) + d * size.output : nullptr;
+    f.grad_output_at = a_.layout(a_.output_features());
     f.saved = read<T>(saved[0]);
     f.states = read<T>(saved[1]);
     f.dgates_x = write<T>(b.dgates_x);
@@ -130,7 +131,7 @@ class LayerBackward {
     std::vector<const T*> h_previous;
     if (needs_weight(d, 0)) of_x.push_back(gradient_of(a_.weights[d].ih, x));
     if (needs_weight(d, 1)) {
-      h_previous = a_.schedule.previous_rows_of(f.output, f.output_step, f.output_row, f.h0, a_.size.output, f.reverse);
+      h_previous = a_.schedule.previous_rows_of(f.output, f.output_at, f.h0, a_.size.output, f.reverse);
       (a_.kernels.same_gate_gradients ? of_x : of_h).push_back(gradient_of(a_.weights[d].hh, h_previous));
     }
     weight_gradients(a_, buffers_[d].dgates_x, of_x, groups_);
@@ -170,19 +171,21 @@ class LayerBackward {
 };
 
 template <class T>
-void check_saved(const Arguments<T>& a, at::TensorList saved, at::IntArrayRef output_shape) {
-  const bool rounded = a.type != a.x.scalar_type();
-  const int64_t each = a.saved_per_direction(), count = a.size.directions * each + rounded;
+void check_saved(const Arguments<T>& a, at::TensorList saved) {
+  const int64_t each = a.saved_per_direction(), count = a.size.directions * each + a.rounded();
   TORCH_CHECK(static_cast<int64_t>(saved.size()) == count, "saved: expected ", count, " tensors, got ", saved.size(),
-              "; was the forward called with save_for_backward?");
+              "; was the forward called with saved_rows?");
+  TORCH_CHECK(saved[0].dim() == 2 && saved[0].size(0) >= a.schedule.rows(), "saved: expected at least ", a.schedule.rows(),
+              " rows, got shape ", saved[0].sizes());
+  const int64_t rows = saved[0].size(0);
   for (int64_t d = 0; d < a.size.directions; ++d) {
     const at::TensorList mine = saved.slice(d * each, each);
-    check_size("saved values of the cell", mine[0], {a.all_rows(), a.saves()}, a.x);
-    check_size("saved states", mine[1], {a.all_rows(), a.states()}, a.x);
-    if (a.projected()) check_size("saved hidden states", mine[2], {a.all_rows(), a.size.hidden}, a.x);
+    check_size("saved values of the cell", mine[0], {rows, a.saves()}, a.x);
+    check_size("saved states", mine[1], {rows, a.states()}, a.x);
+    if (a.projected()) check_size("saved hidden states", mine[2], {rows, a.size.hidden}, a.x);
   }
   for (const at::Tensor& tensor : saved) TORCH_CHECK(tensor.is_contiguous(), "saved: expected contiguous tensors");
-  if (rounded) check_size("saved output", saved.back(), output_shape, a.x);
+  if (a.rounded()) check_size("saved output", saved.back(), {rows, a.output_features()}, a.x);
 }
 
 }  // namespace
@@ -190,8 +193,8 @@ void check_saved(const Arguments<T>& a, at::TensorList saved, at::IntArrayRef ou
 template <class T>
 void check_backward(const Arguments<T>& a, const BackwardArguments& given) {
   const Sizes& size = a.size;
-  const std::vector<int64_t> output_shape{size.steps, size.batch, size.directions * size.output};
-  check_saved(a, given.saved, output_shape);
+  const std::vector<int64_t> output_shape = a.shape(a.output_features());
+  check_saved(a, given.saved);
   const auto check = [&](const char* name, const at::Tensor& tensor, at::IntArrayRef shape) {
     TORCH_CHECK(tensor.sizes() == shape && tensor.scalar_type() == a.type, name, ": expected shape ", shape, " and dtype ", a.type,
                 ", got ", tensor.sizes(), " and ", tensor.scalar_type());

@@ -39,11 +39,12 @@ class ForwardMemory {
 template <class T>
 class LayerForward {
  public:
-  LayerForward(const Arguments<T>& a, bool save_for_backward)
+  LayerForward(const Arguments<T>& a, std::optional<int64_t> saved_rows)
       : a_(a),
-        save_(save_for_backward),
+        save_(saved_rows.has_value()),
+        rows_(saved_rows.value_or(a.schedule.rows())),
         plan_(make_plan(a)),
-        output_(a.empty({a.size.steps, a.size.batch, a.size.directions * a.size.output})),
+        output_(a.empty(a.rounded() ? std::vector<int64_t>{rows_, a.output_features()} : a.shape(a.output_features()))),
         h_n_(a.empty({a.size.directions, a.size.batch, a.size.output})),
         states_n_(a.empty({a.size.directions, a.size.batch, a.states()})) {
     for (int64_t d = 0; d < a.size.directions; ++d) parameters_.push_back(a.parameters_of(d));
@@ -55,14 +56,16 @@ class LayerForward {
     run_plan(a_, plan_, memory_for, [&](int64_t direction, const Share& share, ForwardMemory<T>& memory) {
       a_.kernels.forward(calls_[direction], share, memory.work());
     });
-    if (!save_) saved_.clear();
-    // The rows nobody used: what an operator returns is the same bits for the same input.
-    for (const at::Tensor& tensor : saved_) tensor.narrow(0, a_.schedule.rows(), a_.all_rows() - a_.schedule.rows()).zero_();
-    // A rounded output would not be the h that the recurrence went on with.
-    if (save_ && a_.type != output_.scalar_type()) saved_.push_back(output_);
     std::vector<at::Tensor> hx_n{a_.as_given(h_n_)};
     for (at::Tensor& state : a_.each_state(states_n_)) hx_n.push_back(std::move(state));
-    return {a_.as_given(output_), std::move(hx_n), std::move(saved_)};
+    at::Tensor output = a_.rounded() ? rounded_output() : output_;
+    if (!save_) return {std::move(output), std::move(hx_n), {}};
+    // A rounded output would not be the h that the recurrence went on with.
+    if (a_.rounded()) saved_.push_back(output_);
+    // The rows nobody used: what an operator returns is the same bits for the same input.
+    const int64_t valid = a_.schedule.rows();
+    for (const at::Tensor& tensor : saved_) tensor.narrow(0, valid, rows_ - valid).zero_();
+    return {std::move(output), std::move(hx_n), std::move(saved_)};
   }
 
  private:
@@ -72,8 +75,7 @@ class LayerForward {
     Forward<T> f{a_.recurrence(d, parameters_[d].data())};
     f.x = read<T>(a_.x);
     f.input_size = size.input;
-    f.x_step = a_.x.stride(0);
-    f.x_row = a_.x.stride(1);
+    f.x_at = a_.x_layout();
     f.weight_ih = read<T>(w.ih);
     f.weight_hh = read<T>(w.hh);
     f.packed_ih = packed_unless(size.steps <= 1 || size.steps * plan_.most_rows() <= kChunkRows, w.ih);
@@ -84,13 +86,22 @@ class LayerForward {
     f.output = write<T>(output_) + d * size.output;
     f.h_n = write<T>(h_n_) + d * size.batch * size.output;
     f.states_n = write<T>(states_n_) + d * size.batch * a_.states();
-    // Rows for every time step, though only the valid ones are used: a shape that does not depend on the lengths' values.
-    const int64_t rows = save_ ? a_.all_rows() : size.batch;
+    const int64_t rows = save_ ? rows_ : size.batch;
     f.save_for_backward = save_;
     f.saved = save_ ? kept(saved_, a_.empty({rows, a_.saves()})) : nullptr;
     f.states = kept(saved_, a_.empty({rows, a_.states()}));
     f.hidden = a_.projected() ? kept(saved_, a_.empty({rows, size.hidden})) : nullptr;
     return f;
+  }
+
+  // What the caller is given of the packed output.
+  at::Tensor rounded_output() const {
+    const at::Tensor valid = a_.as_given(output_.narrow(0, 0, a_.schedule.rows()));
+    const std::vector<int64_t> shape = a_.shape(a_.output_features());
+    if (a_.packed || a_.schedule.full()) return valid.view(shape);
+    at::Tensor padded = at::zeros(shape, valid.options());
+    padded.flatten(0, 1).index_copy_(0, a_.schedule.padded_rows(), valid);
+    return padded;
   }
 
   T* kept(std::vector<at::Tensor>& in, at::Tensor tensor) {
@@ -102,6 +113,7 @@ class LayerForward {
 
   const Arguments<T>& a_;
   const bool save_;
+  const int64_t rows_;  // of what is saved
   const Plan plan_;
   at::Tensor output_, h_n_, states_n_;
   std::vector<at::Tensor> saved_, packed_;
@@ -112,11 +124,13 @@ class LayerForward {
 }  // namespace
 
 template <class T>
-LayerResult run_forward(const Arguments<T>& a, bool save_for_backward) {
-  return LayerForward<T>(a, save_for_backward).run();
+LayerResult run_forward(const Arguments<T>& a, std::optional<int64_t> saved_rows) {
+  TORCH_CHECK_VALUE(!saved_rows || *saved_rows >= a.schedule.rows(), "saved_rows: expected at least ", a.schedule.rows(),
+                    ", the number of valid time steps, got ", saved_rows.value_or(0));
+  return LayerForward<T>(a, saved_rows).run();
 }
 
-template LayerResult run_forward(const Arguments<float>&, bool);
-template LayerResult run_forward(const Arguments<double>&, bool);
+template LayerResult run_forward(const Arguments<float>&, std::optional<int64_t>);
+template LayerResult run_forward(const Arguments<double>&, std::optional<int64_t>);
 
 }  // namespace sstkern

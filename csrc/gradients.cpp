@@ -79,8 +79,9 @@ void add_input_gradient(const Arguments<T>& a, const T* from, T* const* to, int6
 template <class T>
 at::Tensor input_gradient(const Arguments<T>& a, const std::vector<at::Tensor>& dgates) {
   const Sizes& size = a.size;
-  at::Tensor dx = a.schedule.full() ? a.empty({size.steps, size.batch, size.input}) : a.zeros({size.steps, size.batch, size.input});
-  const std::vector<T*> to = a.schedule.rows_of(write<T>(dx), size.batch * size.input, size.input);
+  const std::vector<int64_t> shape = a.shape(size.input);
+  at::Tensor dx = a.packed || a.schedule.full() ? a.empty(shape) : a.zeros(shape);
+  const std::vector<T*> to = a.schedule.rows_of(write<T>(dx), a.layout(size.input));
   const int64_t grain = std::max(kThreadRows, kThreadWork / std::max<int64_t>(1, a.gates() * size.input));
   for (int64_t d = 0; d < size.directions; ++d) {
     const at::Tensor packed = pack_plain(a, a.weights[d].ih);

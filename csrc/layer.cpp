@@ -25,11 +25,11 @@ auto in_compute_type(const at::Tensor& x, const Run& run) {
 }  // namespace
 
 LayerResult layer(std::string_view cell, const at::Tensor& x, at::TensorList weights, at::TensorList hx,
-                  const std::optional<at::Tensor>& lengths, bool has_bias, bool bidirectional, bool save_for_backward) {
+                  const std::optional<at::Tensor>& lengths, bool has_bias, bool bidirectional, std::optional<int64_t> saved_rows) {
   const OneThreadIfForked guard;
   return in_compute_type(x, [&](auto type) {
     const Arguments<decltype(type)> arguments(cell, x, weights, hx, lengths, has_bias, bidirectional);
-    LayerResult result = run_forward(arguments, save_for_backward);
+    LayerResult result = run_forward(arguments, saved_rows);
     ++forward_runs;
     return result;
   });

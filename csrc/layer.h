@@ -15,7 +15,7 @@ namespace sstkern {
 std::tuple<at::Tensor, std::vector<at::Tensor>, std::vector<at::Tensor>> layer(std::string_view cell, const at::Tensor& x,
                                                                                at::TensorList weights, at::TensorList hx,
                                                                                const std::optional<at::Tensor>& lengths, bool has_bias,
-                                                                               bool bidirectional, bool save_for_backward);
+                                                                               bool bidirectional, std::optional<int64_t> saved_rows);
 
 std::vector<at::Tensor> layer_backward(std::string_view cell, const at::Tensor& x, at::TensorList weights, at::TensorList hx,
                                        const std::optional<at::Tensor>& lengths, bool has_bias, bool bidirectional,

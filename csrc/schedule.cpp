@@ -1,9 +1,38 @@
 #include "schedule.h"
 
+#include <ATen/ops/empty.h>
+
 #include <algorithm>
 #include <numeric>
 
 namespace sstkern {
+
+namespace {
+
+void check_kind(const at::Tensor& lengths) {
+  TORCH_CHECK(lengths.device().is_cpu() && lengths.scalar_type() == at::kLong, "lengths: expected an int64 tensor on the CPU, got ",
+              lengths.scalar_type(), " on ", lengths.device());
+}
+
+void check_range(const int64_t* lengths, int64_t batch, int64_t most, const char* what) {
+  for (int64_t b = 0; b < batch; ++b)
+    TORCH_CHECK_VALUE(lengths[b] >= 0 && lengths[b] <= most, "lengths[", b, "] is ", lengths[b], "; allowed are 0 to ", most,
+                      ", the number of ", what);
+}
+
+}  // namespace
+
+void check_packed_lengths(const std::optional<at::Tensor>& lengths, int64_t rows) {
+  TORCH_CHECK(lengths.has_value(), "lengths: an x of 2 dimensions (rows, features) needs them");
+  TORCH_CHECK(lengths->dim() == 1, "lengths: expected one length for each sequence, got shape ", lengths->sizes());
+  check_kind(*lengths);
+  const at::Tensor contiguous = lengths->contiguous();
+  const int64_t* const given = contiguous.const_data_ptr<int64_t>();
+  check_range(given, lengths->size(0), rows, "rows of x");
+  for (int64_t b = 1; b < lengths->size(0); ++b)
+    TORCH_CHECK_VALUE(given[b] <= given[b - 1], "lengths: those of a packed x fall; lengths[", b, "] is ", given[b], " after ",
+                      given[b - 1]);
+}
 
 BatchSchedule::BatchSchedule(const std::optional<at::Tensor>& lengths, int64_t steps, int64_t batch)
     : steps_(steps), offset_(steps), active_(steps, batch), order_(batch), length_(batch, steps), full_(true) {
@@ -11,13 +40,10 @@ BatchSchedule::BatchSchedule(const std::optional<at::Tensor>& lengths, int64_t s
   if (lengths.has_value()) {
     TORCH_CHECK(lengths->dim() == 1 && lengths->size(0) == batch, "lengths: expected one length for each of ", batch,
                 " sequences, got shape ", lengths->sizes());
-    TORCH_CHECK(lengths->device().is_cpu() && lengths->scalar_type() == at::kLong, "lengths: expected an int64 tensor on the CPU, got ",
-                lengths->scalar_type(), " on ", lengths->device());
+    check_kind(*lengths);
     const at::Tensor contiguous = lengths->contiguous();
     const int64_t* given = contiguous.const_data_ptr<int64_t>();
-    for (int64_t b = 0; b < batch; ++b)
-      TORCH_CHECK_VALUE(given[b] >= 0 && given[b] <= steps, "lengths[", b, "] is ", given[b], "; allowed are 0 to ", steps,
-                        ", the number of time steps");
+    check_range(given, batch, steps, "time steps");
     std::stable_sort(order_.begin(), order_.end(), [given](int64_t a, int64_t b) { return given[a] > given[b]; });
     for (int64_t p = 0; p < batch; ++p) length_[p] = given[order_[p]];
     full_ = batch == 0 || length_.back() == steps;
@@ -46,6 +72,14 @@ std::vector<int64_t> BatchSchedule::split(int64_t parts) const {
   }
   if (bounds.size() == 1 || bounds.back() != batch()) bounds.push_back(batch());  // one range at least, of nothing
   return bounds;
+}
+
+at::Tensor BatchSchedule::padded_rows() const {
+  at::Tensor rows = at::empty({rows_}, at::kLong);
+  int64_t* to = rows.mutable_data_ptr<int64_t>();
+  for (int64_t t = 0; t < steps_; ++t)
+    for (int64_t p = 0; p < active_[t]; ++p) *to++ = t * batch() + order_[p];
+  return rows;
 }
 
 std::vector<std::vector<int64_t>> BatchSchedule::rows_of_groups(int64_t groups) const {

@@ -1,4 +1,4 @@
-// In which order a call visits its (time step, sequence) pairs, and which of them are padding.
+// In which order a call visits its (time step, sequence) pairs, and which of them there are.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -9,6 +9,9 @@
 #include "kernels.h"
 
 namespace sstkern {
+
+// Those of a packed x: raises ValueError unless each is from 0 to `rows`, before anything has their size, and they fall.
+void check_packed_lengths(const std::optional<at::Tensor>& lengths, int64_t rows);
 
 // Sorts the batch by falling length once per call: at every time step the valid rows are then a prefix, and padding costs nothing.
 class BatchSchedule {
@@ -25,28 +28,33 @@ class BatchSchedule {
 
   bool full() const { return full_; }  // whether there is no padding
 
-  // Where the valid rows of a (steps, batch, features) tensor are, in row order; its element (t, b, 0) is at t * step + b * row.
+  // Where the valid rows of a tensor are, in row order.
   template <class T>
-  std::vector<T*> rows_of(T* tensor, int64_t step, int64_t row) const {
+  std::vector<T*> rows_of(T* tensor, const Layout& layout) const {
+    const Schedule schedule = view();
     std::vector<T*> rows;
     rows.reserve(rows_);
     for (int64_t t = 0; t < steps_; ++t)
-      for (int64_t p = 0; p < active_[t]; ++p) rows.push_back(tensor + t * step + order_[p] * row);
+      for (int64_t p = 0; p < active_[t]; ++p) rows.push_back(tensor + layout.at(schedule, t, p));
     return rows;
   }
 
   // What came before them in their sequences: a row of the tensor, or of initial (batch, features) at a sequence's first step.
   template <class T>
-  std::vector<T*> previous_rows_of(T* tensor, int64_t step, int64_t row, T* initial, int64_t features, bool reverse) const {
+  std::vector<T*> previous_rows_of(T* tensor, const Layout& layout, T* initial, int64_t features, bool reverse) const {
+    const Schedule schedule = view();
     std::vector<T*> rows;
     rows.reserve(rows_);
     for (int64_t t = 0; t < steps_; ++t)
       for (int64_t p = 0; p < active_[t]; ++p) {
         const bool first = reverse ? t == length_[p] - 1 : t == 0;
-        rows.push_back(first ? initial + order_[p] * features : tensor + (reverse ? t + 1 : t - 1) * step + order_[p] * row);
+        rows.push_back(first ? initial + order_[p] * features : tensor + layout.at(schedule, reverse ? t + 1 : t - 1, p));
       }
     return rows;
   }
+
+  // Where the valid rows are among all (steps * batch) of a padded tensor, in row order: int64.
+  at::Tensor padded_rows() const;
 
   // Of each of `groups` equal shares of the batch, the rows, in row order.
   std::vector<std::vector<int64_t>> rows_of_groups(int64_t groups) const;

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from sstkern import transforms
 from sstkern.engines import transformed
-from sstkern.operators import flat_reference, undifferentiated
+from sstkern.operators import flat_reference, saved_rows, undifferentiated
 
 
 def _setup_layer(ctx, inputs, output):
@@ -59,7 +59,8 @@ class _Layer(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         cell, *options = call
         with undifferentiated():
-            output, hx_n, saved = torch.ops.sstkern.layer(cell, x, tensors[:weights], tensors[weights:], lengths, *options, True)
+            rows = saved_rows(x, lengths)
+            output, hx_n, saved = torch.ops.sstkern.layer(cell, x, tensors[:weights], tensors[weights:], lengths, *options, rows)
         ctx.save_for_backward(x, *tensors, lengths, output, *saved)
         return output, *hx_n
 
@@ -85,12 +86,13 @@ def layer(
     """
     differentiable = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, *weights, *hx))
     if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch.is_autocast_enabled(x.device.type):
-        return torch.ops.sstkern.layer(cell, x, weights, hx, lengths, has_bias, bidirectional, differentiable)[:2]
+        rows = saved_rows(x, lengths) if differentiable else None
+        return torch.ops.sstkern.layer(cell, x, weights, hx, lengths, has_bias, bidirectional, rows)[:2]
     if differentiable:
         output, *hx_n = _Layer.apply((cell, has_bias, bidirectional), len(weights), lengths, x, *weights, *hx)
         return output, hx_n
     with undifferentiated():
-        return torch.ops.sstkern.layer(cell, x, weights, hx, lengths, has_bias, bidirectional, False)[:2]
+        return torch.ops.sstkern.layer(cell, x, weights, hx, lengths, has_bias, bidirectional, None)[:2]
 
 
 def _setup_backward(ctx, inputs, output):

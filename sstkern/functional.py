@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import PackedSequence
 from sstkern import autograd, engines, operators, private, recompute, transforms
 from sstkern.cells import CELLS, Cell
 from sstkern.engines import reference
-from sstkern.lengths import Lengths, Padded, to_padded
+from sstkern.lengths import Batch, Lengths, to_batch
 from sstkern.weights import check_number
 
 Input = Tensor | PackedSequence
@@ -170,25 +170,29 @@ class _Options:
 
 
 def _run(cell: Cell, input: Input, weights: Sequence[Tensor], hx: Sequence[Tensor] | None, options: _Options) -> tuple[Input, list[Tensor]]:
-    padded = to_padded(input, options.lengths, options.batch_first)
+    batch = to_batch(input, options.lengths, options.batch_first)
+    if private.transforms_active() or _to_onnx(batch.x):
+        batch = batch.padded()
     if options.num_layers < 1:
         raise ValueError(f"num_layers: expected at least 1, got {options.num_layers}")
     count, rest = divmod(len(weights), options.num_layers)
     if rest or not weights:
         raise ValueError(f"weights: {len(weights)} tensors do not divide over num_layers={options.num_layers}")
     layers = [list(weights[i * count : (i + 1) * count]) for i in range(options.num_layers)]
-    _check_input(padded.x, layers[0][0])
+    _check_input(batch.x, layers[0][0])
     _check_dtypes(weights)
-    states = _states(cell, padded, layers, hx, options)
-    x, finals = padded.x, []
+    states = _states(cell, batch, layers, hx, options)
+    x, finals = batch.x, []
     for i, layer in enumerate(layers):
         if i > 0 and options.dropout:
             x = drop(x, options.dropout)
         mine = states if len(layers) == 1 else [state[i * options.directions : (i + 1) * options.directions] for state in states]
-        x, final = _layer(cell, x, layer, mine, padded.lengths, options)
+        x, final = _layer(cell, x, layer, mine, batch.lengths, options)
         finals.append(final)
     hx_n = [torch.cat(state) if options.num_layers > 1 else state[0] for state in zip(*finals, strict=True)]
-    return padded.restore(x), hx_n if padded.batched else [state.squeeze(1) for state in hx_n]
+    if batch.inverse is not None:
+        hx_n = [state.index_select(1, batch.inverse) for state in hx_n]
+    return batch.restore(x), hx_n if batch.batched else [state.squeeze(1) for state in hx_n]
 
 
 def _layer(cell: Cell, x: Tensor, weights: list[Tensor], hx: list[Tensor], lengths: Tensor | None, options: _Options):
@@ -251,25 +255,25 @@ def _check_dtypes(weights: Sequence[Tensor]) -> None:
             )
 
 
-def _states(cell: Cell, padded: Padded, layers: list[list[Tensor]], hx: Sequence[Tensor] | None, options: _Options) -> list[Tensor]:
+def _states(cell: Cell, batch: Batch, layers: list[list[Tensor]], hx: Sequence[Tensor] | None, options: _Options) -> list[Tensor]:
     check_number(cell, layers[0], options.bias, options.bidirectional)
-    rows, batch, x = options.num_layers * options.directions, padded.x.size(1), padded.x
+    rows, x = options.num_layers * options.directions, batch.x
     gate_rows, output_size = layers[0][1].shape
-    shapes = [(rows, batch, size) for size in cell.state_sizes(gate_rows // len(cell.gates), output_size)]
+    shapes = [(rows, batch.size, size) for size in cell.state_sizes(gate_rows // len(cell.gates), output_size)]
     if hx is None:
         return [x.new_zeros(shape) for shape in shapes]
     if isinstance(hx, Tensor) or len(hx) != len(shapes) or not all(isinstance(state, Tensor) for state in hx):
         raise RuntimeError(f"hx: expected {len(shapes)} Tensor(s) ({', '.join(cell.states)}), got {_described(hx)}")
-    states = [state if padded.batched else state.unsqueeze(1) for state in hx]
+    states = [state if batch.batched else state.unsqueeze(1) for state in hx]
     for name, state, given, shape in zip(cell.states, states, hx, shapes, strict=True):
         if tuple(state.shape) != shape:
-            allowed = shape if padded.batched else (shape[0], shape[2])
+            allowed = shape if batch.batched else (shape[0], shape[2])
             raise RuntimeError(f"hx: expected {name}_0 of shape {allowed}, got {tuple(given.shape)}")
         if state.device != x.device:
             raise RuntimeError(f"hx: {name}_0 is on {state.device}, but the input is on {x.device}; move one of them")
         if state.dtype != x.dtype and not operators.autocasting(x.device.type):
             raise RuntimeError(f"hx: expected {name}_0 of dtype {x.dtype} like the input, got {state.dtype}")
-    return states
+    return states if batch.order is None else [state.index_select(1, batch.order) for state in states]
 
 
 def _described(hx: Tensor | Sequence[Tensor]) -> str:

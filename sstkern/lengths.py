@@ -1,30 +1,48 @@
-"""Sequences of different lengths: a padded Tensor with lengths, a PackedSequence or a jagged nested Tensor, one form inside."""
+"""Sequences of different lengths: a padded Tensor with lengths, a PackedSequence or a jagged nested Tensor, as the operators take them."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+from torch.nn.utils.rnn import PackedSequence
 
 from sstkern import private
 
 Lengths = Tensor | Sequence[int]
 
 
-class Padded(NamedTuple):
-    """A batch as the operators take it, and the way back to what the caller gave."""
+class Batch(NamedTuple):
+    """Sequences as the operators take them, and the way back to what the caller gave."""
 
     x: Tensor
-    """(T, B, I)"""
+    """Padded, (T, B, I), or packed, (N, I): the N valid steps alone, in the order of a PackedSequence, whose lengths fall."""
     lengths: Tensor | None
-    """int64 (B,), on the CPU or where x is"""
+    """int64 (B,), on the CPU or where a padded x is"""
     batched: bool
     restore: Callable[[Tensor], Tensor | PackedSequence]
-    """Gives an output (T, B, features) the form of the input."""
+    """Gives an output (T, B, features), or (N, features), the form of the input."""
+    order: Tensor | None = None
+    """int64 (B,): which of the caller's sequences each of x's is; None where they have one order."""
+    inverse: Tensor | None = None
+    """Which of x's sequences each of the caller's is."""
+
+    @property
+    def size(self) -> int:
+        """B"""
+        return self.x.size(1) if self.lengths is None else self.lengths.size(0)
+
+    def padded(self) -> "Batch":
+        """The same, with x padded: for what knows no packed one."""
+        if self.x.dim() == 3:
+            return self
+        assert self.lengths is not None
+        step, sequence = (rows.to(self.x.device) for rows in packed_rows(batch_sizes(self.lengths)))
+        x = self.x.new_zeros(longest(self.lengths), self.size, self.x.size(1)).index_put((step, sequence), self.x)
+        return self._replace(x=x, restore=lambda output: self.restore(output[step, sequence]))
 
 
-def to_padded(input: Tensor | PackedSequence, lengths: Lengths | None, batch_first: bool) -> Padded:
+def to_batch(input: Tensor | PackedSequence, lengths: Lengths | None, batch_first: bool) -> Batch:
     """Takes (T, I), (T, B, I), with batch_first (B, T, I), a PackedSequence, or a jagged nested Tensor (B, *, I), whatever batch_first.
 
     Raises TypeError or ValueError for anything else.
@@ -42,12 +60,12 @@ def to_padded(input: Tensor | PackedSequence, lengths: Lengths | None, batch_fir
     if input.dim() == 2:
         if lengths is not None:
             raise ValueError("lengths: an unbatched input (2-D) is one whole sequence; cut it instead of giving lengths")
-        return Padded(input.unsqueeze(1), None, False, lambda output: output.squeeze(1))
+        return Batch(input.unsqueeze(1), None, False, lambda output: output.squeeze(1))
     if input.dim() != 3:
         raise ValueError(f"input: expected 2-D (unbatched) or 3-D (batched), got {input.dim()}-D")
     x = input.transpose(0, 1) if batch_first else input
     checked = None if lengths is None else _check(lengths, x)
-    return Padded(x, checked, True, lambda output: output.transpose(0, 1) if batch_first else output)
+    return Batch(x, checked, True, lambda output: output.transpose(0, 1) if batch_first else output)
 
 
 def check_values(lengths: Tensor, steps: int) -> None:
@@ -69,13 +87,40 @@ def check_later(lengths: Tensor, steps: int) -> None:
     private.assert_later(((lengths >= 0) & (lengths <= steps)).all(), f"sstkern: lengths have to be from 0 to {steps}")
 
 
+def check_packed(lengths: Tensor | None, rows: int) -> Tensor:
+    """The lengths; raises ValueError unless they are those of a packed x of so many rows."""
+    if lengths is None:
+        raise ValueError("lengths: a packed x, (N, I), needs them")
+    if int(lengths.sum()) != rows or (lengths < 0).any() or (lengths.diff() > 0).any():
+        raise ValueError(f"lengths: a packed x of {rows} rows needs falling ones whose sum is that, got {lengths.tolist()}")
+    return lengths
+
+
+def longest(lengths: Tensor) -> int:
+    return int(lengths.max()) if len(lengths) else 0
+
+
+def batch_sizes(lengths: Tensor) -> Tensor:
+    """int64 (T,): how many sequences have each step, as a PackedSequence has it."""
+    steps = longest(lengths)
+    return len(lengths) - torch.bincount(lengths, minlength=steps)[:steps].cumsum(0)
+
+
+def packed_rows(sizes: Tensor) -> tuple[Tensor, Tensor]:
+    """Of each row of a packed x: its step and its sequence; int64 (N,) both."""
+    step = torch.repeat_interleave(torch.arange(len(sizes), device=sizes.device), sizes)
+    first = sizes.cumsum(0) - sizes
+    return step, torch.arange(len(step), device=sizes.device) - first[step]
+
+
 def _check(lengths: Lengths, x: Tensor) -> Tensor:
     tensor = lengths if isinstance(lengths, Tensor) else _to_tensor(lengths)
     if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
         raise TypeError(f"lengths: expected integers, got {tensor.dtype}")
     if tensor.dim() != 1 or tensor.size(0) != x.size(1):
         raise ValueError(f"lengths: expected one for each of {x.size(1)} sequences, got shape {tuple(tensor.shape)}")
-    return tensor.to(x.device if tensor.device == x.device else "cpu", torch.int64)
+    # A copy: a data loader may fill the caller's anew before backward reads it, and one that shares memory with numpy has no version.
+    return tensor.to(x.device if tensor.device == x.device else "cpu", torch.int64, copy=isinstance(lengths, Tensor))
 
 
 def _to_tensor(lengths: Sequence[int]) -> Tensor:
@@ -86,27 +131,33 @@ def _to_tensor(lengths: Sequence[int]) -> Tensor:
     return tensor.long() if tensor.numel() == 0 else tensor  # torch.tensor([]) is float32
 
 
-def _from_packed(packed: PackedSequence) -> Padded:
-    x, lengths = pad_packed_sequence(packed)
+def _from_packed(packed: PackedSequence) -> Batch:
+    x, sizes = packed.data, packed.batch_sizes
+    if x.dim() != 2:
+        raise RuntimeError(f"input: expected a PackedSequence of data (N, I), got {x.dim()}-D data")
+    ended = sizes - torch.cat([sizes[1:], sizes.new_zeros(1)])  # how many sequences have each step as their last one
+    lengths = torch.repeat_interleave(torch.arange(1, len(sizes) + 1, device=sizes.device), ended).flip(0)
 
     def restore(output: Tensor) -> PackedSequence:
-        order = packed.sorted_indices
-        by_length, sorted_lengths = (output, lengths) if order is None else (output[:, order], lengths.sort(descending=True).values)
-        data = pack_padded_sequence(by_length, sorted_lengths).data
-        return PackedSequence(data, packed.batch_sizes, order, packed.unsorted_indices)
+        return PackedSequence(output, sizes, packed.sorted_indices, packed.unsorted_indices)
 
-    return Padded(x, lengths, True, restore)
+    return Batch(x, lengths, True, restore, packed.sorted_indices, packed.unsorted_indices)
 
 
-def _from_nested(input: Any) -> Padded:  # a Tensor, whose annotations know nothing of nested ones
+def _from_nested(input: Any) -> Batch:  # a Tensor, whose annotations know nothing of nested ones
     if input.layout != torch.jagged:
         raise ValueError(f"input: expected a nested tensor of the layout torch.jagged, got {input.layout}")
-    if input.dim() != 3 or private.ragged_dimension(input) != 1 or input.lengths() is not None:
-        raise ValueError("input: expected a nested tensor (B, *, I) without gaps between its sequences; contiguous() closes them")
-    values, offsets = input.values(), input.offsets()
-    lengths = offsets.diff().long()
-    sequence = torch.repeat_interleave(torch.arange(len(lengths), device=values.device), lengths)
-    step = torch.arange(len(values), device=values.device) - offsets[sequence]
-    steps = int(lengths.max()) if len(lengths) else 0
-    x = values.new_zeros(steps, len(lengths), values.size(1)).index_put((step, sequence), values)
-    return Padded(x, lengths, True, lambda output: torch.nested.nested_tensor_from_jagged(output[step, sequence], offsets))
+    if input.dim() != 3 or private.ragged_dimension(input) != 1:
+        raise ValueError("input: expected a nested tensor (B, *, I), whose sequences differ in their second dimension")
+    values, offsets, of_each = input.values(), input.offsets(), input.lengths()
+    lengths, order = torch.sort((offsets.diff() if of_each is None else of_each).cpu().long(), descending=True, stable=True)
+    step, sequence = packed_rows(batch_sizes(lengths))
+    # Values may lie between the sequences and after the last one: they are not used, and 0 in the output.
+    rows = offsets[order[sequence].to(offsets.device)] + step.to(offsets.device)
+    order = order.to(values.device)
+
+    def restore(output: Tensor) -> Tensor:
+        result = output.new_zeros(values.size(0), output.size(1)).index_copy(0, rows, output)
+        return torch.nested.nested_tensor_from_jagged(result, offsets, lengths=of_each)
+
+    return Batch(values.index_select(0, rows), lengths, True, restore, order, order.argsort())

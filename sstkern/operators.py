@@ -18,8 +18,8 @@ from sstkern.weights import Weights, by_direction
 
 _library = torch.library.Library("sstkern", "DEF")
 _LAYER = "str cell, Tensor x, Tensor[] weights, Tensor[] hx, Tensor? lengths, bool has_bias, bool bidirectional"
-# save_for_backward: without it `saved` is empty and there is no backward.
-_library.define(f"layer({_LAYER}, bool save_for_backward) -> (Tensor output, Tensor[] hx_n, Tensor[] saved)")
+# saved_rows: how many rows each of what the backward needs gets, at least one for each valid time step; None saves nothing.
+_library.define(f"layer({_LAYER}, SymInt? saved_rows) -> (Tensor output, Tensor[] hx_n, Tensor[] saved)")
 # needs: which gradients to return, a flag each for x, every weight, every state; the result holds just those, in that order.
 # groups: equal shares of the batch, each with weight gradients of its own, (groups, ...); None for one sum over the batch.
 _GRADIENTS = "Tensor output, Tensor[] saved, Tensor? grad_output, Tensor[] grad_hx, bool[] needs, int? groups"
@@ -35,7 +35,7 @@ _library.define("cpu_peak() -> float")
 _library.define("cpu_bandwidth(int bytes) -> float")
 
 
-def _reference_layer(cell, x, weights, hx, lengths, has_bias, bidirectional, save_for_backward):
+def _reference_layer(cell, x, weights, hx, lengths, has_bias, bidirectional, saved_rows):
     output, hx_n = reference.layer(CELLS[cell], x, weights, hx, lengths, has_bias, bidirectional)
     return output, hx_n, []
 
@@ -77,11 +77,11 @@ for _key in ("CUDA", "CPU") if interpreting() else ("CUDA",):
 
 
 @torch.library.register_fake("sstkern::layer", lib=_library)
-def _fake_layer(cell, x, weights, hx, lengths, has_bias, bidirectional, save_for_backward):
+def _fake_layer(cell, x, weights, hx, lengths, has_bias, bidirectional, saved_rows):
     _check_devices(x, weights, hx)
     layers = by_direction(CELLS[cell], weights, has_bias, bidirectional)
-    output = x.new_empty(x.size(0), x.size(1), len(layers) * layers[0].output_size)
-    saved = _fake_saved(cell, x, weights, has_bias, bidirectional, output) if save_for_backward else []
+    output = x.new_empty(*x.shape[:-1], len(layers) * layers[0].output_size)
+    saved = [] if saved_rows is None else _fake_saved(cell, x, weights, has_bias, bidirectional, saved_rows)
     return output, [state.new_empty(state.shape) for state in hx], saved
 
 
@@ -91,27 +91,36 @@ def _check_devices(x: Tensor, *others: Sequence[Tensor]) -> None:
             raise RuntimeError(f"expected all tensors on {x.device} like x, got one on {tensor.device}")
 
 
-def _fake_saved(cell, x, weights, has_bias, bidirectional, output) -> list[Tensor]:
+def _fake_saved(cell, x, weights, has_bias, bidirectional, rows) -> list[Tensor]:
     if x.dtype not in FUSED_DTYPES:
         return []
     if (x.device.type == "cuda" or interpreting()) and triton_problem() is None and lacks_cell("triton", cell) is None:
         from sstkern.engines.triton import layer
 
-        return [x.new_empty(shape) for shape in layer.saved_shapes(cell, x, weights, has_bias, bidirectional)]
+        return [x.new_empty(shape) for shape in layer.saved_shapes(cell, x, weights, has_bias, bidirectional, rows)]
     if x.device.type == "cpu" and extension_problem() is None and (kernels := cpu.kernels(cell)):
-        return _fake_cpu_saved(kernels, x, by_direction(CELLS[cell], weights, has_bias, bidirectional), output)
+        return _fake_cpu_saved(kernels, x, by_direction(CELLS[cell], weights, has_bias, bidirectional), rows)
     return []
 
 
-def _fake_cpu_saved(kernels: cpu.Kernels, x: Tensor, layers: Sequence[Weights], output: Tensor) -> list[Tensor]:
+def _fake_cpu_saved(kernels: cpu.Kernels, x: Tensor, layers: Sequence[Weights], rows: int) -> list[Tensor]:
     dtype = x.dtype if x.dtype == torch.float64 else torch.float32
     saved = []
     for layer in layers:
-        rows, gates = x.size(0) * x.size(1), layer.weight_hh.size(0)
-        hidden_size = gates // kernels.gates
+        hidden_size = layer.weight_hh.size(0) // kernels.gates
         widths = [kernels.saves * hidden_size, kernels.states * hidden_size] + [hidden_size] * (layer.weight_hr is not None)
         saved += [x.new_empty(rows, width, dtype=dtype) for width in widths]
-    return saved if dtype == x.dtype else [*saved, output.new_empty(output.shape, dtype=dtype)]
+    return saved if dtype == x.dtype else [*saved, x.new_empty(rows, len(layers) * layers[0].output_size, dtype=dtype)]
+
+
+def saved_rows(x: Tensor, lengths: Tensor | None) -> int:
+    """How many rows to save of a layer: its valid time steps, or all where a look at the lengths has to wait, as in a trace."""
+    if x.dim() == 2:
+        return x.size(0)
+    unseen = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    if lengths is None or unseen or lengths.device.type != "cpu" or private.is_fake(lengths):
+        return x.size(0) * x.size(1)
+    return int(lengths.sum())
 
 
 @torch.library.register_fake("sstkern::layer_backward", lib=_library)

@@ -3,7 +3,8 @@
 torch.compile traces these functions as it does torch's own.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -35,8 +36,17 @@ below_autograd = torch._C._AutoDispatchBelowAutograd
 first, in Python: 40 microseconds."""
 
 
-untraced = _python_dispatch._disable_current_modes
-"""A guard in which no trace sees what is called: torch.export writes down every operator, and cannot save one that returns numbers."""
+@contextmanager
+def untraced() -> Iterator[None]:
+    """A guard in which no trace sees what is called: torch.export writes down every operator, and cannot save one that returns numbers,
+    and torch.jit.trace cannot call one."""
+    state = torch._C._get_tracing_state()
+    torch._C._set_tracing_state(None)  # type: ignore[attr-defined]
+    try:
+        with _python_dispatch._disable_current_modes():
+            yield
+    finally:
+        torch._C._set_tracing_state(state)  # type: ignore[attr-defined]
 
 
 def autograd_again() -> Any:

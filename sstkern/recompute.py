@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sstkern import autograd, engines, operators
 from sstkern.cells import Cell
-from sstkern.lengths import check_later, check_values
+from sstkern.lengths import batch_sizes, check_later, check_packed, check_values, longest, packed_rows
 
 SHORTEST = 16  # steps of a chunk: a call of the operator takes about 50 us however short it is
 
@@ -23,8 +23,7 @@ def layer(
     cell: Cell, x: Tensor, weights: Sequence[Tensor], hx: Sequence[Tensor], lengths: Tensor | None, has_bias: bool, bidirectional: bool
 ) -> tuple[Tensor, list[Tensor]]:
     """As `autograd.layer`, with the memory of a chunk."""
-    if lengths is not None:
-        _check(lengths, x.size(0))  # no chunk can: its own are cut to its steps
+    _check(lengths, x)  # no chunk can: its own are cut to its steps
     count = len(weights) // (2 if bidirectional else 1)
     outputs, finals = [], []
     for d in range(2 if bidirectional else 1):
@@ -38,12 +37,14 @@ def layer(
     return torch.cat(outputs, -1), [torch.cat(state) for state in zip(*finals, strict=True)]
 
 
-def _check(lengths: Tensor, steps: int) -> None:
+def _check(lengths: Tensor | None, x: Tensor) -> None:
     """As the engines do: on a GPU without waiting for it."""
-    if lengths.device.type == "cpu":
-        check_values(lengths, steps)
-    else:
-        check_later(lengths, steps)
+    if x.dim() == 2:
+        check_packed(lengths, x.size(0))
+    elif lengths is not None and lengths.device.type == "cpu":
+        check_values(lengths, x.size(0))
+    elif lengths is not None:
+        check_later(lengths, x.size(0))
 
 
 class _Call(NamedTuple):
@@ -54,31 +55,57 @@ class _Call(NamedTuple):
     """How many of the tensors that follow x."""
 
 
-class _Chunk:
+class _Chunk(NamedTuple):
     """Some time steps of one direction, as the operator takes them: a reversed direction's are turned around."""
 
-    def __init__(self, begin: int, end: int, lengths: Tensor | None, call: _Call, device: torch.device):
-        self.span = slice(begin, end)
-        self.lengths = None if lengths is None else (lengths - begin).clamp(0, end - begin)
-        self.order = None
-        if call.reverse:
-            steps = torch.arange(end - begin, device=device)[:, None]
-            valid = end - begin if self.lengths is None else self.lengths.to(device)
-            self.order = torch.where(steps < valid, valid - 1 - steps, steps)[..., None]
+    span: slice
+    """Of the first dimension of x."""
+    lengths: Tensor | None
+    order: Tensor | None = None
+    """Where each row of the turned chunk is in it; None without turning."""
 
     def of(self, sequence: Tensor) -> Tensor:
-        """The chunk of a tensor (T, B, features)."""
+        """The chunk of a tensor (T, B, features) or (N, features)."""
         return self.turned(sequence[self.span])
 
     def turned(self, chunk: Tensor) -> Tensor:
-        return chunk if self.order is None else chunk.gather(0, self.order.expand(chunk.shape))
+        return chunk if self.order is None else chunk.gather(0, self.order[..., None].expand(chunk.shape))
 
 
-def _chunks(steps: int, lengths: Tensor | None, call: _Call, device: torch.device) -> Iterator[_Chunk]:
+def _chunks(x: Tensor, lengths: Tensor | None, call: _Call) -> Iterator[_Chunk]:
     """In the order of the recurrence."""
+    steps = _steps(x, lengths)
     size = max(SHORTEST, math.isqrt(steps))
     begins = range(0, steps, size)
-    return (_Chunk(begin, min(begin + size, steps), lengths, call, device) for begin in (reversed(begins) if call.reverse else begins))
+    return (_chunk(x, begin, min(begin + size, steps), lengths, call) for begin in (reversed(begins) if call.reverse else begins))
+
+
+def _steps(x: Tensor, lengths: Tensor | None) -> int:
+    return x.size(0) if lengths is None or x.dim() == 3 else longest(lengths)
+
+
+def _chunk(x: Tensor, begin: int, end: int, lengths: Tensor | None, call: _Call) -> _Chunk:
+    steps = end - begin
+    if lengths is None:
+        return _Chunk(slice(begin, end), None, _turned_padded(steps, steps, x.device) if call.reverse else None)
+    mine = (lengths - begin).clamp(0, steps)
+    if x.dim() == 3:
+        return _Chunk(slice(begin, end), mine, _turned_padded(steps, mine.to(x.device), x.device) if call.reverse else None)
+    first = int(lengths.clamp(max=begin).sum())
+    return _Chunk(slice(first, first + int(mine.sum())), mine, _turned_packed(mine, x.device) if call.reverse else None)
+
+
+def _turned_padded(steps: int, valid: int | Tensor, device: torch.device) -> Tensor:
+    """Of a chunk (steps, B, features) the step that each step's row comes from, (steps, B) or (steps, 1)."""
+    step = torch.arange(steps, device=device)[:, None]
+    return torch.where(step < valid, valid - 1 - step, step)
+
+
+def _turned_packed(lengths: Tensor, device: torch.device) -> Tensor:
+    """Of a packed chunk the row that each row comes from, (N,)."""
+    sizes = batch_sizes(lengths)
+    step, sequence = packed_rows(sizes)
+    return ((sizes.cumsum(0) - sizes)[lengths[sequence] - 1 - step] + sequence).to(device)
 
 
 class _Chunked(torch.autograd.Function):
@@ -87,8 +114,8 @@ class _Chunked(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, call: _Call, lengths: Tensor | None, x: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
         weights, states = tensors[: call.weights], list(tensors[call.weights :])
-        kept, output = [], x.new_empty(x.size(0), x.size(1), states[0].size(-1))
-        for chunk in _chunks(x.size(0), lengths, call, x.device):
+        kept, output = [], x.new_empty(*x.shape[:-1], states[0].size(-1))
+        for chunk in _chunks(x, lengths, call):
             kept += states
             part, states, _ = _run(call, chunk, x, weights, states, save=False)
             output[chunk.span] = chunk.turned(part)
@@ -110,8 +137,10 @@ class _Chunked(torch.autograd.Function):
 
 def _run(call: _Call, chunk: _Chunk, x: Tensor, weights: Sequence[Tensor], states: list[Tensor], save: bool) -> tuple:
     """Output, last states, and what is saved."""
+    x = chunk.of(x)
+    rows = operators.saved_rows(x, chunk.lengths) if save else None
     with operators.undifferentiated():
-        return torch.ops.sstkern.layer(call.cell, chunk.of(x), weights, states, chunk.lengths, call.has_bias, False, save)
+        return torch.ops.sstkern.layer(call.cell, x, weights, states, chunk.lengths, call.has_bias, False, rows)
 
 
 def _chunked_backward(
@@ -128,7 +157,7 @@ def _chunked_backward(
     dx = torch.empty_like(x) if needs[0] else None
     sums: list[Tensor | None] = [None] * call.weights
     wanted = [*needs[: 1 + call.weights], *[True] * states]
-    for number, chunk in reversed(list(enumerate(_chunks(x.size(0), lengths, call, x.device)))):
+    for number, chunk in reversed(list(enumerate(_chunks(x, lengths, call)))):
         hx = kept[number * states : (number + 1) * states]
         output, _, saved = _run(call, chunk, x, weights, hx, save=True)
         with operators.undifferentiated():
@@ -170,7 +199,7 @@ def _differentiable(
 ) -> list[Tensor | None]:
     """The gradients, to be differentiated again or transformed: those of the ordinary layer, with its memory."""
     again = torch.is_grad_enabled()
-    whole = _Chunk(0, x.size(0), lengths, call, x.device)
+    whole = _chunk(x, 0, _steps(x, lengths), lengths, call)
     with torch.enable_grad():
         # Views: one of the caller's own tensors may have been computed from another, or be it, and its path is not this function's.
         x, *given = (tensor.view_as(tensor) for tensor in (x, *given))

@@ -72,7 +72,7 @@ class _Layer(_OfCall):
 
     @staticmethod
     def forward(call: _Call, lengths: Tensor | None, x: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
-        output, hx_n, _ = _run(call, lengths, x, tensors, save_for_backward=False)
+        output, hx_n, _ = _run(call, lengths, x, tensors, save=False)
         return output, *hx_n
 
     @staticmethod
@@ -98,7 +98,7 @@ class _Gradients(_OfCall):
     def forward(call: _Call, lengths: Tensor | None, x: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
         states = len(call.needs) - 1 - call.weights
         inputs, (grad_output, *grad_hx) = tensors[: call.weights + states], tensors[call.weights + states :]
-        output, _, saved = _run(call, lengths, x, inputs, save_for_backward=True)
+        output, _, saved = _run(call, lengths, x, inputs, save=True)
         weights, hx = inputs[: call.weights], inputs[call.weights :]
         options = call.has_bias, call.bidirectional
         with operators.undifferentiated(), torch.autocast(x.device.type, enabled=False):
@@ -132,10 +132,11 @@ class _Gradients(_OfCall):
         return tuple(found), tuple(out_dims)
 
 
-def _run(call: _Call, lengths: Tensor | None, x: Tensor, tensors: Sequence[Tensor], save_for_backward: bool) -> tuple:
+def _run(call: _Call, lengths: Tensor | None, x: Tensor, tensors: Sequence[Tensor], save: bool) -> tuple:
     weights, hx = tensors[: call.weights], tensors[call.weights :]
+    rows = operators.saved_rows(x, lengths) if save else None
     with operators.undifferentiated(), torch.autocast(x.device.type, enabled=False):
-        return torch.ops.sstkern.layer(call.cell, x, weights, hx, lengths, call.has_bias, call.bidirectional, save_for_backward)
+        return torch.ops.sstkern.layer(call.cell, x, weights, hx, lengths, call.has_bias, call.bidirectional, rows)
 
 
 def _gradients(call: _Call, lengths: Tensor | None, tensors: Sequence[Tensor]) -> list[Tensor | None]:

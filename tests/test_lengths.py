@@ -1,8 +1,11 @@
+import numpy as np
 import pytest
 import torch
-from torch.nn.utils.rnn import pack_sequence
+from layers import ENGINES, FUSED, KINDS, as_hx, assert_close, flat, gradients, only, pair, states_of
+from torch.nn.utils.rnn import pack_padded_sequence, pack_sequence, pad_packed_sequence
 
 import sstkern
+from sstkern.engines import reference
 
 
 @pytest.mark.parametrize(
@@ -65,14 +68,131 @@ def test_a_nested_input_is_its_sequences(kind, batch_first):
             assert torch.equal(sequence, row[: len(sequence)])
 
 
+def test_values_of_a_nested_input_that_belong_to_no_sequence():
+    """Between the sequences, and after the last: not used, without a gradient, and 0 in the output."""
+    torch.manual_seed(0)
+    layer, x = sstkern.GRU(3, 4, dtype=torch.float64), torch.randn(2, 5, 3, dtype=torch.float64)
+    expected, h_n_expected = layer(x.transpose(0, 1), lengths=[3, 2])
+    gaps = torch.nested.narrow(x, 1, torch.tensor([0, 0]), torch.tensor([3, 2]), layout=torch.jagged)
+    spare = torch.nested.nested_tensor_from_jagged(torch.cat([x[0, :3], x[1, :2], x[1]]), torch.tensor([0, 3, 5]))
+    for given, first in ((gaps, 5), (spare, 3)):
+        values = given.values().detach().clone().requires_grad_()
+        unused = torch.ones(len(values), dtype=torch.bool)
+        unused[:3] = unused[first : first + 2] = False
+        with torch.no_grad():
+            values[unused] = torch.nan
+        output, h_n = layer(torch.nested.nested_tensor_from_jagged(values, given.offsets(), lengths=given.lengths()))
+        assert torch.equal(h_n, h_n_expected)
+        assert torch.equal(output.values()[:3], expected[:3, 0])
+        assert torch.equal(output.values()[first : first + 2], expected[:2, 1])
+        assert not output.values()[unused].any()
+        output.values().sum().backward()
+        assert not values.grad[unused].any()
+        assert values.grad[~unused].all()
+
+
+SKEWED = [40, *[1] * 39]
+
+
+def skewed(form: str, **options) -> tuple:
+    """A batch of 79 valid steps in 40 x 40 places, as an input and lengths."""
+    torch.manual_seed(0)
+    x = torch.randn(40, 40, 3, **options)
+    if form == "padded":
+        return x, SKEWED
+    if form == "packed":
+        return pack_padded_sequence(x, torch.tensor(SKEWED)), None
+    return torch.nested.nested_tensor([x[:length, b] for b, length in enumerate(SKEWED)], layout=torch.jagged), None
+
+
+def saved_bytes(layer, *arguments) -> int:
+    """Of what a call keeps for its backward, and of what that is a part of."""
+    sizes = {}
+
+    def note(tensor):
+        sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        layer(*arguments)
+    return sum(sizes.values())
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("form", ["packed", "nested"])
+@pytest.mark.parametrize("engine", ENGINES)
+def test_memory_is_that_of_the_valid_steps(engine, form, recompute):
+    layer = sstkern.LSTM(3, 64, bidirectional=True, recompute=recompute)
+    input, _ = skewed(form)
+    with sstkern.backend(engine):
+        found, whole = saved_bytes(layer, input), saved_bytes(layer, torch.randn(2, 40, 3))
+    # 80 steps as a rectangle. Beside them each sequence has its states, and each of 40 steps a tensor of its own on the reference engine.
+    assert found < 2 * whole
+
+
+def test_lengths_of_a_padded_batch_save_valid_steps():
+    layer, (x, lengths) = sstkern.LSTM(3, 64), skewed("padded")
+    with sstkern.backend(FUSED):
+        found, whole = saved_bytes(layer, x, None, lengths), saved_bytes(layer, torch.randn(2, 40, 3))
+    assert found < whole + 2 * x.nbytes // 3 * 64  # the output is padded as x is
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("engine", ENGINES)
+def test_packed_input_is_the_padded_one(engine, dtype, kind):
+    """Results and gradients, without an order and in one; a step of its own number of rows may round differently, but on our kernels."""
+    torch.manual_seed(0)
+    layer, _ = pair(kind, 3, 5, 2, bidirectional=True, dtype=dtype)
+    lengths = torch.tensor([2, 7, 1, 7, 3])
+    x = torch.randn(7, 5, 3, dtype=dtype, requires_grad=True)
+    hx = states_of(layer, 5, dtype)
+    with only(engine):
+        packed, hx_n = layer(pack_padded_sequence(x, lengths, enforce_sorted=False), as_hx(hx))
+        output, hx_n_expected = layer(x, as_hx(hx), lengths)
+        inputs = [x, *hx, *layer.parameters()]
+        found, expected = ([pad_packed_sequence(packed)[0], *flat(hx_n)], [output, *flat(hx_n_expected)])
+        found, expected = (results + gradients(results, inputs) for results in (found, expected))
+    tolerance = 0 if engine == "cpu" else 16 * torch.finfo(dtype).eps
+    assert_close(found, expected, tolerance)
+
+
+def test_lengths_are_copied():
+    """A data loader may fill its buffer anew before the backward, and numpy's memory has no version."""
+    torch.manual_seed(0)
+    layer, x, buffer = sstkern.LSTM(4, 5), torch.randn(3, 2, 4), np.array([3, 1])
+    expected = torch.autograd.grad(layer(x, lengths=[3, 1])[0].sum(), layer.weight_ih_l0)
+    output, _ = layer(x, lengths=torch.from_numpy(buffer))
+    buffer[:] = [1, 3]
+    assert torch.equal(torch.autograd.grad(output.sum(), layer.weight_ih_l0)[0], expected[0])
+
+
+@pytest.mark.parametrize(
+    ("lengths", "message"),
+    [
+        (None, "lengths"),
+        ([3, 3], "sum is"),
+        ([2, 3], "fall"),
+        ([6, -1], "lengths"),
+        ([2**62, 2**62], "lengths"),
+    ],
+)
+@pytest.mark.parametrize("engine", ENGINES)
+def test_lengths_that_do_not_fit_a_packed_input(engine, lengths, message):
+    layer = sstkern.GRU(3, 4)
+    lengths = None if lengths is None else torch.tensor(lengths)
+    arguments = layer.cell, torch.randn(5, 3), list(layer.parameters()), [torch.zeros(1, 2, 4)], lengths, True, False
+    run = reference.layer if engine == "reference" else lambda cell, *rest: torch.ops.sstkern.layer(cell.name, *rest, None)
+    with pytest.raises((ValueError, RuntimeError), match=message):
+        run(*arguments)
+
+
 def test_nested_inputs_that_are_refused():
     layer = sstkern.GRU(3, 5, dtype=torch.float64)
     with pytest.raises(ValueError, match="lengths: a nested input has its own lengths"):
         layer(nested(4, 2), lengths=[4, 2])
     with pytest.raises(ValueError, match=r"input: expected a nested tensor of the layout torch\.jagged, got torch\.strided"):
         layer(torch.nested.nested_tensor([torch.zeros(2, 3)], layout=torch.strided))
-    with pytest.raises(ValueError, match="without gaps between its sequences"):
-        layer(torch.nested.narrow(torch.zeros(2, 4, 3), 1, torch.tensor([0, 1]), torch.tensor([2, 2]), layout=torch.jagged))
     with pytest.raises(ValueError, match=r"input: expected a nested tensor \(B, \*, I\)"):
         layer(nested(2, 1).transpose(1, 2))
     with pytest.raises(RuntimeError, match=r"input: expected 4 features \(input_size\), got 3"):

@@ -14,9 +14,12 @@ import sstkern
 from sstkern import autograd
 from sstkern.cells import CELLS
 from sstkern.engines import interpreting
+from sstkern.lengths import batch_sizes, packed_rows
+from sstkern.operators import saved_rows
 
 T, B, I, H, P = 4, 3, 2, 3, 2  # noqa: E741
-LENGTHS = {"full": None, "varied": [4, 0, 2]}
+LENGTHS = {"full": None, "varied": [4, 0, 2], "packed": [4, 2, 0]}
+"""Packed ones belong to an x (N, I)."""
 CASES = [
     (cell, bidirectional, bias, projected, lengths)
     for cell in CELLS
@@ -26,6 +29,8 @@ CASES = [
         (False, False, False, "varied"),
         (True, True, True, "varied"),
         (True, False, True, "full"),
+        (True, True, False, "packed"),
+        (True, True, True, "packed"),
     ]
     if not projected or CELLS[cell].projects
 ]
@@ -41,7 +46,7 @@ class Call:
         shapes = definition.shapes(bias, projected, input_size=I, hidden_size=hidden_size, output_size=output).values()
         self.cell, self.bias, self.bidirectional = cell, bias, bidirectional
         self.lengths = None if LENGTHS[lengths] is None else torch.tensor(LENGTHS[lengths])
-        self.x = self._random(T, batch, I, dtype=dtype)
+        self.x = self._random(*((sum(LENGTHS[lengths]),) if lengths == "packed" else (T, batch)), I, dtype=dtype)
         self.weights = [self._random(*shape, dtype=dtype) for _ in range(directions) for shape in shapes]
         self.hx = [self._random(directions, batch, size, dtype=dtype) for size in definition.state_sizes(hidden_size, output)]
 
@@ -51,8 +56,10 @@ class Call:
 
     def of_sequence(self, sequence: int) -> "Call":
         call, one = copy.copy(self), slice(sequence, sequence + 1)
-        call.x, call.hx = self.x[:, one], [state[:, one] for state in self.hx]
+        call.hx = [state[:, one] for state in self.hx]
         call.lengths = None if self.lengths is None else self.lengths[one]
+        packed = self.lengths is not None and self.x.dim() == 2
+        call.x = self.x[packed_rows(batch_sizes(self.lengths))[1] == sequence] if packed else self.x[:, one]
         return call
 
     @property
@@ -69,12 +76,12 @@ class Call:
         return output, *hx_n
 
     def run_operator(self) -> tuple[Tensor, ...]:
-        output, hx_n, _ = torch.ops.sstkern.layer(*self.arguments(), True)
+        output, hx_n, _ = torch.ops.sstkern.layer(*self.arguments(), saved_rows(self.x, self.lengths))
         return output, *hx_n
 
     def backward_arguments(self) -> tuple:
         detached = [tensor.detach() for tensor in self.inputs]
-        output, hx_n, saved = torch.ops.sstkern.layer(*self.arguments(detached), True)
+        output, hx_n, saved = torch.ops.sstkern.layer(*self.arguments(detached), saved_rows(self.x, self.lengths))
         gradients = torch.ones_like(output), [torch.ones_like(state) for state in hx_n]
         return *self.arguments(detached), output, saved, *gradients, [True] * len(detached), None
 
@@ -118,8 +125,8 @@ def test_a_traced_layer_can_be_saved(tmp_path):
 def test_opcheck(cell, bidirectional, bias, projected, lengths, dtype):
     call = Call(cell, bidirectional, bias, projected, lengths, dtype)
     detached = [tensor.detach() for tensor in call.inputs]
-    opcheck(torch.ops.sstkern.layer.default, (*call.arguments(), True))
-    opcheck(torch.ops.sstkern.layer.default, (*call.arguments(detached), False))
+    opcheck(torch.ops.sstkern.layer.default, (*call.arguments(), saved_rows(call.x, call.lengths)))
+    opcheck(torch.ops.sstkern.layer.default, (*call.arguments(detached), None))
     opcheck(torch.ops.sstkern.layer_backward.default, call.backward_arguments())
 
 
@@ -133,7 +140,7 @@ from torch.autograd import gradcheck, gradgradcheck
 from test_operators import CASES, Call
 for case in CASES:
     call = Call(*case)
-    assert torch.ops.sstkern.layer(*call.arguments(), True)[2] == []
+    assert torch.ops.sstkern.layer(*call.arguments(), 12)[2] == []
     assert gradcheck(call.run, call.inputs, fast_mode=True)
     assert gradgradcheck(call.run, call.inputs, fast_mode=True)
 print(len(CASES), "cases right")
@@ -203,7 +210,7 @@ def test_wrong_shapes_are_refused_before_memory_is_touched(position, shape, mess
     inputs = [tensor.detach() for tensor in call.inputs]
     inputs[position] = torch.zeros(shape, dtype=torch.float64)
     with pytest.raises(RuntimeError, match=message):
-        torch.ops.sstkern.layer(*call.arguments(inputs), False)
+        torch.ops.sstkern.layer(*call.arguments(inputs), None)
 
 
 @cases
@@ -246,8 +253,8 @@ def test_the_backward_checks_its_arguments(damage):
 
 def test_a_backward_without_saved_tensors_says_so():
     call = Call("lstm", False, True, False, "full")
-    output, *_ = torch.ops.sstkern.layer(*call.arguments(), False)
-    with pytest.raises(RuntimeError, match="save_for_backward"):
+    output, *_ = torch.ops.sstkern.layer(*call.arguments(), None)
+    with pytest.raises(RuntimeError, match="saved_rows"):
         output.sum().backward()
 
 

@@ -19,6 +19,17 @@ struct Schedule {
   const int64_t* length;  // by position
 };
 
+// Where the rows of a tensor are, in elements. A padded tensor has one for every time step and sequence, a packed one the valid ones alone,
+// as they are numbered.
+struct Layout {
+  bool packed;
+  int64_t step, row;  // strides; a packed tensor has no step
+
+  SSTKERN_INLINE int64_t at(const Schedule& schedule, int64_t t, int64_t position) const {
+    return packed ? (schedule.offset[t] + position) * row : t * step + schedule.order[position] * row;
+  }
+};
+
 // Where threads that share a time step meet (team.h).
 class Barrier;
 
@@ -93,10 +104,10 @@ struct Recurrence {
   const Products<T>* products;
   bool reverse;
   int64_t hidden_size, output_size;
-  const T* h0;                      // (B, P)
-  const T* states0;                 // (B, states * H)
-  const T* const* parameters;       // the cell's own vectors, (H,) each
-  int64_t output_step, output_row;  // strides of output and its gradient: element (t, b, p) is at t * step + b * row + p
+  const T* h0;                 // (B, P)
+  const T* states0;            // (B, states * H)
+  const T* const* parameters;  // the cell's own vectors, (H,) each
+  Layout output_at;
 };
 
 // The addresses of one position at one time step.
@@ -108,13 +119,14 @@ struct ForwardRow {
 
 template <class T>
 struct Forward : Recurrence<T> {
-  const T* x;  // element (t, b, i) is at t * x_step + b * x_row + i
-  int64_t input_size, x_step, x_row;
+  const T* x;
+  Layout x_at;
+  int64_t input_size;
   // (gates * H, I) and (gates * H, P), and both packed by pack_units, or null: a panel is then packed when it is needed.
   const T *weight_ih, *weight_hh, *packed_ih, *packed_hh;
   const T *bias_ih, *bias_hh;  // gates * H, or null
   const T* weight_hr;          // packed by pack_plain as (H, P), or null
-  T* output;                   // rows past a length are set to zero
+  T* output;                   // where it is padded, rows past a length are set to zero
   T* h_n;                      // (B, P)
   T* states_n;                 // (B, states * H)
   bool save_for_backward;
@@ -154,6 +166,7 @@ struct Backward : Recurrence<T> {
   const T* weight_hr;    // packed by pack_plain as (P, H), or null
   const T* output;       // the forward's output
   const T* grad_output;  // null: zero
+  Layout grad_output_at;
   const T *saved, *states;
   T* dgates_x;     // (rows, gates * H): gradients of the gates before their activation
   T* dgates_h;     // (rows, gates * H): the same memory where the cell's gradients are the same
@@ -183,7 +196,7 @@ struct Kernels {
 };
 
 // Raised with every change of these structures: a cell compiled apart is refused unless it has the same.
-constexpr int kKernelsVersion = 1;
+constexpr int kKernelsVersion = 2;
 
 // A cell's kernels for one instruction set.
 struct CellKernels {

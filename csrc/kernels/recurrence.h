@@ -23,8 +23,7 @@ inline int64_t previous(const Recurrence<T>& r, int64_t t) {
 
 template <class T>
 inline const T* previous_h(const Recurrence<T>& r, const T* output, int64_t t, int64_t p) {
-  const int64_t b = r.schedule.order[p];
-  return first_step(r, t, p) ? r.h0 + b * r.output_size : output + previous(r, t) * r.output_step + b * r.output_row;
+  return first_step(r, t, p) ? r.h0 + r.schedule.order[p] * r.output_size : output + r.output_at.at(r.schedule, previous(r, t), p);
 }
 
 // How many of the positions first..first+count-1 are inside their sequence at time step t.
@@ -107,7 +106,7 @@ inline int64_t gather_chunk(const Forward<T>& f, const Share& share, const Forwa
     const int64_t t = time_step(f, end), active = active_rows(f, t, share.first, share.count);
     if (end > begin && *count + active > kChunkRows) break;
     for (int64_t i = 0; i < active; ++i, ++*count) {
-      const T* const x = f.x + t * f.x_step + f.schedule.order[share.first + i] * f.x_row;
+      const T* const x = f.x + f.x_at.at(f.schedule, t, share.first + i);
       work.chunk_x[*count] = as_factors(x, f.input_size, work.x_room + *count * factors(f.input_size));
     }
   } while (++end < f.schedule.steps);
@@ -285,7 +284,7 @@ inline void address(const Forward<T>& f, const Share& share, const ForwardWork<T
     row.saved = f.save_for_backward ? f.saved + kept * Cell::saves * f.hidden_size : nullptr;
     row.states = f.states + kept * states;
     row.hidden = f.hidden ? f.hidden + kept * f.hidden_size : nullptr;
-    row.h = f.output + t * f.output_step + b * f.output_row;
+    row.h = f.output + f.output_at.at(schedule, t, p);
     work.h_factors[i] = as_factors(row.h_previous, f.output_size, work.h_room + i * factors(f.output_size));
   }
 }
@@ -299,11 +298,11 @@ inline void finish(const Forward<T>& f, const Share& share) {
   for (int64_t p = share.first + mine.begin; p < share.first + mine.end; ++p) {
     const int64_t b = schedule.order[p], length = schedule.length[p], last = f.reverse ? 0 : length - 1;
     const bool empty = length == 0;
-    copy(f.h_n + b * f.output_size, empty ? f.h0 + b * f.output_size : f.output + last * f.output_step + b * f.output_row, f.output_size);
+    copy(f.h_n + b * f.output_size, empty ? f.h0 + b * f.output_size : f.output + f.output_at.at(schedule, last, p), f.output_size);
     const int64_t kept = empty || !f.save_for_backward ? p : schedule.offset[last] + p;
     copy(f.states_n + b * states, empty ? f.states0 + b * states : f.states + kept * states, states);
-    for (int64_t t = length; t < schedule.steps; ++t) {
-      T* padding = f.output + t * f.output_step + b * f.output_row;
+    for (int64_t t = length; t < schedule.steps && !f.output_at.packed; ++t) {
+      T* padding = f.output + f.output_at.at(schedule, t, p);
       for (int64_t i = 0; i < f.output_size; ++i) padding[i] = 0;
     }
   }
@@ -378,7 +377,7 @@ inline void address(const Backward<T>& f, const Share& share, const BackwardWork
     row.states_previous = first_step(f, t, p) ? f.states0 + b * states : f.states + (schedule.offset[previous(f, t)] + p) * states;
     row.saved = f.saved + at * Cell::saves * hidden_size;
     row.states = f.states + at * states;
-    row.grad_output = f.grad_output ? f.grad_output + t * f.output_step + b * f.output_row : nullptr;
+    row.grad_output = f.grad_output ? f.grad_output + f.grad_output_at.at(schedule, t, p) : nullptr;
     row.dgates_x = f.dgates_x + at * gates;
     row.dgates_h = f.dgates_h + at * gates;
     row.dparameters = f.dparameters + at * Cell::parameters * hidden_size;

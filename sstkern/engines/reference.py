@@ -12,7 +12,7 @@ from torch.nn.functional import linear
 
 from sstkern.cells import Cell
 from sstkern.cells.cell import States
-from sstkern.lengths import check_values
+from sstkern.lengths import batch_sizes, check_packed, check_values
 from sstkern.weights import Weights, by_direction
 
 
@@ -27,37 +27,96 @@ def layer(
 ) -> tuple[Tensor, list[Tensor]]:
     """One recurrent layer, all its directions.
 
-    x: (T, B, I). weights: as `by_direction` takes them. hx: the states before the first step, h (D, B, P) and the cell's others (D, B, H).
-    lengths: int64 (B,) from 0 to T, or None where every sequence has T steps.
+    x: (T, B, I), or packed, (N, I): the N valid steps alone, in the order of a PackedSequence. weights: as `by_direction` takes them. hx:
+    the states before the first step, h (D, B, P) and the cell's others (D, B, H). lengths: int64 (B,) from 0 to T, or None where every
+    sequence has T steps; a packed x needs them, on the CPU, and they fall.
 
-    Returns the output (T, B, D * P), zero past a sequence's length, and the states after each sequence's last step, shaped like hx.
-    What x holds past a length is never used.
+    Returns the output (T, B, D * P), zero past a sequence's length, or (N, D * P), and the states after each sequence's last step, shaped
+    like hx. What x holds past a length is never used.
     """
-    if lengths is None:
-        lengths = torch.full((x.size(1),), x.size(0), device=x.device)
+    padded = x.dim() == 3
+    if not padded:
+        sizes = batch_sizes(check_packed(lengths, x.size(0))).tolist()
+    elif lengths is None:
+        valid = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
     else:
         check_values(lengths, x.size(0))
-    valid = torch.arange(x.size(0), device=x.device)[:, None] < lengths.to(x.device)  # (T, B)
-    x = torch.where(valid[..., None], x, 0)
+        valid = torch.arange(x.size(0), device=x.device)[:, None] < lengths.to(x.device)
+        x = torch.where(valid[..., None], x, 0)
     outputs, finals = [], []
     for d, direction in enumerate(by_direction(cell, weights, has_bias, bidirectional)):
-        output, final = _recurrence(cell, x, valid, direction, tuple(state[d] for state in hx), reverse=d == 1)
-        outputs.append(output)
-        finals.append(final)
+        first = tuple(state[d] for state in hx)
+        states = _MaskedStates(first, valid) if padded else _PackedStates(first, sizes, reverse=d == 1)
+        outputs.append(_recurrence(cell, x, states, direction, reverse=d == 1))
+        finals.append(states.last())
     return torch.cat(outputs, dim=-1), [torch.stack(state) for state in zip(*finals, strict=True)]
 
 
-def _recurrence(cell: Cell, x: Tensor, valid: Tensor, w: Weights, states: States, reverse: bool) -> tuple[Tensor, States]:
-    """One direction. A step outside a sequence leaves its states alone, so a reversed sequence starts at its own last step."""
-    gates_x = linear(x, w.weight_ih, w.bias_ih)  # (T, B, G * H)
-    outputs = [x.new_zeros(x.size(1), w.output_size)] * x.size(0)
-    for t in reversed(range(x.size(0))) if reverse else range(x.size(0)):
-        now = valid[t, :, None]
-        stepped = _step(cell, gates_x[t], states, w)
-        states = tuple(torch.where(now, new, old) for new, old in zip(stepped, states, strict=True))
-        outputs[t] = torch.where(now, stepped[0], 0)
+class _MaskedStates:
+    """Of all sequences at every step: one outside its steps keeps its own, so a reversed sequence starts at its own last step."""
+
+    def __init__(self, first: States, valid: Tensor):
+        self.states, self.valid = first, valid
+
+    def each_step(self, rows: Tensor) -> Sequence[Tensor]:
+        return rows.unbind()
+
+    def before(self, t: int) -> States:
+        return self.states
+
+    def after(self, t: int, stepped: States) -> Tensor:
+        """Takes the states after step t; returns its output."""
+        now = self.valid[t, :, None]
+        self.states = tuple(torch.where(now, new, old) for new, old in zip(stepped, self.states, strict=True))
+        return torch.where(now, stepped[0], 0)
+
+    def joined(self, outputs: list[Tensor]) -> Tensor:
+        return torch.stack(outputs)
+
+    def last(self) -> States:
+        return self.states
+
+
+class _PackedStates:
+    """Of the sequences that have a step, which come first, so that neither time nor memory goes to the others."""
+
+    def __init__(self, first: States, sizes: list[int], reverse: bool):
+        self.first, self.sizes = first, sizes
+        self.states = tuple(state[:0] for state in first) if reverse else first
+        self.ended: list[States] = []
+
+    def each_step(self, rows: Tensor) -> Sequence[Tensor]:
+        return rows.split(self.sizes)
+
+    def before(self, t: int) -> States:
+        there, wanted = len(self.states[0]), self.sizes[t]
+        if wanted > there:
+            self.states = tuple(torch.cat([now, first[there:wanted]]) for now, first in zip(self.states, self.first, strict=True))
+        elif wanted < there:
+            self.ended.append(tuple(state[wanted:] for state in self.states))
+            self.states = tuple(state[:wanted] for state in self.states)
+        return self.states
+
+    def after(self, t: int, stepped: States) -> Tensor:
+        self.states = stepped
+        return stepped[0]
+
+    def joined(self, outputs: list[Tensor]) -> Tensor:
+        return torch.cat(outputs)
+
+    def last(self) -> States:
+        there = sum(len(states[0]) for states in (self.states, *self.ended))
+        never = tuple(state[there:] for state in self.first)
+        return tuple(torch.cat(parts) for parts in zip(self.states, *reversed(self.ended), never, strict=True))
+
+
+def _recurrence(cell: Cell, x: Tensor, states: _MaskedStates | _PackedStates, w: Weights, reverse: bool) -> Tensor:
+    """The output of one direction, whose states end as its last ones."""
+    gates_x = linear(x, w.weight_ih, w.bias_ih)  # (T, B, G * H) or (N, G * H)
+    steps = list(enumerate(states.each_step(gates_x)))
+    outputs = [states.after(t, _step(cell, gates, states.before(t), w)) for t, gates in (reversed(steps) if reverse else steps)]
     # Without any time step, an empty part of gates_x: an output that still belongs to the graph.
-    return torch.stack(outputs) if outputs else gates_x[..., : w.output_size], states
+    return states.joined(outputs[::-1] if reverse else outputs) if outputs else gates_x[..., : w.output_size]
 
 
 def _step(cell: Cell, gates_x: Tensor, states: States, w: Weights) -> States:

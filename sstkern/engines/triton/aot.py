@@ -258,9 +258,9 @@ def _launched(configuration: Configuration) -> _Launched:
     arguments = (c.cell, x, weights, hx, torch.ones(c.batch, dtype=torch.int64), True, False)
     with _recorded(c, lambda *launched: launches.append(_Launched(*launched))):
         if c.kernel == "forward":
-            layer.forward(*arguments, True)
+            layer.forward(*arguments, c.batch)
         else:
-            saved = [empty(*shape) for shape in layer.saved_shapes(c.cell, x, weights, True, False)]
+            saved = [empty(*shape) for shape in layer.saved_shapes(c.cell, x, weights, True, False, c.batch)]
             layer.backward(*arguments, x, saved, x, hx, [False] * (1 + len(weights) + len(hx)))
     return launches[0]
 

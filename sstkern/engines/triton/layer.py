@@ -7,7 +7,7 @@ steps (see `rows`). Everything runs on the current stream, both directions in on
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from functools import cache
+from functools import cache, cached_property
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from sstkern.cells import CELLS
 from sstkern.engines.triton import device, launch, recurrence, rows
 from sstkern.engines.triton.cells import kernels
 from sstkern.engines.triton.launch import Launch
+from sstkern.lengths import batch_sizes, check_packed, longest
 from sstkern.weights import by_direction
 
 runs: Counter[str] = Counter()
@@ -31,7 +32,7 @@ def forward(
     lengths: Tensor | None,
     has_bias: bool,
     bidirectional: bool,
-    save_for_backward: bool,
+    saved_rows: int | None,
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     """`sstkern::layer`. Its `saved` is what `saved_shapes` says."""
     with _on(x.device):
@@ -39,9 +40,7 @@ def forward(
         runs["forward"] += 1
         output = call.output_like(call.P)
         inner = call.output_like(call.H) if call.projects else output
-        # With lengths its last rows stay unused; zeros make the operator's results the same in every run.
-        new = x.new_empty if call.rows is None else x.new_zeros
-        saved = new(call.D, call.T * call.B, call.kernels.saves * call.H) if save_for_backward else None
+        saved = None if saved_rows is None else call.saved(saved_rows)
         plan = call.plan(backward=False) if call.T and call.B else None
         if plan is None:
             hx_n = [state.clone() for state in call.hx]
@@ -71,25 +70,25 @@ def backward(
 ) -> list[Tensor]:
     """`sstkern::layer_backward`."""
     if not saved:
-        raise RuntimeError("sstkern::layer_backward: nothing was saved; call sstkern::layer with save_for_backward=True")
+        raise RuntimeError("sstkern::layer_backward: nothing was saved; call sstkern::layer with saved_rows")
     if len(needs) != 1 + len(weights) + len(hx):
         raise RuntimeError(f"sstkern::layer_backward: expected {1 + len(weights) + len(hx)} flags in needs, got {len(needs)}")
-    if groups is not None and (groups < 1 or x.size(1) % groups):
-        raise ValueError(f"groups: {groups} do not share {x.size(1)} sequences equally")
     with _on(x.device):
         call = _Call(cell, x, weights, hx, lengths, has_bias, bidirectional)
+        if groups is not None and (groups < 1 or call.B % groups):
+            raise ValueError(f"groups: {groups} do not share {call.B} sequences equally")
         runs["backward"] += 1
         loop = _Backward(call, output, saved, grad_output, grad_hx, groups)
         dhx = loop.run()
         return [gradient for gradient, need in zip(loop.gradients(dhx, needs), needs, strict=True) if need]
 
 
-def saved_shapes(cell: str, x: Tensor, weights: Sequence[Tensor], has_bias: bool, bidirectional: bool) -> list[tuple[int, ...]]:
-    """What the step saves, (D, T * B, saves * H), the first rows of it filled; with a projection also the h before it, (T, B, D * H)."""
+def saved_shapes(cell: str, x: Tensor, weights: Sequence[Tensor], has_bias: bool, bidirectional: bool, rows: int) -> list[tuple[int, ...]]:
+    """What the step saves, (D, rows, saves * H), the first rows of it filled; with a projection also the h before it, like the output."""
     directions = by_direction(CELLS[cell], weights, has_bias, bidirectional)
-    steps, batch, hidden_size = x.size(0), x.size(1), directions[0].weight_hh.size(0) // len(CELLS[cell].gates)
-    shapes = [(len(directions), steps * batch, kernels(cell).saves * hidden_size)]
-    return shapes if directions[0].weight_hr is None else [*shapes, (steps, batch, len(directions) * hidden_size)]
+    hidden_size = directions[0].weight_hh.size(0) // len(CELLS[cell].gates)
+    shapes = [(len(directions), rows, kernels(cell).saves * hidden_size)]
+    return shapes if directions[0].weight_hr is None else [*shapes, (*x.shape[:-1], len(directions) * hidden_size)]
 
 
 def part_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -106,9 +105,13 @@ class _Call:
 
     def __init__(self, cell, x, weights, hx, lengths, has_bias, bidirectional):
         self.cell, self.kernels = CELLS[cell], kernels(cell)
-        self.x, self.hx = x, [state.contiguous() for state in hx]
+        self.x, self.lengths, self.hx = x, lengths, [state.contiguous() for state in hx]
         self.weights = by_direction(self.cell, weights, has_bias, bidirectional)
-        self.T, self.B, self.I = x.shape
+        self.packed = x.dim() == 2
+        if self.packed:
+            check_packed(lengths, x.size(0))
+        self.T, self.B = (longest(lengths), len(lengths)) if self.packed else x.shape[:2]
+        self.I = x.size(-1)
         self.D, self.G, self.S = len(self.weights), len(self.cell.gates), len(self.cell.states)
         self.H, self.P = self.weights[0].weight_hh.size(0) // self.G, self.weights[0].output_size
         self.projects = self.weights[0].weight_hr is not None
@@ -145,9 +148,16 @@ class _Call:
         return new(2, self.slabs(plan), plan.block_b, width)
 
     def output_like(self, width: int) -> Tensor:
-        """(T, B, D * width); zeros where the kernels may skip steps that no sequence has."""
-        new = self.x.new_empty if self.rows is None else self.x.new_zeros
-        return new(self.T, self.B, self.D * width)
+        """(T, B, D * width), zeros where the kernels may skip steps that no sequence has, or (N, D * width)."""
+        new = self.x.new_empty if self.rows is None or self.packed else self.x.new_zeros
+        return new(*self.x.shape[:-1], self.D * width)
+
+    def saved(self, rows: int) -> Tensor:
+        """(D, rows, saves * H); zeros that stay unused make the operator's results the same in every run."""
+        if rows < self.N:
+            raise ValueError(f"saved_rows: expected at least {self.N}, the number of valid time steps, got {rows}")
+        whole = self.rows is None or (self.rows.present is None and rows == self.N)
+        return (self.x.new_empty if whole else self.x.new_zeros)(self.D, rows, self.kernels.saves * self.H)
 
     def before_projection(self, states: Sequence[Tensor]) -> list[Tensor]:
         """`states`, or their gradients, as the kernels take them, (D, B, H) each: with a projection h is the one before it, first zero."""
@@ -155,7 +165,7 @@ class _Call:
 
     def x_rows(self) -> Tensor:
         """(N, I)"""
-        if self.rows is None:
+        if self.rows is None or self.packed:
             return self.x.reshape(self.N, self.I)
         return rows.gather(self.x, self.rows, (self.rows.step, self.rows.sequence))
 
@@ -176,8 +186,13 @@ class _Call:
             shifted = torch.cat([first[None], inside[:-1]] if d == 0 else [inside[1:], first[None]])
             return shifted[: self.T].reshape(self.N, self.P)  # one too many where there is no step
         step, started = self.rows.after if d else self.rows.before
-        previous = torch.where(started, inside[step, self.rows.sequence], first[self.rows.sequence])
+        before = inside[self.rows.at(step)] if self.packed else inside[step, self.rows.sequence]
+        previous = torch.where(started, before, first[self.rows.sequence])
         return previous if self.rows.present is None else torch.where(self.rows.present, previous, 0)
+
+    def like_x(self, values: Tensor) -> Tensor:
+        """(N, features) as it is where x is packed, else padded."""
+        return values if self.packed else self.padded(values)
 
     def padded(self, values: Tensor) -> Tensor:
         """(N, features) to (T, B, features), zero where no step is valid."""
@@ -191,11 +206,31 @@ class _Call:
         """The time step that each direction is at in the loop's step s."""
         return [s, self.T - 1 - s][: self.D]
 
+    def at_step(self, values: Tensor, d: int, t: int) -> Tensor:
+        """Direction d's part of values like the output at step t, (B, P); anything where the step is not valid."""
+        part = values[..., d * self.P : (d + 1) * self.P]
+        return part[self.rows.place_at(t)] if self.packed else part[t]
+
+    def set_step(self, values: Tensor, d: int, t: int, to: Tensor) -> None:
+        """The reverse: `to` (B, P) is zero where the step is not valid."""
+        part = values[..., d * self.P : (d + 1) * self.P]
+        if self.packed:
+            first, count = self.row_ranges[t]
+            part[first : first + count] = to[:count]
+        else:
+            part[t] = to
+
+    @cached_property
+    def row_ranges(self) -> list[tuple[int, int]]:
+        """Of a packed x: the first row of each step, and how many it has."""
+        sizes = batch_sizes(self.lengths)
+        return list(zip((sizes.cumsum(0) - sizes).tolist(), sizes.tolist(), strict=True))
+
     def valid_at(self, s: int) -> Tensor:
         """bool (D, B, 1)"""
         if self.rows is None:
             return torch.ones(self.D, self.B, 1, dtype=torch.bool, device=self.x.device)
-        return torch.stack([self.rows.valid[t] for t in self.steps_at(s)])[..., None]
+        return torch.stack([self.rows.valid_at(t) for t in self.steps_at(s)])[..., None]
 
 
 def _check(call: _Call, has_bias: bool) -> None:
@@ -237,7 +272,7 @@ def _forward_stepwise(call: _Call, plan: Launch, output: Tensor, inner: Tensor, 
             valid, projected = call.valid_at(s), _product(states[0].to(call.x.dtype), weight_hr, call.real)
             h = torch.where(valid, projected, h)
             for d, t in enumerate(call.steps_at(s)):
-                output[t, :, d * call.P : (d + 1) * call.P] = torch.where(valid[d], projected[d], 0)
+                call.set_step(output, d, t, torch.where(valid[d], projected[d], 0))
     return [state.to(call.x.dtype) for state in (h, *states[1:])]
 
 
@@ -266,6 +301,7 @@ def _launch_forward(
         "saved": output if saved is None else saved,
         "exchange": call.exchange(plan) if plan.exchanges else output,
         **_of_every_kernel(call, plan, first_step, last_step),
+        "M": call.N if saved is None else saved.size(1),
         "STEP": call.kernels.step,
         "HAS_BIAS": call.bias_hh is not None,
         "SAVE": saved is not None,
@@ -299,14 +335,15 @@ class _Backward:
 
     def check(self, saved: Sequence[Tensor], grad_hx: Sequence[Tensor]) -> None:
         call = self.call
-        shapes = [(call.D, call.T * call.B, call.kernels.saves * call.H)] + [(call.T, call.B, call.D * call.H)] * call.projects
+        rows = max(call.N, saved[0].size(1))
+        shapes = [(call.D, rows, call.kernels.saves * call.H)] + [(*call.x.shape[:-1], call.D * call.H)] * call.projects
         if len(saved) != len(shapes):
             raise RuntimeError(f"sstkern::layer_backward: expected {len(shapes)} tensors in saved, got {len(saved)}")
         for tensor, shape in zip(saved, shapes, strict=True):
             _check_tensor(call.x, "saved", tensor, shape)
         for name, tensor in {"output": self.output, "grad_output": self.grad_output}.items():
             if tensor is not None:
-                _check_tensor(call.x, name, tensor, (call.T, call.B, call.D * call.P))
+                _check_tensor(call.x, name, tensor, (*call.x.shape[:-1], call.D * call.P))
         for name, gradient, state in zip(call.cell.states, grad_hx, call.hx, strict=True):
             _check_tensor(call.x, f"the gradient of {name}_n", gradient, tuple(state.shape))
 
@@ -339,10 +376,10 @@ class _Backward:
         self.dh = torch.where(valid, 0, total)
         steps = call.steps_at(call.T - 1 - s)
         if self.grad_output is not None:
-            total = total + torch.stack([self.grad_output[t, :, d * call.P : (d + 1) * call.P] for d, t in enumerate(steps)])
+            total = total + torch.stack([call.at_step(self.grad_output, d, t) for d, t in enumerate(steps)])
         total = torch.where(valid, total, 0).to(call.x.dtype)
         for d, t in enumerate(steps):
-            self.dprojected[t, :, d * call.P : (d + 1) * call.P] = total[d]
+            call.set_step(self.dprojected, d, t, total[d])
         return _product(total, _stacked([w.weight_hr for w in call.weights]), call.real)
 
     def launch(
@@ -374,6 +411,7 @@ class _Backward:
             "step_dgates_h": self.dgates_h if step_dgates_h is None else step_dgates_h,
             "parts": self.parts(plan) if plan.exchanges else self.output,
             **_of_every_kernel(call, plan, first_step, last_step),
+            "M": self.saved.size(1),
             "DERIVATIVE": call.kernels.derivative,
             "TWO_GRADIENTS": not call.kernels.same_gate_gradients,
             "HAS_GRAD_OUTPUT": has_grad_output,
@@ -406,13 +444,12 @@ class _Backward:
 
     def summed(self, left: Tensor, right: Tensor) -> Tensor:
         """The sum over rows (N, .) of their outer products; over the rows of each group, (groups, ., .)."""
-        if self.groups is None:
-            return left.T @ right
-        return torch.bmm(self.grouped(self.call.padded(left)).transpose(1, 2), self.grouped(self.call.padded(right)))
+        return left.T @ right if self.groups is None else torch.bmm(self.grouped(left).transpose(1, 2), self.grouped(right))
 
-    def grouped(self, padded: Tensor) -> Tensor:
-        """(T, B, features) to (groups, T * B / groups, features)."""
+    def grouped(self, values: Tensor) -> Tensor:
+        """(T, B, features) or (N, features) to (groups, T * B / groups, features)."""
         call, groups = self.call, self.groups
+        padded = values if values.dim() == 3 else call.padded(values)
         return padded.unflatten(1, (groups, call.B // groups)).transpose(0, 1).flatten(1, 2)
 
     def of_biases(self, d: int) -> list[Callable[[], Tensor]]:
@@ -420,13 +457,13 @@ class _Backward:
         return [of_x, lambda: of_x().clone() if self.call.kernels.same_gate_gradients else self.bias_sum(self.dgates_h[d])]
 
     def bias_sum(self, dgates: Tensor) -> Tensor:
-        return dgates.sum(0) if self.groups is None else self.grouped(self.call.padded(dgates)).sum(1)
+        return dgates.sum(0) if self.groups is None else self.grouped(dgates).sum(1)
 
     def of_x(self) -> Tensor:
         total = self.dgates_x[0] @ self.call.weights[0].weight_ih
         if self.call.D == 2:
             total = torch.addmm(total, self.dgates_x[1], self.call.weights[1].weight_ih)
-        return self.call.padded(total)
+        return self.call.like_x(total)
 
     def of_weight_hr(self, d: int) -> Tensor:
         call = self.call
@@ -447,7 +484,6 @@ def _of_every_kernel(call: _Call, plan: Launch, first_step: int, last_step: int)
         "B": call.B,
         "H": call.H,
         "N": call.N,
-        "M": call.T * call.B,
         "D": call.D,
         "first_step": first_step,
         "last_step": last_step,
@@ -456,6 +492,7 @@ def _of_every_kernel(call: _Call, plan: Launch, first_step: int, last_step: int)
         "S": call.S,
         "SAVES": call.kernels.saves,
         "HAS_LENGTHS": call.rows is not None,
+        "PACKED": call.packed,
         "SCHEDULE": plan.schedule,
         "BLOCK_H": plan.block_h,
         "BLOCK_B": plan.block_b,

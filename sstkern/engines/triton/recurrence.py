@@ -14,7 +14,8 @@ of dh for every unit of the layer. The parts are exchanged, and each program sum
 
 T time steps, B batch, H hidden_size, D directions, G gates, S states, U programs that share the units. `tasks` are (direction, tile of
 rows) pairs; a launch runs as many as it has slabs of memory for, to exchange in. Sequences are in the order of descending length, `slots`;
-gates_x, saved and dgates have only rows for valid steps, those of step t from offsets[t] on, one per slot.
+gates_x, saved and dgates have only rows for valid steps, those of step t from offsets[t] on, one per slot. Where PACKED, so have the output
+and its gradient: they are (N, D * H).
 """
 
 import triton
@@ -37,7 +38,7 @@ def forward(
     c_0,  # (D, B, H): the second state, where a cell has one
     h_n,  # (D, B, H), to be written; may be h_0
     c_n,
-    output,  # (T, B, D * H)
+    output,  # (T, B, D * H), or (N, D * H)
     saved,  # (D, M, SAVES * H)
     exchange,  # grid, streamed: (2, slabs, BLOCK_B, CHUNKS * BLOCK_K), of the weights' dtype; finite from column H on
     order,  # (B,) row of the batch in each slot
@@ -60,6 +61,7 @@ def forward(
     SAVES: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     HAS_LENGTHS: tl.constexpr,
+    PACKED: tl.constexpr,
     SAVE: tl.constexpr,
     SCHEDULE: tl.constexpr,
     BLOCK_H: tl.constexpr,
@@ -89,7 +91,7 @@ def forward(
 
     # Offsets inside a step take 32 bits (the caller sees to it), those of a step 64.
     state_at = rows[None, :] * H + units[:, None]
-    row_at = rows[None, :] * (D * H) + units[:, None]
+    row_at = (columns if PACKED else rows)[None, :] * (D * H) + units[:, None]
     own = direction * B * H
     state = _states(h_0 + own, c_0 + own, state_at, mine, S, REAL)
     gate_bias = _gate_tiles(bias + direction * G * H + units[:, None] + 0 * columns[None, :], H, mine, G, HAS_BIAS, REAL)
@@ -112,7 +114,7 @@ def forward(
         packed = _packed(offsets, t, B, HAS_LENGTHS) + first_slot
         gates_row = (direction * N + packed) * (G * H)
         saved_row = (direction * M + packed) * (SAVES * H)
-        out_row = (t.to(tl.int64) * B * D + direction) * H
+        out_row = (_output_step(packed, t, B, PACKED) * D + direction) * H
         # Asked for before the wait, which hides their way from memory.
         x = _gate_tiles(gates_x + gates_row + gates_at, H, valid, G, True, REAL)
         if SCHEDULE == "stepwise":
@@ -144,7 +146,7 @@ def forward(
         if EXCHANGES:
             tl.store(_exchange(exchange, s % 2, slab, slabs, WIDTH, BLOCK_B) + mine_at, as_operand(state[0], STORED, PRECISION), mask=mine)
             arrive(counter, TARGET)
-        tl.store(output + out_row + row_at, tl.where(now[None, :], new[0], 0.0).to(STORED), mask=mine)
+        tl.store(output + out_row + row_at, tl.where(now[None, :], new[0], 0.0).to(STORED), mask=valid if PACKED else mine)
         if SAVE:
             for i in tl.static_range(SAVES):
                 value = to_save[i].to(saved.dtype.element_ty)
@@ -155,7 +157,7 @@ def forward(
 
 @triton.jit(do_not_specialize=_COUNTS)
 def backward(
-    grad_output,  # (T, B, D * H)
+    grad_output,  # (T, B, D * H), or (N, D * H)
     grad_h,  # stepwise: (D, B, H), float32 or float64: weight_hh^T @ dgates_h of the step after
     weight,  # (D, G * H, H)
     h_0,  # (D, B, H)
@@ -191,6 +193,7 @@ def backward(
     TWO_GRADIENTS: tl.constexpr,
     HAS_GRAD_OUTPUT: tl.constexpr,
     HAS_LENGTHS: tl.constexpr,
+    PACKED: tl.constexpr,
     SCHEDULE: tl.constexpr,
     BLOCK_H: tl.constexpr,
     BLOCK_B: tl.constexpr,
@@ -221,7 +224,7 @@ def backward(
 
     # Offsets inside a step take 32 bits (the caller sees to it), those of a step 64.
     state_at = rows[None, :] * H + units[:, None]
-    row_at = rows[None, :] * (D * H) + units[:, None]
+    row_at = (columns if PACKED else rows)[None, :] * (D * H) + units[:, None]
     own = direction * B * H
     d = _states(dh_n + own, dc_n + own, state_at, mine, S, REAL)
     kept = ()
@@ -240,7 +243,7 @@ def backward(
         packed = _packed(offsets, t, B, HAS_LENGTHS) + first_slot
         gates_row = (direction * N + packed) * (G * H)
         saved_row = (direction * M + packed) * (SAVES * H)
-        out_row = (t.to(tl.int64) * B * D + direction) * H
+        out_row = (_output_step(packed, t, B, PACKED) * D + direction) * H
         kept_gates = _gate_tiles(saved + saved_row + saved_at, H, valid, SAVES, True, REAL)
         previous = _previous_states(
             output,
@@ -263,6 +266,7 @@ def backward(
             S,
             SAVES,
             HAS_LENGTHS,
+            PACKED,
             REAL,
         )
         if HAS_GRAD_OUTPUT:
@@ -333,6 +337,12 @@ def _packed(offsets, t, B, HAS_LENGTHS: tl.constexpr):
     return tl.load(offsets + t).to(tl.int64) if HAS_LENGTHS else t.to(tl.int64) * B
 
 
+@triton.jit
+def _output_step(packed, t, B, PACKED: tl.constexpr):
+    """The row of the output, padded (T * B) or packed, that a tile's first slot has at step t."""
+    return packed if PACKED else t.to(tl.int64) * B
+
+
 @triton.constexpr_function
 def _real(stored):
     """What the states and sums inside a call are, for tensors of `stored`."""
@@ -386,6 +396,7 @@ def _previous_states(
     S: tl.constexpr,
     SAVES: tl.constexpr,
     HAS_LENGTHS: tl.constexpr,
+    PACKED: tl.constexpr,
     REAL: tl.constexpr,
 ):
     """The states before step t: h, and the others, which are the last that a cell saves; at a sequence's first step those it was given."""
@@ -393,16 +404,17 @@ def _previous_states(
     before_row = before + tl.zeros_like(length)
     started = valid & ((before_row >= 0) & (before_row < length))[None, :]
     at_first = valid & ~started
-    inside = output + (before.to(tl.int64) * B * D + direction) * H
+    # Where no sequence of the tile has started, `before` is no step at all.
+    packed = _packed(offsets, tl.maximum(before, 0), B, False)
+    if HAS_LENGTHS:
+        packed = tl.load(offsets + before, mask=(before >= 0) and (before < tl.max(length, axis=0)), other=0).to(tl.int64)
+    packed += first_slot
+    inside = output + (_output_step(packed, before, B, PACKED) * D + direction) * H
     h = tl.load(inside + row_at, mask=started, other=0.0)
     given_h = tl.load(h_0 + state_at, mask=at_first, other=0.0)
     states = (tl.where(started, h, given_h).to(REAL),)
     if S == 2:
-        # Where no sequence of the tile has started, `before` is no step at all.
-        packed = _packed(offsets, tl.maximum(before, 0), B, False)
-        if HAS_LENGTHS:
-            packed = tl.load(offsets + before, mask=(before >= 0) and (before < tl.max(length, axis=0)), other=0).to(tl.int64)
-        inside = saved + (direction * M + packed + first_slot) * (SAVES * H) + (SAVES - 1) * H
+        inside = saved + (direction * M + packed) * (SAVES * H) + (SAVES - 1) * H
         kept = tl.load(inside + saved_at, mask=started, other=0.0)
         given = tl.load(c_0 + state_at, mask=at_first, other=0.0)
         states = states + (tl.where(started, kept, given).to(REAL),)

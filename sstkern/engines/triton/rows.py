@@ -24,6 +24,10 @@ class Rows:
     """int32 (B,): the sequence in each slot, longest first."""
     lengths: Tensor
     """int32 (B,): theirs."""
+    of_sequence: Tensor
+    """int64 (B,): the lengths in the order of the batch."""
+    slot: Tensor
+    """int64 (B,): where each sequence is."""
     offsets: Tensor
     """int64 (T,): the first row of each step."""
     count: int
@@ -33,10 +37,31 @@ class Rows:
     """int64 (count,): its sequence."""
     present: Tensor | None
     """bool (count, 1): whether the row is a valid step; None where all are."""
-    place: Tensor
-    """int64 (T, B): the row of a valid step, any row for an invalid one."""
-    valid: Tensor
-    """bool (T, B)"""
+
+    @cached_property
+    def place(self) -> Tensor:
+        """int64 (T, B): the row of a valid step, any row for an invalid one."""
+        return self._within(self.offsets[:, None] + self.slot)
+
+    @cached_property
+    def valid(self) -> Tensor:
+        """bool (T, B)"""
+        return torch.arange(len(self.offsets), device=self.offsets.device)[:, None] < self.of_sequence
+
+    def place_at(self, t: int) -> Tensor:
+        """place[t], without the rest of it."""
+        return self._within(self.offsets[t] + self.slot)
+
+    def valid_at(self, t: int) -> Tensor:
+        """valid[t], without the rest of it."""
+        return t < self.of_sequence
+
+    def at(self, step: Tensor) -> Tensor:
+        """The row that each row's sequence has at `step` (count,), any row for an invalid one."""
+        return self._within(self.offsets[step] + self.slot[self.sequence])
+
+    def _within(self, rows: Tensor) -> Tensor:
+        return rows.clamp(max=max(self.count - 1, 0))
 
     @cached_property
     def before(self) -> tuple[Tensor, Tensor]:
@@ -50,8 +75,8 @@ class Rows:
 
     def _beside(self, distance: int) -> tuple[Tensor, Tensor]:
         step = self.step + distance
-        there = step.clamp(0, self.valid.size(0) - 1)
-        return there, ((step == there) & self.valid[there, self.sequence])[:, None]
+        there = step.clamp(0, len(self.offsets) - 1)
+        return there, ((step == there) & (there < self.of_sequence[self.sequence]))[:, None]
 
 
 def of_lengths(lengths: Tensor, steps: int, device: torch.device) -> Rows:
@@ -85,15 +110,13 @@ def _rows(lengths: Tensor, steps: int, count: int, device: torch.device) -> Rows
     descending, order = descending.to(device, non_blocking=True), order.to(device, non_blocking=True)
     slot = torch.argsort(order)
     lengths = descending[slot]  # not a copy of the caller's own, who may be filling it anew when the copy comes
-    valid = torch.arange(steps, device=device)[:, None] < lengths
-    active = valid.sum(1)
+    active = batch - torch.searchsorted(descending.flip(0), torch.arange(steps, device=device), right=True)
     ends = active.cumsum(0)
     offsets = ends - active
     rows = torch.arange(count, device=device)
     step = torch.searchsorted(ends, rows, right=True).clamp(max=max(steps - 1, 0))
     sequence = order[(rows - offsets[step]).clamp(max=max(batch - 1, 0))]
-    place = (offsets[:, None] + slot).clamp(max=max(count - 1, 0))
-    return Rows(order.int(), descending.int(), offsets, count, step, sequence, None, place, valid)
+    return Rows(order.int(), descending.int(), lengths, slot, offsets, count, step, sequence, None)
 
 
 def gather(table: Tensor, rows: Rows, index: tuple[Tensor, ...]) -> Tensor:
