@@ -1,6 +1,5 @@
 #include "gradients.h"
 
-#include <ATen/Parallel.h>
 #include <ATen/ops/sum.h>
 
 #include <algorithm>
@@ -20,7 +19,7 @@ void all_weight_gradients(const Arguments<T>& a, const at::Tensor& left, const s
   for (const WeightGradient<T>& weight : weights) columns += weight.columns;
   constexpr int64_t block = 24;  // gates: whole tiles, whatever their height
   const int64_t grain = std::max<int64_t>(1, kThreadWork / std::max<int64_t>(1, block * rows * columns));
-  at::parallel_for(0, (gates + block - 1) / block, grain, [&](int64_t begin, int64_t end) {
+  parallel_for((gates + block - 1) / block, grain, [&](int64_t begin, int64_t end) {
     const std::unique_ptr<T[]> work(new T[a.products.gradient_work(weights.data(), count)]);
     a.products.weight_gradients(read<T>(left), gates, rows, weights.data(), count, begin * block, std::min(gates, end * block), work.get());
   });
@@ -48,7 +47,7 @@ void one_group(const Arguments<T>& a, const at::Tensor& left, const std::vector<
 template <class T>
 void grouped_weight_gradients(const Arguments<T>& a, const at::Tensor& left, const std::vector<WeightGradient<T>>& weights,
                               const Groups& groups) {
-  at::parallel_for(0, static_cast<int64_t>(groups.size()), 1, [&](int64_t begin, int64_t end) {
+  parallel_for(static_cast<int64_t>(groups.size()), 1, [&](int64_t begin, int64_t end) {
     const std::unique_ptr<T[]> work(new T[a.products.gradient_work(weights.data(), static_cast<int64_t>(weights.size()))]);
     for (int64_t group = begin; group < end; ++group) one_group(a, left, weights, groups[group], group, work.get());
   });
@@ -85,7 +84,7 @@ at::Tensor input_gradient(const Arguments<T>& a, const std::vector<at::Tensor>& 
   const int64_t grain = std::max(kThreadRows, kThreadWork / std::max<int64_t>(1, a.gates() * size.input));
   for (int64_t d = 0; d < size.directions; ++d) {
     const at::Tensor packed = pack_plain(a, a.weights[d].ih);
-    at::parallel_for(0, a.schedule.rows(), grain, [&](int64_t begin, int64_t end) {
+    parallel_for(a.schedule.rows(), grain, [&](int64_t begin, int64_t end) {
       add_input_gradient(a, read<T>(dgates[d]), to.data(), begin, end, read<T>(packed), d == 0);
     });
   }
@@ -108,7 +107,7 @@ at::Tensor row_sums(const Arguments<T>& a, const at::Tensor& left, const std::op
   const int64_t columns = left.size(1), count = static_cast<int64_t>(groups->size());
   at::Tensor sums = a.zeros({count, columns});
   T* const to = write<T>(sums);
-  at::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
+  parallel_for(count, 1, [&](int64_t begin, int64_t end) {
     for (int64_t group = begin; group < end; ++group)
       for (const int64_t row : (*groups)[group]) {
         const T* const from = read<T>(left) + row * columns;

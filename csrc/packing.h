@@ -1,11 +1,10 @@
 // Matrices packed for the products, in all threads.
 #pragma once
 
-#include <ATen/Parallel.h>
-
 #include <algorithm>
 
 #include "arguments.h"
+#include "team.h"
 
 namespace sstkern {
 
@@ -17,8 +16,8 @@ template <class T, class Run>
 at::Tensor pack(const Arguments<T>& a, int64_t panels, int64_t panel_size, const Run& run) {
   at::Tensor packed = a.empty({panels * panel_size});
   T* const to = write<T>(packed);
-  at::parallel_for(0, panels, std::max<int64_t>(1, kPackGrain / std::max<int64_t>(1, panel_size)),
-                   [&](int64_t begin, int64_t end) { run(begin, end, to + begin * panel_size); });
+  parallel_for(panels, std::max<int64_t>(1, kPackGrain / std::max<int64_t>(1, panel_size)),
+               [&](int64_t begin, int64_t end) { run(begin, end, to + begin * panel_size); });
   return packed;
 }
 

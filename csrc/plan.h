@@ -31,10 +31,15 @@ class Plan {
 
   Share share(int64_t thread) const;
 
-  // Calls run(direction) for what falls to a thread.
+  // Calls run(direction, share) for what falls to a thread: nothing more once another went on alone.
   template <class Run>
   void each_direction(int64_t thread, const Run& run) const {
-    for (int64_t direction = thread / parts_ / ranges(); direction < directions_; direction += together_) run(direction);
+    for (int64_t direction = thread / parts_ / ranges(); direction < directions_; direction += together_) {
+      const Share mine = share(thread);
+      const Meeting meeting = mine.barrier ? mine.barrier->meeting(mine.part) : Meeting::together;
+      if (meeting == Meeting::leave) return;
+      run(direction, meeting == Meeting::alone ? Share{mine.first, mine.count, 0, 1, nullptr, nullptr} : mine);
+    }
   }
 
  private:
@@ -60,7 +65,7 @@ void run_plan(const Arguments<T>& a, const Plan& plan, const Memory& memory_for,
   std::vector<decltype(memory_for(Share{}))> memory;
   for (int64_t thread = 0; thread < plan.threads(); ++thread) memory.push_back(memory_for(plan.share(thread)));
   const auto run_thread = [&](const Plan& plan, int64_t thread) {
-    plan.each_direction(thread, [&](int64_t direction) { run(direction, plan.share(thread), memory[thread]); });
+    plan.each_direction(thread, [&](int64_t direction, const Share& share) { run(direction, share, memory[thread]); });
   };
   bool complete = false;
   run_team(plan.threads(), [&](int64_t thread, int64_t threads) {

@@ -4,6 +4,7 @@
 #include "capability.h"
 #include "layer.h"
 #include "registry.h"
+#include "team.h"
 
 TORCH_LIBRARY_IMPL(sstkern, CPU, m) {
   m.impl("layer", &sstkern::layer);
@@ -16,6 +17,7 @@ TORCH_LIBRARY_IMPL(sstkern, CompositeExplicitAutograd, m) {
   m.impl("cpu_cell_levels", &sstkern::cpu_cell_levels);
   m.impl("load_cpu_cells", &sstkern::load_cpu_cells);
   m.impl("cpu_runs", &sstkern::cpu_runs);
+  m.impl("cpu_patience", &sstkern::set_patience);
   m.impl("cpu_peak", &sstkern::cpu_peak);
   m.impl("cpu_bandwidth", &sstkern::cpu_bandwidth);
 }

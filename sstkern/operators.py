@@ -26,6 +26,8 @@ _GRADIENTS = "Tensor output, Tensor[] saved, Tensor? grad_output, Tensor[] grad_
 _library.define(f"layer_backward({_LAYER}, {_GRADIENTS}) -> Tensor[]")
 _library.define("cpu_capability() -> str")
 _library.define("cpu_runs() -> int[]")
+# How long a thread waits for another that shares its time steps before it goes on alone; returns what it was before.
+_library.define("cpu_patience(int microseconds) -> int")
 # What `engines.cpu.Kernels` says of a cell; nothing where there are no kernels of it that this machine can run.
 _library.define("cpu_cell(str cell) -> int[]")
 _library.define("cpu_cell_levels(str cell) -> str[]")

@@ -1,6 +1,7 @@
 import copy
 import io
 import pickle
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -111,6 +112,26 @@ def test_each_sequence_of_a_batch_equals_itself_alone(engine, kind):
 def test_lengths_may_be_any_integers(given):
     layer, x = sstkern.GRU(3, 5), random(4, 2, 3, dtype=torch.float32)
     assert torch.equal(layer(x, lengths=given)[0], layer(x, lengths=torch.tensor([2, 4]))[0])
+
+
+@kinds
+@engines
+@pytest.mark.parametrize("value", [torch.inf, -torch.inf, torch.nan])
+def test_what_is_undefined_for_an_infinite_input_is_nan(engine, kind, value):
+    torch.manual_seed(0)
+    ours, theirs = pair(kind, 3, 5, dtype=torch.float32)
+    x = random(6, 2, 3, dtype=torch.float32).detach()
+    x[2, 1, 1] = value
+    found = []
+    for layer in (ours, theirs):
+        x = x.detach().requires_grad_()
+        with only(engine) if layer is ours else nullcontext():
+            output, hx_n = layer(x)
+        results = [output, *flat(hx_n)]
+        found.append(results + list(torch.autograd.grad([result.sum() for result in results], [x, *layer.parameters()])))
+    for a, b in zip(*found, strict=True):
+        assert torch.equal(a.isnan(), b.isnan())
+        assert torch.equal(a.isinf(), b.isinf())
 
 
 @kinds

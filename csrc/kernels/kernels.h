@@ -30,8 +30,10 @@ struct Layout {
   }
 };
 
-// Where threads that share a time step meet (team.h).
+// Where threads that share a time step meet (team.h), and what one of them does then: as before; all parts by itself, since another came
+// too late; or nothing more, since another does.
 class Barrier;
+enum class Meeting { together, alone, leave };
 
 // What one thread runs: some positions of the batch through all time steps and, where `parts` threads share these positions, its part of
 // the hidden units.
@@ -39,7 +41,7 @@ struct Share {
   int64_t first, count;  // positions
   int64_t part, parts;
   Barrier* barrier;  // of those threads, or null where there is one
-  void (*wait)(Barrier&);
+  Meeting (*wait)(Barrier&, int64_t part);
 };
 
 // A weight whose gradient is wanted.

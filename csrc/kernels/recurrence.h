@@ -85,8 +85,12 @@ inline Range my_part(const Share& share, int64_t count) {
   return {count * share.part / share.parts, count * (share.part + 1) / share.parts};
 }
 
-inline void meet(const Share& share) {
-  if (share.barrier) share.wait(*share.barrier);
+// Returns whether this thread goes on; its share becomes all parts where it does so alone.
+inline bool meet(Share& share) {
+  if (!share.barrier) return true;
+  const Meeting meeting = share.wait(*share.barrier, share.part);
+  if (meeting == Meeting::alone) share = {share.first, share.count, 0, 1, nullptr, nullptr};
+  return meeting != Meeting::leave;
 }
 
 // A weight's packed panel, made now where the call packs none.
@@ -320,8 +324,9 @@ inline void multiply_rows(const Recurrence<T>& r, const Work& work, From Row::* 
 }
 
 template <class T, class Cell>
-void forward(const Forward<T>& f, const Share& share, const ForwardWork<T>& work) {
+void forward(const Forward<T>& f, const Share& given, const ForwardWork<T>& work) {
   using Row = ForwardRow<T>;
+  Share share = given;
   const Vec<T>* ahead = nullptr;
   for (int64_t s = 0, chunk_end = 0; s < f.schedule.steps; ++s) {
     const int64_t t = time_step(f, s), active = active_rows(f, t, share.first, share.count);
@@ -334,11 +339,14 @@ void forward(const Forward<T>& f, const Share& share, const ForwardWork<T>& work
     address<T, Cell>(f, share, work, t, active);
     if (active > 0) recur<T, Cell>(f, share, work, active, ahead);
     if (ahead) ahead += active * Panels<T, Cell>::columns;
-    meet(share);
-    if (!f.hidden) continue;
-    multiply_rows(f, work, &Row::hidden, &Row::h, active, f.hidden_size, f.output_size,
-                  my_part(share, f.products->plain_panels(f.output_size)), f.weight_hr, false, work.hidden_room);
-    meet(share);
+    const int64_t parts = share.parts;
+    if (!meet(share)) return;
+    if (f.hidden) {
+      multiply_rows(f, work, &Row::hidden, &Row::h, active, f.hidden_size, f.output_size,
+                    my_part(share, f.products->plain_panels(f.output_size)), f.weight_hr, false, work.hidden_room);
+      if (!meet(share)) return;
+    }
+    if (share.parts != parts) chunk_end = s + 1;  // the others' part of the input projection is theirs
   }
   finish<T, Cell>(f, share);
 }
@@ -396,15 +404,15 @@ inline Range columns_of(const Products<T>& products, const Range& panels, int64_
 }
 
 template <class T, class Cell>
-void backward(const Backward<T>& f, const Share& share, const BackwardWork<T>& work) {
+void backward(const Backward<T>& f, const Share& given, const BackwardWork<T>& work) {
   using Row = BackwardRow<T>;
   using At = Place<T, Row>;
   const Products<T>& products = *f.products;
   const int64_t hidden_size = f.hidden_size, output_size = f.output_size;
+  Share share = given;
   // A thread's units are the columns of dh that it makes: they need no meeting from one time step to the next.
-  const Range unit_panels = my_part(share, products.plain_panels(hidden_size));
-  const Range h_panels = my_part(share, products.plain_panels(output_size));
-  const Range units = columns_of(products, unit_panels, hidden_size), columns = columns_of(products, h_panels, output_size);
+  const auto unit_panels = [&] { return my_part(share, products.plain_panels(hidden_size)); };
+  const auto h_panels = [&] { return my_part(share, products.plain_panels(output_size)); };
   const auto step = [&f](const At* at) {
     all_whole(at, f.hidden_size) ? backward_step<true, T, Cell>(f, at) : backward_step<false, T, Cell>(f, at);
   };
@@ -412,20 +420,22 @@ void backward(const Backward<T>& f, const Share& share, const BackwardWork<T>& w
     const int64_t t = time_step(f, s), active = active_rows(f, t, share.first, share.count);
     address<T, Cell>(f, share, work, t, active);
     if (f.dhidden) {
+      const Range columns = columns_of(products, h_panels(), output_size);
       for (int64_t i = 0; i < active; ++i) {
         const Row& row = work.rows[i];
         for (int64_t k = columns.begin; k < columns.end; ++k) row.dh_total[k] = row.dh[k] + (row.grad_output ? row.grad_output[k] : T(0));
       }
-      meet(share);
-      multiply_rows(f, work, &Row::dh_total, &Row::dhidden, active, output_size, hidden_size, unit_panels, f.weight_hr, false, work.room);
+      if (!meet(share)) return;
+      multiply_rows(f, work, &Row::dh_total, &Row::dhidden, active, output_size, hidden_size, unit_panels(), f.weight_hr, false, work.room);
     }
+    const Range units = columns_of(products, unit_panels(), hidden_size);
     Places<At, decltype(step)> places(step);
     for (int64_t i = 0; i < active; ++i)
       for (int64_t unit = units.begin; unit < units.end; unit += Simd<T>::width) places.add({work.rows + i, unit, nullptr, nullptr});
     places.finish();
     if (s == 0 && !f.needs_dh0) return;
-    meet(share);
-    multiply_rows(f, work, &Row::dgates_h, &Row::dh, active, Cell::gates * hidden_size, output_size, h_panels, f.weight_hh, Cell::uses_h,
+    if (!meet(share)) return;
+    multiply_rows(f, work, &Row::dgates_h, &Row::dh, active, Cell::gates * hidden_size, output_size, h_panels(), f.weight_hh, Cell::uses_h,
                   work.room);
   }
 }

@@ -185,11 +185,6 @@ inline Vectors<T> at_most(const Vectors<T>& x, T limit) {
   return each<T>([&](int i) { return x.part[i] > broadcast<T>(limit) ? broadcast<T>(limit) : x.part[i]; });
 }
 
-template <class T>
-inline Vectors<T> at_least(const Vectors<T>& x, T limit) {
-  return each<T>([&](int i) { return x.part[i] < broadcast<T>(limit) ? broadcast<T>(limit) : x.part[i]; });
-}
-
 // of[i] = 1 / i!
 template <class T>
 struct InverseFactorials {
@@ -223,11 +218,12 @@ SSTKERN_INLINE ScaledExp<T> scaled_exp(const Vectors<T>& x) {
   return {each<T>(scale), r * r * sum + r};
 }
 
+// 0 below -exp_limit, where exp(-x) would overflow: 0 and 1 far out, whose derivative is 0 for an infinite x too.
 template <class T>
 SSTKERN_INLINE Vectors<T> sigmoid(const Vectors<T>& x) {
-  const T limit = Real<T>::exp_limit;
-  const ScaledExp<T> e = scaled_exp<T>(at_least<T>(at_most<T>(x, limit), -limit) * T(-1));
-  return T(1) / (e.scale * e.fraction + (e.scale + T(1)));
+  const ScaledExp<T> e = scaled_exp<T>(at_most<T>(x, Real<T>::exp_limit) * T(-1));
+  const Vectors<T> y = T(1) / (e.scale * e.fraction + (e.scale + T(1)));
+  return each<T>([&](int i) { return x.part[i] < broadcast<T>(-Real<T>::exp_limit) ? Vec<T>{} : y.part[i]; });
 }
 
 // (exp(2|x|) - 1) / (exp(2|x|) + 1) with the sign of x; exp(.) - 1 without cancellation keeps small x accurate. With exp(2x) for negative

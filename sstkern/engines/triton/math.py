@@ -1,7 +1,7 @@
 """tanh and sigmoid to a few units in the last place, in float32 and float64.
 
 Triton's own exp in float32 loses bits as |x| grows (it rounds x * log2(e) once), and the interpreter has no tanh. These reduce the argument
-in two parts, as the C++ engine does. They neither overflow nor lose a NaN.
+in two parts, as the C++ engine does. They neither overflow nor lose a NaN, and their slopes at infinity are 0.
 """
 
 import triton
@@ -23,7 +23,7 @@ def _exp(x):
 def sigmoid(x):
     limit = 88.0 if x.dtype == tl.float32 else 700.0
     bounded = tl.where(x < -limit, -limit, tl.where(x > limit, limit, x))
-    return 1.0 / (1.0 + _exp(-bounded))
+    return tl.where(x < -limit, 0.0, 1.0 / (1.0 + _exp(-bounded)))
 
 
 @triton.jit
@@ -48,7 +48,7 @@ def tanh_and_slope(x):
         near = x + x * square * (p / q)
         limit = 350.0
     size = tl.abs(x)
-    e = _exp(-2.0 * tl.where(size > limit, limit, size))
+    e = tl.where(size > limit, 0.0, _exp(-2.0 * tl.where(size > limit, limit, size)))
     far = (1.0 - e) / (1.0 + e)
     return tl.where(size < 0.625, near, tl.where(x < 0, -far, far)), 4.0 * e / ((1.0 + e) * (1.0 + e))
 
