@@ -171,7 +171,7 @@ class _Options:
 
 def _run(cell: Cell, input: Input, weights: Sequence[Tensor], hx: Sequence[Tensor] | None, options: _Options) -> tuple[Input, list[Tensor]]:
     batch = to_batch(input, options.lengths, options.batch_first)
-    if private.transforms_active() or _to_onnx(batch.x):
+    if batch.x.dim() == 2 and (private.transforms_active() or _to_onnx(batch.x)):
         batch = batch.padded()
     if options.num_layers < 1:
         raise ValueError(f"num_layers: expected at least 1, got {options.num_layers}")

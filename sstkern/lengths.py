@@ -119,8 +119,9 @@ def _check(lengths: Lengths, x: Tensor) -> Tensor:
         raise TypeError(f"lengths: expected integers, got {tensor.dtype}")
     if tensor.dim() != 1 or tensor.size(0) != x.size(1):
         raise ValueError(f"lengths: expected one for each of {x.size(1)} sequences, got shape {tuple(tensor.shape)}")
+    place = x.device if tensor.device == x.device else "cpu"
     # A copy: a data loader may fill the caller's anew before backward reads it, and one that shares memory with numpy has no version.
-    return tensor.to(x.device if tensor.device == x.device else "cpu", torch.int64, copy=isinstance(lengths, Tensor))
+    return tensor.to(place, torch.int64, copy=tensor is lengths and torch.is_grad_enabled())
 
 
 def _to_tensor(lengths: Sequence[int]) -> Tensor:
