@@ -141,7 +141,8 @@ def evaluate(
 ) -> None:
     """Print a model's accuracy and loss on labelled sentences."""
     from sstkern.text import read_tsv
-    from sstkern.text.trainer import check_labels, evaluate
+    from sstkern.text.data import check_labels
+    from sstkern.text.trainer import evaluate
 
     classifier = load_model(model, _device())
     examples = read_tsv(data)

@@ -6,30 +6,19 @@ Only the main process writes. A run's folder holds ``best`` and ``last`` (see :m
 ``metrics.jsonl``, TensorBoard's events and, at the end, ``training.png``.
 """
 
-import hashlib
-import json
 import math
 import signal
-import statistics
 import threading
-import time
-from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
-from itertools import islice
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast, set_seed
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
-from torch.utils.tensorboard import SummaryWriter
 
 from sstkern.text import (
     AffixVocabulary,
@@ -39,14 +28,16 @@ from sstkern.text import (
     Subwords,
     Vocabulary,
     checkpoint,
-    load,
     load_vectors,
     of_transformer,
-    read_tsv,
 )
 from sstkern.text.checkpoint import TextClassifier, TrainingOptions, TrainingState
-from sstkern.text.models import RECURRENT, Classifier, ModelConfig
+from sstkern.text.data import Data
+from sstkern.text.history import History
+from sstkern.text.models import Classifier, ModelConfig
 from sstkern.text.plots import plot_training
+from sstkern.text.progress import Reporter
+from sstkern.text.throughput import Speed, Throughput, measure_throughput, take_step
 
 STEPS_PER_LINE = 50  # steps between two lines of metrics.jsonl
 EVALUATION_BATCH = 256
@@ -75,43 +66,6 @@ def evaluate(model: Classifier, encoded: list[list[int]], labels: list[int]) -> 
             loss += cross_entropy(logits, classes, reduction="sum").item()
             correct += int((logits.argmax(1) == classes).sum())
     return Evaluation(loss / len(labels), correct / len(labels), len(labels))
-
-
-@dataclass(frozen=True)
-class Data:
-    """The examples of a run, what they are in words, and their hash; ``valid`` may have none."""
-
-    train: Examples
-    valid: Examples
-    description: str
-
-    @classmethod
-    def load(cls, options: TrainingOptions, accelerator: Accelerator) -> "Data":
-        # One process at a time, so that a download happens once.
-        with accelerator.main_process_first():
-            train, valid, description = load(options.data)
-        if len(set(train.labels)) < 2:
-            raise ValueError(f"{description}: found only the label {train.labels[0]} to train on, expected two or more")
-        if options.valid == "none":
-            valid = Examples([], [])
-            description += ", without validation"
-        elif options.valid is not None:
-            valid = read_tsv(options.valid)
-            description += f", validated on {options.valid}"
-            check_labels(valid, train.num_classes, options.valid)
-        return cls(train, valid, description)
-
-    @property
-    def sha256(self) -> str:
-        return hashlib.sha256(json.dumps([asdict(self.train), asdict(self.valid)]).encode()).hexdigest()
-
-
-def check_labels(examples: Examples, classes: int, source: str | Path) -> None:
-    """Raise ValueError, naming ``source``, if a label is none of a model's 0 to ``classes - 1``."""
-    for row, label in enumerate(examples.labels, start=1):
-        if label >= classes:
-            known = ", ".join(map(str, range(classes))) if classes <= 10 else f"0 to {classes - 1}"
-            raise ValueError(f"{source}: found the label {label} in example {row}, but the model knows {known}")
 
 
 class Run:
@@ -221,7 +175,8 @@ class Run:
             FloatingPointError: the loss is not finite any more.
         """
         main = self.accelerator.is_main_process
-        with Reporter(self, quiet) as self._reporter, History(self.output, self.state, self._reporter, main) as self._history:
+        self._reporter = Reporter(self.state, self.options.epochs, self.steps_per_epoch, main, quiet)
+        with self._reporter, History(self.output, self.state, self._reporter, main) as self._history:
             with _noting_sigint() as sigint:
                 self._train_until(sigint)
             if self.finished:
@@ -231,7 +186,7 @@ class Run:
                     plot_training(self.output / "metrics.jsonl", self.steps_per_epoch, self.output / "training.png")
         return self.finished
 
-    def throughput(self) -> "Throughput":
+    def throughput(self) -> Throughput:
         """See :func:`measure_throughput`; every process must take part."""
         return measure_throughput(self.accelerator, self.classifier, self._batches)
 
@@ -257,7 +212,7 @@ class Run:
         done = self.state.step / (self.options.epochs * self.steps_per_epoch)
         for group in self._optimizer.param_groups:
             group["lr"] = self.options.lr * (1 - done)
-        loss, correct = _step(self.accelerator, self._model, self._optimizer, batch, self.options)
+        loss, correct = take_step(self.accelerator, self._model, self._optimizer, batch, self.options)
         examples = len(batch.labels)
         self._totals += torch.stack([loss.double() * examples, correct, torch.full_like(correct, examples)])
         self._speed.count(batch)
@@ -415,20 +370,6 @@ def _accelerator() -> Accelerator:
     return Accelerator(cpu=not torch.accelerator.is_available())
 
 
-def _step(
-    accelerator: Accelerator, model: nn.Module, optimizer: torch.optim.Optimizer, batch: Batch, options: TrainingOptions
-) -> tuple[Tensor, Tensor]:
-    """One step of training; the mean loss and the number of sentences that were classified correctly."""
-    ids, lengths, labels, _ = (tensor.to(accelerator.device) for tensor in batch)
-    optimizer.zero_grad()
-    logits = model(ids, lengths)
-    loss = cross_entropy(logits, labels, label_smoothing=options.label_smoothing)
-    accelerator.backward(loss)
-    accelerator.clip_grad_norm_(model.parameters(), options.clip)
-    optimizer.step()
-    return loss.detach(), (logits.detach().argmax(1) == labels).sum()
-
-
 def _name_moments(parameters: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """AdamW's state by the names of the parameters; without one before the first step."""
     names = list(parameters)
@@ -454,199 +395,3 @@ def _noting_sigint() -> Iterator[threading.Event]:
         yield noted
     finally:
         signal.signal(signal.SIGINT, previous)
-
-
-class Speed:
-    """Valid tokens a second, over all of ``processes``, since it was made."""
-
-    def __init__(self, processes: int) -> None:
-        self._processes = processes
-        self._tokens = 0
-        self._began = time.perf_counter()
-
-    def count(self, batch: Batch) -> None:
-        self._tokens += int(batch.lengths.sum())
-
-    @property
-    def seconds(self) -> float:
-        return time.perf_counter() - self._began
-
-    @property
-    def tokens_per_second(self) -> int:
-        return round(self._tokens * self._processes / self.seconds)
-
-
-class Reporter:
-    """Tells the progress of a run: a bar on a terminal, plain lines elsewhere, nothing but on the main process.
-
-    ``quiet`` leaves the warnings only.
-    """
-
-    def __init__(self, run: Run, quiet: bool) -> None:
-        self._quiet = quiet
-        self._state = run.state
-        self._epochs = run.options.epochs
-        self._steps = run.steps_per_epoch
-        self._console = Console(quiet=not run.accelerator.is_main_process, highlight=False, markup=False, soft_wrap=True)
-        columns = (
-            TextColumn("epoch {task.fields[epoch]}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[values]}at most"),
-            TimeRemainingColumn(),
-            TextColumn("left"),
-        )
-        self._bar = Progress(*columns, console=self._console, transient=True, disable=quiet or not self._console.is_terminal)
-        self._task = self._bar.add_task("", total=self._epochs * self._steps, completed=self._state.step, epoch=self._epoch(), values="")
-
-    def __enter__(self) -> "Reporter":
-        self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
-
-    def step(self) -> None:
-        """Tell that a step is done."""
-        self._bar.update(self._task, completed=self._state.step, epoch=self._epoch())
-
-    def steps(self, values: dict[str, float]) -> None:
-        """Tell the means over the last steps."""
-        self._bar.update(self._task, values=f"{_describe(values)}, ")
-
-    def epoch(self, values: dict[str, float]) -> None:
-        """Tell the means over the epoch that ended, and how the model does on the validation set."""
-        if self._quiet:
-            return
-        parts = [f"epoch {self._state.epoch}/{self._epochs}: {_describe(values)}"]
-        if "valid_loss" in values:
-            parts.append(f"validation loss {values['valid_loss']:.4f} accuracy {values['valid_accuracy']:.4f}")
-        left = (self._epochs - self._state.epoch) * values["seconds"]
-        self._console.print(", ".join([*parts, f"at most {left:.0f} s left"]))
-
-    @contextmanager
-    def reporting(self, consequence: str) -> Iterator[None]:
-        """Tell of an OSError, such as a full disk, what follows from it, and go on."""
-        try:
-            yield
-        except OSError as error:
-            self._console.print(f"warning: {consequence} ({error})")
-
-    def _epoch(self) -> str:
-        return f"{min(self._state.epoch + 1, self._epochs)}/{self._epochs}"
-
-
-def _describe(values: dict[str, float]) -> str:
-    return f"loss {values['loss']:.4f} accuracy {values['accuracy']:.4f}, {values['tokens_per_second']:,} tokens/s"
-
-
-class History:
-    """The metrics of a run, in ``metrics.jsonl`` and as TensorBoard's events; nothing but on the main process.
-
-    What lies after ``state``'s position, from steps that will be done again, is overwritten.
-    """
-
-    def __init__(self, output: Path, state: TrainingState, reporter: Reporter, main: bool) -> None:
-        self._path = output / "metrics.jsonl"
-        self._reporter = reporter
-        self._events = None
-        if main:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._path.touch()
-            state.metrics_bytes = min(state.metrics_bytes, self._path.stat().st_size)
-            self._events = SummaryWriter(str(output / "tensorboard"), purge_step=state.step + 1)
-
-    def __enter__(self) -> "History":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._events is not None:
-            with self._reporter.reporting("TensorBoard's events are not complete"):
-                self._events.close()
-
-    def write(self, event: str, state: TrainingState, values: dict[str, float]) -> None:
-        """Add a line, and move ``state``'s position to its end."""
-        if self._events is None:
-            return
-        line = json.dumps({"event": event, "step": state.step, "epoch": state.epoch, **values}) + "\n"
-        with self._reporter.reporting("a line of metrics is lost"):
-            with self._path.open("ab") as file:
-                file.truncate(state.metrics_bytes)
-                file.write(line.encode())
-            state.metrics_bytes += len(line)
-            for name, value in values.items():
-                self._events.add_scalar(f"{event}/{name}", value, state.step)
-
-
-@dataclass(frozen=True)
-class Throughput:
-    """Valid tokens a second in training; ``torch`` is None where there is nothing to compare with.
-
-    That is a model without a recurrent layer, or one that torch.nn cannot run: bfloat16 on some CPUs.
-    """
-
-    sstkern: float
-    torch: float | None
-
-
-def measure_throughput(
-    accelerator: Accelerator,
-    classifier: TextClassifier,
-    batches: Batches,
-    rounds: int = 6,
-    steps: int = 8,
-) -> Throughput:
-    """Measure training steps of a new model of a classifier's kind, with our recurrent layers and with torch.nn's.
-
-    The layers take turns, ``rounds`` times ``steps`` steps each on the same batches; the median counts. torch.nn's
-    runs both on packed and on padded sequences, where it computes steps that do not count, and its faster way counts.
-    """
-    config, options = classifier.model.config, classifier.options
-    layers = {"sstkern": RECURRENT}
-    if config.cell != "average":
-        layers |= {way: {cell: _lookalike(cell, way) for cell in RECURRENT} for way in ("packed", "padded")}
-    share = {"rank": accelerator.process_index, "world_size": accelerator.num_processes}
-    first = next(batches.epoch(0, **share))
-    models = {}
-    for name, recurrent in layers.items():
-        vocabulary = classifier.vocabulary
-        model = Classifier(len(vocabulary), classifier.classes, config, recurrent, len(vocabulary.tokens))
-        optimizer = torch.optim.AdamW(model.trainable().values(), lr=options.lr, fused=True)
-        model, optimizer = accelerator.prepare(model, optimizer)
-        try:
-            _step(accelerator, model, optimizer, first, options)
-        except RuntimeError:
-            if name == "sstkern":
-                raise
-        else:
-            models[name] = model, optimizer
-    speeds: dict[str, list[int]] = {name: [] for name in models}
-    order = deque(models)
-    for number in range(rounds):
-        block = list(islice(batches.epoch(number, **share), steps))
-        # Each takes every place in the round, because the first one after new batches is a little slower.
-        order.rotate()
-        for name in order:
-            speed, (model, optimizer) = Speed(accelerator.num_processes), models[name]
-            for batch in block:
-                loss, _ = _step(accelerator, model, optimizer, batch, options)
-                speed.count(batch)
-            loss.item()  # waits for a GPU to be done
-            speeds[name].append(speed.tokens_per_second)
-    ours, *theirs = (statistics.median(values) for values in speeds.values())
-    return Throughput(ours, max(theirs, default=None))
-
-
-def _lookalike(cell: str, way: str) -> type[nn.Module]:
-    """torch.nn's layer for a cell, called as ours is; ``padded`` does not heed the lengths."""
-    layer: Any = {"rnn": nn.RNN, "gru": nn.GRU, "lstm": nn.LSTM}[cell]
-
-    class Lookalike(layer):
-        def forward(self, x: Tensor, hx: Any = None, lengths: Any = None) -> tuple[Tensor, Any]:
-            if way == "padded":
-                return super().forward(x, hx)
-            packed = pack_padded_sequence(x, lengths.clamp(min=1).cpu(), batch_first=True, enforce_sorted=False)
-            outputs, final = super().forward(packed, hx)
-            return pad_packed_sequence(outputs, batch_first=True, total_length=x.shape[1])[0], final
-
-    return Lookalike

@@ -15,10 +15,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import sstkern
-from sstkern.text import Batch, Examples, Vocabulary, checkpoint, collate, demo, load, load_vectors, trainer
+from sstkern.text import Batch, Examples, Vocabulary, checkpoint, collate, data, demo, load, load_vectors, trainer
 from sstkern.text.checkpoint import TrainingOptions, load_model
 from sstkern.text.models import Classifier, ModelConfig
-from sstkern.text.trainer import Run, Throughput, evaluate
+from sstkern.text.throughput import Throughput
+from sstkern.text.trainer import Run, evaluate
 
 CONFIG = ModelConfig("lstm", layers=2, hidden_size=4, embedding_size=4, dropout=0.3, affixes=False)
 SMALL = (*demo(1000, 200), "a small demo")
@@ -30,7 +31,7 @@ TIMES = ("tokens_per_second", "seconds")
 @pytest.fixture(autouse=True)
 def little_data_many_lines_and_no_plot(monkeypatch):
     monkeypatch.setattr(trainer, "plot_training", lambda *_: None)
-    monkeypatch.setattr(trainer, "load", lambda data: SMALL if data == "demo" else load(data))
+    monkeypatch.setattr(data, "load", lambda data: SMALL if data == "demo" else load(data))
     monkeypatch.setattr(trainer, "STEPS_PER_LINE", 3)
 
 
@@ -40,7 +41,7 @@ def start(output: Path, config: ModelConfig = CONFIG, **options) -> Run:
 
 def interrupt_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     """Send SIGINT in the middle of a step of the run that comes next."""
-    take_step = trainer._step
+    take_step = trainer.take_step
     steps = iter(range(1, 1000))
 
     def interrupted(*arguments):
@@ -48,7 +49,7 @@ def interrupt_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
             signal.raise_signal(signal.SIGINT)
         return take_step(*arguments)
 
-    monkeypatch.setattr(trainer, "_step", interrupted)
+    monkeypatch.setattr(trainer, "take_step", interrupted)
 
 
 def metrics(output: Path) -> list[dict[str, float]]:
@@ -200,7 +201,7 @@ def test_resuming_names_what_has_changed(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="holds no checkpoint"):
         Run.resume(tmp_path / "other")
     with monkeypatch.context() as patch:
-        patch.setattr(trainer, "load", lambda _: (*demo(400, 100), "other sentences"))
+        patch.setattr(data, "load", lambda _: (*demo(400, 100), "other sentences"))
         with pytest.raises(ValueError, match=r"the data is not what the run in .* was started with: other sentences"):
             Run.resume(tmp_path / "run")
     run.state.processes = 2
@@ -227,20 +228,20 @@ def test_resuming_from_a_damaged_file_names_it(tmp_path, file, name, damaged, me
 
 
 def test_the_learning_rate_falls_in_a_line_to_0(tmp_path, monkeypatch):
-    take_step = trainer._step
+    take_step = trainer.take_step
     rates = []
 
     def noted(accelerator, model, optimizer, *arguments):
         rates.append(optimizer.param_groups[0]["lr"])
         return take_step(accelerator, model, optimizer, *arguments)
 
-    monkeypatch.setattr(trainer, "_step", noted)
+    monkeypatch.setattr(trainer, "take_step", noted)
     start(tmp_path, lr=0.5).train()
     assert rates == pytest.approx([0.5 * (1 - step / (2 * STEPS)) for step in range(2 * STEPS)])
 
 
 def test_the_model_is_the_average_of_the_weights(tmp_path, monkeypatch):
-    take_step = trainer._step
+    take_step = trainer.take_step
     weights = []
 
     def noted(accelerator, model, *arguments):
@@ -250,7 +251,7 @@ def test_the_model_is_the_average_of_the_weights(tmp_path, monkeypatch):
         weights.append(model.linear.weight.detach().clone())
         return answer
 
-    monkeypatch.setattr(trainer, "_step", noted)
+    monkeypatch.setattr(trainer, "take_step", noted)
     run = start(tmp_path)
     assert run.train()
     average = weights[0]
@@ -470,7 +471,7 @@ def test_a_validation_file_takes_the_place_of_dev_and_its_labels_are_checked(tmp
 
 def test_data_with_a_single_label_is_told(tmp_path, monkeypatch):
     one = Examples(["good", "fine"], [1, 1])
-    monkeypatch.setattr(trainer, "load", lambda _: (one, one, "one.tsv"))
+    monkeypatch.setattr(data, "load", lambda _: (one, one, "one.tsv"))
     with pytest.raises(ValueError, match=r"one\.tsv: found only the label 1 to train on, expected two or more"):
         start(tmp_path)
 
@@ -505,8 +506,8 @@ def test_throughput_without_a_torch_layer_that_runs(tmp_path, monkeypatch):
 
 def test_training_learns(tmp_path):
     """A few thousand sentences of SST-2 where they are, the demo elsewhere: well above chance, by the model saved."""
-    data, wanted = (None, 0.65) if os.environ.get("SSTKERN_DATA") else ("demo", 0.9)
-    train, valid, _ = load(data)
+    source, wanted = (None, 0.65) if os.environ.get("SSTKERN_DATA") else ("demo", 0.9)
+    train, valid, _ = load(source)
     folder = tmp_path / "data"
     folder.mkdir()
     for name, part, size in (("train", train, 4000), ("dev", valid, 1000)):
