@@ -31,7 +31,7 @@ class OneLineErrors(TyperGroup):
             raise  # typer ends in silence when the reader of a pipe is gone
         except ModuleNotFoundError as error:
             extra = ctx.invoked_subcommand if ctx.invoked_subcommand in ("bench", "study") else "train"
-            message = f'{error.name} is not installed: pip install "sstkern[{extra}]"'
+            message = f'{error.name.partition(".")[0]} is not installed: pip install "sstkern[{extra}]"'
         except OSError as error:
             message = f"{error.filename}: {error.strerror}" if error.filename else str(error)
         except (ValueError, FloatingPointError, BackendError) as error:

@@ -59,15 +59,27 @@ class Reporter:
         if "valid_loss" in values:
             parts.append(f"validation loss {values['valid_loss']:.4f} accuracy {values['valid_accuracy']:.4f}")
         left = (self._epochs - self._state.epoch) * values["seconds"]
-        self._console.print(", ".join([*parts, f"at most {left:.0f} s left"]))
+        self._tell(", ".join([*parts, f"at most {left:.0f} s left"]))
+
+    def warn(self, consequence: str, error: OSError) -> None:
+        """Tell of an error, such as a full disk, and what follows from it."""
+        self._tell(f"warning: {consequence} ({error})")
 
     @contextmanager
     def reporting(self, consequence: str) -> Iterator[None]:
-        """Tell of an OSError, such as a full disk, what follows from it, and go on."""
+        """Tell of an OSError what follows from it, and go on."""
         try:
             yield
         except OSError as error:
-            self._console.print(f"warning: {consequence} ({error})")
+            self.warn(consequence, error)
+
+    def _tell(self, line: str) -> None:
+        try:
+            self._console.print(line)
+        except BrokenPipeError:
+            raise
+        except OSError:
+            pass  # the output goes to the disk that is full: a run is worth more than its lines
 
     def _epoch(self) -> str:
         return f"{min(self._state.epoch + 1, self._epochs)}/{self._epochs}"

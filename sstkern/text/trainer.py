@@ -222,7 +222,7 @@ class Run:
         self._reporter.step()
         if self.state.step % STEPS_PER_LINE == 0:
             values = self._means(1)
-            self._history.write("step", self.state, values)
+            self._history.write("step", values)
             self._reporter.steps(values)
 
     def _update_average(self) -> None:
@@ -268,7 +268,7 @@ class Run:
             values |= {"valid_loss": valid.loss, "valid_accuracy": valid.accuracy}
         self.state.epoch += 1
         self.state.batch = 0
-        self._history.write("epoch", self.state, values)
+        self._history.write("epoch", values)
         if (accuracy > self.state.best_accuracy or not self.data.valid) and self._save("best"):
             self.state.best_accuracy = accuracy
             self.state.epochs_without_gain = 0

@@ -2,6 +2,7 @@
 
 import json
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -146,6 +147,20 @@ def test_a_disk_that_stays_full_is_exit_code_1(trained, tmp_path, monkeypatch):
     assert "warning: step 0 is not saved" in result.stdout
 
 
+@pytest.mark.parametrize("room", [0, 1024])
+def test_a_full_disk_ends_in_warnings_and_whole_lines(trained, tmp_path, room):
+    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (room, room))  # noqa: E731
+    arguments = ("--data", trained[0], *SMALL, "--batch-size", "8", "--epochs", "9", "--patience", "9", "--output", tmp_path / "run")
+    stdout, stderr = start("train", *arguments, preexec_fn=limit).communicate(timeout=100)
+    assert stderr == ""
+    assert "but not saved" not in stdout
+    told = [line for line in stdout.splitlines() if line.startswith("warning: ")]
+    assert sum("metrics.jsonl waits for room" in line for line in told) == 1
+    assert all(f"File too large: '{tmp_path / 'run'}" in line for line in told)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines if line["event"] == "epoch"] == list(range(1, 5 if room else 1))
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -221,8 +236,9 @@ def test_prediction_answers_line_by_line_and_ends_in_silence_with_its_reader(tra
 @pytest.mark.parametrize("package", ["accelerate", "tensorboard"])
 def test_a_missing_package_is_one_line_that_says_how_to_get_it(tmp_path, monkeypatch, package):
     monkeypatch.setitem(sys.modules, package, None)
-    for name in ("sstkern.text.trainer", "torch.utils.tensorboard"):
-        monkeypatch.delitem(sys.modules, name, raising=False)
+    imported = ("sstkern.text.trainer", "sstkern.text.data", "sstkern.text.history", "torch.utils.tensorboard", f"{package}.")
+    for name in [name for name in sys.modules if name.startswith(imported)]:
+        monkeypatch.delitem(sys.modules, name)
     line = told(call("train", "--data", "demo", "--output", tmp_path / "run"))
     assert line == f'sstkern: {package} is not installed: pip install "sstkern[train]"'
     assert not any(tmp_path.iterdir())

@@ -166,21 +166,6 @@ def test_a_full_disk_is_told_and_training_goes_on(tmp_path, monkeypatch, capsys,
     monkeypatch.undo()
 
 
-def test_metrics_survive_a_full_disk(tmp_path, monkeypatch, capsys):
-    opens = Path.open
-
-    def full(path, mode="r", *arguments, **keywords):
-        if path.name == "metrics.jsonl" and mode == "ab" and run.state.step == 6:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        return opens(path, mode, *arguments, **keywords)
-
-    monkeypatch.setattr(Path, "open", full)
-    run = start(tmp_path, epochs=1)
-    assert run.train()
-    assert [line["step"] for line in metrics(tmp_path)] == [3, 8]
-    assert "warning: a line of metrics is lost ([Errno 28] No space left on device)" in capsys.readouterr().out
-
-
 def test_a_loss_that_is_not_finite_ends_the_run_and_names_remedies(tmp_path):
     with pytest.raises(FloatingPointError, match=r"the loss is nan at step \d+: try a smaller lr"):
         start(tmp_path, replace(CONFIG, cell="average"), lr=1e38, clip=1e38).train()

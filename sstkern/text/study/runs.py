@@ -17,6 +17,7 @@ from typing import Any
 from sstkern.atomic import write_atomically
 from sstkern.text import Examples
 from sstkern.text.checkpoint import TextClassifier, TrainingOptions, load_model
+from sstkern.text.history import read_metrics
 from sstkern.text.models import ModelConfig
 from sstkern.text.study.recipes import Recipe
 from sstkern.text.trainer import Evaluation, Run, evaluate
@@ -160,7 +161,9 @@ class Runs:
         return run if (found, run.options) == (config, options) else None
 
     def _on_split(self, run: Run, output: Path) -> dict[str, Any]:
-        epochs = [line for line in _lines(output / "metrics.jsonl") if line["event"] == "epoch"]
+        epochs = [line for line in read_metrics(output / "metrics.jsonl") if line["event"] == "epoch"]
+        if not epochs:
+            raise ValueError(f"{output / 'metrics.jsonl'}: found no epoch; remove {output}, so that it is trained again")
         best = max(epochs, key=lambda line: line["valid_accuracy"])
         parameters = list(run.classifier.model.parameters())
         return {
@@ -226,7 +229,3 @@ def _unused(output: Path) -> Path:
         number = next(n for n in range(1, 10_000) if not output.with_name(f"{output.name}.old-{n}").exists())
         output.rename(output.with_name(f"{output.name}.old-{number}"))
     return output
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
