@@ -375,9 +375,9 @@ def _replacing(folder: Path) -> Iterator[Path]:
     """An empty folder to fill, which then takes the place of ``folder``.
 
     A filled folder cannot be replaced in one step. So the old one is renamed away first; a reader that finds none in
-    its place takes that one.
+    its place takes that one. Both have hidden names: a folder "best.old" beside it is somebody's copy.
     """
-    new, old = folder.with_name(folder.name + ".new"), _previous(folder)
+    new, old = folder.parent / f".{folder.name}.new", _previous(folder)
     shutil.rmtree(new, ignore_errors=True)
     try:
         new.mkdir(parents=True)
@@ -395,7 +395,7 @@ def _replacing(folder: Path) -> Iterator[Path]:
 
 
 def _previous(folder: Path) -> Path:
-    return folder.parent / f"{folder.name}.old"  # with_name refuses "."
+    return folder.parent / f".{folder.name}.old"  # with_name refuses "."
 
 
 def _sync_folder(folder: Path) -> None:

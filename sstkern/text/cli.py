@@ -12,7 +12,7 @@ from typing import Annotated, Any, TypeVar
 import torch
 import typer
 
-from sstkern.text import of_transformer
+from sstkern.text import folders, of_transformer
 from sstkern.text.checkpoint import TrainingOptions, find, load_model, read_config
 from sstkern.text.glove import NAME
 from sstkern.text.models import Cell, ModelConfig, Pooling
@@ -22,6 +22,8 @@ from sstkern.text.transformer import HUB
 T = TypeVar("T")
 
 NOT_FOR_AVERAGE = ("layers", "hidden_size", "bidirectional", "pooling")
+
+PLACES = ("data", "valid")
 
 # What can be given again; typer takes no list of Literal.
 Problem = Enum("Problem", {number: number for number in PROBLEMS}, type=str)
@@ -33,7 +35,9 @@ def train(
     ctx: typer.Context,
     data: Annotated[
         str | None,
-        typer.Option(help="Folder with train.tsv and dev.tsv; 'demo' generates sentences.", show_default="SST-2"),
+        typer.Option(
+            help="Folder with train.tsv and dev.tsv; 'demo' generates sentences. With --resume, where it lies now.", show_default="SST-2"
+        ),
     ] = None,
     valid: Annotated[
         str | None,
@@ -84,7 +88,9 @@ def train(
         Path | None,
         typer.Option(help="Folder of the run, new or empty.", show_default="runs/CELL, or CELL-2, CELL-3, ..."),
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --output, or else the newest of the cell.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run in --output, or else the one of the cell with the highest number.")
+    ] = False,
 ) -> None:
     """Train a classifier, on one process or, under torchrun or `accelerate launch`, on several."""
     from sstkern.text.trainer import Run
@@ -95,11 +101,11 @@ def train(
     if cell == "average" and (useless := _flags(name for name in NOT_FOR_AVERAGE if name in given)):
         raise typer.BadParameter(f"{useless}: the cell 'average' has no recurrent layer")
     if resume:
-        folder = output or _runs(cell)[-1]
+        folder = output or folders.newest(cell)
         _check_given(folder, given)
-        run = Run.resume(folder)
+        run = Run.resume(folder, given.get("data"), given.get("valid"))
     else:
-        run = Run.start(_fill(ModelConfig, values), _fill(TrainingOptions, values), output or _runs(cell)[0])
+        run = Run.start(_fill(ModelConfig, values), _fill(TrainingOptions, values), output)
     _train(run)
 
 
@@ -212,21 +218,14 @@ def study(
         raise typer.Exit(1)
 
 
-def _runs(cell: str) -> list[Path]:
-    """The default folders of a cell's runs: first the next new one, then those that exist, the newest last."""
-    existing: list[Path] = []
-    folder = Path("runs", cell)
-    while folder.exists():
-        existing.append(folder)
-        folder = Path("runs", f"{cell}-{len(existing) + 1}")
-    return [folder, *existing]
-
-
 def _check_given(folder: Path, given: dict[str, Any]) -> None:
-    """Raise ValueError if an option contradicts what the run in ``folder`` was started with."""
+    """Raise ValueError if an option contradicts what the run in ``folder`` was started with.
+
+    Not one that tells where its data lies now: whether that is the same is seen when it is read.
+    """
     config = read_config(find(folder / "last"))
     started = asdict(config["model"]) | asdict(config["training"])
-    wrong = [name for name in given if name in started and given[name] != started[name]]
+    wrong = [name for name in given if name in started and name not in PLACES and given[name] != started[name]]
     if wrong:
         was = ", ".join(f"{name} {started[name]}" for name in wrong)
         raise ValueError(f"{_flags(wrong)}: the run in {folder} was started with {was} and goes on with that only")

@@ -9,14 +9,15 @@ Only the main process writes. A run's folder holds ``best`` and ``last`` (see :m
 import math
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast, set_seed
+from accelerate.utils import broadcast, broadcast_object_list, set_seed
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -28,11 +29,13 @@ from sstkern.text import (
     Subwords,
     Vocabulary,
     checkpoint,
+    folders,
     load_vectors,
     of_transformer,
 )
 from sstkern.text.checkpoint import TextClassifier, TrainingOptions, TrainingState
 from sstkern.text.data import Data
+from sstkern.text.folders import RunFolder
 from sstkern.text.history import History
 from sstkern.text.models import Classifier, ModelConfig
 from sstkern.text.plots import plot_training
@@ -87,6 +90,7 @@ class Run:
         if options.threads is not None:
             torch.set_num_threads(options.threads)
         self.output = output
+        self._folder: RunFolder | None = None
         self.classifier = classifier
         self.data = data
         self.state = state
@@ -111,43 +115,76 @@ class Run:
         self._totals = torch.zeros(2, 3, dtype=torch.float64, device=accelerator.device)
 
     @classmethod
-    def start(cls, config: ModelConfig, options: TrainingOptions, output: Path) -> "Run":
+    def start(cls, config: ModelConfig, options: TrainingOptions, output: Path | None = None) -> "Run":
         """Prepare a new run.
 
+        Args:
+            config: the model's.
+            options: how to train.
+            output: the run's folder, new or empty; None makes runs/CELL, or CELL-2, CELL-3, ... behind the last there is.
+
         Raises:
+            InUseError: another run was started in ``output`` just now.
             ValueError: ``output`` is neither new nor an empty folder, the data has one label only, it or the vectors cannot be read, the
                 vectors have another dimension than ``config`` asks for, or there are none to be frozen.
             FileNotFoundError: the data or the vectors are not there.
         """
         if config.frozen and options.vectors is None:
             raise ValueError("frozen is True and vectors is None, expected vectors: random ones have to be trained")
-        if output.exists() and (not output.is_dir() or any(output.iterdir())):
-            raise ValueError(f"{output} exists and is no empty folder; choose another output, or resume the run in it")
+        if output is not None:
+            folders.check_new(output)  # before minutes are spent on the vectors
         accelerator = _accelerator()
         data = Data.load(options, accelerator)
         set_seed(options.seed)
         classifier = _new_classifier(config, options, data.train)
+        # Late, so that what fails before leaves no folder behind.
+        output, folder = _hold(accelerator, lambda: folders.take_next(config.cell) if output is None else folders.take(output))
         run = cls(output, accelerator, classifier, data, TrainingState(data.sha256, accelerator.num_processes))
+        run._folder = folder
         set_seed(options.seed, device_specific=True)
         return run
 
     @classmethod
-    def resume(cls, output: Path) -> "Run":
+    def resume(cls, output: Path, data: str | None = None, valid: str | None = None) -> "Run":
         """Prepare to go on with a run from its last checkpoint, with the options and the data it was started with.
 
+        Args:
+            output: the run's folder.
+            data: where the training data lies now; None is where it was.
+            valid: the same of the validation file.
+
         Raises:
+            InUseError: the run is being trained.
             ValueError: there is no checkpoint, it is damaged, or the data or the number of processes has changed.
             FileNotFoundError: the data is not there any more.
         """
-        folder = checkpoint.find(output / "last")
-        state = checkpoint.read_state(folder)
-        classifier = checkpoint.load_model(folder)
+        checkpoint.find(output / "last")
         accelerator = _accelerator()
-        data = Data.load(classifier.options, accelerator)
+        _, folder = _hold(accelerator, lambda: RunFolder(output))
+        try:
+            run = cls._from_checkpoint(output, accelerator, {name: place for name, place in (("data", data), ("valid", valid)) if place})
+        except BaseException:
+            if folder is not None:
+                folder.release()
+            raise
+        run._folder = folder
+        return run
+
+    @classmethod
+    def _from_checkpoint(cls, output: Path, accelerator: Accelerator, places: dict[str, Any]) -> "Run":
+        last = checkpoint.find(output / "last")
+        state = checkpoint.read_state(last)
+        classifier = checkpoint.load_model(last)
+        classifier.options = options = replace(classifier.options, **places)
+        try:
+            data = Data.load(options, accelerator)
+        except FileNotFoundError as error:
+            option = "--valid" if error.filename else "--data"
+            raise FileNotFoundError(f"{error}; if the data of the run in {output} was moved, give its new place as {option}") from error
         if data.sha256 != state.data_sha256:
-            raise ValueError(f"the data is not what the run in {output} was started with: {data.description}")
+            raise ValueError(f"the data is not what the run in {output} was started with: {data.description}; give that one as --data")
         run = cls(output, accelerator, classifier, data, state)
-        run._restore(folder)
+        run._restore(last)
         return run
 
     @property
@@ -163,6 +200,8 @@ class Run:
     def train(self, quiet: bool = False) -> bool:
         """Train to the end, or to the first SIGINT, and save; at the end the model has the average of its weights.
 
+        The run's folder is held until then.
+
         A checkpoint that cannot be written is reported; training goes on, and the previous one is kept.
 
         Args:
@@ -174,6 +213,13 @@ class Run:
         Raises:
             FloatingPointError: the loss is not finite any more.
         """
+        try:
+            return self._train(quiet)
+        finally:
+            if self._folder is not None:
+                self._folder.release()
+
+    def _train(self, quiet: bool) -> bool:
         main = self.accelerator.is_main_process
         self._reporter = Reporter(self.state, self.options.epochs, self.steps_per_epoch, main, quiet)
         with self._reporter, History(self.output, self.state, self._reporter, main) as self._history:
@@ -363,6 +409,22 @@ def _new_classifier(config: ModelConfig, options: TrainingOptions, train: Exampl
         # No phrase has the words that only the vectors have.
         model.embedding.weight.data[len(words) : len(vocabulary.tokens)] = 0
     return TextClassifier(model, vocabulary, train.num_classes, options)
+
+
+def _hold(accelerator: Accelerator, take: Callable[[], RunFolder]) -> tuple[Path, RunFolder | None]:
+    """Take a run's folder on the main process, which writes; the others learn which one, or why there is none."""
+    folder: RunFolder | None = None
+    answer: list[Any] = [None, None]
+    if accelerator.is_main_process:
+        try:
+            folder = take()
+            answer[0] = folder.path
+        except (OSError, ValueError) as error:
+            answer[1] = error
+    path, problem = broadcast_object_list(answer)
+    if problem is not None:
+        raise problem
+    return path, folder
 
 
 def _accelerator() -> Accelerator:

@@ -137,6 +137,25 @@ def test_without_an_output_every_run_has_a_new_folder(trained, tmp_path, monkeyp
     assert "runs/average-2: best" in call("train", "--resume", "--cell", "average").stdout
 
 
+def test_data_that_was_moved_is_told_and_taken_from_its_new_place(tmp_path):
+    data, run = write_data(tmp_path / "data"), tmp_path / "run"
+    valid = tmp_path / "valid.tsv"
+    valid.write_bytes((data / "dev.tsv").read_bytes())
+    assert call("train", "--data", data, "--valid", valid, *SMALL, "--epochs", "1", "--output", run).exit_code == 0
+    data.rename(tmp_path / "moved")
+    moved = f"if the data of the run in {run} was moved, give its new place as --data"
+    assert moved in told(call("train", "--resume", "--output", run))
+    valid.rename(tmp_path / "other.tsv")
+    line = told(call("train", "--resume", "--output", run, "--data", tmp_path / "moved"))
+    assert "valid.tsv" in line
+    assert line.endswith("give its new place as --valid")
+    places = ("--data", tmp_path / "moved", "--valid", tmp_path / "other.tsv")
+    assert call("train", "--resume", "--output", run, *places).exit_code == 0
+    (tmp_path / "moved" / "train.tsv").write_text("sentence\tlabel\nother\t1\nwords\t0\n")
+    line = told(call("train", "--resume", "--output", run, *places))
+    assert f"the data is not what the run in {run} was started with" in line
+
+
 def test_a_disk_that_stays_full_is_exit_code_1(trained, tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
@@ -169,7 +188,7 @@ def test_a_full_disk_ends_in_warnings_and_whole_lines(trained, tmp_path, room):
         (("train", "--frozen", "--data", "demo"), "frozen is True and vectors is None, expected vectors"),
         (("train", "--dropout", "1"), "dropout must be a number from 0 to below 1, not 1.0"),
         (("train", "--resume", "--output", "nowhere"), "nowhere/last holds no checkpoint"),
-        (("train", "--resume"), "runs/lstm/last holds no checkpoint"),
+        (("train", "--resume"), "runs has no run of the cell 'lstm' to go on with"),
         (("evaluate", "--model", "nowhere", "--data", "x.tsv"), "nowhere holds no checkpoint"),
         (("predict", "--model", "nowhere", "text"), "nowhere holds no checkpoint"),
         (("train", "--data", "demo", "--valid", "nowhere.tsv"), "nowhere.tsv: No such file or directory"),
@@ -202,6 +221,22 @@ def test_a_usage_error_names_what_is_allowed(arguments, message):
     result = call(*arguments)
     assert result.exit_code == 2
     assert message in " ".join(result.stderr.replace("│", " ").split())
+
+
+def test_a_run_under_way_is_not_resumed_and_the_next_has_another_folder(trained, tmp_path):
+    arguments = ("train", "--data", trained[0], *SMALL, "--epochs")
+    process = start(*arguments, "9999", "--patience", "9999", cwd=tmp_path)
+    while not process.stdout.readline().startswith("epoch 1/"):
+        assert process.poll() is None
+    other = start("train", "--resume", cwd=tmp_path)
+    assert other.communicate(timeout=60) == (
+        "",
+        "sstkern: runs/lstm is in use by another training; wait for its end, or choose another output\n",
+    )
+    assert "runs/lstm-2: best" in start(*arguments, "1", cwd=tmp_path).communicate(timeout=60)[0]
+    process.kill()
+    process.communicate()
+    assert {path.name for path in (tmp_path / "runs").iterdir()} == {"lstm", "lstm-2"}
 
 
 def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):
