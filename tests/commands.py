@@ -11,7 +11,7 @@ import sstkern
 from sstkern.cli import app
 
 
-def call(*arguments: str | Path, text: str | None = None) -> Result:
+def call(*arguments: str | Path, text: str | bytes | None = None) -> Result:
     return CliRunner().invoke(app, [str(argument) for argument in arguments], input=text)
 
 

@@ -1,9 +1,10 @@
 """The commands of the SST-2 application: train, evaluate, predict, study. `sstkern.cli` makes them commands of `sstkern`."""
 
 import json
+import os
 import shlex
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, fields
 from enum import Enum
 from pathlib import Path
@@ -15,6 +16,7 @@ import typer
 from sstkern.text import folders, of_transformer
 from sstkern.text.checkpoint import TrainingOptions, find, load_model, read_config
 from sstkern.text.glove import NAME
+from sstkern.text.lines import decode_line
 from sstkern.text.models import Cell, ModelConfig, Pooling
 from sstkern.text.study import PROBLEMS
 from sstkern.text.transformer import HUB
@@ -168,14 +170,37 @@ def predict(
         bool, typer.Option("--explain", help="Below, for each token, by how much the label's log-odds fall without it.")
     ] = False,
 ) -> None:
-    """Print, for each text, the most probable label, a tab, and its probability."""
+    """Print, for each text, the most probable label, a tab, and its probability; '?' and nan for a text that is not UTF-8."""
     classifier = load_model(model, _device())
-    # Line by line, so that answers come as the lines do.
-    for batch in [texts] if texts else ([line] for line in sys.stdin):
-        for text, (label, probability) in zip(batch, classifier.predict(batch), strict=True):
-            typer.echo(f"{label}\t{probability:.4f}")
-            for token, contribution in classifier.explain(text) if explain else ():
-                typer.echo(f"  {contribution:+.2f}\t{token}")
+    faults = 0
+    # One by one, so that answers come as the lines of standard input do.
+    for text in _texts(texts):
+        if isinstance(text, ValueError):
+            faults += 1
+            typer.echo(f"sstkern: {text}", err=True)
+            typer.echo("?\tnan")  # the answers keep the number of the lines
+            continue
+        ((label, probability),) = classifier.predict([text])
+        typer.echo(f"{label}\t{probability:.4f}")
+        for token, contribution in classifier.explain(text) if explain else ():
+            typer.echo(f"  {contribution:+.2f}\t{token}")
+    if faults:
+        raise typer.Exit(1)
+
+
+def _texts(arguments: list[str] | None) -> Iterator[str | ValueError]:
+    """The texts of the command line, or else the lines of standard input; in the place of one that is not UTF-8 what is wrong with it."""
+    if arguments:
+        lines, source = map(os.fsencode, arguments), "the arguments"
+    elif sys.stdin is None:
+        raise ValueError("texts: found none, and standard input is closed; expected texts as arguments, or lines there")
+    else:
+        lines, source = sys.stdin.buffer, "standard input"
+    for number, line in enumerate(lines, start=1):
+        try:
+            yield decode_line(line, number, source)
+        except ValueError as error:
+            yield error
 
 
 def study(

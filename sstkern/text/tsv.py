@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from sstkern.text.lines import decode_line
+
 COLUMNS = ("sentence", "label")
 MAX_LABEL = 2**31 - 1
 
@@ -69,13 +71,9 @@ def read_tsv(path: str | Path) -> Examples:
 
 def _lines(path: str | Path) -> list[str]:
     """The file's lines without their ends, blank ones at the end left out; at least one."""
-    data = Path(path).read_bytes().removeprefix(b"\xef\xbb\xbf")
-    try:
-        text = data.decode()
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise ValueError(f"{path}, line {line}: found byte 0x{data[error.start]:02x}, expected UTF-8") from error
-    if not text.strip("\r\n"):
+    # Not splitlines(): it would also cut at a lone CR inside a sentence.
+    lines = Path(path).read_bytes().rstrip(b"\r\n").split(b"\n")
+    texts = [decode_line(line, number, path) for number, line in enumerate(lines, start=1)]
+    if texts == [""]:
         raise ValueError(f"{path}, line 1: found an empty file, expected a header with 'sentence' and 'label'")
-    # Not splitlines(): it would also cut at a lone CR or a Unicode line separator inside a sentence.
-    return [line.removesuffix("\r") for line in text.rstrip("\r\n").split("\n")]
+    return texts

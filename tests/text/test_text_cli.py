@@ -1,6 +1,7 @@
 """The SST-2 application's commands: what they print, where, and with which exit code."""
 
 import json
+import os
 import re
 import resource
 import signal
@@ -77,6 +78,38 @@ def test_prediction_of_arguments_and_of_lines(trained):
     assert [line[0] for line in expected[:4]] == ["1", "0", "1", "0"]
     assert call("predict", "--model", run, *texts).stdout.splitlines() == expected
     assert call("predict", "--model", run, text="".join(f"{text}\n" for text in texts)).stdout.splitlines() == expected
+
+
+@pytest.mark.parametrize(
+    "line",
+    [b"\xef\xbb\xbfnot bad\n", b"not bad\r\n", b"not\rbad\n", b"not bad"],
+    ids=["byte order mark", "CR LF", "CR inside", "unended"],
+)
+def test_a_line_of_standard_input_is_one_text_however_it_is_written(trained, line):
+    _, run, _ = trained
+    expected = call("predict", "--model", run, "not bad", "good").stdout.splitlines()
+    assert call("predict", "--model", run, text=b"good\n" + line).stdout.splitlines() == expected[::-1]
+    assert call("predict", "--model", run, text=line).stdout.splitlines() == expected[:1]
+
+
+def test_a_line_that_is_not_utf8_is_named_and_the_others_are_answered(trained):
+    _, run, _ = trained
+    good, bad = call("predict", "--model", run, "good", "bad").stdout.splitlines()
+    result = call("predict", "--model", run, text=b"good\ncaf\xe9\nbad\n")
+    assert result.stdout.splitlines() == [good, "?\tnan", bad]
+    assert result.stderr == "sstkern: standard input, line 2: found byte 0xe9, expected UTF-8\n"
+    assert result.exit_code == 1
+    result = call("predict", "--model", run, "good", "caf\udce9")
+    assert result.stdout.splitlines() == [good, "?\tnan"]
+    assert result.stderr == "sstkern: the arguments, line 2: found byte 0xe9, expected UTF-8\n"
+
+
+def test_nothing_to_predict_is_told_unless_it_is_an_empty_file(trained):
+    process = start("predict", "--model", trained[1], preexec_fn=lambda: os.close(0))
+    said = "sstkern: texts: found none, and standard input is closed; expected texts as arguments, or lines there\n"
+    assert process.communicate(timeout=60) == ("", said)
+    result = call("predict", "--model", trained[1], text="")
+    assert (result.exit_code, result.output) == (0, "")
 
 
 def test_an_explanation_is_a_line_a_token_below_the_answer(trained):

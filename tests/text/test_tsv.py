@@ -10,7 +10,7 @@ from sstkern.text import Examples, read_tsv
         (b"sentence\tlabel\na\t1", ["a"], [1]),
         (b"sentence\tlabel\na\t1\n\n\r\n\n", ["a"], [1]),
         (b"sentence\tlabel\r\na\t1\r\nb\t0\r\n", ["a", "b"], [1, 0]),
-        (b"\xef\xbb\xbfsentence\tlabel\na\t1\n", ["a"], [1]),
+        (b"\xef\xbb\xbfsentence\tlabel\na\t1\n\xef\xbb\xbfb\t0\n", ["a", "b"], [1, 0]),
         (b"label\tnote\tsentence\n2147483647\tx\ta\n", ["a"], [2147483647]),
         (b'sentence\tlabel\n"a\t1\nb"\t0\n', ['"a', 'b"'], [1, 0]),
         (b"sentence\tlabel\na\rb\t1\n", ["a\rb"], [1]),
