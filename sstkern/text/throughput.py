@@ -56,7 +56,7 @@ class Speed:
 class Throughput:
     """Valid tokens a second in training; ``torch`` is None where there is nothing to compare with.
 
-    That is a model without a recurrent layer, or one that torch.nn cannot run: bfloat16 on some CPUs.
+    That is a model without a recurrent layer, one that torch.nn cannot run (bfloat16 on some CPUs), or sentences without a token.
     """
 
     sstkern: float
@@ -108,7 +108,7 @@ def measure_throughput(
             loss.item()  # waits for a GPU to be done
             speeds[name].append(speed.tokens_per_second)
     ours, *theirs = (statistics.median(values) for values in speeds.values())
-    return Throughput(ours, max(theirs, default=None))
+    return Throughput(ours, max(theirs, default=None) or None)
 
 
 def _lookalike(cell: str, way: str) -> type[nn.Module]:

@@ -50,7 +50,7 @@ AVERAGING = 0.99  # share of the average of the weights that a step keeps
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Cross entropy (nats per sentence) and accuracy (0 to 1) on ``examples`` sentences."""
+    """Cross entropy (nats per sentence) and accuracy (0 to 1) on ``examples`` sentences; nan on none."""
 
     loss: float
     accuracy: float
@@ -68,6 +68,8 @@ def evaluate(model: Classifier, encoded: list[list[int]], labels: list[int]) -> 
             logits = model(ids, lengths).float()
             loss += cross_entropy(logits, classes, reduction="sum").item()
             correct += int((logits.argmax(1) == classes).sum())
+    if not labels:
+        return Evaluation(math.nan, math.nan, 0)
     return Evaluation(loss / len(labels), correct / len(labels), len(labels))
 
 

@@ -62,6 +62,16 @@ def test_training_without_validation(trained, tmp_path):
     assert (tmp_path / "run" / "training.png").is_file()
 
 
+def test_sentences_without_a_word_are_trained_on(tmp_path):
+    for name in ("train", "dev"):
+        (tmp_path / f"{name}.tsv").write_text("sentence\tlabel\n" + "\t1\n\t0\n" * 20)
+    result = call("train", "--data", tmp_path, *SMALL, "--epochs", "1", "--batch-size", "8", "--output", tmp_path / "run")
+    assert result.exit_code == 0, result.output
+    assert "validation accuracy 0.5000" in result.stdout
+    assert result.stdout.splitlines()[-1] == "0 tokens/s, measured in this run"
+    assert call("evaluate", "--model", tmp_path / "run", "--data", tmp_path / "dev.tsv").stdout.startswith("accuracy 0.5000")
+
+
 def test_evaluation_is_that_of_the_training(trained):
     data, run, _ = trained
     result = call("evaluate", "--model", run, "--data", data / "dev.tsv")

@@ -445,6 +445,11 @@ def test_evaluation_is_of_each_sentence_with_its_own_label():
     assert result.loss == pytest.approx((4 * right + wrong) / 5, rel=1e-6)
 
 
+def test_evaluation_of_no_sentence_is_no_number():
+    result = evaluate(Classifier(4, 2, ModelConfig("average", embedding_size=1)), [], [])
+    assert (math.isnan(result.loss), math.isnan(result.accuracy), result.examples) == (True, True, 0)
+
+
 def test_a_validation_file_takes_the_place_of_dev_and_its_labels_are_checked(tmp_path):
     file = tmp_path / "valid.tsv"
     file.write_text("sentence\tlabel\nthe plot is good .\t1\nthe plot is bad .\t0\n")
