@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+import signal
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, fields
@@ -26,6 +27,7 @@ T = TypeVar("T")
 NOT_FOR_AVERAGE = ("layers", "hidden_size", "bidirectional", "pooling")
 
 PLACES = ("data", "valid")
+COMPARISON = 0.1  # of the training's time
 
 # What can be given again; typer takes no list of Literal.
 Problem = Enum("Problem", {number: number for number in PROBLEMS}, type=str)
@@ -86,6 +88,10 @@ def train(
     threads: Annotated[
         int | None, typer.Option(help="CPU threads of a process.", show_default="PyTorch's choice")
     ] = TrainingOptions.threads,
+    compare: Annotated[
+        bool,
+        typer.Option("--compare/--no-compare", help="At the end time torch.nn's layers beside ours, for a tenth of the training at most."),
+    ] = True,
     output: Annotated[
         Path | None,
         typer.Option(help="Folder of the run, new or empty.", show_default="runs/CELL, or CELL-2, CELL-3, ..."),
@@ -108,10 +114,10 @@ def train(
         run = Run.resume(folder, given.get("data"), given.get("valid"))
     else:
         run = Run.start(_fill(ModelConfig, values), _fill(TrainingOptions, values), output)
-    _train(run)
+    _train(run, compare and cell != "average")
 
 
-def _train(run: Any) -> None:
+def _train(run: Any, compare: bool) -> None:
     tell = run.accelerator.print  # on the main process only
     parameters = sum(parameter.numel() for parameter in run.classifier.model.parameters())
     tell(f"data: {run.data.description}")
@@ -123,20 +129,24 @@ def _train(run: Any) -> None:
         what = "and saved" if run.saved else "but not saved: an earlier checkpoint is kept"
         tell(f"interrupted at step {run.state.step} {what}; to go on:")
         tell(f"  sstkern train --resume --output {shlex.quote(str(run.output))}")
-        raise typer.Exit(130)
-    speed = run.throughput()
+        raise typer.Exit(128 + (run.stopped_by or signal.SIGINT))
     if run.data.valid:
         tell(f"validation accuracy {run.state.best_accuracy:.4f}, the best of {run.state.epoch} epochs")
     else:
         tell(f"the model of the last of {run.state.epoch} epochs is kept")
     tell(f"{run.output}: best (the model), last (to resume), metrics.jsonl, training.png, tensorboard")
-    if speed.torch is None:
-        tell(f"{speed.sstkern:,.0f} tokens/s, measured in this run")
-    else:
+    speed = None
+    if compare:
+        longest = COMPARISON * run.seconds
+        tell(f"timing torch.nn's layers beside ours, at most {longest:.1f} s (--no-compare leaves it out)")
+        speed = run.throughput(longest)
+    if speed is not None and speed.torch is not None:
         tell(
             f"sstkern {speed.sstkern:,.0f} tokens/s, torch.nn {speed.torch:,.0f} tokens/s "
             f"(x {speed.sstkern / speed.torch:.2f}), measured in this run"
         )
+    elif run.tokens_per_second is not None:
+        tell(f"{run.tokens_per_second:,.0f} tokens/s, measured in this run")
     run.accelerator.end_training()
     if not run.saved:
         raise typer.Exit(1)

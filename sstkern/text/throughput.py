@@ -1,14 +1,17 @@
 """How fast a classifier trains, beside the same one with torch.nn's layers."""
 
+import math
 import statistics
 import time
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
@@ -67,48 +70,100 @@ def measure_throughput(
     accelerator: Accelerator,
     classifier: TextClassifier,
     batches: Batches,
+    seconds: float = math.inf,
     rounds: int = 6,
     steps: int = 8,
-) -> Throughput:
+) -> Throughput | None:
     """Measure training steps of a new model of a classifier's kind, with our recurrent layers and with torch.nn's.
 
     The layers take turns, ``rounds`` times ``steps`` steps each on the same batches; the median counts. torch.nn's
     runs both on packed and on padded sequences, where it computes steps that do not count, and its faster way counts.
+
+    Args:
+        accelerator: every process of it must take part.
+        classifier: whose model is imitated.
+        batches: to train on.
+        seconds: the longest it may take, up to the step under way; with less time there are fewer and shorter rounds.
+        rounds: at most.
+        steps: of a layer in a round, at most.
+
+    Returns:
+        None where the time is too short for a single round.
     """
-    config, options = classifier.model.config, classifier.options
+    config = classifier.model.config
     layers = {"sstkern": RECURRENT}
     if config.cell != "average":
         layers |= {way: {cell: _lookalike(cell, way) for cell in RECURRENT} for way in ("packed", "padded")}
     share = {"rank": accelerator.process_index, "world_size": accelerator.num_processes}
-    first = next(batches.epoch(0, **share))
-    models = {}
+    clock = _Clock(accelerator)
+    models: dict[str, _Trainee] = {}
+    longest = 0.0
     for name, recurrent in layers.items():
-        vocabulary = classifier.vocabulary
-        model = Classifier(len(vocabulary), classifier.classes, config, recurrent, len(vocabulary.tokens))
-        optimizer = torch.optim.AdamW(model.trainable().values(), lr=options.lr, fused=True)
-        model, optimizer = accelerator.prepare(model, optimizer)
+        if (began := clock()) + longest > seconds:
+            return None
         try:
-            take_step(accelerator, model, optimizer, first, options)
+            models[name] = trainee = _Trainee(accelerator, classifier, recurrent)
+            trainee.train([next(batches.epoch(0, **share))])
         except RuntimeError:
             if name == "sstkern":
                 raise
-        else:
-            models[name] = model, optimizer
-    speeds: dict[str, list[int]] = {name: [] for name in models}
-    order = deque(models)
-    for number in range(rounds):
+            models.pop(name, None)
+        longest = max(longest, clock() - began)
+
+    def take_turns(number: int, steps: int) -> dict[str, int]:
         block = list(islice(batches.epoch(number, **share), steps))
-        # Each takes every place in the round, because the first one after new batches is a little slower.
-        order.rotate()
-        for name in order:
-            speed, (model, optimizer) = Speed(accelerator.num_processes), models[name]
-            for batch in block:
-                loss, _ = take_step(accelerator, model, optimizer, batch, options)
-                speed.count(batch)
-            loss.item()  # waits for a GPU to be done
-            speeds[name].append(speed.tokens_per_second)
-    ours, *theirs = (statistics.median(values) for values in speeds.values())
+        # Each takes every place in the rounds, because the first one after new batches is a little slower.
+        turns = deque(models)
+        turns.rotate(number)
+        return {name: models[name].train(block) for name in turns}
+
+    # The first round is short, and tells how long the others may be.
+    found: list[dict[str, int]] = []
+    if (began := clock()) + len(models) * longest <= seconds:
+        take_turns(0, 1)
+        now = clock()
+        steps = max(1, int(min(steps, (seconds - now) / (rounds * (now - began)))))
+        expected = steps * (now - began)
+        while len(found) < rounds and (began := clock()) + expected <= seconds:
+            found.append(take_turns(len(found), steps))
+            expected = clock() - began
+    if not found:
+        return None
+    ours, *theirs = (statistics.median(speeds[name] for speeds in found) for name in models)
     return Throughput(ours, max(theirs, default=None) or None)
+
+
+class _Clock:
+    """The seconds since it was made, those of the main process, so that all decide alike."""
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        self._accelerator = accelerator
+        self._began = time.perf_counter()
+
+    def __call__(self) -> float:
+        seconds = time.perf_counter() - self._began
+        return broadcast(torch.tensor(seconds, dtype=torch.float64, device=self._accelerator.device)).item()
+
+
+class _Trainee:
+    """A new model of a classifier's kind with other recurrent layers, and what trains it."""
+
+    def __init__(self, accelerator: Accelerator, classifier: TextClassifier, recurrent: Mapping[str, type[nn.Module]]) -> None:
+        self._accelerator = accelerator
+        self._options = classifier.options
+        vocabulary = classifier.vocabulary
+        model = Classifier(len(vocabulary), classifier.classes, classifier.model.config, recurrent, len(vocabulary.tokens))
+        optimizer = torch.optim.AdamW(model.trainable().values(), lr=self._options.lr, fused=True)
+        self._model, self._optimizer = accelerator.prepare(model, optimizer)
+
+    def train(self, block: list[Batch]) -> int:
+        """Take a step on each batch; the tokens a second."""
+        speed = Speed(self._accelerator.num_processes)
+        for batch in block:
+            loss, _ = take_step(self._accelerator, self._model, self._optimizer, batch, self._options)
+            speed.count(batch)
+        loss.item()  # waits for a GPU to be done
+        return speed.tokens_per_second
 
 
 def _lookalike(cell: str, way: str) -> type[nn.Module]:

@@ -8,7 +8,7 @@ Only the main process writes. A run's folder holds ``best`` and ``last`` (see :m
 
 import math
 import signal
-import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -45,6 +45,7 @@ from sstkern.text.throughput import Speed, Throughput, measure_throughput, take_
 STEPS_PER_LINE = 50  # steps between two lines of metrics.jsonl
 EVALUATION_BATCH = 256
 EMBEDDING_SIZE = 128  # without pretrained vectors
+STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 AVERAGING = 0.99  # share of the average of the weights that a step keeps
 
 
@@ -85,6 +86,9 @@ class Run:
         data: what it trains and validates on.
         state: how far it has come.
         saved: whether the checkpoint ``last`` is as far.
+        stopped_by: the signal that :meth:`train` stopped at, on the process that got it; None at the end of the training.
+        seconds: that :meth:`train` took.
+        tokens_per_second: of the last epoch that it trained to its end; None before.
     """
 
     def __init__(self, output: Path, accelerator: Accelerator, classifier: TextClassifier, data: Data, state: TrainingState) -> None:
@@ -97,6 +101,9 @@ class Run:
         self.data = data
         self.state = state
         self.saved = False
+        self.stopped_by: int | None = None
+        self.seconds = 0.0
+        self.tokens_per_second: float | None = None
         self.accelerator = accelerator
         if accelerator.num_processes != state.processes:
             raise ValueError(
@@ -200,7 +207,7 @@ class Run:
         return -(-len(self._batches) // self.accelerator.num_processes)
 
     def train(self, quiet: bool = False) -> bool:
-        """Train to the end, or to the first SIGINT, and save; at the end the model has the average of its weights.
+        """Train to the end, or to the first SIGINT, SIGTERM or SIGHUP, and save; at the end the model has the average of its weights.
 
         The run's folder is held until then.
 
@@ -215,9 +222,11 @@ class Run:
         Raises:
             FloatingPointError: the loss is not finite any more.
         """
+        began = time.perf_counter()
         try:
             return self._train(quiet)
         finally:
+            self.seconds = time.perf_counter() - began
             if self._folder is not None:
                 self._folder.release()
 
@@ -225,8 +234,9 @@ class Run:
         main = self.accelerator.is_main_process
         self._reporter = Reporter(self.state, self.options.epochs, self.steps_per_epoch, main, quiet)
         with self._reporter, History(self.output, self.state, self._reporter, main) as self._history:
-            with _noting_sigint() as sigint:
-                self._train_until(sigint)
+            with _noting_signals() as signals:
+                self._train_until(signals)
+            self.stopped_by = signals[0] if signals and not self.finished else None
             if self.finished:
                 self._set_weights(self._average)
             if self.finished and main:
@@ -234,18 +244,18 @@ class Run:
                     plot_training(self.output / "metrics.jsonl", self.steps_per_epoch, self.output / "training.png")
         return self.finished
 
-    def throughput(self) -> Throughput:
+    def throughput(self, seconds: float = math.inf) -> Throughput | None:
         """See :func:`measure_throughput`; every process must take part."""
-        return measure_throughput(self.accelerator, self.classifier, self._batches)
+        return measure_throughput(self.accelerator, self.classifier, self._batches, seconds)
 
-    def _train_until(self, sigint: threading.Event) -> None:
+    def _train_until(self, signals: list[int]) -> None:
         self.saved = self.state.step > 0 or self._save("last")
         while not self.finished:
             self._model.train()
             self._speed = Speed(self.accelerator.num_processes)
             for batch in self._epoch():
                 self._train_on(batch)
-                if self._any_process_noted(sigint):
+                if self._any_process_noted(signals):
                     self._check_finite(self.accelerator.reduce(self._totals[1].clone())[0].item())
                     self.saved = self._save("last")
                     return
@@ -309,6 +319,7 @@ class Run:
 
     def _end_epoch(self) -> None:
         values = self._means(0) | {"seconds": round(self._speed.seconds, 1)}
+        self.tokens_per_second = values["tokens_per_second"]
         accuracy = self.state.best_accuracy
         if self.data.valid:
             valid = self._validate()
@@ -333,11 +344,11 @@ class Run:
         loss, accuracy = broadcast(numbers).tolist()
         return Evaluation(loss, accuracy, result.examples)
 
-    def _any_process_noted(self, sigint: threading.Event) -> bool:
+    def _any_process_noted(self, signals: list[int]) -> bool:
         """Whether to stop: all processes do, at the same step."""
         if self.accelerator.num_processes == 1:
-            return sigint.is_set()
-        if sigint.is_set():
+            return bool(signals)
+        if signals:
             self.accelerator.set_trigger()
         return self.accelerator.check_trigger()
 
@@ -451,11 +462,14 @@ def _load_moments(parameters: dict[str, nn.Parameter], optimizer: torch.optim.Op
 
 
 @contextmanager
-def _noting_sigint() -> Iterator[threading.Event]:
-    """Ctrl-C sets the event, instead of breaking off in the middle of a step."""
-    noted = threading.Event()
-    previous = signal.signal(signal.SIGINT, lambda *_: noted.set())
+def _noting_signals() -> Iterator[list[int]]:
+    """Ctrl-C, a scheduler's SIGTERM and a closed terminal are noted, instead of breaking off in the middle of a step."""
+    noted: list[int] = []
+    # nohup has SIGHUP ignored, and means it. A shell does the same with SIGINT for what runs in its background.
+    numbers = [number for number in STOPS if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN]
+    previous = {number: signal.signal(number, lambda number, _: noted.append(number)) for number in numbers}
     try:
         yield noted
     finally:
-        signal.signal(signal.SIGINT, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)

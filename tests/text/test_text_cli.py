@@ -15,6 +15,8 @@ from typer.testing import Result
 
 import sstkern
 from sstkern.text import checkpoint, cli
+from sstkern.text.throughput import Throughput
+from sstkern.text.trainer import Run
 
 SMALL = ("--hidden-size", "4", "--embedding-size", "4", "--pooling", "last")
 SENTENCES = {
@@ -44,12 +46,30 @@ def trained(tmp_path_factory) -> tuple[Path, Path, Result]:
 
 def test_training_ends_with_the_accuracy_the_files_and_the_speeds(trained):
     _, run, result = trained
-    *_, accuracy, files, speed = result.stdout.splitlines()
+    *_, accuracy, files, timing, speed = result.stdout.splitlines()
     assert accuracy == "validation accuracy 1.0000, the best of 30 epochs"
     assert files.startswith(f"{run}: best (the model), last")
-    assert re.fullmatch(r"sstkern [\d,]+ tokens/s, torch.nn [\d,]+ tokens/s \(x \d+\.\d\d\), measured in this run", speed)
+    assert re.fullmatch(r"timing torch.nn's layers beside ours, at most \d+\.\d s \(--no-compare leaves it out\)", timing)
+    assert re.fullmatch(r"(sstkern [\d,]+ tokens/s, torch.nn )?[\d,]+ tokens/s( \(x \d+\.\d\d\))?, measured in this run", speed)
     assert {path.name for path in run.iterdir()} == {"best", "last", "metrics.jsonl", "tensorboard", "training.png"}
     assert (run / "training.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_comparison_has_a_tenth_of_the_time_and_can_be_left_out(trained, tmp_path, monkeypatch):
+    given = []
+
+    def throughput(run, seconds):
+        given.append(seconds / run.seconds)
+        return Throughput(3000.4, 2000.0)
+
+    monkeypatch.setattr(Run, "throughput", throughput)
+    arguments = ("train", "--data", trained[0], *SMALL, "--epochs", "1", "--output")
+    *_, speed = call(*arguments, tmp_path / "first").stdout.splitlines()
+    assert speed == "sstkern 3,000 tokens/s, torch.nn 2,000 tokens/s (x 1.50), measured in this run"
+    *_, files, speed = call(*arguments, tmp_path / "second", "--no-compare").stdout.splitlines()
+    assert files.startswith(f"{tmp_path / 'second'}: best")
+    assert re.fullmatch(r"[\d,]+ tokens/s, measured in this run", speed)
+    assert given == [pytest.approx(0.1)]
 
 
 def test_training_without_validation(trained, tmp_path):
@@ -282,14 +302,15 @@ def test_a_run_under_way_is_not_resumed_and_the_next_has_another_folder(trained,
     assert {path.name for path in (tmp_path / "runs").iterdir()} == {"lstm", "lstm-2"}
 
 
-def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_to_stop_saves_and_says_how_to_go_on(tmp_path, number, code):
     output = tmp_path / "a run"
     process = start("train", "--data", "demo", *SMALL, "--epochs", "9999", "--patience", "9999", "--output", output)
     while not process.stdout.readline().startswith("epoch 2/"):
         assert process.poll() is None
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     stdout, stderr = process.communicate(timeout=60)
-    assert (process.returncode, stderr) == (130, "")
+    assert (process.returncode, stderr) == (code, "")
     step = checkpoint.read_state(output / "last").step
     assert step > 0
     assert stdout.splitlines()[-2:] == [

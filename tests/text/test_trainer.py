@@ -18,7 +18,6 @@ import sstkern
 from sstkern.text import Batch, Examples, Vocabulary, checkpoint, collate, data, demo, load, load_vectors, trainer
 from sstkern.text.checkpoint import TrainingOptions, load_model
 from sstkern.text.models import Classifier, ModelConfig
-from sstkern.text.throughput import Throughput
 from sstkern.text.trainer import Run, evaluate
 
 CONFIG = ModelConfig("lstm", layers=2, hidden_size=4, embedding_size=4, dropout=0.3, affixes=False)
@@ -39,14 +38,14 @@ def start(output: Path, config: ModelConfig = CONFIG, **options) -> Run:
     return Run.start(config, replace(OPTIONS, **options), output)
 
 
-def interrupt_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
-    """Send SIGINT in the middle of a step of the run that comes next."""
+def interrupt_at(monkeypatch: pytest.MonkeyPatch, step: int, number: int = signal.SIGINT) -> None:
+    """Send a signal in the middle of a step of the run that comes next."""
     take_step = trainer.take_step
     steps = iter(range(1, 1000))
 
     def interrupted(*arguments):
         if next(steps) == step:
-            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(number)
         return take_step(*arguments)
 
     monkeypatch.setattr(trainer, "take_step", interrupted)
@@ -476,22 +475,25 @@ def test_without_validation_the_model_is_that_of_the_last_epoch(tmp_path, monkey
     assert all(torch.equal(best[name], last[name]) for name in best)
 
 
-@pytest.mark.parametrize("cell", ["lstm", "average"])
-def test_throughput_compares_recurrent_layers_only(tmp_path, cell):
-    speed = start(tmp_path, replace(CONFIG, cell=cell)).throughput()
-    assert isinstance(speed, Throughput)
-    assert speed.sstkern > 0
-    assert speed.torch is None if cell == "average" else speed.torch > 0
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_every_signal_to_stop_keeps_the_epoch(tmp_path, monkeypatch, number):
+    interrupt_at(monkeypatch, 5, number)
+    run = start(tmp_path)
+    assert not run.train()
+    assert (run.saved, run.stopped_by) == (True, number)
+    assert checkpoint.read_state(tmp_path / "last").step == 5
+    assert Run.resume(tmp_path).train()
 
 
-def test_throughput_without_a_torch_layer_that_runs(tmp_path, monkeypatch):
-    def unable(*_):
-        raise RuntimeError("could not create a primitive")
-
-    monkeypatch.setattr(torch.nn.LSTM, "forward", unable)
-    speed = start(tmp_path).throughput()
-    assert speed.sstkern > 0
-    assert speed.torch is None
+def test_a_signal_that_is_ignored_stops_nothing(tmp_path, monkeypatch):
+    interrupt_at(monkeypatch, 5, signal.SIGHUP)
+    handler = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        run = start(tmp_path, epochs=1)
+        assert run.train()
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, handler)
 
 
 def test_training_learns(tmp_path):

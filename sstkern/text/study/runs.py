@@ -27,7 +27,7 @@ GAP_SENTENCES = 850  # of the training side, as many as are held out
 
 
 class InterruptedStudyError(Exception):
-    """Ctrl-C, after the run under way was saved."""
+    """Ctrl-C or another signal to stop, after the run under way was saved."""
 
 
 @dataclass(frozen=True)

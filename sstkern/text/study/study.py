@@ -109,9 +109,11 @@ class Study:
 
 def _vanishing(study: Study) -> dict[str, Any]:
     """Problem 1.2 at initialisation and after the training of 3.2 and 4.1."""
+    sentences = [s for s in study.dev.sentences if len(s.split()) >= JACOBIAN_TOKENS][:JACOBIAN_SENTENCES]
+    if not sentences:
+        raise ValueError(f"dev has no sentence of at least {JACOBIAN_TOKENS} tokens")
     recipes = [recipe for recipe in RECIPES if recipe.name in ("rnn", "gru", "lstm")]
     trained = {recipe.name: study.runs.classifier(recipe, study.runs.seeds[0]) for recipe in recipes}
-    sentences = [s for s in study.dev.sentences if len(s.split()) >= JACOBIAN_TOKENS][:JACOBIAN_SENTENCES]
     found = {}
     for moment in ("initialisation", "trained"):
         parts = []
