@@ -18,6 +18,7 @@ from sstkern.text import folders, of_transformer
 from sstkern.text.checkpoint import TrainingOptions, find, load_model, read_config
 from sstkern.text.glove import NAME
 from sstkern.text.lines import decode_line
+from sstkern.text.memory import is_out_of_memory
 from sstkern.text.models import Cell, ModelConfig, Pooling
 from sstkern.text.study import PROBLEMS
 from sstkern.text.transformer import HUB
@@ -139,7 +140,12 @@ def _train(run: Any, compare: bool) -> None:
     if compare:
         longest = COMPARISON * run.seconds
         tell(f"timing torch.nn's layers beside ours, at most {longest:.1f} s (--no-compare leaves it out)")
-        speed = run.throughput(longest)
+        try:
+            speed = run.throughput(longest)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            tell("there is no memory for that: three models are trained side by side")
     if speed is not None and speed.torch is not None:
         tell(
             f"sstkern {speed.sstkern:,.0f} tokens/s, torch.nn {speed.torch:,.0f} tokens/s "
@@ -163,7 +169,7 @@ def evaluate(
     from sstkern.text.trainer import evaluate
 
     classifier = load_model(model, _device())
-    examples = read_tsv(data)
+    examples = read_tsv(data, classifier.names)
     check_labels(examples, classifier.classes, data)
     encoded = [classifier.vocabulary.encode(sentence) for sentence in examples.sentences]
     result = evaluate(classifier.model, encoded, examples.labels)

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -30,14 +30,14 @@ class Data:
             valid = Examples([], [])
             description += ", without validation"
         elif options.valid is not None:
-            valid = read_tsv(options.valid)
+            valid = read_tsv(options.valid, train.names)
             description += f", validated on {options.valid}"
             check_labels(valid, train.num_classes, options.valid)
         return cls(train, valid, description)
 
     @property
     def sha256(self) -> str:
-        return hashlib.sha256(json.dumps([asdict(self.train), asdict(self.valid)]).encode()).hexdigest()
+        return hashlib.sha256(json.dumps([self.train.content(), self.valid.content()]).encode()).hexdigest()
 
 
 def check_labels(examples: Examples, classes: int, source: str | Path) -> None:

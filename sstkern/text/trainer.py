@@ -37,6 +37,7 @@ from sstkern.text.checkpoint import TextClassifier, TrainingOptions, TrainingSta
 from sstkern.text.data import Data
 from sstkern.text.folders import RunFolder
 from sstkern.text.history import History
+from sstkern.text.memory import check_memory, telling_out_of_memory
 from sstkern.text.models import Classifier, ModelConfig
 from sstkern.text.plots import plot_training
 from sstkern.text.progress import Reporter
@@ -137,6 +138,7 @@ class Run:
             ValueError: ``output`` is neither new nor an empty folder, the data has one label only, it or the vectors cannot be read, the
                 vectors have another dimension than ``config`` asks for, or there are none to be frozen.
             FileNotFoundError: the data or the vectors are not there.
+            MemoryError: the model is too large to be trained here.
         """
         if config.frozen and options.vectors is None:
             raise ValueError("frozen is True and vectors is None, expected vectors: random ones have to be trained")
@@ -145,7 +147,7 @@ class Run:
         accelerator = _accelerator()
         data = Data.load(options, accelerator)
         set_seed(options.seed)
-        classifier = _new_classifier(config, options, data.train)
+        classifier = _new_classifier(config, options, data.train, accelerator.device)
         # Late, so that what fails before leaves no folder behind.
         output, folder = _hold(accelerator, lambda: folders.take_next(config.cell) if output is None else folders.take(output))
         run = cls(output, accelerator, classifier, data, TrainingState(data.sha256, accelerator.num_processes))
@@ -221,6 +223,7 @@ class Run:
 
         Raises:
             FloatingPointError: the loss is not finite any more.
+            MemoryError: the batches do not fit; the message says how large they are.
         """
         began = time.perf_counter()
         try:
@@ -234,7 +237,12 @@ class Run:
         main = self.accelerator.is_main_process
         self._reporter = Reporter(self.state, self.options.epochs, self.steps_per_epoch, main, quiet)
         with self._reporter, History(self.output, self.state, self._reporter, main) as self._history:
-            with _noting_signals() as signals:
+            longest = max(map(len, self._batches.encoded))
+            advice = (
+                f"batches of {self.options.batch_size:,} sentences of up to {longest:,} tokens, on {self.accelerator.device}; "
+                "try a smaller --batch-size, --hidden-size or --embedding-size"
+            )
+            with _noting_signals() as signals, telling_out_of_memory(advice):
                 self._train_until(signals)
             self.stopped_by = signals[0] if signals and not self.finished else None
             if self.finished:
@@ -399,7 +407,7 @@ class Run:
         model.load_state_dict(checkpoint.read_tensors(folder / "model.safetensors", model.state_dict()))
 
 
-def _new_classifier(config: ModelConfig, options: TrainingOptions, train: Examples) -> TextClassifier:
+def _new_classifier(config: ModelConfig, options: TrainingOptions, train: Examples, device: torch.device) -> TextClassifier:
     words = Vocabulary.build(train.sentences, options.min_count)
     subwords = options.vectors is not None and of_transformer(options.vectors)
     if config.affixes and subwords:
@@ -415,13 +423,14 @@ def _new_classifier(config: ModelConfig, options: TrainingOptions, train: Exampl
     if config.affixes and isinstance(vocabulary, Vocabulary):
         vocabulary = AffixVocabulary.of_words(vocabulary, words.tokens)
     config = replace(config, embedding_size=config.embedding_size or EMBEDDING_SIZE)
+    check_memory(len(vocabulary), train.num_classes, config, len(vocabulary.tokens), device)
     model = Classifier(len(vocabulary), train.num_classes, config, tokens=len(vocabulary.tokens))
     if matrix is not None:
         model.pretrained.weight.data.copy_(matrix)
     if config.affixes:
         # No phrase has the words that only the vectors have.
         model.embedding.weight.data[len(words) : len(vocabulary.tokens)] = 0
-    return TextClassifier(model, vocabulary, train.num_classes, options)
+    return TextClassifier(model, vocabulary, train.num_classes, options, train.names)
 
 
 def _hold(accelerator: Accelerator, take: Callable[[], RunFolder]) -> tuple[Path, RunFolder | None]:

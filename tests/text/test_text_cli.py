@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from commands import call, start, told
 from typer.testing import Result
 
@@ -217,6 +218,33 @@ def test_data_that_was_moved_is_told_and_taken_from_its_new_place(tmp_path):
     (tmp_path / "moved" / "train.tsv").write_text("sentence\tlabel\nother\t1\nwords\t0\n")
     line = told(call("train", "--resume", "--output", run, *places))
     assert f"the data is not what the run in {run} was started with" in line
+
+
+def test_labels_that_are_strings_are_predicted_and_evaluated(trained, tmp_path):
+    data, run = tmp_path / "data", tmp_path / "run"
+    data.mkdir()
+    for name in ("train", "dev"):
+        text = (trained[0] / f"{name}.tsv").read_text()
+        (data / f"{name}.tsv").write_text(text.replace("\t1\n", "\tfine\n").replace("\t0\n", "\tpoor\n"))
+    schedule = ("--epochs", "20", "--patience", "20", "--lr", "0.02", "--batch-size", "8", "--cell", "average", "--no-affixes")
+    assert call("train", "--data", data, *schedule, "--output", run).exit_code == 0
+    answers = call("predict", "--model", run, "good good", "bad").stdout.splitlines()
+    assert [answer.split("\t")[0] for answer in answers] == ["fine", "poor"]
+    assert call("evaluate", "--model", run, "--data", data / "dev.tsv").stdout.startswith("accuracy ")
+    assert "found label '1', expected a string" in told(call("evaluate", "--model", run, "--data", trained[0] / "dev.tsv"))
+    assert call("train", "--resume", "--output", run).exit_code == 0
+
+
+def test_what_is_too_large_is_one_line_with_its_sizes(tmp_path):
+    line = told(call("train", "--data", "demo", "--hidden-size", "1000000", "--output", tmp_path / "run"))
+    assert "a model of hidden_size 1,000,000, layers 1" in line
+    assert line.endswith("try a smaller --hidden-size")
+    assert not any(tmp_path.iterdir())
+
+
+def test_any_other_want_of_memory_is_one_line_too(trained, monkeypatch):
+    monkeypatch.setattr(checkpoint.TextClassifier, "predict", lambda *_: torch.empty(2**60 - 1))
+    assert told(call("predict", "--model", trained[1], "good")).startswith("sstkern: out of memory (")
 
 
 def test_a_disk_that_stays_full_is_exit_code_1(trained, tmp_path, monkeypatch):

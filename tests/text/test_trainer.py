@@ -496,6 +496,15 @@ def test_a_signal_that_is_ignored_stops_nothing(tmp_path, monkeypatch):
         signal.signal(signal.SIGHUP, handler)
 
 
+def test_batches_that_do_not_fit_are_told_with_their_sizes(tmp_path, monkeypatch):
+    run = start(tmp_path)
+    monkeypatch.setattr(trainer, "take_step", lambda *_: torch.empty(2**60 - 1))
+    longest = max(len(sentence.split()) for sentence in SMALL[0].sentences)
+    advice = f"batches of 125 sentences of up to {longest} tokens, on cpu; try a smaller --batch-size, --hidden-size or --embedding-size"
+    with pytest.raises(MemoryError, match=f"^out of memory: {advice}$"):
+        run.train()
+
+
 def test_training_learns(tmp_path):
     """A few thousand sentences of SST-2 where they are, the demo elsewhere: well above chance, by the model saved."""
     source, wanted = (None, 0.65) if os.environ.get("SSTKERN_DATA") else ("demo", 0.9)

@@ -46,10 +46,13 @@ def test_reads(tmp_path, content, sentences, labels):
         (b"sentence\tlabel\n", "line 2: found the end of the file, expected an example"),
         (b"sentence\tlabel\na\t1\nb\t1\t\n", "line 3: found 3 columns, expected 2"),
         (b"sentence\tlabel\na\t1\n\nb\t1\n", "line 3: found 1 columns, expected 2"),
-        (b"sentence\tlabel\na\tgood\n", "line 2: found label 'good', expected an integer from 0 to 2147483647"),
-        (b"sentence\tlabel\na\t-1\n", "line 2: found label '-1'"),
-        (b"sentence\tlabel\na\t1.0\n", "line 2: found label '1.0'"),
-        ("sentence\tlabel\na\t\u0661\n".encode(), "line 2: found label '\u0661'"),
+        (b"sentence\tlabel\na\t1\nb\tgood\n", "line 3: found label 'good', expected an integer from 0 to 2147483647"),
+        (b"sentence\tlabel\na\t1\nb\t-1\n", "line 3: found label '-1'"),
+        (b"sentence\tlabel\na\t1\nb\t1.0\n", "line 3: found label '1.0'"),
+        ("sentence\tlabel\na\t1\nb\t\u0661\n".encode(), "line 3: found label '\u0661'"),
+        (b"sentence\tlabel\na\tgood\nb\t1\n", "line 3: found label '1', expected a string as the others, or integers in all lines"),
+        (b"sentence\tlabel\na\tgood\nb\tbad \n", "line 3: found label 'bad ', expected a string"),
+        (b"sentence\tlabel\na\t\nb\tbad\n", "line 2: found label '', expected a string"),
         (b"sentence\tlabel\na\t2147483648\n", "line 2: found label '2147483648'"),
         (b"sentence\tlabel\na\t1\nb\xff\t1\n", "line 3: found byte 0xff, expected UTF-8"),
     ],
@@ -61,6 +64,17 @@ def test_names_the_place_of_a_fault(tmp_path, content, message):
         read_tsv(file)
 
 
+def test_labels_are_numbers_or_strings(tmp_path):
+    file = tmp_path / "x.tsv"
+    file.write_text("sentence\tlabel\na\tgood\nb\tbad\nc\tgood\n")
+    assert read_tsv(file) == Examples(["a", "b", "c"], [1, 0, 1], ["bad", "good"])
+    assert read_tsv(file, ["good", "so so", "bad"]).labels == [0, 2, 0]
+    with pytest.raises(ValueError, match=r"x\.tsv, line 3: found label 'bad', expected one of 'fine', 'good'"):
+        read_tsv(file, ["fine", "good"])
+    with pytest.raises(ValueError, match=r"x\.tsv, line 2: found label 'good', expected an integer"):
+        read_tsv(file, [])
+
+
 def test_names_a_missing_file(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"x\.tsv"):
         read_tsv(tmp_path / "x.tsv")
@@ -70,6 +84,11 @@ def test_examples_are_sentences_with_labels():
     examples = Examples(["a", "b"], [0, 2])
     assert (len(examples), examples.num_classes) == (2, 3)
     assert Examples([], []).num_classes == 0
+    assert Examples(["a"], [0], ["bad", "good"]).num_classes == 2
+    assert (examples.content(), Examples([], [], ["bad"]).content()) == (
+        {"sentences": ["a", "b"], "labels": [0, 2]},
+        {"sentences": [], "labels": [], "names": ["bad"]},
+    )
     with pytest.raises(ValueError, match="1 sentences and 2 labels"):
         Examples(["a"], [0, 1])
 
@@ -78,3 +97,4 @@ def test_picked_examples_keep_their_labels():
     examples = Examples(["a", "b", "c"], [0, 1, 2])
     assert examples.pick([2, 0]) == Examples(["c", "a"], [2, 0])
     assert examples.pick(range(0)) == Examples([], [])
+    assert Examples(["a"], [0], ["bad"]).pick([0]).names == ["bad"]

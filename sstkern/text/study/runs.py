@@ -51,7 +51,7 @@ class Data:
     @cached_property
     def sha256(self) -> str:
         """Of all sentences and labels."""
-        parts = [asdict(part) for part in (self.whole, self.side, self.held_out, self.dev)]
+        parts = [part.content() for part in (self.whole, self.side, self.held_out, self.dev)]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     def write(self) -> None:
@@ -76,11 +76,14 @@ def shuffled(examples: Examples, seed: int) -> Examples:
         words = sentence.split()
         return " ".join(order.sample(words, len(words)))
 
-    return Examples([shuffle(sentence) for sentence in examples.sentences], list(examples.labels))
+    return replace(examples, sentences=[shuffle(sentence) for sentence in examples.sentences])
 
 
 def _as_tsv(examples: Examples) -> bytes:
-    rows = [f"{sentence}\t{label}" for sentence, label in zip(examples.sentences, examples.labels, strict=True)]
+    rows = [
+        f"{sentence}\t{examples.names[label] if examples.names else label}"
+        for sentence, label in zip(examples.sentences, examples.labels, strict=True)
+    ]
     return "\n".join(["sentence\tlabel", *rows, ""]).encode()
 
 

@@ -186,7 +186,7 @@ def run(study: Study, problems: Sequence[str], tell: Callable[[str], None]) -> l
         tell(f"problem {problem} ({number} of {len(problems)}): {TITLES[problem]}")
         try:
             study.answer(problem)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, MemoryError) as error:
             failed.append(f"problem {problem}: {error}{INSTEAD.get(problem, '')}")
             tell(failed[-1])
         report.write(study)
