@@ -119,7 +119,12 @@ def train(
 
 
 def _train(run: Any, compare: bool) -> None:
-    tell = run.accelerator.print  # on the main process only
+    from sstkern.text.progress import losing_lines
+
+    def tell(line: str) -> None:
+        with losing_lines():
+            run.accelerator.print(line)  # on the main process only
+
     parameters = sum(parameter.numel() for parameter in run.classifier.model.parameters())
     tell(f"data: {run.data.description}")
     tell(

@@ -9,6 +9,17 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from sstkern.text.checkpoint import TrainingState
 
 
+@contextmanager
+def losing_lines() -> Iterator[None]:
+    """What cannot be told is lost: a run is worth more than its lines, which may go to a full disk or a closed terminal."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError:
+        pass
+
+
 class Reporter:
     """Tells the progress of a run: a bar on a terminal, plain lines elsewhere, nothing but on the main process.
 
@@ -74,12 +85,8 @@ class Reporter:
             self.warn(consequence, error)
 
     def _tell(self, line: str) -> None:
-        try:
+        with losing_lines():
             self._console.print(line)
-        except BrokenPipeError:
-            raise
-        except OSError:
-            pass  # the output goes to the disk that is full: a run is worth more than its lines
 
     def _epoch(self) -> str:
         return f"{min(self._state.epoch + 1, self._epochs)}/{self._epochs}"

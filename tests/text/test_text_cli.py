@@ -220,6 +220,15 @@ def test_data_that_was_moved_is_told_and_taken_from_its_new_place(tmp_path):
     assert f"the data is not what the run in {run} was started with" in line
 
 
+def test_a_run_ends_well_whose_lines_go_to_a_full_disk(trained, tmp_path):
+    with open("/dev/full", "w") as full:
+        arguments = ("--data", trained[0], *SMALL, "--epochs", "2", "--no-compare", "--output", tmp_path / "run")
+        process = start("train", *arguments, stdout=full)
+        assert "Traceback" not in process.communicate(timeout=60)[1]
+    assert checkpoint.read_state(tmp_path / "run" / "last").epoch == 2
+    assert (tmp_path / "run" / "training.png").is_file()
+
+
 def test_labels_that_are_strings_are_predicted_and_evaluated(trained, tmp_path):
     data, run = tmp_path / "data", tmp_path / "run"
     data.mkdir()
