@@ -174,7 +174,10 @@ def evaluate(
     from sstkern.text.trainer import evaluate
 
     classifier = load_model(model, _device())
-    examples = read_tsv(data, classifier.names)
+    faults: list[ValueError] = []
+    examples = read_tsv(data, classifier.names, faults.append)
+    for fault in faults:
+        typer.echo(f"sstkern: {fault}", err=True)
     check_labels(examples, classifier.classes, data)
     encoded = [classifier.vocabulary.encode(sentence) for sentence in examples.sentences]
     result = evaluate(classifier.model, encoded, examples.labels)
@@ -182,6 +185,8 @@ def evaluate(
         typer.echo(json.dumps(asdict(result)))
     else:
         typer.echo(f"accuracy {result.accuracy:.4f}, loss {result.loss:.4f} on {result.examples:,} sentences")
+    if faults:
+        raise typer.Exit(1)
 
 
 def predict(

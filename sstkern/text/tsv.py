@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -47,7 +47,7 @@ class Examples:
         return len(self.names) or max(self.labels, default=-1) + 1
 
 
-def read_tsv(path: str | Path, names: Sequence[str] | None = None) -> Examples:
+def read_tsv(path: str | Path, names: Sequence[str] | None = None, on_fault: Callable[[ValueError], object] | None = None) -> Examples:
     """Read a TSV file: a header that names the columns `sentence` and `label`, then one example a line.
 
     The file is UTF-8, with or without a byte order mark, its lines end in LF or CR LF, and nothing is quoted: a `"` is
@@ -59,13 +59,14 @@ def read_tsv(path: str | Path, names: Sequence[str] | None = None) -> Examples:
         path: of the file.
         names: what the classes are called that are known, such as those of the training examples, where the labels have to be among
             them; empty where they have to be integers. None takes the file's own.
+        on_fault: is called with what is wrong with a line that is not UTF-8, and the others are read. None raises that.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: the file cannot be read so. The message names the file, the line (from 1), what stands there and
             what was expected: a label is an integer from 0 to 2^31 - 1, or a string without white space at its ends.
     """
-    header, *rows = _lines(path)
+    (_, header), *rows = _lines(path, on_fault)
     columns = header.split("\t")
     if any(columns.count(column) != 1 for column in COLUMNS):
         raise ValueError(f"{path}, line 1: found columns {columns}, expected a header with 'sentence' and 'label'")
@@ -73,7 +74,7 @@ def read_tsv(path: str | Path, names: Sequence[str] | None = None) -> Examples:
         raise ValueError(f"{path}, line 2: found the end of the file, expected an example")
     sentence_at, label_at = map(columns.index, COLUMNS)
     sentences, labels = [], []
-    for line, row in enumerate(rows, start=2):
+    for line, row in rows:
         cells = row.split("\t")
         if len(cells) != len(columns):
             raise ValueError(f"{path}, line {line}: found {len(cells)} columns, expected {len(columns)}: {columns}")
@@ -82,7 +83,8 @@ def read_tsv(path: str | Path, names: Sequence[str] | None = None) -> Examples:
     if names is None:
         names = [] if _is_number(labels[0]) else sorted(set(labels))
     ids = {name: id_ for id_, name in enumerate(names)}
-    return Examples(sentences, [_class(label, ids, f"{path}, line {line}") for line, label in enumerate(labels, start=2)], list(names))
+    classes = [_class(label, ids, f"{path}, line {line}") for (line, _), label in zip(rows, labels, strict=True)]
+    return Examples(sentences, classes, list(names))
 
 
 def _class(label: str, ids: dict[str, int], place: str) -> int:
@@ -103,11 +105,18 @@ def _is_number(label: str) -> bool:
     return re.fullmatch("[0-9]+", label) is not None
 
 
-def _lines(path: str | Path) -> list[str]:
-    """The file's lines without their ends, blank ones at the end left out; at least one."""
+def _lines(path: str | Path, on_fault: Callable[[ValueError], object] | None) -> list[tuple[int, str]]:
+    """The file's lines without their ends, each with its number, blank ones at the end left out; the first is always there."""
     # Not splitlines(): it would also cut at a lone CR inside a sentence.
     lines = Path(path).read_bytes().rstrip(b"\r\n").split(b"\n")
-    texts = [decode_line(line, number, path) for number, line in enumerate(lines, start=1)]
-    if texts == [""]:
+    found = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            found.append((number, decode_line(line, number, path)))
+        except ValueError as fault:
+            if on_fault is None or number == 1:
+                raise
+            on_fault(fault)
+    if found == [(1, "")]:
         raise ValueError(f"{path}, line 1: found an empty file, expected a header with 'sentence' and 'label'")
-    return texts
+    return found

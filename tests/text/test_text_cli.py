@@ -135,6 +135,15 @@ def test_a_line_that_is_not_utf8_is_named_and_the_others_are_answered(trained):
     assert result.stderr == "sstkern: the arguments, line 2: found byte 0xe9, expected UTF-8\n"
 
 
+def test_evaluation_names_a_line_that_is_not_utf8_and_is_of_the_others(trained, tmp_path):
+    data, run, _ = trained
+    (tmp_path / "dev.tsv").write_bytes(b"caf\xe9\t1\n".join((data / "dev.tsv").read_bytes().partition(b"good\t1\n")[::2]) + b"good\t1\n")
+    result = call("evaluate", "--model", run, "--data", tmp_path / "dev.tsv")
+    assert result.stdout.endswith(" on 3 sentences\n")
+    assert result.stderr == f"sstkern: {tmp_path / 'dev.tsv'}, line 2: found byte 0xe9, expected UTF-8\n"
+    assert result.exit_code == 1
+
+
 def test_nothing_to_predict_is_told_unless_it_is_an_empty_file(trained):
     process = start("predict", "--model", trained[1], preexec_fn=lambda: os.close(0))
     said = "sstkern: texts: found none, and standard input is closed; expected texts as arguments, or lines there\n"

@@ -75,6 +75,26 @@ def test_labels_are_numbers_or_strings(tmp_path):
         read_tsv(file, [])
 
 
+def test_lines_that_are_not_utf8_can_be_passed_over(tmp_path):
+    file = tmp_path / "x.tsv"
+    file.write_bytes(b"sentence\tlabel\na\t1\nb\xff\t1\nc\t0\n\xe9\t0\n")
+    faults = []
+    assert read_tsv(file, on_fault=faults.append) == Examples(["a", "c"], [1, 0])
+    expected = [f"{file}, line {line}: found byte 0x{byte}, expected UTF-8" for line, byte in ((3, "ff"), (5, "e9"))]
+    assert [str(fault) for fault in faults] == expected
+    # The numbers stay those of the file.
+    file.write_bytes(b"sentence\tlabel\nb\xff\t1\nc\tgood\nc\t0\n")
+    with pytest.raises(ValueError, match=r"x\.tsv, line 4: found label '0', expected a string"):
+        read_tsv(file, on_fault=faults.append)
+
+
+@pytest.mark.parametrize("content", [b"sentence\tlabel\n\xff\t1\n", b"\xffsentence\tlabel\na\t1\n"], ids=["no example", "no header"])
+def test_a_file_without_a_line_that_can_be_read_is_refused(tmp_path, content):
+    (tmp_path / "x.tsv").write_bytes(content)
+    with pytest.raises(ValueError, match=r"x\.tsv, line [12]: found"):
+        read_tsv(tmp_path / "x.tsv", on_fault=lambda _: None)
+
+
 def test_names_a_missing_file(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"x\.tsv"):
         read_tsv(tmp_path / "x.tsv")
