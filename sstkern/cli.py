@@ -17,6 +17,7 @@ try:
     from typer.core import TyperGroup
 
     from sstkern.text.cli import COMMANDS
+    from sstkern.text.memory import is_out_of_memory
 except ModuleNotFoundError as error:
     raise SystemExit(f'sstkern: {error.name} is not installed: pip install "sstkern[train]"') from None
 
@@ -31,13 +32,21 @@ class OneLineErrors(TyperGroup):
             raise  # typer ends in silence when the reader of a pipe is gone
         except ModuleNotFoundError as error:
             extra = ctx.invoked_subcommand if ctx.invoked_subcommand in ("bench", "study") else "train"
-            message = f'{error.name} is not installed: pip install "sstkern[{extra}]"'
+            message = f'{error.name.partition(".")[0]} is not installed: pip install "sstkern[{extra}]"'
         except OSError as error:
             message = f"{error.filename}: {error.strerror}" if error.filename else str(error)
         except (ValueError, FloatingPointError, BackendError) as error:
             message = str(error)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            message = str(error) if isinstance(error, MemoryError) and str(error) else f"out of memory ({_first_line(error)})"
         typer.echo(f"sstkern: {message}", err=True)
         raise typer.Exit(1)
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 app = typer.Typer(

@@ -11,7 +11,7 @@ import sstkern
 from sstkern.cli import app
 
 
-def call(*arguments: str | Path, text: str | None = None) -> Result:
+def call(*arguments: str | Path, text: str | bytes | None = None) -> Result:
     return CliRunner().invoke(app, [str(argument) for argument in arguments], input=text)
 
 
@@ -28,4 +28,5 @@ def start(
 ) -> subprocess.Popen:
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(sstkern.__file__).parents[1])}
     command = [sys.executable, "-c", code, *map(str, arguments)]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **pipes)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | pipes
+    return subprocess.Popen(command, env=environment, text=True, **pipes)

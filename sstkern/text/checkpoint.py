@@ -2,7 +2,7 @@
 
 A checkpoint holds
 
-* ``config.json``: the format's version, the model's configuration, the number of classes, the training options;
+* ``config.json``: the format's version, the model's configuration, the number of classes and their names, the training options;
 * ``vocabulary.json``: the words in the order of their ids, ``affixes.json``: the same where affixes have ids too, or
   ``tokenizer.json``: a pretrained tokenizer;
 * ``model.safetensors``: the weights;
@@ -163,15 +163,19 @@ class TextClassifier:
         vocabulary: the tokens it knows, words or parts of words.
         classes: number of classes; the labels are 0 to ``classes - 1``, those of the training data.
         options: how it was trained.
+        names: of the classes, where the training data's labels are strings; else empty.
     """
 
     model: Classifier
     vocabulary: Vocabulary | Subwords
     classes: int
     options: TrainingOptions
+    names: list[str] = dataclasses.field(default_factory=list)
 
-    def predict(self, texts: Sequence[str]) -> list[tuple[int, float]]:
+    def predict(self, texts: Sequence[str]) -> list[tuple[int | str, float]]:
         """Classify texts: for each, in order, its most probable label and that label's probability, from 0 to 1.
+
+        The label is what the training data has: an integer, or a string.
 
         Raises:
             TypeError: ``texts`` is a single string.
@@ -180,7 +184,8 @@ class TextClassifier:
             raise TypeError("texts is a string, expected several, such as a list of strings")
         logits = self._logits([self.vocabulary.encode(text) for text in texts])
         probabilities, labels = logits.softmax(1).max(1)
-        return list(zip(labels.tolist(), probabilities.tolist(), strict=True))
+        found = [self.names[label] if self.names else label for label in labels.tolist()]
+        return list(zip(found, probabilities.tolist(), strict=True))
 
     def explain(self, text: str) -> list[tuple[str, float]]:
         """How much each token of a text speaks for the label that is predicted, in the text's order.
@@ -224,6 +229,8 @@ def save(
         "classes": classifier.classes,
         "training": asdict(classifier.options),
     }
+    if classifier.names:
+        config["names"] = classifier.names
     with _replacing(folder) as new:
         _write_json(new / "config.json", config)
         (name,) = (name for name, kind in VOCABULARIES.items() if type(classifier.vocabulary) is kind)
@@ -273,7 +280,7 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> TextClas
     if (folder / "training_state.json").is_file():
         weights |= read_tensors(folder / "average.safetensors", model.trainable())
     model.load_state_dict(weights, assign=True)
-    return TextClassifier(model.to(device).eval(), vocabulary, config["classes"], config["training"])
+    return TextClassifier(model.to(device).eval(), vocabulary, config["classes"], config["training"], config["names"])
 
 
 def _load_vocabulary(folder: Path) -> Vocabulary | Subwords:
@@ -287,7 +294,7 @@ def _load_vocabulary(folder: Path) -> Vocabulary | Subwords:
 
 def read_config(folder: Path) -> dict[str, Any]:
     """The content of a checkpoint's ``config.json``: ``model`` (a ModelConfig), ``classes``,
-    ``training`` (TrainingOptions).
+    ``training`` (TrainingOptions), ``names`` (of the classes, or none).
 
     Raises:
         ValueError: the file is missing or damaged, of another format, or a value is not allowed.
@@ -300,8 +307,11 @@ def read_config(folder: Path) -> dict[str, Any]:
     classes = values.get("classes")
     if type(classes) is not int or classes < 1:
         raise ValueError(f"{path}: found classes {classes!r}, expected an integer of at least 1")
+    names = values.get("names", [])
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names) or (names and len(set(names)) != classes):
+        raise ValueError(f"{path}: found names {names!r}, expected {classes} different strings")
     model, training = (build(kind, values.get(name), path) for name, kind in (("model", ModelConfig), ("training", TrainingOptions)))
-    return {"model": model, "classes": classes, "training": training}
+    return {"model": model, "classes": classes, "training": training, "names": names}
 
 
 def read_state(folder: Path) -> TrainingState:
@@ -375,9 +385,9 @@ def _replacing(folder: Path) -> Iterator[Path]:
     """An empty folder to fill, which then takes the place of ``folder``.
 
     A filled folder cannot be replaced in one step. So the old one is renamed away first; a reader that finds none in
-    its place takes that one.
+    its place takes that one. Both have hidden names: a folder "best.old" beside it is somebody's copy.
     """
-    new, old = folder.with_name(folder.name + ".new"), _previous(folder)
+    new, old = folder.parent / f".{folder.name}.new", _previous(folder)
     shutil.rmtree(new, ignore_errors=True)
     try:
         new.mkdir(parents=True)
@@ -395,7 +405,7 @@ def _replacing(folder: Path) -> Iterator[Path]:
 
 
 def _previous(folder: Path) -> Path:
-    return folder.parent / f"{folder.name}.old"  # with_name refuses "."
+    return folder.parent / f".{folder.name}.old"  # with_name refuses "."
 
 
 def _sync_folder(folder: Path) -> None:

@@ -1,9 +1,11 @@
 """The commands of the SST-2 application: train, evaluate, predict, study. `sstkern.cli` makes them commands of `sstkern`."""
 
 import json
+import os
 import shlex
+import signal
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, fields
 from enum import Enum
 from pathlib import Path
@@ -12,9 +14,11 @@ from typing import Annotated, Any, TypeVar
 import torch
 import typer
 
-from sstkern.text import of_transformer
+from sstkern.text import folders, of_transformer
 from sstkern.text.checkpoint import TrainingOptions, find, load_model, read_config
 from sstkern.text.glove import NAME
+from sstkern.text.lines import decode_line
+from sstkern.text.memory import is_out_of_memory
 from sstkern.text.models import Cell, ModelConfig, Pooling
 from sstkern.text.study import PROBLEMS
 from sstkern.text.transformer import HUB
@@ -22,6 +26,9 @@ from sstkern.text.transformer import HUB
 T = TypeVar("T")
 
 NOT_FOR_AVERAGE = ("layers", "hidden_size", "bidirectional", "pooling")
+
+PLACES = ("data", "valid")
+COMPARISON = 0.1  # of the training's time
 
 # What can be given again; typer takes no list of Literal.
 Problem = Enum("Problem", {number: number for number in PROBLEMS}, type=str)
@@ -33,7 +40,9 @@ def train(
     ctx: typer.Context,
     data: Annotated[
         str | None,
-        typer.Option(help="Folder with train.tsv and dev.tsv; 'demo' generates sentences.", show_default="SST-2"),
+        typer.Option(
+            help="Folder with train.tsv and dev.tsv; 'demo' generates sentences. With --resume, where it lies now.", show_default="SST-2"
+        ),
     ] = None,
     valid: Annotated[
         str | None,
@@ -80,11 +89,17 @@ def train(
     threads: Annotated[
         int | None, typer.Option(help="CPU threads of a process.", show_default="PyTorch's choice")
     ] = TrainingOptions.threads,
+    compare: Annotated[
+        bool,
+        typer.Option("--compare/--no-compare", help="At the end time torch.nn's layers beside ours, for a tenth of the training at most."),
+    ] = True,
     output: Annotated[
         Path | None,
         typer.Option(help="Folder of the run, new or empty.", show_default="runs/CELL, or CELL-2, CELL-3, ..."),
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --output, or else the newest of the cell.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run in --output, or else the one of the cell with the highest number.")
+    ] = False,
 ) -> None:
     """Train a classifier, on one process or, under torchrun or `accelerate launch`, on several."""
     from sstkern.text.trainer import Run
@@ -95,16 +110,21 @@ def train(
     if cell == "average" and (useless := _flags(name for name in NOT_FOR_AVERAGE if name in given)):
         raise typer.BadParameter(f"{useless}: the cell 'average' has no recurrent layer")
     if resume:
-        folder = output or _runs(cell)[-1]
+        folder = output or folders.newest(cell)
         _check_given(folder, given)
-        run = Run.resume(folder)
+        run = Run.resume(folder, given.get("data"), given.get("valid"))
     else:
-        run = Run.start(_fill(ModelConfig, values), _fill(TrainingOptions, values), output or _runs(cell)[0])
-    _train(run)
+        run = Run.start(_fill(ModelConfig, values), _fill(TrainingOptions, values), output)
+    _train(run, compare and cell != "average")
 
 
-def _train(run: Any) -> None:
-    tell = run.accelerator.print  # on the main process only
+def _train(run: Any, compare: bool) -> None:
+    from sstkern.text.progress import losing_lines
+
+    def tell(line: str) -> None:
+        with losing_lines():
+            run.accelerator.print(line)  # on the main process only
+
     parameters = sum(parameter.numel() for parameter in run.classifier.model.parameters())
     tell(f"data: {run.data.description}")
     tell(
@@ -115,20 +135,29 @@ def _train(run: Any) -> None:
         what = "and saved" if run.saved else "but not saved: an earlier checkpoint is kept"
         tell(f"interrupted at step {run.state.step} {what}; to go on:")
         tell(f"  sstkern train --resume --output {shlex.quote(str(run.output))}")
-        raise typer.Exit(130)
-    speed = run.throughput()
+        raise typer.Exit(128 + (run.stopped_by or signal.SIGINT))
     if run.data.valid:
         tell(f"validation accuracy {run.state.best_accuracy:.4f}, the best of {run.state.epoch} epochs")
     else:
         tell(f"the model of the last of {run.state.epoch} epochs is kept")
     tell(f"{run.output}: best (the model), last (to resume), metrics.jsonl, training.png, tensorboard")
-    if speed.torch is None:
-        tell(f"{speed.sstkern:,.0f} tokens/s, measured in this run")
-    else:
+    speed = None
+    if compare:
+        longest = COMPARISON * run.seconds
+        tell(f"timing torch.nn's layers beside ours, at most {longest:.1f} s (--no-compare leaves it out)")
+        try:
+            speed = run.throughput(longest)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            tell("there is no memory for that: three models are trained side by side")
+    if speed is not None and speed.torch is not None:
         tell(
             f"sstkern {speed.sstkern:,.0f} tokens/s, torch.nn {speed.torch:,.0f} tokens/s "
             f"(x {speed.sstkern / speed.torch:.2f}), measured in this run"
         )
+    elif run.tokens_per_second is not None:
+        tell(f"{run.tokens_per_second:,.0f} tokens/s, measured in this run")
     run.accelerator.end_training()
     if not run.saved:
         raise typer.Exit(1)
@@ -141,10 +170,14 @@ def evaluate(
 ) -> None:
     """Print a model's accuracy and loss on labelled sentences."""
     from sstkern.text import read_tsv
-    from sstkern.text.trainer import check_labels, evaluate
+    from sstkern.text.data import check_labels
+    from sstkern.text.trainer import evaluate
 
     classifier = load_model(model, _device())
-    examples = read_tsv(data)
+    faults: list[ValueError] = []
+    examples = read_tsv(data, classifier.names, faults.append)
+    for fault in faults:
+        typer.echo(f"sstkern: {fault}", err=True)
     check_labels(examples, classifier.classes, data)
     encoded = [classifier.vocabulary.encode(sentence) for sentence in examples.sentences]
     result = evaluate(classifier.model, encoded, examples.labels)
@@ -152,6 +185,8 @@ def evaluate(
         typer.echo(json.dumps(asdict(result)))
     else:
         typer.echo(f"accuracy {result.accuracy:.4f}, loss {result.loss:.4f} on {result.examples:,} sentences")
+    if faults:
+        raise typer.Exit(1)
 
 
 def predict(
@@ -161,14 +196,37 @@ def predict(
         bool, typer.Option("--explain", help="Below, for each token, by how much the label's log-odds fall without it.")
     ] = False,
 ) -> None:
-    """Print, for each text, the most probable label, a tab, and its probability."""
+    """Print, for each text, the most probable label, a tab, and its probability; '?' and nan for a text that is not UTF-8."""
     classifier = load_model(model, _device())
-    # Line by line, so that answers come as the lines do.
-    for batch in [texts] if texts else ([line] for line in sys.stdin):
-        for text, (label, probability) in zip(batch, classifier.predict(batch), strict=True):
-            typer.echo(f"{label}\t{probability:.4f}")
-            for token, contribution in classifier.explain(text) if explain else ():
-                typer.echo(f"  {contribution:+.2f}\t{token}")
+    faults = 0
+    # One by one, so that answers come as the lines of standard input do.
+    for text in _texts(texts):
+        if isinstance(text, ValueError):
+            faults += 1
+            typer.echo(f"sstkern: {text}", err=True)
+            typer.echo("?\tnan")  # the answers keep the number of the lines
+            continue
+        ((label, probability),) = classifier.predict([text])
+        typer.echo(f"{label}\t{probability:.4f}")
+        for token, contribution in classifier.explain(text) if explain else ():
+            typer.echo(f"  {contribution:+.2f}\t{token}")
+    if faults:
+        raise typer.Exit(1)
+
+
+def _texts(arguments: list[str] | None) -> Iterator[str | ValueError]:
+    """The texts of the command line, or else the lines of standard input; in the place of one that is not UTF-8 what is wrong with it."""
+    if arguments:
+        lines, source = map(os.fsencode, arguments), "the arguments"
+    elif sys.stdin is None:
+        raise ValueError("texts: found none, and standard input is closed; expected texts as arguments, or lines there")
+    else:
+        lines, source = sys.stdin.buffer, "standard input"
+    for number, line in enumerate(lines, start=1):
+        try:
+            yield decode_line(line, number, source)
+        except ValueError as error:
+            yield error
 
 
 def study(
@@ -211,21 +269,14 @@ def study(
         raise typer.Exit(1)
 
 
-def _runs(cell: str) -> list[Path]:
-    """The default folders of a cell's runs: first the next new one, then those that exist, the newest last."""
-    existing: list[Path] = []
-    folder = Path("runs", cell)
-    while folder.exists():
-        existing.append(folder)
-        folder = Path("runs", f"{cell}-{len(existing) + 1}")
-    return [folder, *existing]
-
-
 def _check_given(folder: Path, given: dict[str, Any]) -> None:
-    """Raise ValueError if an option contradicts what the run in ``folder`` was started with."""
+    """Raise ValueError if an option contradicts what the run in ``folder`` was started with.
+
+    Not one that tells where its data lies now: whether that is the same is seen when it is read.
+    """
     config = read_config(find(folder / "last"))
     started = asdict(config["model"]) | asdict(config["training"])
-    wrong = [name for name in given if name in started and given[name] != started[name]]
+    wrong = [name for name in given if name in started and name not in PLACES and given[name] != started[name]]
     if wrong:
         was = ", ".join(f"{name} {started[name]}" for name in wrong)
         raise ValueError(f"{_flags(wrong)}: the run in {folder} was started with {was} and goes on with that only")

@@ -1,10 +1,13 @@
 """Plots of a training run."""
 
-import json
+import io
 from pathlib import Path
 
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+
+from sstkern.atomic import write_atomically
+from sstkern.text.history import read_metrics
 
 
 def plot_training(metrics: Path, steps_per_epoch: int, target: Path) -> None:
@@ -13,7 +16,7 @@ def plot_training(metrics: Path, steps_per_epoch: int, target: Path) -> None:
     Raises:
         OSError: a file cannot be read or written.
     """
-    lines = [json.loads(line) for line in metrics.read_text().splitlines()]
+    lines = read_metrics(metrics)
     epochs = [line for line in lines if line["event"] == "epoch"]
     steps = [line for line in lines if line["event"] == "step"]
     figure = Figure(figsize=(10, 4), layout="constrained")
@@ -34,4 +37,6 @@ def plot_training(metrics: Path, steps_per_epoch: int, target: Path) -> None:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
     figure.axes[0].legend()
-    figure.savefig(target, dpi=120)
+    picture = io.BytesIO()
+    figure.savefig(picture, dpi=120, format="png")
+    write_atomically(target, picture.getvalue())

@@ -1,5 +1,6 @@
 """A validation set held out of SST-2's training phrases, none of whose sentences is trained on."""
 
+import math
 import random
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -18,7 +19,7 @@ def hold_out(examples: Examples, size: int = 850, seed: int = 0) -> tuple[Exampl
     is, inside no other phrase, and every phrase that stands inside it is left out of training.
 
     Whole phrases are sometimes fragments, SST-2's development examples are sentences. So a held-out one has at least 5 tokens and
-    ends in one of . ! ? ... '' ' -rrb-
+    ends in one of . ! ? ... '' ' -rrb-, unless no phrase does: then any whole one may be held out.
 
     Args:
         examples: phrases of white-space tokens.
@@ -32,20 +33,33 @@ def hold_out(examples: Examples, size: int = 850, seed: int = 0) -> tuple[Exampl
         ValueError: `size` is below 1 or above the number of sentences that can be held out.
     """
     phrases = [sentence.split() for sentence in examples.sentences]
-    fit = [index for index in _whole(phrases) if len(phrases[index]) >= SHORTEST and phrases[index][-1] in ENDS]
+    fit = _fit(phrases)
     if not 1 <= size <= len(fit):
         raise ValueError(f"size is {size}, expected 1 to {len(fit)}, the whole sentences among the examples")
     held = sorted(random.Random(seed).sample(fit, size))
     gone = _occurring(map(tuple, phrases), (phrases[index] for index in held))
-    return examples.pick(i for i, phrase in enumerate(phrases) if tuple(phrase) not in gone), examples.pick(held)
+    taken = set(held)
+    kept = (i for i, phrase in enumerate(phrases) if tuple(phrase) not in gone and i not in taken)
+    return examples.pick(kept), examples.pick(held)
+
+
+def most_held_out(examples: Examples) -> int:
+    """The largest size that `hold_out` takes for these examples."""
+    return len(_fit([sentence.split() for sentence in examples.sentences]))
 
 
 def share_inside(train: Examples, valid: Examples) -> float:
-    """The share, from 0 to 1, of `valid`'s phrases that stand, token for token, inside a phrase of `train` or are one."""
+    """The share, from 0 to 1, of `valid`'s phrases that stand, token for token, inside a phrase of `train` or are one; nan of none."""
     phrases = [sentence.split() for sentence in train.sentences]
     wanted = [tuple(sentence.split()) for sentence in valid.sentences]
     inside = _occurring(wanted, (phrases[index] for index in _whole(phrases)))
-    return sum(phrase in inside for phrase in wanted) / len(wanted)
+    return sum(phrase in inside for phrase in wanted) / len(wanted) if wanted else math.nan
+
+
+def _fit(phrases: Sequence[list[str]]) -> list[int]:
+    """The positions of the phrases that can be held out."""
+    whole = _whole(phrases)
+    return [index for index in whole if len(phrases[index]) >= SHORTEST and phrases[index][-1] in ENDS] or whole
 
 
 def _whole(phrases: Sequence[list[str]]) -> list[int]:

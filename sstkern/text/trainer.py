@@ -6,30 +6,20 @@ Only the main process writes. A run's folder holds ``best`` and ``last`` (see :m
 ``metrics.jsonl``, TensorBoard's events and, at the end, ``training.png``.
 """
 
-import hashlib
-import json
 import math
 import signal
-import statistics
-import threading
 import time
-from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
-from itertools import islice
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast, set_seed
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from accelerate.utils import broadcast, broadcast_object_list, set_seed
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
-from torch.utils.tensorboard import SummaryWriter
 
 from sstkern.text import (
     AffixVocabulary,
@@ -39,24 +29,30 @@ from sstkern.text import (
     Subwords,
     Vocabulary,
     checkpoint,
-    load,
+    folders,
     load_vectors,
     of_transformer,
-    read_tsv,
 )
 from sstkern.text.checkpoint import TextClassifier, TrainingOptions, TrainingState
-from sstkern.text.models import RECURRENT, Classifier, ModelConfig
+from sstkern.text.data import Data
+from sstkern.text.folders import RunFolder
+from sstkern.text.history import History
+from sstkern.text.memory import check_memory, telling_out_of_memory
+from sstkern.text.models import Classifier, ModelConfig
 from sstkern.text.plots import plot_training
+from sstkern.text.progress import Reporter
+from sstkern.text.throughput import Speed, Throughput, measure_throughput, take_step
 
 STEPS_PER_LINE = 50  # steps between two lines of metrics.jsonl
 EVALUATION_BATCH = 256
 EMBEDDING_SIZE = 128  # without pretrained vectors
+STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 AVERAGING = 0.99  # share of the average of the weights that a step keeps
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Cross entropy (nats per sentence) and accuracy (0 to 1) on ``examples`` sentences."""
+    """Cross entropy (nats per sentence) and accuracy (0 to 1) on ``examples`` sentences; nan on none."""
 
     loss: float
     accuracy: float
@@ -74,44 +70,9 @@ def evaluate(model: Classifier, encoded: list[list[int]], labels: list[int]) -> 
             logits = model(ids, lengths).float()
             loss += cross_entropy(logits, classes, reduction="sum").item()
             correct += int((logits.argmax(1) == classes).sum())
+    if not labels:
+        return Evaluation(math.nan, math.nan, 0)
     return Evaluation(loss / len(labels), correct / len(labels), len(labels))
-
-
-@dataclass(frozen=True)
-class Data:
-    """The examples of a run, what they are in words, and their hash; ``valid`` may have none."""
-
-    train: Examples
-    valid: Examples
-    description: str
-
-    @classmethod
-    def load(cls, options: TrainingOptions, accelerator: Accelerator) -> "Data":
-        # One process at a time, so that a download happens once.
-        with accelerator.main_process_first():
-            train, valid, description = load(options.data)
-        if len(set(train.labels)) < 2:
-            raise ValueError(f"{description}: found only the label {train.labels[0]} to train on, expected two or more")
-        if options.valid == "none":
-            valid = Examples([], [])
-            description += ", without validation"
-        elif options.valid is not None:
-            valid = read_tsv(options.valid)
-            description += f", validated on {options.valid}"
-            check_labels(valid, train.num_classes, options.valid)
-        return cls(train, valid, description)
-
-    @property
-    def sha256(self) -> str:
-        return hashlib.sha256(json.dumps([asdict(self.train), asdict(self.valid)]).encode()).hexdigest()
-
-
-def check_labels(examples: Examples, classes: int, source: str | Path) -> None:
-    """Raise ValueError, naming ``source``, if a label is none of a model's 0 to ``classes - 1``."""
-    for row, label in enumerate(examples.labels, start=1):
-        if label >= classes:
-            known = ", ".join(map(str, range(classes))) if classes <= 10 else f"0 to {classes - 1}"
-            raise ValueError(f"{source}: found the label {label} in example {row}, but the model knows {known}")
 
 
 class Run:
@@ -126,6 +87,9 @@ class Run:
         data: what it trains and validates on.
         state: how far it has come.
         saved: whether the checkpoint ``last`` is as far.
+        stopped_by: the signal that :meth:`train` stopped at, on the process that got it; None at the end of the training.
+        seconds: that :meth:`train` took.
+        tokens_per_second: of the last epoch that it trained to its end; None before.
     """
 
     def __init__(self, output: Path, accelerator: Accelerator, classifier: TextClassifier, data: Data, state: TrainingState) -> None:
@@ -133,10 +97,14 @@ class Run:
         if options.threads is not None:
             torch.set_num_threads(options.threads)
         self.output = output
+        self._folder: RunFolder | None = None
         self.classifier = classifier
         self.data = data
         self.state = state
         self.saved = False
+        self.stopped_by: int | None = None
+        self.seconds = 0.0
+        self.tokens_per_second: float | None = None
         self.accelerator = accelerator
         if accelerator.num_processes != state.processes:
             raise ValueError(
@@ -157,43 +125,77 @@ class Run:
         self._totals = torch.zeros(2, 3, dtype=torch.float64, device=accelerator.device)
 
     @classmethod
-    def start(cls, config: ModelConfig, options: TrainingOptions, output: Path) -> "Run":
+    def start(cls, config: ModelConfig, options: TrainingOptions, output: Path | None = None) -> "Run":
         """Prepare a new run.
 
+        Args:
+            config: the model's.
+            options: how to train.
+            output: the run's folder, new or empty; None makes runs/CELL, or CELL-2, CELL-3, ... behind the last there is.
+
         Raises:
+            InUseError: another run was started in ``output`` just now.
             ValueError: ``output`` is neither new nor an empty folder, the data has one label only, it or the vectors cannot be read, the
                 vectors have another dimension than ``config`` asks for, or there are none to be frozen.
             FileNotFoundError: the data or the vectors are not there.
+            MemoryError: the model is too large to be trained here.
         """
         if config.frozen and options.vectors is None:
             raise ValueError("frozen is True and vectors is None, expected vectors: random ones have to be trained")
-        if output.exists() and (not output.is_dir() or any(output.iterdir())):
-            raise ValueError(f"{output} exists and is no empty folder; choose another output, or resume the run in it")
+        if output is not None:
+            folders.check_new(output)  # before minutes are spent on the vectors
         accelerator = _accelerator()
         data = Data.load(options, accelerator)
         set_seed(options.seed)
-        classifier = _new_classifier(config, options, data.train)
+        classifier = _new_classifier(config, options, data.train, accelerator.device)
+        # Late, so that what fails before leaves no folder behind.
+        output, folder = _hold(accelerator, lambda: folders.take_next(config.cell) if output is None else folders.take(output))
         run = cls(output, accelerator, classifier, data, TrainingState(data.sha256, accelerator.num_processes))
+        run._folder = folder
         set_seed(options.seed, device_specific=True)
         return run
 
     @classmethod
-    def resume(cls, output: Path) -> "Run":
+    def resume(cls, output: Path, data: str | None = None, valid: str | None = None) -> "Run":
         """Prepare to go on with a run from its last checkpoint, with the options and the data it was started with.
 
+        Args:
+            output: the run's folder.
+            data: where the training data lies now; None is where it was.
+            valid: the same of the validation file.
+
         Raises:
+            InUseError: the run is being trained.
             ValueError: there is no checkpoint, it is damaged, or the data or the number of processes has changed.
             FileNotFoundError: the data is not there any more.
         """
-        folder = checkpoint.find(output / "last")
-        state = checkpoint.read_state(folder)
-        classifier = checkpoint.load_model(folder)
+        checkpoint.find(output / "last")
         accelerator = _accelerator()
-        data = Data.load(classifier.options, accelerator)
+        _, folder = _hold(accelerator, lambda: RunFolder(output))
+        try:
+            run = cls._from_checkpoint(output, accelerator, {name: place for name, place in (("data", data), ("valid", valid)) if place})
+        except BaseException:
+            if folder is not None:
+                folder.release()
+            raise
+        run._folder = folder
+        return run
+
+    @classmethod
+    def _from_checkpoint(cls, output: Path, accelerator: Accelerator, places: dict[str, Any]) -> "Run":
+        last = checkpoint.find(output / "last")
+        state = checkpoint.read_state(last)
+        classifier = checkpoint.load_model(last)
+        classifier.options = options = replace(classifier.options, **places)
+        try:
+            data = Data.load(options, accelerator)
+        except FileNotFoundError as error:
+            option = "--valid" if error.filename else "--data"
+            raise FileNotFoundError(f"{error}; if the data of the run in {output} was moved, give its new place as {option}") from error
         if data.sha256 != state.data_sha256:
-            raise ValueError(f"the data is not what the run in {output} was started with: {data.description}")
+            raise ValueError(f"the data is not what the run in {output} was started with: {data.description}; give that one as --data")
         run = cls(output, accelerator, classifier, data, state)
-        run._restore(folder)
+        run._restore(last)
         return run
 
     @property
@@ -207,7 +209,9 @@ class Run:
         return -(-len(self._batches) // self.accelerator.num_processes)
 
     def train(self, quiet: bool = False) -> bool:
-        """Train to the end, or to the first SIGINT, and save; at the end the model has the average of its weights.
+        """Train to the end, or to the first SIGINT, SIGTERM or SIGHUP, and save; at the end the model has the average of its weights.
+
+        The run's folder is held until then.
 
         A checkpoint that cannot be written is reported; training goes on, and the previous one is kept.
 
@@ -219,11 +223,28 @@ class Run:
 
         Raises:
             FloatingPointError: the loss is not finite any more.
+            MemoryError: the batches do not fit; the message says how large they are.
         """
+        began = time.perf_counter()
+        try:
+            return self._train(quiet)
+        finally:
+            self.seconds = time.perf_counter() - began
+            if self._folder is not None:
+                self._folder.release()
+
+    def _train(self, quiet: bool) -> bool:
         main = self.accelerator.is_main_process
-        with Reporter(self, quiet) as self._reporter, History(self.output, self.state, self._reporter, main) as self._history:
-            with _noting_sigint() as sigint:
-                self._train_until(sigint)
+        self._reporter = Reporter(self.state, self.options.epochs, self.steps_per_epoch, main, quiet)
+        with self._reporter, History(self.output, self.state, self._reporter, main) as self._history:
+            longest = max(map(len, self._batches.encoded))
+            advice = (
+                f"batches of {self.options.batch_size:,} sentences of up to {longest:,} tokens, on {self.accelerator.device}; "
+                "try a smaller --batch-size, --hidden-size or --embedding-size"
+            )
+            with _noting_signals() as signals, telling_out_of_memory(advice):
+                self._train_until(signals)
+            self.stopped_by = signals[0] if signals and not self.finished else None
             if self.finished:
                 self._set_weights(self._average)
             if self.finished and main:
@@ -231,18 +252,18 @@ class Run:
                     plot_training(self.output / "metrics.jsonl", self.steps_per_epoch, self.output / "training.png")
         return self.finished
 
-    def throughput(self) -> "Throughput":
+    def throughput(self, seconds: float = math.inf) -> Throughput | None:
         """See :func:`measure_throughput`; every process must take part."""
-        return measure_throughput(self.accelerator, self.classifier, self._batches)
+        return measure_throughput(self.accelerator, self.classifier, self._batches, seconds)
 
-    def _train_until(self, sigint: threading.Event) -> None:
+    def _train_until(self, signals: list[int]) -> None:
         self.saved = self.state.step > 0 or self._save("last")
         while not self.finished:
             self._model.train()
             self._speed = Speed(self.accelerator.num_processes)
             for batch in self._epoch():
                 self._train_on(batch)
-                if self._any_process_noted(sigint):
+                if self._any_process_noted(signals):
                     self._check_finite(self.accelerator.reduce(self._totals[1].clone())[0].item())
                     self.saved = self._save("last")
                     return
@@ -257,7 +278,7 @@ class Run:
         done = self.state.step / (self.options.epochs * self.steps_per_epoch)
         for group in self._optimizer.param_groups:
             group["lr"] = self.options.lr * (1 - done)
-        loss, correct = _step(self.accelerator, self._model, self._optimizer, batch, self.options)
+        loss, correct = take_step(self.accelerator, self._model, self._optimizer, batch, self.options)
         examples = len(batch.labels)
         self._totals += torch.stack([loss.double() * examples, correct, torch.full_like(correct, examples)])
         self._speed.count(batch)
@@ -267,7 +288,7 @@ class Run:
         self._reporter.step()
         if self.state.step % STEPS_PER_LINE == 0:
             values = self._means(1)
-            self._history.write("step", self.state, values)
+            self._history.write("step", values)
             self._reporter.steps(values)
 
     def _update_average(self) -> None:
@@ -306,6 +327,7 @@ class Run:
 
     def _end_epoch(self) -> None:
         values = self._means(0) | {"seconds": round(self._speed.seconds, 1)}
+        self.tokens_per_second = values["tokens_per_second"]
         accuracy = self.state.best_accuracy
         if self.data.valid:
             valid = self._validate()
@@ -313,7 +335,7 @@ class Run:
             values |= {"valid_loss": valid.loss, "valid_accuracy": valid.accuracy}
         self.state.epoch += 1
         self.state.batch = 0
-        self._history.write("epoch", self.state, values)
+        self._history.write("epoch", values)
         if (accuracy > self.state.best_accuracy or not self.data.valid) and self._save("best"):
             self.state.best_accuracy = accuracy
             self.state.epochs_without_gain = 0
@@ -330,11 +352,11 @@ class Run:
         loss, accuracy = broadcast(numbers).tolist()
         return Evaluation(loss, accuracy, result.examples)
 
-    def _any_process_noted(self, sigint: threading.Event) -> bool:
+    def _any_process_noted(self, signals: list[int]) -> bool:
         """Whether to stop: all processes do, at the same step."""
         if self.accelerator.num_processes == 1:
-            return sigint.is_set()
-        if sigint.is_set():
+            return bool(signals)
+        if signals:
             self.accelerator.set_trigger()
         return self.accelerator.check_trigger()
 
@@ -385,7 +407,7 @@ class Run:
         model.load_state_dict(checkpoint.read_tensors(folder / "model.safetensors", model.state_dict()))
 
 
-def _new_classifier(config: ModelConfig, options: TrainingOptions, train: Examples) -> TextClassifier:
+def _new_classifier(config: ModelConfig, options: TrainingOptions, train: Examples, device: torch.device) -> TextClassifier:
     words = Vocabulary.build(train.sentences, options.min_count)
     subwords = options.vectors is not None and of_transformer(options.vectors)
     if config.affixes and subwords:
@@ -401,32 +423,35 @@ def _new_classifier(config: ModelConfig, options: TrainingOptions, train: Exampl
     if config.affixes and isinstance(vocabulary, Vocabulary):
         vocabulary = AffixVocabulary.of_words(vocabulary, words.tokens)
     config = replace(config, embedding_size=config.embedding_size or EMBEDDING_SIZE)
+    check_memory(len(vocabulary), train.num_classes, config, len(vocabulary.tokens), device)
     model = Classifier(len(vocabulary), train.num_classes, config, tokens=len(vocabulary.tokens))
     if matrix is not None:
         model.pretrained.weight.data.copy_(matrix)
     if config.affixes:
         # No phrase has the words that only the vectors have.
         model.embedding.weight.data[len(words) : len(vocabulary.tokens)] = 0
-    return TextClassifier(model, vocabulary, train.num_classes, options)
+    return TextClassifier(model, vocabulary, train.num_classes, options, train.names)
+
+
+def _hold(accelerator: Accelerator, take: Callable[[], RunFolder]) -> tuple[Path, RunFolder | None]:
+    """Take a run's folder on the main process, which writes; the others learn which one, or why there is none."""
+    folder: RunFolder | None = None
+    answer: list[Any] = [None, None]
+    if accelerator.is_main_process:
+        try:
+            folder = take()
+            answer[0] = folder.path
+        except (OSError, ValueError) as error:
+            answer[1] = error
+    path, problem = broadcast_object_list(answer)
+    if problem is not None:
+        raise problem
+    return path, folder
 
 
 def _accelerator() -> Accelerator:
     # Several processes without a GPU would each train alone, and write to one folder, if Accelerate were not told.
     return Accelerator(cpu=not torch.accelerator.is_available())
-
-
-def _step(
-    accelerator: Accelerator, model: nn.Module, optimizer: torch.optim.Optimizer, batch: Batch, options: TrainingOptions
-) -> tuple[Tensor, Tensor]:
-    """One step of training; the mean loss and the number of sentences that were classified correctly."""
-    ids, lengths, labels, _ = (tensor.to(accelerator.device) for tensor in batch)
-    optimizer.zero_grad()
-    logits = model(ids, lengths)
-    loss = cross_entropy(logits, labels, label_smoothing=options.label_smoothing)
-    accelerator.backward(loss)
-    accelerator.clip_grad_norm_(model.parameters(), options.clip)
-    optimizer.step()
-    return loss.detach(), (logits.detach().argmax(1) == labels).sum()
 
 
 def _name_moments(parameters: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -446,207 +471,14 @@ def _load_moments(parameters: dict[str, nn.Parameter], optimizer: torch.optim.Op
 
 
 @contextmanager
-def _noting_sigint() -> Iterator[threading.Event]:
-    """Ctrl-C sets the event, instead of breaking off in the middle of a step."""
-    noted = threading.Event()
-    previous = signal.signal(signal.SIGINT, lambda *_: noted.set())
+def _noting_signals() -> Iterator[list[int]]:
+    """Ctrl-C, a scheduler's SIGTERM and a closed terminal are noted, instead of breaking off in the middle of a step."""
+    noted: list[int] = []
+    # nohup has SIGHUP ignored, and means it. A shell does the same with SIGINT for what runs in its background.
+    numbers = [number for number in STOPS if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN]
+    previous = {number: signal.signal(number, lambda number, _: noted.append(number)) for number in numbers}
     try:
         yield noted
     finally:
-        signal.signal(signal.SIGINT, previous)
-
-
-class Speed:
-    """Valid tokens a second, over all of ``processes``, since it was made."""
-
-    def __init__(self, processes: int) -> None:
-        self._processes = processes
-        self._tokens = 0
-        self._began = time.perf_counter()
-
-    def count(self, batch: Batch) -> None:
-        self._tokens += int(batch.lengths.sum())
-
-    @property
-    def seconds(self) -> float:
-        return time.perf_counter() - self._began
-
-    @property
-    def tokens_per_second(self) -> int:
-        return round(self._tokens * self._processes / self.seconds)
-
-
-class Reporter:
-    """Tells the progress of a run: a bar on a terminal, plain lines elsewhere, nothing but on the main process.
-
-    ``quiet`` leaves the warnings only.
-    """
-
-    def __init__(self, run: Run, quiet: bool) -> None:
-        self._quiet = quiet
-        self._state = run.state
-        self._epochs = run.options.epochs
-        self._steps = run.steps_per_epoch
-        self._console = Console(quiet=not run.accelerator.is_main_process, highlight=False, markup=False, soft_wrap=True)
-        columns = (
-            TextColumn("epoch {task.fields[epoch]}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[values]}at most"),
-            TimeRemainingColumn(),
-            TextColumn("left"),
-        )
-        self._bar = Progress(*columns, console=self._console, transient=True, disable=quiet or not self._console.is_terminal)
-        self._task = self._bar.add_task("", total=self._epochs * self._steps, completed=self._state.step, epoch=self._epoch(), values="")
-
-    def __enter__(self) -> "Reporter":
-        self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
-
-    def step(self) -> None:
-        """Tell that a step is done."""
-        self._bar.update(self._task, completed=self._state.step, epoch=self._epoch())
-
-    def steps(self, values: dict[str, float]) -> None:
-        """Tell the means over the last steps."""
-        self._bar.update(self._task, values=f"{_describe(values)}, ")
-
-    def epoch(self, values: dict[str, float]) -> None:
-        """Tell the means over the epoch that ended, and how the model does on the validation set."""
-        if self._quiet:
-            return
-        parts = [f"epoch {self._state.epoch}/{self._epochs}: {_describe(values)}"]
-        if "valid_loss" in values:
-            parts.append(f"validation loss {values['valid_loss']:.4f} accuracy {values['valid_accuracy']:.4f}")
-        left = (self._epochs - self._state.epoch) * values["seconds"]
-        self._console.print(", ".join([*parts, f"at most {left:.0f} s left"]))
-
-    @contextmanager
-    def reporting(self, consequence: str) -> Iterator[None]:
-        """Tell of an OSError, such as a full disk, what follows from it, and go on."""
-        try:
-            yield
-        except OSError as error:
-            self._console.print(f"warning: {consequence} ({error})")
-
-    def _epoch(self) -> str:
-        return f"{min(self._state.epoch + 1, self._epochs)}/{self._epochs}"
-
-
-def _describe(values: dict[str, float]) -> str:
-    return f"loss {values['loss']:.4f} accuracy {values['accuracy']:.4f}, {values['tokens_per_second']:,} tokens/s"
-
-
-class History:
-    """The metrics of a run, in ``metrics.jsonl`` and as TensorBoard's events; nothing but on the main process.
-
-    What lies after ``state``'s position, from steps that will be done again, is overwritten.
-    """
-
-    def __init__(self, output: Path, state: TrainingState, reporter: Reporter, main: bool) -> None:
-        self._path = output / "metrics.jsonl"
-        self._reporter = reporter
-        self._events = None
-        if main:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._path.touch()
-            state.metrics_bytes = min(state.metrics_bytes, self._path.stat().st_size)
-            self._events = SummaryWriter(str(output / "tensorboard"), purge_step=state.step + 1)
-
-    def __enter__(self) -> "History":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._events is not None:
-            with self._reporter.reporting("TensorBoard's events are not complete"):
-                self._events.close()
-
-    def write(self, event: str, state: TrainingState, values: dict[str, float]) -> None:
-        """Add a line, and move ``state``'s position to its end."""
-        if self._events is None:
-            return
-        line = json.dumps({"event": event, "step": state.step, "epoch": state.epoch, **values}) + "\n"
-        with self._reporter.reporting("a line of metrics is lost"):
-            with self._path.open("ab") as file:
-                file.truncate(state.metrics_bytes)
-                file.write(line.encode())
-            state.metrics_bytes += len(line)
-            for name, value in values.items():
-                self._events.add_scalar(f"{event}/{name}", value, state.step)
-
-
-@dataclass(frozen=True)
-class Throughput:
-    """Valid tokens a second in training; ``torch`` is None where there is nothing to compare with.
-
-    That is a model without a recurrent layer, or one that torch.nn cannot run: bfloat16 on some CPUs.
-    """
-
-    sstkern: float
-    torch: float | None
-
-
-def measure_throughput(
-    accelerator: Accelerator,
-    classifier: TextClassifier,
-    batches: Batches,
-    rounds: int = 6,
-    steps: int = 8,
-) -> Throughput:
-    """Measure training steps of a new model of a classifier's kind, with our recurrent layers and with torch.nn's.
-
-    The layers take turns, ``rounds`` times ``steps`` steps each on the same batches; the median counts. torch.nn's
-    runs both on packed and on padded sequences, where it computes steps that do not count, and its faster way counts.
-    """
-    config, options = classifier.model.config, classifier.options
-    layers = {"sstkern": RECURRENT}
-    if config.cell != "average":
-        layers |= {way: {cell: _lookalike(cell, way) for cell in RECURRENT} for way in ("packed", "padded")}
-    share = {"rank": accelerator.process_index, "world_size": accelerator.num_processes}
-    first = next(batches.epoch(0, **share))
-    models = {}
-    for name, recurrent in layers.items():
-        vocabulary = classifier.vocabulary
-        model = Classifier(len(vocabulary), classifier.classes, config, recurrent, len(vocabulary.tokens))
-        optimizer = torch.optim.AdamW(model.trainable().values(), lr=options.lr, fused=True)
-        model, optimizer = accelerator.prepare(model, optimizer)
-        try:
-            _step(accelerator, model, optimizer, first, options)
-        except RuntimeError:
-            if name == "sstkern":
-                raise
-        else:
-            models[name] = model, optimizer
-    speeds: dict[str, list[int]] = {name: [] for name in models}
-    order = deque(models)
-    for number in range(rounds):
-        block = list(islice(batches.epoch(number, **share), steps))
-        # Each takes every place in the round, because the first one after new batches is a little slower.
-        order.rotate()
-        for name in order:
-            speed, (model, optimizer) = Speed(accelerator.num_processes), models[name]
-            for batch in block:
-                loss, _ = _step(accelerator, model, optimizer, batch, options)
-                speed.count(batch)
-            loss.item()  # waits for a GPU to be done
-            speeds[name].append(speed.tokens_per_second)
-    ours, *theirs = (statistics.median(values) for values in speeds.values())
-    return Throughput(ours, max(theirs, default=None))
-
-
-def _lookalike(cell: str, way: str) -> type[nn.Module]:
-    """torch.nn's layer for a cell, called as ours is; ``padded`` does not heed the lengths."""
-    layer: Any = {"rnn": nn.RNN, "gru": nn.GRU, "lstm": nn.LSTM}[cell]
-
-    class Lookalike(layer):
-        def forward(self, x: Tensor, hx: Any = None, lengths: Any = None) -> tuple[Tensor, Any]:
-            if way == "padded":
-                return super().forward(x, hx)
-            packed = pack_padded_sequence(x, lengths.clamp(min=1).cpu(), batch_first=True, enforce_sorted=False)
-            outputs, final = super().forward(packed, hx)
-            return pad_packed_sequence(outputs, batch_first=True, total_length=x.shape[1])[0], final
-
-    return Lookalike
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+
+from sstkern.text.lines import decode_line
 
 COLUMNS = ("sentence", "label")
 MAX_LABEL = 2**31 - 1
@@ -13,10 +15,14 @@ MAX_LABEL = 2**31 - 1
 
 @dataclass
 class Examples:
-    """Sentences and their classes, side by side: `labels[i]`, an integer from 0, belongs to `sentences[i]`."""
+    """Sentences and their classes, side by side: `labels[i]`, an integer from 0, belongs to `sentences[i]`.
+
+    `names[label]` is what a file calls the class whose labels are strings; there are none where they are numbers.
+    """
 
     sentences: list[str]
     labels: list[int]
+    names: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         if len(self.sentences) != len(self.labels):
@@ -28,54 +34,89 @@ class Examples:
     def pick(self, indices: Iterable[int]) -> Examples:
         """Those at the positions `indices`, in that order."""
         chosen = list(indices)
-        return Examples([self.sentences[i] for i in chosen], [self.labels[i] for i in chosen])
+        return Examples([self.sentences[i] for i in chosen], [self.labels[i] for i in chosen], self.names)
+
+    def content(self) -> dict[str, list]:
+        """All there is, for a hash: without names as before there were any."""
+        content: dict[str, list] = {"sentences": self.sentences, "labels": self.labels}
+        return content | ({"names": self.names} if self.names else {})
 
     @property
     def num_classes(self) -> int:
-        """The largest label plus one; 0 without examples."""
-        return max(self.labels, default=-1) + 1
+        """The largest label plus one, or the number of names; 0 without examples."""
+        return len(self.names) or max(self.labels, default=-1) + 1
 
 
-def read_tsv(path: str | Path) -> Examples:
+def read_tsv(path: str | Path, names: Sequence[str] | None = None, on_fault: Callable[[ValueError], object] | None = None) -> Examples:
     """Read a TSV file: a header that names the columns `sentence` and `label`, then one example a line.
 
     The file is UTF-8, with or without a byte order mark, its lines end in LF or CR LF, and nothing is quoted: a `"` is
     a character. Other columns are ignored. An empty sentence is a sentence. Blank lines at the end are ignored.
 
+    All labels are integers from 0, or all are strings: then class 0 is the first of them in the order of their characters.
+
+    Args:
+        path: of the file.
+        names: what the classes are called that are known, such as those of the training examples, where the labels have to be among
+            them; empty where they have to be integers. None takes the file's own.
+        on_fault: is called with what is wrong with a line that is not UTF-8, and the others are read. None raises that.
+
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: the file cannot be read so. The message names the file, the line (from 1), what stands there and
-            what was expected: a label is an integer from 0 to 2^31 - 1.
+            what was expected: a label is an integer from 0 to 2^31 - 1, or a string without white space at its ends.
     """
-    header, *rows = _lines(path)
-    names = header.split("\t")
-    if any(names.count(column) != 1 for column in COLUMNS):
-        raise ValueError(f"{path}, line 1: found columns {names}, expected a header with 'sentence' and 'label'")
+    (_, header), *rows = _lines(path, on_fault)
+    columns = header.split("\t")
+    if any(columns.count(column) != 1 for column in COLUMNS):
+        raise ValueError(f"{path}, line 1: found columns {columns}, expected a header with 'sentence' and 'label'")
     if not rows:
         raise ValueError(f"{path}, line 2: found the end of the file, expected an example")
-    sentence_at, label_at = map(names.index, COLUMNS)
-    examples = Examples([], [])
-    for line, row in enumerate(rows, start=2):
+    sentence_at, label_at = map(columns.index, COLUMNS)
+    sentences, labels = [], []
+    for line, row in rows:
         cells = row.split("\t")
-        if len(cells) != len(names):
-            raise ValueError(f"{path}, line {line}: found {len(cells)} columns, expected {len(names)}: {names}")
-        label = cells[label_at]
-        if not re.fullmatch("[0-9]{1,10}", label) or int(label) > MAX_LABEL:
-            raise ValueError(f"{path}, line {line}: found label {label!r}, expected an integer from 0 to {MAX_LABEL}")
-        examples.sentences.append(cells[sentence_at])
-        examples.labels.append(int(label))
-    return examples
+        if len(cells) != len(columns):
+            raise ValueError(f"{path}, line {line}: found {len(cells)} columns, expected {len(columns)}: {columns}")
+        sentences.append(cells[sentence_at])
+        labels.append(cells[label_at])
+    if names is None:
+        names = [] if _is_number(labels[0]) else sorted(set(labels))
+    ids = {name: id_ for id_, name in enumerate(names)}
+    classes = [_class(label, ids, f"{path}, line {line}") for (line, _), label in zip(rows, labels, strict=True)]
+    return Examples(sentences, classes, list(names))
 
 
-def _lines(path: str | Path) -> list[str]:
-    """The file's lines without their ends, blank ones at the end left out; at least one."""
-    data = Path(path).read_bytes().removeprefix(b"\xef\xbb\xbf")
-    try:
-        text = data.decode()
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise ValueError(f"{path}, line {line}: found byte 0x{data[error.start]:02x}, expected UTF-8") from error
-    if not text.strip("\r\n"):
+def _class(label: str, ids: dict[str, int], place: str) -> int:
+    """The class of a label, among those with names if there are some."""
+    if not ids:
+        if not _is_number(label) or int(label) > MAX_LABEL:
+            raise ValueError(f"{place}: found label {label!r}, expected an integer from 0 to {MAX_LABEL}")
+        return int(label)
+    if _is_number(label) or label != label.strip() or not label:
+        raise ValueError(f"{place}: found label {label!r}, expected a string as the others, or integers in all lines")
+    if label not in ids:
+        known = ", ".join(map(repr, list(ids)[:10]))
+        raise ValueError(f"{place}: found label {label!r}, expected one of {known}{', ...' if len(ids) > 10 else ''}")
+    return ids[label]
+
+
+def _is_number(label: str) -> bool:
+    return re.fullmatch("[0-9]+", label) is not None
+
+
+def _lines(path: str | Path, on_fault: Callable[[ValueError], object] | None) -> list[tuple[int, str]]:
+    """The file's lines without their ends, each with its number, blank ones at the end left out; the first is always there."""
+    # Not splitlines(): it would also cut at a lone CR inside a sentence.
+    lines = Path(path).read_bytes().rstrip(b"\r\n").split(b"\n")
+    found = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            found.append((number, decode_line(line, number, path)))
+        except ValueError as fault:
+            if on_fault is None or number == 1:
+                raise
+            on_fault(fault)
+    if found == [(1, "")]:
         raise ValueError(f"{path}, line 1: found an empty file, expected a header with 'sentence' and 'label'")
-    # Not splitlines(): it would also cut at a lone CR or a Unicode line separator inside a sentence.
-    return [line.removesuffix("\r") for line in text.rstrip("\r\n").split("\n")]
+    return found

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sstkern.text.glove import read_glove
+from sstkern.text.glove import NAME, read_glove
 from sstkern.text.transformer import HUB, Subwords, read_transformer
 from sstkern.text.vocabulary import SPECIALS, Vocabulary
 
@@ -62,8 +62,11 @@ def load_vectors(
 
 
 def of_transformer(source: str | Path) -> bool:
-    """Whether a source of vectors is a transformer, not a file of words' vectors."""
-    return str(source).startswith(HUB) or Path(source).is_dir()
+    """Whether a source of vectors is a transformer, not a file of words' vectors.
+
+    The name of GloVe's vectors is theirs, even where a folder has that name; the folder is "./glove.6B".
+    """
+    return str(source) != NAME and (str(source).startswith(HUB) or Path(source).is_dir())
 
 
 def _scaled(matrix: Tensor, source: str) -> Tensor:

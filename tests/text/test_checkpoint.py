@@ -217,6 +217,15 @@ def test_a_full_disk_is_told_and_leaves_nothing_half_written(tmp_path, monkeypat
     assert [path.name for path in tmp_path.iterdir()] == ["last"]
 
 
+def test_folders_of_others_beside_it_are_left_alone(tmp_path):
+    for name in ("last.old", "last.new"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "notes.txt").touch()
+    for _ in range(2):
+        save(tmp_path / "last")
+    assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("notes.txt")) == ["last.new/notes.txt", "last.old/notes.txt"]
+
+
 def test_a_pickle_is_not_loaded(tmp_path):
     weights = save(tmp_path).model.state_dict()
     torch.save(weights, tmp_path / "model.safetensors")

@@ -1,8 +1,10 @@
+import math
 import random
 
 import pytest
 
 from sstkern.text import Examples, hold_out, share_inside
+from sstkern.text.split import most_held_out
 
 # Three sentences with phrases of theirs; "good fun" is in two of them, "a b c d e" has no end.
 PHRASES = {
@@ -41,6 +43,19 @@ def test_training_keeps_what_stands_in_no_held_out_sentence(examples):
 def test_equal_sentences_are_held_out_once_and_never_trained_on():
     twice = Examples(["it is a fine day .", "it is a fine day .", "so"], [1, 1, 0])
     assert hold_out(twice, size=1) == (Examples(["so"], [0]), Examples(["it is a fine day ."], [1]))
+
+
+def test_where_no_phrase_is_a_sentence_any_whole_one_is_held_out():
+    examples = Examples(["a b c", "b c", "d e", "", ""], [1, 1, 0, 1, 0])
+    assert most_held_out(examples) == 4
+    train, valid = hold_out(examples, size=4)
+    assert (train, valid) == (Examples([], []), examples.pick([0, 2, 3, 4]))
+    train, valid = hold_out(Examples(["", "", ""], [0, 1, 0]), size=1)
+    assert (len(train), len(valid)) == (2, 1)
+
+
+def test_the_share_of_no_phrase_is_none(examples):
+    assert math.isnan(share_inside(examples, Examples([], [])))
 
 
 @pytest.mark.parametrize("size", [-1, 0, 4])

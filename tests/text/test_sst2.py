@@ -65,6 +65,23 @@ def test_a_development_label_unknown_in_training_is_named(directory):
         load(directory)
 
 
+@pytest.mark.parametrize("label", [2, 1234567890])
+def test_labels_are_as_many_as_the_file_has(directory, label):
+    (directory / "train.tsv").write_text(f"sentence\tlabel\ngood\t1\nodd\t{label}\nbad\t0\ngood\t1\n".replace("bad\t0", "bad\t1"))
+    with pytest.raises(ValueError, match=rf"train\.tsv, line 3: found label {label}, expected 0 to 1, for the file has 2 labels"):
+        load(directory)
+
+
+def test_labels_that_are_strings_are_those_of_training(directory):
+    (directory / "train.tsv").write_text("sentence\tlabel\nso so\tfair\ngood\tfine\nbad\tpoor\n")
+    (directory / "dev.tsv").write_text("sentence\tlabel\nfine\tfine\n")
+    train, dev, _ = load(directory)
+    assert (train.labels, dev.labels, train.names, dev.names) == ([0, 1, 2], [1], ["fair", "fine", "poor"], ["fair", "fine", "poor"])
+    (directory / "dev.tsv").write_text("sentence\tlabel\nfine\tgreat\n")
+    with pytest.raises(ValueError, match=r"dev\.tsv, line 2: found label 'great', expected one of 'fair', 'fine', 'poor'"):
+        load(directory)
+
+
 def test_without_network_it_says_so_and_gives_the_demo(offline, caplog):
     with caplog.at_level(logging.WARNING, logger="sstkern"):
         train, dev, description = load()

@@ -15,10 +15,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import sstkern
-from sstkern.text import Batch, Examples, Vocabulary, checkpoint, collate, demo, load, load_vectors, trainer
+from sstkern.text import Batch, Examples, Vocabulary, checkpoint, collate, data, demo, load, load_vectors, trainer
 from sstkern.text.checkpoint import TrainingOptions, load_model
 from sstkern.text.models import Classifier, ModelConfig
-from sstkern.text.trainer import Run, Throughput, evaluate
+from sstkern.text.trainer import Run, evaluate
 
 CONFIG = ModelConfig("lstm", layers=2, hidden_size=4, embedding_size=4, dropout=0.3, affixes=False)
 SMALL = (*demo(1000, 200), "a small demo")
@@ -30,7 +30,7 @@ TIMES = ("tokens_per_second", "seconds")
 @pytest.fixture(autouse=True)
 def little_data_many_lines_and_no_plot(monkeypatch):
     monkeypatch.setattr(trainer, "plot_training", lambda *_: None)
-    monkeypatch.setattr(trainer, "load", lambda data: SMALL if data == "demo" else load(data))
+    monkeypatch.setattr(data, "load", lambda data: SMALL if data == "demo" else load(data))
     monkeypatch.setattr(trainer, "STEPS_PER_LINE", 3)
 
 
@@ -38,17 +38,17 @@ def start(output: Path, config: ModelConfig = CONFIG, **options) -> Run:
     return Run.start(config, replace(OPTIONS, **options), output)
 
 
-def interrupt_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
-    """Send SIGINT in the middle of a step of the run that comes next."""
-    take_step = trainer._step
+def interrupt_at(monkeypatch: pytest.MonkeyPatch, step: int, number: int = signal.SIGINT) -> None:
+    """Send a signal in the middle of a step of the run that comes next."""
+    take_step = trainer.take_step
     steps = iter(range(1, 1000))
 
     def interrupted(*arguments):
         if next(steps) == step:
-            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(number)
         return take_step(*arguments)
 
-    monkeypatch.setattr(trainer, "_step", interrupted)
+    monkeypatch.setattr(trainer, "take_step", interrupted)
 
 
 def metrics(output: Path) -> list[dict[str, float]]:
@@ -165,21 +165,6 @@ def test_a_full_disk_is_told_and_training_goes_on(tmp_path, monkeypatch, capsys,
     monkeypatch.undo()
 
 
-def test_metrics_survive_a_full_disk(tmp_path, monkeypatch, capsys):
-    opens = Path.open
-
-    def full(path, mode="r", *arguments, **keywords):
-        if path.name == "metrics.jsonl" and mode == "ab" and run.state.step == 6:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        return opens(path, mode, *arguments, **keywords)
-
-    monkeypatch.setattr(Path, "open", full)
-    run = start(tmp_path, epochs=1)
-    assert run.train()
-    assert [line["step"] for line in metrics(tmp_path)] == [3, 8]
-    assert "warning: a line of metrics is lost ([Errno 28] No space left on device)" in capsys.readouterr().out
-
-
 def test_a_loss_that_is_not_finite_ends_the_run_and_names_remedies(tmp_path):
     with pytest.raises(FloatingPointError, match=r"the loss is nan at step \d+: try a smaller lr"):
         start(tmp_path, replace(CONFIG, cell="average"), lr=1e38, clip=1e38).train()
@@ -200,7 +185,7 @@ def test_resuming_names_what_has_changed(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="holds no checkpoint"):
         Run.resume(tmp_path / "other")
     with monkeypatch.context() as patch:
-        patch.setattr(trainer, "load", lambda _: (*demo(400, 100), "other sentences"))
+        patch.setattr(data, "load", lambda _: (*demo(400, 100), "other sentences"))
         with pytest.raises(ValueError, match=r"the data is not what the run in .* was started with: other sentences"):
             Run.resume(tmp_path / "run")
     run.state.processes = 2
@@ -227,20 +212,20 @@ def test_resuming_from_a_damaged_file_names_it(tmp_path, file, name, damaged, me
 
 
 def test_the_learning_rate_falls_in_a_line_to_0(tmp_path, monkeypatch):
-    take_step = trainer._step
+    take_step = trainer.take_step
     rates = []
 
     def noted(accelerator, model, optimizer, *arguments):
         rates.append(optimizer.param_groups[0]["lr"])
         return take_step(accelerator, model, optimizer, *arguments)
 
-    monkeypatch.setattr(trainer, "_step", noted)
+    monkeypatch.setattr(trainer, "take_step", noted)
     start(tmp_path, lr=0.5).train()
     assert rates == pytest.approx([0.5 * (1 - step / (2 * STEPS)) for step in range(2 * STEPS)])
 
 
 def test_the_model_is_the_average_of_the_weights(tmp_path, monkeypatch):
-    take_step = trainer._step
+    take_step = trainer.take_step
     weights = []
 
     def noted(accelerator, model, *arguments):
@@ -250,7 +235,7 @@ def test_the_model_is_the_average_of_the_weights(tmp_path, monkeypatch):
         weights.append(model.linear.weight.detach().clone())
         return answer
 
-    monkeypatch.setattr(trainer, "_step", noted)
+    monkeypatch.setattr(trainer, "take_step", noted)
     run = start(tmp_path)
     assert run.train()
     average = weights[0]
@@ -459,6 +444,11 @@ def test_evaluation_is_of_each_sentence_with_its_own_label():
     assert result.loss == pytest.approx((4 * right + wrong) / 5, rel=1e-6)
 
 
+def test_evaluation_of_no_sentence_is_no_number():
+    result = evaluate(Classifier(4, 2, ModelConfig("average", embedding_size=1)), [], [])
+    assert (math.isnan(result.loss), math.isnan(result.accuracy), result.examples) == (True, True, 0)
+
+
 def test_a_validation_file_takes_the_place_of_dev_and_its_labels_are_checked(tmp_path):
     file = tmp_path / "valid.tsv"
     file.write_text("sentence\tlabel\nthe plot is good .\t1\nthe plot is bad .\t0\n")
@@ -470,7 +460,7 @@ def test_a_validation_file_takes_the_place_of_dev_and_its_labels_are_checked(tmp
 
 def test_data_with_a_single_label_is_told(tmp_path, monkeypatch):
     one = Examples(["good", "fine"], [1, 1])
-    monkeypatch.setattr(trainer, "load", lambda _: (one, one, "one.tsv"))
+    monkeypatch.setattr(data, "load", lambda _: (one, one, "one.tsv"))
     with pytest.raises(ValueError, match=r"one\.tsv: found only the label 1 to train on, expected two or more"):
         start(tmp_path)
 
@@ -485,28 +475,40 @@ def test_without_validation_the_model_is_that_of_the_last_epoch(tmp_path, monkey
     assert all(torch.equal(best[name], last[name]) for name in best)
 
 
-@pytest.mark.parametrize("cell", ["lstm", "average"])
-def test_throughput_compares_recurrent_layers_only(tmp_path, cell):
-    speed = start(tmp_path, replace(CONFIG, cell=cell)).throughput()
-    assert isinstance(speed, Throughput)
-    assert speed.sstkern > 0
-    assert speed.torch is None if cell == "average" else speed.torch > 0
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_every_signal_to_stop_keeps_the_epoch(tmp_path, monkeypatch, number):
+    interrupt_at(monkeypatch, 5, number)
+    run = start(tmp_path)
+    assert not run.train()
+    assert (run.saved, run.stopped_by) == (True, number)
+    assert checkpoint.read_state(tmp_path / "last").step == 5
+    assert Run.resume(tmp_path).train()
 
 
-def test_throughput_without_a_torch_layer_that_runs(tmp_path, monkeypatch):
-    def unable(*_):
-        raise RuntimeError("could not create a primitive")
+def test_a_signal_that_is_ignored_stops_nothing(tmp_path, monkeypatch):
+    interrupt_at(monkeypatch, 5, signal.SIGHUP)
+    handler = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        run = start(tmp_path, epochs=1)
+        assert run.train()
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, handler)
 
-    monkeypatch.setattr(torch.nn.LSTM, "forward", unable)
-    speed = start(tmp_path).throughput()
-    assert speed.sstkern > 0
-    assert speed.torch is None
+
+def test_batches_that_do_not_fit_are_told_with_their_sizes(tmp_path, monkeypatch):
+    run = start(tmp_path)
+    monkeypatch.setattr(trainer, "take_step", lambda *_: torch.empty(2**60 - 1))
+    longest = max(len(sentence.split()) for sentence in SMALL[0].sentences)
+    advice = f"batches of 125 sentences of up to {longest} tokens, on cpu; try a smaller --batch-size, --hidden-size or --embedding-size"
+    with pytest.raises(MemoryError, match=f"^out of memory: {advice}$"):
+        run.train()
 
 
 def test_training_learns(tmp_path):
     """A few thousand sentences of SST-2 where they are, the demo elsewhere: well above chance, by the model saved."""
-    data, wanted = (None, 0.65) if os.environ.get("SSTKERN_DATA") else ("demo", 0.9)
-    train, valid, _ = load(data)
+    source, wanted = (None, 0.65) if os.environ.get("SSTKERN_DATA") else ("demo", 0.9)
+    train, valid, _ = load(source)
     folder = tmp_path / "data"
     folder.mkdir()
     for name, part, size in (("train", train, 4000), ("dev", valid, 1000)):

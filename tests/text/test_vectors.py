@@ -37,6 +37,16 @@ def test_words_keep_their_order_and_those_without_a_vector_have_zeros(glove):
     torch.testing.assert_close(matrix, torch.tensor([[0.0, 0], [0, 0], [1, 2], [3, 0], [0, 0], [50, 60]]) * SCALE)
 
 
+def test_the_name_of_gloves_vectors_is_theirs_where_a_folder_has_it(transformer, monkeypatch):
+    Path(transformer).rename(Path(transformer).with_name("glove.6B"))
+    monkeypatch.chdir(Path(transformer).parent)
+    asked = []
+    monkeypatch.setattr(vectors, "read_glove", lambda source, *_: asked.append(source) or (["good"], torch.tensor([[1.0, 2.0]])))
+    load_vectors("glove.6B", SENTENCES)
+    assert asked == ["glove.6B"]
+    assert isinstance(load_vectors("./glove.6B", SENTENCES)[0], Subwords)
+
+
 def test_rare_words_are_unknown_but_for_the_most_frequent_of_the_file(glove, monkeypatch):
     monkeypatch.setattr(vectors, "MOST_FREQUENT", 1)
     vocabulary, matrix = load_vectors(glove, SENTENCES, min_count=3)

@@ -17,6 +17,7 @@ from typing import Any
 from sstkern.atomic import write_atomically
 from sstkern.text import Examples
 from sstkern.text.checkpoint import TextClassifier, TrainingOptions, load_model
+from sstkern.text.history import read_metrics
 from sstkern.text.models import ModelConfig
 from sstkern.text.study.recipes import Recipe
 from sstkern.text.trainer import Evaluation, Run, evaluate
@@ -26,7 +27,7 @@ GAP_SENTENCES = 850  # of the training side, as many as are held out
 
 
 class InterruptedStudyError(Exception):
-    """Ctrl-C, after the run under way was saved."""
+    """Ctrl-C or another signal to stop, after the run under way was saved."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Data:
     @cached_property
     def sha256(self) -> str:
         """Of all sentences and labels."""
-        parts = [asdict(part) for part in (self.whole, self.side, self.held_out, self.dev)]
+        parts = [part.content() for part in (self.whole, self.side, self.held_out, self.dev)]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     def write(self) -> None:
@@ -75,11 +76,14 @@ def shuffled(examples: Examples, seed: int) -> Examples:
         words = sentence.split()
         return " ".join(order.sample(words, len(words)))
 
-    return Examples([shuffle(sentence) for sentence in examples.sentences], list(examples.labels))
+    return replace(examples, sentences=[shuffle(sentence) for sentence in examples.sentences])
 
 
 def _as_tsv(examples: Examples) -> bytes:
-    rows = [f"{sentence}\t{label}" for sentence, label in zip(examples.sentences, examples.labels, strict=True)]
+    rows = [
+        f"{sentence}\t{examples.names[label] if examples.names else label}"
+        for sentence, label in zip(examples.sentences, examples.labels, strict=True)
+    ]
     return "\n".join(["sentence\tlabel", *rows, ""]).encode()
 
 
@@ -160,7 +164,9 @@ class Runs:
         return run if (found, run.options) == (config, options) else None
 
     def _on_split(self, run: Run, output: Path) -> dict[str, Any]:
-        epochs = [line for line in _lines(output / "metrics.jsonl") if line["event"] == "epoch"]
+        epochs = [line for line in read_metrics(output / "metrics.jsonl") if line["event"] == "epoch"]
+        if not epochs:
+            raise ValueError(f"{output / 'metrics.jsonl'}: found no epoch; remove {output}, so that it is trained again")
         best = max(epochs, key=lambda line: line["valid_accuracy"])
         parameters = list(run.classifier.model.parameters())
         return {
@@ -226,7 +232,3 @@ def _unused(output: Path) -> Path:
         number = next(n for n in range(1, 10_000) if not output.with_name(f"{output.name}.old-{n}").exists())
         output.rename(output.with_name(f"{output.name}.old-{number}"))
     return output
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]

@@ -14,7 +14,7 @@ from sstkern.atomic import write_atomically
 from sstkern.bench.machine import environment
 from sstkern.text import Examples, load
 from sstkern.text.models import Classifier
-from sstkern.text.split import hold_out, share_inside
+from sstkern.text.split import hold_out, most_held_out, share_inside
 from sstkern.text.study import PROBLEMS, gradients, losses, report, vocabulary
 from sstkern.text.study.recipes import RECIPES, of_problem
 from sstkern.text.study.runs import Data, Runs
@@ -52,7 +52,7 @@ class Study:
         if folder.exists() and not folder.is_dir():
             raise ValueError(f"output: {folder} is a file, expected a folder")
         train, dev, source = load(data)
-        side, held_out = hold_out(train, min(HELD_OUT, len(train) // 8))
+        side, held_out = hold_out(train, min(HELD_OUT, len(train) // 8, most_held_out(train)))
         whole, side = (part.pick(range(min(QUICK_PHRASES, len(part)))) if quick else part for part in (train, side))
         split = Data(whole, side, held_out, dev, folder / "data")
         split.write()
@@ -109,9 +109,11 @@ class Study:
 
 def _vanishing(study: Study) -> dict[str, Any]:
     """Problem 1.2 at initialisation and after the training of 3.2 and 4.1."""
+    sentences = [s for s in study.dev.sentences if len(s.split()) >= JACOBIAN_TOKENS][:JACOBIAN_SENTENCES]
+    if not sentences:
+        raise ValueError(f"dev has no sentence of at least {JACOBIAN_TOKENS} tokens")
     recipes = [recipe for recipe in RECIPES if recipe.name in ("rnn", "gru", "lstm")]
     trained = {recipe.name: study.runs.classifier(recipe, study.runs.seeds[0]) for recipe in recipes}
-    sentences = [s for s in study.dev.sentences if len(s.split()) >= JACOBIAN_TOKENS][:JACOBIAN_SENTENCES]
     found = {}
     for moment in ("initialisation", "trained"):
         parts = []
@@ -184,7 +186,7 @@ def run(study: Study, problems: Sequence[str], tell: Callable[[str], None]) -> l
         tell(f"problem {problem} ({number} of {len(problems)}): {TITLES[problem]}")
         try:
             study.answer(problem)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, MemoryError) as error:
             failed.append(f"problem {problem}: {error}{INSTEAD.get(problem, '')}")
             tell(failed[-1])
         report.write(study)

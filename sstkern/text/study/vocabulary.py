@@ -32,7 +32,8 @@ def counts(train: Examples, dev: Examples) -> dict:
         `vocabulary_size` (specials included) and what of dev it covers, from 0 to 1: `tokens`, the share of running tokens that it
         knows; `words`, that of distinct ones; `sentences_with_unknown`, the share of sentences that hold an unknown token.
         `most_frequent`: the 20 first [word, count]. `rank` and `frequency`: at most 200 points of the curve. `zipf`: `exponent`,
-        `constant` (the line's frequency at rank 1), `first_rank`, `last_rank` and `r_squared`, that of the logarithms.
+        `constant` (the line's frequency at rank 1), `first_rank`, `last_rank` and `r_squared`, that of the logarithms (None where
+        all of those frequencies are the same).
 
     Raises:
         ValueError: train has fewer than 12 words, too few for a fit; or dev has no token.
@@ -74,13 +75,13 @@ def _zipf(numbers: np.ndarray) -> dict:
     first, last = FIT[0], min(FIT[1], len(numbers))
     x, y = np.log(np.arange(first, last + 1)), np.log(numbers[first - 1 : last])
     slope, intercept = np.polyfit(x, y, 1)
-    rest = y - (slope * x + intercept)
+    rest, deviation = y - (slope * x + intercept), y - y.mean()
     return {
         "exponent": float(-slope),
         "constant": float(np.exp(intercept)),
         "first_rank": first,
         "last_rank": last,
-        "r_squared": float(1 - rest @ rest / ((y - y.mean()) @ (y - y.mean()))),
+        "r_squared": float(1 - rest @ rest / (deviation @ deviation)) if numbers[first - 1] != numbers[last - 1] else None,
     }
 
 

@@ -61,6 +61,17 @@ def test_an_answer_that_is_there_is_kept(folder: Path, monkeypatch: pytest.Monke
     assert {problem: entry["result"] for problem, entry in after.items()} == {problem: entry["result"] for problem, entry in before.items()}
 
 
+def test_sentences_without_punctuation_and_without_a_word_are_studied(tmp_path: Path):
+    for name in ("train", "dev"):
+        rows = [f"film {number} is {'fine' if number % 2 else 'dull'}\t{number % 2}\n" for number in range(30)]
+        (tmp_path / f"{name}.tsv").write_text("sentence\tlabel\n" + "".join(rows) + "\t1\n\t0\n" * 5)
+    problems = [argument for problem in ("2.1", "2.2", "3.1", "3.2") for argument in ("--problem", problem)]
+    result = CliRunner().invoke(app, ["study", "--quick", "--data", str(tmp_path), "--output", str(tmp_path / "s"), *problems])
+    assert result.exit_code == 0, result.output
+    assert "held out 5 sentences" in result.stdout
+    assert re.findall(r"^## (\d\.\d)", (tmp_path / "s" / "report.md").read_text(), re.MULTILINE) == ["2.1", "2.2", "3.1", "3.2"]
+
+
 def test_what_cannot_be_answered_is_told_and_the_rest_goes_on(tmp_path: Path):
     (tmp_path / "torn.zip").write_bytes(b"no archive")
     result = call(tmp_path / "s", "--problem", "1.1", "--problem", "3.3", "--problem", "5.1", "--glove", str(tmp_path / "torn.zip"))

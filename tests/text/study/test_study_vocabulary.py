@@ -47,6 +47,11 @@ def test_the_fit_finds_the_exponent(exponent):
     assert zipf["r_squared"] == pytest.approx(1, abs=1e-4)
 
 
+def test_words_that_all_come_as_often_have_no_share_that_is_explained():
+    zipf = vocabulary.counts(examples(" ".join(f"w{number}" for number in range(20))), examples("w1"))["zipf"]
+    assert (zipf["exponent"], zipf["r_squared"]) == (pytest.approx(0, abs=1e-12), None)
+
+
 def test_the_fit_leaves_out_the_first_ranks():
     usual = train_by_law(1)
     doubled = examples(*(sentence * (2 if rank < 10 else 1) for rank, sentence in enumerate(usual.sentences, start=1)))
