@@ -93,14 +93,14 @@ class _Chunked(torch.autograd.Function):
             part, states, _ = _run(call, chunk, x, weights, states, save=False)
             output[chunk.span] = chunk.turned(part)
         ctx.call, ctx.states = call, len(states)
-        ctx.save_for_backward(lengths, x, *tensors, *kept)
+        ctx.save_for_backward(x, *tensors, lengths, *kept)
         return output, *(state.clone() if any(state is given for given in tensors) else state for state in states)
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor, *grad_states: Tensor) -> tuple:
-        lengths, x, *tensors = ctx.saved_tensors
+        x, *tensors = autograd.saved_tensors(ctx, (ctx.call.cell, ctx.call.has_bias, False), ctx.call.weights)
         count = ctx.call.weights + ctx.states
-        given, kept = tensors[:count], tensors[count:]
+        given, (lengths, *kept) = tensors[:count], tensors[count:]
         needs = list(ctx.needs_input_grad[2:])
         with torch.autocast(x.device.type, enabled=False):  # the forward had its dtype
             if torch.is_grad_enabled() or engines.transformed((grad_output, *grad_states)):
