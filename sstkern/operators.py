@@ -160,14 +160,6 @@ def _autocast_backward(device: str):
     return layer_backward
 
 
-def _refuse_batches(*_arguments):
-    raise NotImplementedError(
-        "sstkern's layers have no batched gradients of this kind (torch.autograd.grad(is_grads_batched=True), "
-        "torch.autograd.functional.jacobian(vectorize=True)); torch.func.jacrev, or vmap of torch.func.vjp, does the same"
-    )
-
-
-_library.impl("layer_backward", _refuse_batches, "Batched")
 for _device in ("cpu", "cuda"):
     _library.impl("layer", _autocast_layer(_device), f"Autocast{_device.upper()}")
     _library.impl("layer_backward", _autocast_backward(_device), f"Autocast{_device.upper()}")

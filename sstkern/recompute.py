@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from sstkern import autograd, engines, operators
+from sstkern import autograd, engines, operators, private
 from sstkern.cells import Cell
 from sstkern.lengths import check_later, check_values
 
@@ -103,8 +103,9 @@ class _Chunked(torch.autograd.Function):
         given, (lengths, *kept) = tensors[:count], tensors[count:]
         needs = list(ctx.needs_input_grad[2:])
         with torch.autocast(x.device.type, enabled=False):  # the forward had its dtype
-            if torch.is_grad_enabled() or engines.transformed((grad_output, *grad_states)):
-                return None, None, *_differentiable(ctx.call, lengths, x, given, [grad_output, *grad_states], needs)
+            grads = [grad_output, *grad_states]
+            if torch.is_grad_enabled() or engines.transformed(grads) or any(map(private.is_batch_of_gradients, grads)):
+                return None, None, *_differentiable(ctx.call, lengths, x, given, grads, needs)
             return None, None, *_chunked_backward(ctx.call, lengths, x, given, kept, grad_output, list(grad_states), needs)
 
 
@@ -168,7 +169,7 @@ def _added(total: Tensor | None, part: Tensor) -> Tensor:
 def _differentiable(
     call: _Call, lengths: Tensor | None, x: Tensor, given: list[Tensor], grads: list[Tensor], needs: list[bool]
 ) -> list[Tensor | None]:
-    """The gradients, to be differentiated again or transformed: those of the ordinary layer, with its memory."""
+    """The gradients, to be differentiated again, transformed or computed for a batch of them: those of the ordinary layer, with its memory."""
     again = torch.is_grad_enabled()
     whole = _Chunk(0, x.size(0), lengths, call, x.device)
     with torch.enable_grad():
