@@ -77,7 +77,7 @@ is_batch_of_gradients = torch._C._functorch.is_legacy_batchedtensor
 
 def gradients_in_batch(tensor: Tensor) -> Tensor:
     """All gradients in one tensor, the batch as its first dimension."""
-    found = torch._remove_batch_dim(tensor, 1, 0, 0)  # type: ignore[attr-defined]
+    found = torch._remove_batch_dim(tensor, 1, 0, 0)
     if is_batch_of_gradients(found):
         raise NotImplementedError(
             "sstkern's layers have no batches of gradients (is_grads_batched=True) within each other; torch.func.vmap has"
@@ -87,7 +87,7 @@ def gradients_in_batch(tensor: Tensor) -> Tensor:
 
 def as_batch_of_gradients(tensor: Tensor) -> Tensor:
     """The way back."""
-    return torch._add_batch_dim(tensor, 0, 1)  # type: ignore[attr-defined]
+    return torch._add_batch_dim(tensor, 0, 1)
 
 
 def in_dual_level() -> bool:

@@ -169,7 +169,7 @@ def _added(total: Tensor | None, part: Tensor) -> Tensor:
 def _differentiable(
     call: _Call, lengths: Tensor | None, x: Tensor, given: list[Tensor], grads: list[Tensor], needs: list[bool]
 ) -> list[Tensor | None]:
-    """The gradients, to be differentiated again, transformed or computed for a batch of them: those of the ordinary layer, with its memory."""
+    """The gradients, to be differentiated again, transformed or in a batch: those of the ordinary layer, with its memory."""
     again = torch.is_grad_enabled()
     whole = _Chunk(0, x.size(0), lengths, call, x.device)
     with torch.enable_grad():

@@ -6,8 +6,8 @@ import pytest
 import torch
 from layers import FUSED, fused_runs
 from torch import Tensor, nn
-from torch.autograd import forward_ad, gradgradcheck
 from torch._vmap_internals import _vmap
+from torch.autograd import forward_ad, gradgradcheck
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
 
 import sstkern
