@@ -125,3 +125,40 @@ def test_a_second_derivative_of_a_compiled_layer_is_refused():
     (gradient,) = torch.autograd.grad(output.square().sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match="does not currently support double backward"):
         torch.autograd.grad(gradient.sum(), x)
+
+
+def runs(function, *arguments) -> int:
+    before = cpu_runs()["forward"]
+    function(*arguments)
+    return cpu_runs()["forward"] - before
+
+
+def test_a_forced_engine_has_a_graph_of_its_own():
+    layer, x, graphs = sstkern.GRU(4, 6), torch.randn(3, 2, 4), []
+    compiled = torch.compile(layer, fullgraph=True, backend=lambda graph, _: graphs.append(graph) or graph)
+    found = []
+    for _ in range(3):
+        found.append(runs(compiled, x))
+        for engine in ("reference", "cpu"):
+            with sstkern.backend(engine):
+                found.append(runs(compiled, x))
+    assert found == [1, 0, 1] * 3
+    assert len(graphs) == 3  # and outside again the first one
+    with sstkern.backend("cpu"), sstkern.backend("reference"):
+        with sstkern.backend("cpu"):
+            assert runs(compiled, x) == 1
+        assert runs(compiled, x) == 0
+    with sstkern.backend("cpu"), pytest.raises(RuntimeError, match="backend: 'cpu' was asked for, but x is on meta"):
+        torch.compile(sstkern.GRU(4, 6, device="meta"), backend="eager", fullgraph=True)(x.to("meta"))
+    assert len(graphs) == 3
+
+
+def test_an_engine_is_forced_inside_a_compiled_function():
+    layer, x = sstkern.GRU(4, 6), torch.randn(3, 2, 4)
+
+    def forced(x: Tensor) -> Tensor:
+        with sstkern.backend("reference"):
+            return layer(x)[0]
+
+    compiled = torch.compile(forced, fullgraph=True, backend="eager")
+    assert [runs(compiled, x), runs(layer, x), runs(compiled, x)] == [0, 1, 0]
