@@ -80,7 +80,7 @@ def _check(lengths: Lengths, x: Tensor) -> Tensor:
 
 def _to_tensor(lengths: Sequence[int]) -> Tensor:
     try:
-        tensor = torch.tensor(lengths)
+        tensor = torch.tensor(lengths, device="cpu")  # whatever the default device
     except (TypeError, ValueError, RuntimeError):
         raise TypeError(f"lengths: expected integers, got {lengths!r}") from None
     return tensor.long() if tensor.numel() == 0 else tensor  # torch.tensor([]) is float32

@@ -81,6 +81,32 @@ def test_dropout_states_and_lengths_as_a_list():
     assert torch.equal(*found)
 
 
+LISTS = [[5, 0, 2], [1, 2, 3], [4, 4, 4], [2, 3, 1], [5, 5, 5], [0, 0, 0], [1, 1, 2], [3, 2, 1]]
+ONE_BY_ONE = [[5, 5, 5], [4, 5, 5], [4, 3, 5], [4, 3, 2], [4, 3, 1]]
+
+
+@pytest.mark.parametrize(
+    ("given", "kind", "dynamic", "graphs"),
+    [
+        (LISTS, list, None, 2),  # the second one, for all, once PyTorch has seen which values change
+        (LISTS, tuple, None, 2),
+        (ONE_BY_ONE, list, None, 4),  # it sees that of each place by itself
+        (ONE_BY_ONE, list, True, 1),
+        ([[3] * batch for batch in (1, 2, 3, 4)], list, True, 4),  # the number of a list's elements is its type
+        (LISTS, torch.tensor, None, 1),
+        ([[3] * batch for batch in (2, 3, 4, 5)], torch.tensor, True, 1),
+    ],
+)
+def test_graphs_of_lists_of_lengths(given, kind, dynamic, graphs):
+    layer, seen = sstkern.GRU(4, 6), []
+    compiled = torch.compile(layer, fullgraph=True, dynamic=dynamic, backend=lambda graph, _: seen.append(graph) or graph)
+    with torch.no_grad():
+        for lengths in given:
+            x = torch.randn(5, len(lengths), 4)
+            assert torch.equal(compiled(x, lengths=kind(lengths))[0], layer(x, lengths=lengths)[0])
+    assert len(seen) == graphs
+
+
 def differentiated(kind: str, layer: torch.nn.Module, x: Tensor, lengths: Tensor) -> Tensor:
     def output(x: Tensor) -> Tensor:
         return layer(x, lengths=lengths)[0]
