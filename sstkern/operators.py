@@ -11,7 +11,7 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor
 
-from sstkern import private
+from sstkern import flops, private
 from sstkern.cells import CELLS
 from sstkern.engines import FUSED_DTYPES, cpu, extension_problem, interpreting, lacks_cell, reference, triton_problem
 from sstkern.weights import Weights, by_direction
@@ -166,3 +166,4 @@ for _device in ("cpu", "cuda"):
 
 
 extension_problem()  # loads the C++ implementations, now that their operators exist
+flops.register()
