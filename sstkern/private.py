@@ -52,6 +52,9 @@ def autograd_again() -> Any:
     return torch._C._ForceDispatchKeyGuard(included, excluded - autograd)
 
 
+autocast_anywhere = torch._C._is_any_autocast_enabled
+"""Whether autocast is enabled for any device. The public question is about one, whose name it reads for a microsecond."""
+
 transforms_active = torch._C._are_functorch_transforms_active
 """Whether this runs within any of torch.func's transforms. torch.func does not tell."""
 
