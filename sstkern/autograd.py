@@ -5,9 +5,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from sstkern import transforms
+from sstkern import private, transforms
+from sstkern.cells import CELLS
 from sstkern.engines import transformed
-from sstkern.operators import flat_reference, saved_rows, undifferentiated
+from sstkern.operators import autocasting, flat_reference, saved_rows, undifferentiated
+from sstkern.weights import weight_names
+
+# The overload itself: to find it takes the operator 2 microseconds.
+_LAYER, _BACKWARD = torch.ops.sstkern.layer.default, torch.ops.sstkern.layer_backward.default
 
 
 def _setup_layer(ctx, inputs, output):
@@ -21,30 +26,61 @@ def _setup_layer(ctx, inputs, output):
 
 
 def _layer_gradient(ctx, grad_output, grad_hx, _grad_saved):
-    dx, dweights, dhx = _gradients(ctx, grad_output, grad_hx, [ctx.needs_input_grad[1], *ctx.needs_input_grad[2], *ctx.needs_input_grad[3]])
+    needs = [ctx.needs_input_grad[1], *ctx.needs_input_grad[2], *ctx.needs_input_grad[3]]
+    dx, dweights, dhx = _gradients(ctx, grad_output, grad_hx, needs)
     return None, dx, dweights, dhx, None, None, None, None
 
 
-def _gradients(ctx, grad_output, grad_hx, needs: list[bool]) -> tuple[Tensor | None, list[Tensor | None], list[Tensor | None]]:
-    (cell, has_bias, bidirectional), (weights, states) = ctx.call, ctx.counts
+Gradients = tuple[Tensor | None, list[Tensor | None], list[Tensor | None]]
+"""Of x, the weights and the states."""
+
+
+def _gradients(ctx, grad_output, grad_hx, needs: list[bool]) -> Gradients:
     if grad_output is None and all(grad is None for grad in grad_hx):
         # A second derivative comes by here, through `output`, an input of layer_backward; there is nothing to run.
-        return None, [None] * weights, [None] * states
-    x, *rest = ctx.saved_tensors
-    weights, hx, (lengths, output, *saved) = rest[:weights], rest[weights : weights + states], rest[weights + states :]
-    grad_hx = [torch.zeros_like(state) if grad is None else grad for state, grad in zip(hx, grad_hx, strict=True)]
+        return None, [None] * ctx.counts[0], [None] * ctx.counts[1]
+    x, weights, hx, others = _saved(ctx)
+    return _run_backward(ctx.call, x, weights, hx, others, grad_output, _materialized(grad_hx, hx), needs)
+
+
+def _saved(ctx) -> tuple[Tensor, Sequence[Tensor], Sequence[Tensor], Sequence[Tensor]]:
+    """x, weights, states, and the others: lengths, the output and what the engine saved."""
+    weights, states = ctx.counts
+    x, *rest = saved_tensors(ctx, ctx.call, weights)
+    return x, rest[:weights], rest[weights : weights + states], rest[weights + states :]
+
+
+def _materialized(grads: Sequence[Tensor | None], like: Sequence[Tensor]) -> list[Tensor]:
+    return [torch.zeros_like(tensor) if grad is None else grad for tensor, grad in zip(like, grads, strict=True)]
+
+
+def _run_backward(call, x, weights, hx, others, grad_output, grad_hx, needs: list[bool]) -> Gradients:
+    (cell, has_bias, bidirectional), (lengths, output, *saved) = call, others
     if not torch.compiler.is_compiling() and transformed(grad_hx if grad_output is None else [grad_output, *grad_hx]):
         grads = [torch.zeros_like(output) if grad_output is None else grad_output, *grad_hx]
         found = transforms.gradients(cell, x, weights, hx, lengths, has_bias, bidirectional, grads, needs)
         return found[0], found[1 : 1 + len(weights)], found[1 + len(weights) :]
     with undifferentiated(torch.is_grad_enabled()):
-        grads = iter(
-            torch.ops.sstkern.layer_backward(
-                cell, x, weights, hx, lengths, has_bias, bidirectional, output, saved, grad_output, grad_hx, needs, None
-            )
-        )
+        grads = iter(_BACKWARD(cell, x, weights, hx, lengths, has_bias, bidirectional, output, saved, grad_output, grad_hx, needs, None))
     dx, *drest = [next(grads) if need else None for need in needs]
     return dx, drest[: len(weights)], drest[len(weights) :]
+
+
+def saved_tensors(ctx, call: tuple[str, bool, bool], weights: int) -> Sequence[Tensor]:
+    """What a function of the call saved: x, the weights, the states, then the output or nothing else that a caller can change."""
+    try:
+        return ctx.saved_tensors
+    except RuntimeError as error:
+        if "modified by an inplace operation" not in str(error):
+            raise
+        cell, *options = call
+        names = ["input", *weight_names(CELLS[cell], weights, *options), *(f"initial {state}" for state in CELLS[cell].states)]
+        changed = next((names[place] for place in private.changed_places(ctx, len(names))), "output")
+        raise RuntimeError(
+            f"sstkern: the {changed} of a layer of '{cell}' was changed in place before the layer's backward, which reads it. Change it "
+            "after the backward, change a clone() of it, or make a new tensor: y = y * 2 for y.mul_(2), x = x + y for x += y. "
+            f"PyTorch says: {error}"
+        ) from error
 
 
 torch.library.register_autograd("sstkern::layer", _layer_gradient, setup_context=_setup_layer)
@@ -58,9 +94,9 @@ class _Layer(torch.autograd.Function):
         ctx.call, ctx.counts = call, (weights, len(tensors) - weights)
         ctx.set_materialize_grads(False)
         cell, *options = call
+        rows = saved_rows(x, lengths)
         with undifferentiated():
-            rows = saved_rows(x, lengths)
-            output, hx_n, saved = torch.ops.sstkern.layer(cell, x, tensors[:weights], tensors[weights:], lengths, *options, rows)
+            output, hx_n, saved = _LAYER(cell, x, tensors[:weights], tensors[weights:], lengths, *options, rows)
         ctx.save_for_backward(x, *tensors, lengths, output, *saved)
         return output, *hx_n
 
@@ -68,6 +104,48 @@ class _Layer(torch.autograd.Function):
     def backward(ctx, grad_output, *grad_hx):
         dx, dweights, dhx = _gradients(ctx, grad_output, grad_hx, list(ctx.needs_input_grad[3:]))
         return None, None, None, dx, *dweights, *dhx
+
+
+class _Step(torch.autograd.Function):
+    """As `_Layer`, for one time step: x (B, I), the states and the result (B, ...), which shares no memory with what is saved."""
+
+    @staticmethod
+    def forward(ctx, call, weights: int, x, *tensors):
+        ctx.call, ctx.counts = call, (weights, len(tensors) - weights)
+        ctx.set_materialize_grads(False)
+        hx_n, others = _run_step(call, x, tensors[:weights], tensors[weights:], True)
+        ctx.save_for_backward(x, *tensors, None, *others)
+        return tuple(hx_n)
+
+    @staticmethod
+    def backward(ctx, *grad_hx):
+        x, weights, hx, others = _saved(ctx)
+        grads, states = ([tensor.unsqueeze(0) for tensor in tensors] for tensors in (_materialized(grad_hx, hx), hx))
+        needs = list(ctx.needs_input_grad[2:])
+        dx, dweights, dhx = _run_backward(ctx.call, x.unsqueeze(0), weights, states, others, None, grads, needs)
+        return None, None, _squeezed(dx), *dweights, *map(_squeezed, dhx)
+
+
+def _squeezed(gradient: Tensor | None) -> Tensor | None:
+    return None if gradient is None else gradient.squeeze(0)
+
+
+def _run_step(call, x: Tensor, weights: Sequence[Tensor], hx: Sequence[Tensor], save: bool) -> tuple[list[Tensor], list[Tensor]]:
+    """The new states, then the output and what is saved. The states are no views: a caller may detach them in place."""
+    cell, has_bias, bidirectional = call
+    with private.below_views():
+        output, hx_n, saved = _LAYER(
+            cell, x.unsqueeze(0), weights, [state.unsqueeze(0) for state in hx], None, has_bias, bidirectional, x.size(0) if save else None
+        )
+        return [state.squeeze(0) for state in hx_n], [output, *saved]
+
+
+def step(cell: str, x: Tensor, weights: Sequence[Tensor], hx: Sequence[Tensor], has_bias: bool) -> Sequence[Tensor]:
+    """One time step of an eager call: x (B, I), the states before and after it (B, ...)."""
+    call = cell, has_bias, False
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, *weights, *hx)):
+        return _Step.apply(call, len(weights), x, *weights, *hx)
+    return _run_step(call, x, weights, hx, False)[0]
 
 
 def layer(
@@ -85,14 +163,14 @@ def layer(
     `transforms`.
     """
     differentiable = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, *weights, *hx))
-    if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch.is_autocast_enabled(x.device.type):
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or autocasting(x):
         rows = saved_rows(x, lengths) if differentiable else None
         return torch.ops.sstkern.layer(cell, x, weights, hx, lengths, has_bias, bidirectional, rows)[:2]
     if differentiable:
         output, *hx_n = _Layer.apply((cell, has_bias, bidirectional), len(weights), lengths, x, *weights, *hx)
         return output, hx_n
     with undifferentiated():
-        return torch.ops.sstkern.layer(cell, x, weights, hx, lengths, has_bias, bidirectional, None)[:2]
+        return _LAYER(cell, x, weights, hx, lengths, has_bias, bidirectional, None)[:2]
 
 
 def _setup_backward(ctx, inputs, output):

@@ -37,9 +37,8 @@ class Batch(NamedTuple):
         if self.x.dim() == 3:
             return self
         assert self.lengths is not None
-        step, sequence = (rows.to(self.x.device) for rows in packed_rows(batch_sizes(self.lengths)))
-        x = self.x.new_zeros(longest(self.lengths), self.size, self.x.size(1)).index_put((step, sequence), self.x)
-        return self._replace(x=x, restore=lambda output: self.restore(output[step, sequence]))
+        pad, unpad = padding(self.lengths, self.x.device)
+        return self._replace(x=pad(self.x), restore=lambda output: self.restore(unpad(output)))
 
 
 def to_batch(input: Tensor | PackedSequence, lengths: Lengths | None, batch_first: bool) -> Batch:
@@ -113,6 +112,17 @@ def packed_rows(sizes: Tensor) -> tuple[Tensor, Tensor]:
     return step, torch.arange(len(step), device=sizes.device) - first[step]
 
 
+def padding(lengths: Tensor, device: torch.device) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
+    """Two functions: from packed (N, features) to padded (T, B, features), zero past a length, and back."""
+    step, sequence = (rows.to(device) for rows in packed_rows(batch_sizes(lengths)))
+    shape = longest(lengths), len(lengths)
+
+    def pad(packed: Tensor) -> Tensor:
+        return packed.new_zeros(*shape, packed.size(1)).index_put((step, sequence), packed)
+
+    return pad, lambda padded: padded[step, sequence]
+
+
 def _check(lengths: Lengths, x: Tensor) -> Tensor:
     tensor = lengths if isinstance(lengths, Tensor) else _to_tensor(lengths)
     if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
@@ -126,7 +136,7 @@ def _check(lengths: Lengths, x: Tensor) -> Tensor:
 
 def _to_tensor(lengths: Sequence[int]) -> Tensor:
     try:
-        tensor = torch.tensor(lengths)
+        tensor = torch.tensor(lengths, device="cpu")  # whatever the default device
     except (TypeError, ValueError, RuntimeError):
         raise TypeError(f"lengths: expected integers, got {lengths!r}") from None
     return tensor.long() if tensor.numel() == 0 else tensor  # torch.tensor([]) is float32

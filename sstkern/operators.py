@@ -11,7 +11,7 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor
 
-from sstkern import private
+from sstkern import flops, private
 from sstkern.cells import CELLS
 from sstkern.engines import FUSED_DTYPES, cpu, extension_problem, interpreting, lacks_cell, reference, triton_problem
 from sstkern.weights import Weights, by_direction
@@ -138,8 +138,12 @@ def undifferentiated(differentiable: bool = False):
     return nullcontext() if differentiable or torch.compiler.is_compiling() else private.below_autograd()
 
 
-def autocasting(device: str) -> bool:
-    """Not every device has autocast: torch's own question raises for "meta"."""
+def autocasting(tensor: Tensor) -> bool:
+    """Whether autocast is enabled for the tensor's device."""
+    if tensor.is_cpu:
+        return torch.is_autocast_enabled("cpu")  # to ask for device.type takes 4 microseconds
+    device = tensor.device.type
+    # Not every device has autocast: torch's own question raises for "meta".
     return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
 
@@ -167,17 +171,10 @@ def _autocast_backward(device: str):
     return layer_backward
 
 
-def _refuse_batches(*_arguments):
-    raise NotImplementedError(
-        "sstkern's layers have no batched gradients of this kind (torch.autograd.grad(is_grads_batched=True), "
-        "torch.autograd.functional.jacobian(vectorize=True)); torch.func.jacrev, or vmap of torch.func.vjp, does the same"
-    )
-
-
-_library.impl("layer_backward", _refuse_batches, "Batched")
 for _device in ("cpu", "cuda"):
     _library.impl("layer", _autocast_layer(_device), f"Autocast{_device.upper()}")
     _library.impl("layer_backward", _autocast_backward(_device), f"Autocast{_device.upper()}")
 
 
 extension_problem()  # loads the C++ implementations, now that their operators exist
+flops.register()

@@ -35,6 +35,9 @@ below_autograd = torch._C._AutoDispatchBelowAutograd
 """A guard in which an operator goes straight to its implementation. In torch.no_grad it goes through what autograd has registered for it
 first, in Python: 40 microseconds."""
 
+below_views = torch._C._AutoDispatchBelowADInplaceOrView
+"""The same guard, in which autograd does not note either what is a view of what. Only for views of tensors that nobody else has."""
+
 
 @contextmanager
 def untraced() -> Iterator[None]:
@@ -60,6 +63,9 @@ def autograd_again() -> Any:
     return torch._C._ForceDispatchKeyGuard(included, excluded - autograd)
 
 
+autocast_anywhere = torch._C._is_any_autocast_enabled
+"""Whether autocast is enabled for any device. The public question is about one, whose name it reads for a microsecond."""
+
 transforms_active = torch._C._are_functorch_transforms_active
 """Whether this runs within any of torch.func's transforms. torch.func does not tell."""
 
@@ -79,9 +85,38 @@ def without_transforms(tensor: Tensor) -> Tensor:
     return tensor
 
 
+is_batch_of_gradients = torch._C._functorch.is_legacy_batchedtensor
+"""Whether autograd.grad(is_grads_batched=True), or jacobian(vectorize=True), made the tensor: not torch.func.vmap, but its predecessor."""
+
+
+def gradients_in_batch(tensor: Tensor) -> Tensor:
+    """All gradients in one tensor, the batch as its first dimension."""
+    found = torch._remove_batch_dim(tensor, 1, 0, 0)
+    if is_batch_of_gradients(found):
+        raise NotImplementedError(
+            "sstkern's layers have no batches of gradients (is_grads_batched=True) within each other; torch.func.vmap has"
+        )
+    return found
+
+
+def as_batch_of_gradients(tensor: Tensor) -> Tensor:
+    """The way back."""
+    return torch._add_batch_dim(tensor, 0, 1)
+
+
 def in_dual_level() -> bool:
     """Whether tensors may have tangents. The public way, unpack_dual of each, takes 3.6 microseconds for seven, this 0.1."""
     return forward_ad._current_level >= 0
+
+
+def changed_places(ctx: Any, count: int) -> Iterator[int]:
+    """Which of the first `count` tensors that an autograd function saved were changed in place. In public they can only be asked for
+    together, and the error does not tell which it is."""
+    for place, saved in enumerate(ctx._raw_saved_tensors[:count]):
+        try:
+            saved.unpack()
+        except RuntimeError:
+            yield place
 
 
 def assert_later(condition: Tensor, message: str) -> None:

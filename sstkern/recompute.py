@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from sstkern import autograd, engines, operators
+from sstkern import autograd, engines, operators, private
 from sstkern.cells import Cell
 from sstkern.lengths import batch_sizes, check_later, check_packed, check_values, longest, packed_rows
 
@@ -120,18 +120,19 @@ class _Chunked(torch.autograd.Function):
             part, states, _ = _run(call, chunk, x, weights, states, save=False)
             output[chunk.span] = chunk.turned(part)
         ctx.call, ctx.states = call, len(states)
-        ctx.save_for_backward(lengths, x, *tensors, *kept)
+        ctx.save_for_backward(x, *tensors, lengths, *kept)
         return output, *(state.clone() if any(state is given for given in tensors) else state for state in states)
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor, *grad_states: Tensor) -> tuple:
-        lengths, x, *tensors = ctx.saved_tensors
+        x, *tensors = autograd.saved_tensors(ctx, (ctx.call.cell, ctx.call.has_bias, False), ctx.call.weights)
         count = ctx.call.weights + ctx.states
-        given, kept = tensors[:count], tensors[count:]
+        given, (lengths, *kept) = tensors[:count], tensors[count:]
         needs = list(ctx.needs_input_grad[2:])
         with torch.autocast(x.device.type, enabled=False):  # the forward had its dtype
-            if torch.is_grad_enabled() or engines.transformed((grad_output, *grad_states)):
-                return None, None, *_differentiable(ctx.call, lengths, x, given, [grad_output, *grad_states], needs)
+            grads = [grad_output, *grad_states]
+            if torch.is_grad_enabled() or engines.transformed(grads) or any(map(private.is_batch_of_gradients, grads)):
+                return None, None, *_differentiable(ctx.call, lengths, x, given, grads, needs)
             return None, None, *_chunked_backward(ctx.call, lengths, x, given, kept, grad_output, list(grad_states), needs)
 
 
@@ -197,7 +198,7 @@ def _added(total: Tensor | None, part: Tensor) -> Tensor:
 def _differentiable(
     call: _Call, lengths: Tensor | None, x: Tensor, given: list[Tensor], grads: list[Tensor], needs: list[bool]
 ) -> list[Tensor | None]:
-    """The gradients, to be differentiated again or transformed: those of the ordinary layer, with its memory."""
+    """The gradients, to be differentiated again, transformed or in a batch: those of the ordinary layer, with its memory."""
     again = torch.is_grad_enabled()
     whole = _chunk(x, 0, _steps(x, lengths), lengths, call)
     with torch.enable_grad():

@@ -1,4 +1,4 @@
-"""torch.func's grad, vjp, jacrev and vmap, in any combination, over the fused engines.
+"""torch.func's grad, vjp, jacrev and vmap, in any combination, and autograd's batches of gradients, over the fused engines.
 
 A dimension that vmap adds becomes part of the batch, and the gradients of each of its members' weights are groups of one backward. Where
 the weights have the dimension, each member has a call of its own. A gradient runs the forward again: an engine's saved tensors belong to
@@ -15,8 +15,9 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.func import vjp, vmap
 
-from sstkern import engines, operators
+from sstkern import engines, operators, private
 from sstkern.cells import Cell
+from sstkern.lengths import padding
 
 Dims = tuple[int | None, ...]
 BATCH = 1  # the dimension of the batch in x, the states and the output
@@ -56,6 +57,23 @@ def gradients(
 ) -> list[Tensor | None]:
     """Of x, every weight and every state, where they are needed; `grads` are those of the output and of the last states."""
     return _gradients(_Call(cell, has_bias, bidirectional, len(weights), tuple(needs)), lengths, [x, *weights, *hx, *grads])
+
+
+def _batched_backward(cell, x, weights, hx, lengths, has_bias, bidirectional, _output, _saved, grad_output, grad_hx, needs, groups):
+    """`sstkern::layer_backward` where some of the tensors are batches of gradients."""
+    if groups is not None:
+        raise NotImplementedError("sstkern::layer_backward: gradients of groups have no batches")
+    output = x.new_zeros(*x.shape[:-1], weights[1].size(1) * (1 + bidirectional)) if grad_output is None else grad_output
+    tensors = [x, *weights, *hx, output, *grad_hx]
+    dims = [0 if private.is_batch_of_gradients(tensor) else None for tensor in tensors]
+    given = [tensor if dim is None else private.gradients_in_batch(tensor) for tensor, dim in zip(tensors, dims, strict=True)]
+    call = _Call(cell, has_bias, bidirectional, len(weights), tuple(needs))
+    found = vmap(lambda *tensors: _apply(call, lengths, *tensors), tuple(dims))(*given)
+    return [private.as_batch_of_gradients(gradient) for gradient in found]
+
+
+_library = torch.library.Library("sstkern", "IMPL")
+_library.impl("layer_backward", _batched_backward, "Batched")
 
 
 class _OfCall(Function):
@@ -143,8 +161,18 @@ def _gradients(call: _Call, lengths: Tensor | None, tensors: Sequence[Tensor]) -
     if engines.in_forward_mode(tensors):
         found = iter(_reference_gradients(call, lengths, *tensors))
     else:
-        found = iter(_Gradients.apply(call, lengths, *tensors))
+        found = iter(_apply(call, lengths, *tensors))
     return [next(found) if need else None for need in call.needs]
+
+
+def _apply(call: _Call, lengths: Tensor | None, x: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+    """`_Gradients`, whose dimensions are those of a padded batch."""
+    if x.dim() == 3 or lengths is None:
+        return _Gradients.apply(call, lengths, x, *tensors)
+    pad, unpad = padding(lengths, x.device)
+    inputs = len(call.needs) - 1
+    found = _Gradients.apply(call, lengths, pad(x), *tensors[:inputs], pad(tensors[inputs]), *tensors[inputs + 1 :])
+    return (unpad(found[0]), *found[1:]) if call.needs[0] else found
 
 
 def _reference_gradients(call: _Call, lengths: Tensor | None, *tensors: Tensor) -> tuple[Tensor, ...]:

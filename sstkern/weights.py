@@ -32,9 +32,20 @@ class Weights(NamedTuple):
 def by_direction(cell: Cell, weights: Sequence[Tensor], has_bias: bool, bidirectional: bool) -> list[Weights]:
     """Splits what `cell.weights` says, of one direction after the other; ValueError for another number."""
     count = check_number(cell, weights, has_bias, bidirectional)
-    projected = count > len(cell.weights(has_bias, False))
-    names = [weight.name for weight in cell.weights(has_bias, projected)]
+    names = _names(cell, count, has_bias)
     return [_one_direction(names, weights[d : d + count]) for d in range(0, len(weights), count)]
+
+
+def weight_names(cell: Cell, count: int, has_bias: bool, bidirectional: bool) -> list[str]:
+    """Of `count` weights of all directions, as a layer's parameters are named, without the layer."""
+    suffixes = ["", "_reverse"] if bidirectional else [""]
+    return [name + suffix for suffix in suffixes for name in _names(cell, count // len(suffixes), has_bias)]
+
+
+def _names(cell: Cell, count: int, has_bias: bool) -> list[str]:
+    """Of the `count` weights of one direction."""
+    projected = count > len(cell.weights(has_bias, False))
+    return [weight.name for weight in cell.weights(has_bias, projected)]
 
 
 def check_number(cell: Cell, weights: Sequence[Tensor], has_bias: bool, bidirectional: bool) -> int:

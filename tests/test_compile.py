@@ -81,6 +81,32 @@ def test_dropout_states_and_lengths_as_a_list():
     assert torch.equal(*found)
 
 
+LISTS = [[5, 0, 2], [1, 2, 3], [4, 4, 4], [2, 3, 1], [5, 5, 5], [0, 0, 0], [1, 1, 2], [3, 2, 1]]
+ONE_BY_ONE = [[5, 5, 5], [4, 5, 5], [4, 3, 5], [4, 3, 2], [4, 3, 1]]
+
+
+@pytest.mark.parametrize(
+    ("given", "kind", "dynamic", "graphs"),
+    [
+        (LISTS, list, None, 2),  # the second one, for all, once PyTorch has seen which values change
+        (LISTS, tuple, None, 2),
+        (ONE_BY_ONE, list, None, 4),  # it sees that of each place by itself
+        (ONE_BY_ONE, list, True, 1),
+        ([[3] * batch for batch in (1, 2, 3, 4)], list, True, 4),  # the number of a list's elements is its type
+        (LISTS, torch.tensor, None, 1),
+        ([[3] * batch for batch in (2, 3, 4, 5)], torch.tensor, True, 1),
+    ],
+)
+def test_graphs_of_lists_of_lengths(given, kind, dynamic, graphs):
+    layer, seen = sstkern.GRU(4, 6), []
+    compiled = torch.compile(layer, fullgraph=True, dynamic=dynamic, backend=lambda graph, _: seen.append(graph) or graph)
+    with torch.no_grad():
+        for lengths in given:
+            x = torch.randn(5, len(lengths), 4)
+            assert torch.equal(compiled(x, lengths=kind(lengths))[0], layer(x, lengths=lengths)[0])
+    assert len(seen) == graphs
+
+
 def differentiated(kind: str, layer: torch.nn.Module, x: Tensor, lengths: Tensor) -> Tensor:
     def output(x: Tensor) -> Tensor:
         return layer(x, lengths=lengths)[0]
@@ -125,3 +151,40 @@ def test_a_second_derivative_of_a_compiled_layer_is_refused():
     (gradient,) = torch.autograd.grad(output.square().sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match="does not currently support double backward"):
         torch.autograd.grad(gradient.sum(), x)
+
+
+def runs(function, *arguments) -> int:
+    before = cpu_runs()["forward"]
+    function(*arguments)
+    return cpu_runs()["forward"] - before
+
+
+def test_a_forced_engine_has_a_graph_of_its_own():
+    layer, x, graphs = sstkern.GRU(4, 6), torch.randn(3, 2, 4), []
+    compiled = torch.compile(layer, fullgraph=True, backend=lambda graph, _: graphs.append(graph) or graph)
+    found = []
+    for _ in range(3):
+        found.append(runs(compiled, x))
+        for engine in ("reference", "cpu"):
+            with sstkern.backend(engine):
+                found.append(runs(compiled, x))
+    assert found == [1, 0, 1] * 3
+    assert len(graphs) == 3  # and outside again the first one
+    with sstkern.backend("cpu"), sstkern.backend("reference"):
+        with sstkern.backend("cpu"):
+            assert runs(compiled, x) == 1
+        assert runs(compiled, x) == 0
+    with sstkern.backend("cpu"), pytest.raises(RuntimeError, match="backend: 'cpu' was asked for, but x is on meta"):
+        torch.compile(sstkern.GRU(4, 6, device="meta"), backend="eager", fullgraph=True)(x.to("meta"))
+    assert len(graphs) == 3
+
+
+def test_an_engine_is_forced_inside_a_compiled_function():
+    layer, x = sstkern.GRU(4, 6), torch.randn(3, 2, 4)
+
+    def forced(x: Tensor) -> Tensor:
+        with sstkern.backend("reference"):
+            return layer(x)[0]
+
+    compiled = torch.compile(forced, fullgraph=True, backend="eager")
+    assert [runs(compiled, x), runs(layer, x), runs(compiled, x)] == [0, 1, 0]

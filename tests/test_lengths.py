@@ -1,3 +1,5 @@
+from contextlib import contextmanager
+
 import numpy as np
 import pytest
 import torch
@@ -197,3 +199,55 @@ def test_nested_inputs_that_are_refused():
         layer(nested(2, 1).transpose(1, 2))
     with pytest.raises(RuntimeError, match=r"input: expected 4 features \(input_size\), got 3"):
         sstkern.GRU(4, 5, dtype=torch.float64)(nested(4, 2))
+
+
+@pytest.fixture(params=["device", "dtype"])
+def another_default(request):
+    """Another default device or dtype than the layer's and its input's, for as long as the test calls what is returned."""
+
+    @contextmanager
+    def default():
+        torch.set_default_device("meta" if request.param == "device" else None)
+        torch.set_default_dtype(torch.float16 if request.param == "dtype" else torch.float32)
+        try:
+            yield
+        finally:
+            torch.set_default_device(None)
+            torch.set_default_dtype(torch.float32)
+
+    return default
+
+
+@pytest.mark.parametrize("given", ["list", "tuple", "packed", "nested"])
+@pytest.mark.parametrize("options", [{}, {"recompute": True}], ids=["plain", "recompute"])
+@pytest.mark.parametrize("engine", ["cpu", "reference"])
+def test_other_defaults_than_the_weights_are_not_noticed(given, options, engine, another_default):
+    torch.manual_seed(0)
+    layer = sstkern.LSTM(3, 4, 2, bidirectional=True, **options)
+    x = torch.randn(4, 3, 3)
+    calls = {
+        "list": lambda: layer(x, lengths=[4, 1, 2])[0],
+        "tuple": lambda: layer(x, lengths=(4, 1, 2))[0],
+        "packed": lambda: layer(packed)[0].data,
+        "nested": lambda: layer(sequences)[0].values(),
+    }
+    packed = pack_sequence([x[:4, 0], x[:2, 2], x[:1, 1]])
+    sequences = torch.nested.nested_tensor([x[:4, 0], x[:1, 1], x[:2, 2]], layout=torch.jagged)
+
+    def results() -> list[torch.Tensor]:
+        with sstkern.backend(engine):
+            output = calls[given]()
+            return [output, *torch.autograd.grad(output.square().sum(), list(layer.parameters()))]
+
+    expected = results()
+    with another_default():
+        found = results()
+    assert all(torch.equal(a, b) and a.dtype == torch.float32 for a, b in zip(found, expected, strict=True))
+
+
+def test_a_cell_does_not_notice_other_defaults(another_default):
+    cell, x = sstkern.LSTMCell(3, 4), torch.randn(2, 3)
+    expected = torch.stack(cell(x, cell(x)))
+    with another_default():
+        found = torch.stack(cell(x, cell(x)))
+    assert torch.equal(found, expected)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from layers import FUSED, fused_runs
 from torch import Tensor, nn
+from torch._vmap_internals import _vmap
 from torch.autograd import forward_ad, gradgradcheck
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
 
@@ -178,10 +179,40 @@ def test_an_ensemble(layer):
 
 
 @pytest.mark.parametrize("recompute", [False, True])
-def test_gradients_batched_by_autograd_are_refused_by_name(layer, recompute):
+@pytest.mark.parametrize("kind", [*KINDS, *ONE_STEP])
+def test_a_batch_of_gradients_is_the_gradients_one_by_one(kind, recompute):
+    layer = (KINDS | ONE_STEP)[kind]()
     layer.recompute = recompute
-    with pytest.raises(NotImplementedError, match=r"is_grads_batched=True\).*torch\.func\.jacrev"):
-        torch.autograd.functional.jacobian(output_of(layer), inputs()[0], vectorize=True)
+    x = inputs()[0].requires_grad_()
+    output = output_of(layer)(x)
+    given, wanted = torch.randn(4, *output.shape, dtype=torch.float64), [x, *layer.parameters()]
+    before = fused_runs()["backward"]
+    found = torch.autograd.grad(output, wanted, given, is_grads_batched=True, retain_graph=True)
+    assert fused_runs()["backward"] - before == getattr(layer, "num_layers", 1) * (1 + (recompute and getattr(layer, "bidirectional", 0)))
+    for i, gradient in enumerate(given):
+        alone = torch.autograd.grad(output, wanted, gradient, retain_graph=True)
+        torch.testing.assert_close([each[i] for each in found], list(alone), rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("name", ["jacobian", "hessian"])
+def test_autograds_own_jacobians_are_vectorized(layer, name, recompute):
+    layer.recompute = recompute
+    f, (x, _) = output_of(layer), inputs()
+    function = f if name == "jacobian" else lambda x: f(x).square().sum()
+    found = getattr(torch.autograd.functional, name)(function, x, vectorize=True)
+    torch.testing.assert_close(found, {"jacobian": jacrev, "hessian": hessian}[name](function)(x), rtol=1e-10, atol=1e-12)
+
+
+def test_batches_of_gradients_within_each_other_are_refused(layer):
+    x = inputs()[0].requires_grad_()
+    output = output_of(layer)(x)
+
+    def inner(gradients: Tensor) -> Tensor:
+        return torch.autograd.grad(output, x, gradients, is_grads_batched=True, retain_graph=True)[0]
+
+    with pytest.raises(NotImplementedError, match=r"no batches of gradients .* within each other; torch\.func\.vmap has"):
+        _vmap(inner)(torch.ones(2, 3, *output.shape, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("recompute", [False, True])

@@ -5,7 +5,7 @@ import os
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
 
 import torch
@@ -39,6 +39,33 @@ class _Forced(threading.local):
 _forced = _Forced()
 
 
+class _Blocks:
+    """The engines that any thread has forced. What torch.compile has compiled can be kept for one state of the process, not of a thread."""
+
+    def __init__(self) -> None:
+        self.latest: str | None = None
+        self._names: list[str] = []
+        self._lock = threading.Lock()
+
+    def _alone(self) -> AbstractContextManager:
+        return nullcontext() if torch.compiler.is_dynamo_compiling() else self._lock  # a trace knows no locks
+
+    def enter(self, name: str) -> None:
+        with self._alone():
+            self._names.append(name)
+            self.latest = name
+
+    def leave(self, name: str) -> None:
+        with self._alone():
+            self._names.reverse()
+            self._names.remove(name)
+            self._names.reverse()
+            self.latest = self._names[-1] if self._names else None
+
+
+_blocks = _Blocks()
+
+
 class BackendError(RuntimeError):
     """A forced engine cannot run here, or cannot run a layer."""
 
@@ -50,6 +77,8 @@ def backend(name: str, schedule: str | None = None) -> Iterator[None]:
     schedule: for "triton", how its time loop runs: "resident", "grid", "streamed" or "stepwise"; by default the launch table decides. It
     holds for all threads of the process, since autograd has its own, and for a backward that runs within the block.
 
+    Functions that torch.compile has compiled obey as well, with a graph for each engine; among several threads' blocks, the latest one.
+
     A layer that the engine or the schedule cannot run raises RuntimeError or ValueError; nothing falls back in silence. Raises ValueError
     for an unknown name and RuntimeError for an engine this installation does not have.
     """
@@ -58,10 +87,12 @@ def backend(name: str, schedule: str | None = None) -> Iterator[None]:
     if problem := {"cpu": extension_problem, "triton": triton_problem}.get(name, _no_problem)():
         raise BackendError(f"backend: '{name}' cannot run here: {problem}")
     outer, _forced.name = _forced.name, name
+    _blocks.enter(name)
     try:
         with _schedule(name, schedule):
             yield
     finally:
+        _blocks.leave(name)
         _forced.name = outer
 
 
@@ -85,7 +116,7 @@ def _schedule(name: str, schedule: str | None) -> Iterator[None]:
 
 def choose(cell: Cell, x: Tensor, others: Sequence[Tensor] = ()) -> str:
     """The engine for a layer of `cell` on `x`, with its weights and states as `others`: the forced one, or the fastest that can run it."""
-    forced = _forced.name
+    forced = _blocks.latest if torch.compiler.is_dynamo_compiling() else _forced.name
     if forced == "reference":
         return forced
     fused = _fused_engine(x)
@@ -99,7 +130,9 @@ def choose(cell: Cell, x: Tensor, others: Sequence[Tensor] = ()) -> str:
 
 def _fused_engine(x: Tensor) -> str | None:
     """The fused engine for tensors on x's device."""
-    return {"cuda": "triton", "cpu": "triton" if _INTERPRETING else "cpu"}.get(x.device.type)
+    if x.is_cpu:  # to ask for device.type takes 4 microseconds
+        return "triton" if _INTERPRETING else "cpu"
+    return "triton" if x.is_cuda else None
 
 
 def _obstacle(cell: Cell, x: Tensor, others: Sequence[Tensor], engine: str | None) -> str | None:
@@ -111,10 +144,25 @@ def _obstacle(cell: Cell, x: Tensor, others: Sequence[Tensor], engine: str | Non
         return "Triton's interpreter gets products in bfloat16 wrong"
     if in_forward_mode((x, *others)):
         return "it has no forward mode (torch.func.jvp, jacfwd, hessian, dual tensors); jacrev and vjp run on it"
+    return _unregistered(cell) or _incapable(engine, cell.name)
+
+
+_capable: set[tuple[str, str]] = set()
+"""Engines with cells that they were found to run: every call of a layer asks, and neither is ever taken away."""
+
+
+@private.constant
+def _incapable(engine: str, cell: str) -> str | None:
+    """Why the engine cannot run here, or not the registered cell of this name; None where it can."""
+    if (engine, cell) in _capable:
+        return None
     if problem := extension_problem() if engine == "cpu" else triton_problem():
         _warn_once(problem)
         return problem
-    return _unregistered(cell) or lacks_cell(engine, cell.name)
+    if problem := lacks_cell(engine, cell):
+        return problem
+    _capable.add((engine, cell))
+    return None
 
 
 def _unregistered(cell: Cell) -> str | None:

@@ -58,8 +58,6 @@ class Kernels(NamedTuple):
 
 
 _found: dict[str, Kernels] = {}
-_fitting: dict[str, Cell] = {}
-"""Cells that were found to have kernels of their own: these are never taken away, and every call of a layer asks."""
 
 
 def kernels(name: str) -> Kernels | None:
@@ -77,8 +75,6 @@ def _numbers(name: str) -> list[int]:
 
 def lacks(cell: Cell) -> str | None:
     """Why the loaded extension cannot run the cell, or None."""
-    if _fitting.get(cell.name) is cell:
-        return None
     found = kernels(cell.name)
     if found is None:
         return _why_none(cell.name)
@@ -86,7 +82,6 @@ def lacks(cell: Cell) -> str | None:
         return f"its kernels take parameters of shape (H,) only, and '{cell.name}' has others"
     if differences := _differences(cell, found):
         return f"its kernel of '{cell.name}' is another cell's: {', '.join(differences)}"
-    _fitting[cell.name] = cell
     return None
 
 

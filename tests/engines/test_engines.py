@@ -39,6 +39,7 @@ def forget() -> Iterator[Callable[[], None]]:
     def clear() -> None:
         cpu.load.cache_clear()
         engines._warn_once.cache_clear()
+        engines._capable.clear()
 
     yield clear
     clear()
