@@ -1,5 +1,7 @@
 #include "forward.h"
 
+#include <ATen/ops/_unsafe_view.h>
+
 #include "packing.h"
 #include "plan.h"
 
@@ -98,7 +100,7 @@ class LayerForward {
   at::Tensor rounded_output() const {
     const at::Tensor valid = a_.as_given(output_.narrow(0, 0, a_.schedule.rows()));
     const std::vector<int64_t> shape = a_.shape(a_.output_features());
-    if (a_.packed || a_.schedule.full()) return valid.view(shape);
+    if (a_.packed || a_.schedule.full()) return at::_unsafe_view(valid, shape);  // a result that is a view cannot be changed in place
     at::Tensor padded = at::zeros(shape, valid.options());
     padded.flatten(0, 1).index_copy_(0, a_.schedule.padded_rows(), valid);
     return padded;
