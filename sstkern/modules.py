@@ -24,7 +24,7 @@ from sstkern.cells.rnn import RNN_RELU, RNN_TANH
 from sstkern.functional import Input
 from sstkern.lengths import Lengths
 
-_METHODS = frozenset(
+METHODS = frozenset(
     (
         "check_input",
         "check_hidden_size",
@@ -61,17 +61,17 @@ class Recurrent(RNNBase):
 
     cell: Cell
     recompute: bool = False
-    _calls_methods = False
-    """Whether any of `_METHODS` is somebody's own, and has to be called."""
+    calls_methods = False
+    """Whether any of `METHODS` is somebody's own, and has to be called."""
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         known = RNNBase.__module__, __name__
-        cls._calls_methods = any(getattr(getattr(cls, name, None), "__module__", known[0]) not in known for name in _METHODS)
+        cls.calls_methods = any(getattr(getattr(cls, name, None), "__module__", known[0]) not in known for name in METHODS)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name in _METHODS:
-            self._calls_methods = True
+        if name in METHODS:
+            self.calls_methods = True
         super().__setattr__(name, value)
 
     def __init__(
@@ -143,7 +143,7 @@ class Recurrent(RNNBase):
         its own.
         """
         given = None
-        if self._calls_methods and not (isinstance(input, Tensor) and input.is_nested):
+        if self.calls_methods and not (isinstance(input, Tensor) and input.is_nested):
             given = input
             input, hx = self._checked(input, hx)
         output, hx_n = functional.layer(
