@@ -8,8 +8,9 @@ import numbers
 import warnings
 import weakref
 from collections.abc import Callable, Iterator
-from operator import is_
-from typing import Any, NoReturn
+from functools import partial
+from operator import index
+from typing import Any, NoReturn, SupportsFloat
 
 import torch
 from torch import Tensor, nn
@@ -89,11 +90,11 @@ class Recurrent(RNNBase):
         *,
         recompute: bool = False,
     ):
-        if proj_size and not self.cell.projects:
+        if proj_size != 0 and not self.cell.projects:
             projecting = ", ".join(cell.torch_class or cell.name for cell in CELLS.values() if cell.projects)
             raise ValueError(f"proj_size: only {projecting} has a projection, {type(self).__name__} has none; got {proj_size}")
         _check_options(bias, batch_first, dropout, num_layers)
-        _check_sizes(input_size, hidden_size, num_layers, proj_size)
+        proj_size = _checked_sizes(input_size, hidden_size, num_layers, proj_size)
         if type(recompute) is not bool:
             raise ValueError(f"recompute: expected True or False, got {recompute!r}")
         super(RNNBase, self).__init__()  # RNNBase's own knows torch.nn's cells only
@@ -142,11 +143,11 @@ class Recurrent(RNNBase):
         Methods that torch.nn's forward calls (`check_forward_args`, `permute_hidden` and what they call) are called where a subclass has
         its own.
         """
-        given = None
+        restored = None
         if self.calls_methods and not (isinstance(input, Tensor) and input.is_nested):
-            given = input
+            restored = partial(self._restored, input)
             input, hx = self._checked(input, hx)
-        output, hx_n = functional.layer(
+        results = functional.layer(
             self.cell,
             input,
             self._weights(),
@@ -160,7 +161,7 @@ class Recurrent(RNNBase):
             batch_first=self.batch_first,
             recompute=self.recompute,
         )
-        return (output, hx_n) if given is None else self._restored(given, output, hx_n)
+        return results if restored is None else restored(*results)
 
     def _checked(self, given: Input, hx: Any) -> tuple[Input, Any]:
         """Calls the methods that torch.nn's forward calls before it computes; a batch, and states in the order of the packed data."""
@@ -204,10 +205,12 @@ class Recurrent(RNNBase):
 
     def _weights(self) -> list[Tensor]:
         """`_flat_weights`, where they are what the attributes are: asking the module for four of them takes 1.7 microseconds more."""
-        names = self._flat_weights_names
         flat: list[Any] = self._flat_weights
-        attributes = map(self.__dict__.get, names, map(self._parameters.get, names))
-        return flat if all(map(is_, attributes, flat)) else self._handed_over()
+        registered, others = self._parameters.get, self.__dict__
+        for name, weight in zip(self._flat_weights_names, flat, strict=False):
+            if registered(name) is not weight or name in others:
+                return self._handed_over()
+        return flat
 
     def _handed_over(self) -> list[Any]:
         """`_flat_weights`, made anew where an attribute is another one than it was made of; each is read once: a parametrized weight is
@@ -406,6 +409,8 @@ def _initialise(module: Recurrent | RecurrentCell, weights: dict[str, Weight]) -
 
 def _check_options(bias: object, batch_first: object, dropout: float, num_layers: int) -> None:
     """torch.nn's checks, in its words."""
+    if not isinstance(dropout, str | numbers.Number | SupportsFloat):
+        raise TypeError(f"dropout should be of type float, got: {type(dropout).__name__}")
     if not isinstance(dropout, numbers.Number) or not 0 <= dropout <= 1 or isinstance(dropout, bool):
         raise ValueError("dropout should be a number in range [0, 1] representing the probability of an element being zeroed")
     if dropout > 0 and num_layers == 1:
@@ -419,8 +424,8 @@ def _check_options(bias: object, batch_first: object, dropout: float, num_layers
             raise TypeError(f"{name} should be of type bool, got: {type(value).__name__}")
 
 
-def _check_sizes(input_size: int, hidden_size: int, num_layers: int, proj_size: int) -> None:
-    """torch.nn's checks, in its words."""
+def _checked_sizes(input_size: int, hidden_size: int, num_layers: int, proj_size: int) -> int:
+    """torch.nn's checks, in its words. Returns proj_size as an int, which a tensor of one integer may be too."""
     for name, size in (("input_size", input_size), ("hidden_size", hidden_size)):
         if not isinstance(size, int):
             raise TypeError(f"{name} should be of type int, got: {type(size).__name__}")
@@ -428,10 +433,15 @@ def _check_sizes(input_size: int, hidden_size: int, num_layers: int, proj_size: 
             raise ValueError(f"{name} must be greater than zero")
     if num_layers <= 0:
         raise ValueError("num_layers must be greater than zero")
+    try:
+        proj_size = index(proj_size)
+    except TypeError:
+        raise TypeError(f"proj_size should be of type int, got: {type(proj_size).__name__}") from None
     if proj_size < 0:
         raise ValueError("proj_size should be a positive integer or zero to disable projections")
     if proj_size >= hidden_size:
         raise ValueError("proj_size has to be smaller than hidden_size")
+    return proj_size
 
 
 def _check_nonlinearity(nonlinearity: str) -> None:

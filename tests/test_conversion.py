@@ -311,3 +311,15 @@ def test_converted_models_are_copied_and_pickled():
 def test_wrong_arguments_are_named(arguments, error, message):
     with pytest.raises(error, match=message):
         sstkern.convert(*arguments)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_scripting_is_refused_with_what_to_do(name):
+    model = sstkern.convert(nn.Sequential(nn.Linear(3, 3), getattr(nn, name)(3, 5)))
+    with pytest.raises(
+        NotImplementedError, match=rf"torch\.jit\.script: it cannot compile sstkern's {name}; call sstkern\.convert\(model, to"
+    ):
+        torch.jit.script(model)
+    x = torch.randn(4, 3)
+    expected = model(x)
+    torch.testing.assert_close(torch.jit.script(sstkern.convert(model, to="torch"))(x), expected)
