@@ -321,16 +321,15 @@ def _states(cell: Cell, padded: Padded, layers: list[list[Tensor]], hx: Sequence
     if hx is None:
         return [x.new_zeros(shape) for shape in shapes]
     _check_number_of_states(cell, hx)
-    states = [state if padded.batched else state.unsqueeze(1) for state in hx]
-    for name, state, given, shape in zip(cell.states, states, hx, shapes, strict=True):
-        if tuple(state.shape) != shape:
-            allowed = shape if padded.batched else (shape[0], shape[2])
-            raise RuntimeError(f"hx: expected {name}_0 of shape {allowed}, got {tuple(given.shape)}")
+    for name, state, shape in zip(cell.states, hx, shapes, strict=True):
+        allowed = shape if padded.batched else (shape[0], shape[2])
+        if tuple(state.shape) != allowed:
+            raise RuntimeError(f"hx: expected {name}_0 of shape {allowed}, got {tuple(state.shape)}")
         if state.device != x.device:
             raise RuntimeError(f"hx: {name}_0 is on {state.device}, but the input is on {x.device}; move one of them")
         if state.dtype != x.dtype and not operators.autocasting(x.device.type):
             raise RuntimeError(f"hx: expected {name}_0 of dtype {x.dtype} like the input, got {state.dtype}")
-    return states
+    return [state if padded.batched else state.unsqueeze(1) for state in hx]
 
 
 def _check_number_of_states(cell: Cell, hx: Sequence[Tensor]) -> None:

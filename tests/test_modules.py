@@ -314,8 +314,10 @@ def test_other_wrong_calls():
         sstkern.LSTMCell(3, 5)(x)
     with pytest.raises(RuntimeError, match=r"hx: expected 2 Tensor\(s\) \(h, c\), got a Tensor of shape \(2, 5\)"):
         sstkern.LSTMCell(3, 5)(x[0], torch.zeros(2, 5))
-    with pytest.raises(RuntimeError, match=r"hx: expected h of shape \(2, 5\), got \(1, 2, 5\)"):
+    with pytest.raises(ValueError, match=r"hx: expected h to be 1-D \(unbatched\) or 2-D \(batched\), got 3-D"):
         sstkern.GRUCell(3, 5)(x[0], torch.zeros(1, 2, 5))
+    with pytest.raises(RuntimeError, match=r"hx: expected h of shape \(2, 5\), got \(1, 5\)"):
+        sstkern.GRUCell(3, 5)(x[0], torch.zeros(1, 5))
 
 
 @pytest.mark.parametrize("kind", KINDS)
