@@ -85,3 +85,18 @@ def test_results_of_a_subclass_of_tensor_are_of_it(kind):
         output, hx_n = layer(x.as_subclass(Marked))
         assert {type(tensor) for tensor in (output, *flat(hx_n))} == {Marked}
         assert torch.equal(output.as_subclass(torch.Tensor), layer(x)[0])
+
+
+class Leaves(torch.fx.Tracer):
+    def is_leaf_module(self, module, name):
+        return isinstance(module, nn.RNNBase | nn.RNNCellBase)
+
+
+@pytest.mark.parametrize("name", ["LSTM", "GRUCell"])
+def test_symbolic_traces_are_told_what_to_do(name):
+    layer = getattr(sstkern, name)(3, 5)
+    model, x = nn.Sequential(layer), torch.randn(4, 3)
+    with pytest.raises(NotImplementedError, match=r"give it a torch\.fx\.Tracer whose is_leaf_module is true of them$"):
+        torch.fx.symbolic_trace(model)
+    traced = torch.fx.GraphModule(model, Leaves().trace(model))
+    assert torch.equal(flat(traced(x))[0], flat(layer(x))[0])
