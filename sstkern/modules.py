@@ -206,10 +206,13 @@ class Recurrent(RNNBase):
     def _weights(self) -> list[Tensor]:
         """`_flat_weights`, where they are what the attributes are: asking the module for four of them takes 1.7 microseconds more."""
         flat: list[Any] = self._flat_weights
-        registered, others = self._parameters.get, self.__dict__
-        for name, weight in zip(self._flat_weights_names, flat, strict=False):
-            if registered(name) is not weight or name in others:
-                return self._handed_over()
+        registered, others = self._parameters, self.__dict__
+        try:
+            for name, weight in zip(self._flat_weights_names, flat):  # noqa: B905 -- the keyword takes 0.3 microseconds
+                if registered[name] is not weight or name in others:
+                    return self._handed_over()
+        except KeyError:
+            return self._handed_over()
         return flat
 
     def _handed_over(self) -> list[Any]:
