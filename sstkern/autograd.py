@@ -164,6 +164,11 @@ def layer(
     """
     differentiable = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, *weights, *hx))
     if torch.compiler.is_compiling() or torch.jit.is_tracing() or autocasting(x):
+        if torch.jit.is_tracing() and torch.onnx.is_in_onnx_export():
+            raise NotImplementedError(
+                "torch.onnx.export: with dynamo=False it does not know sstkern's operators; call it with dynamo=True, for which "
+                "sstkern.onnx makes ONNX's own of them"
+            )
         rows = saved_rows(x, lengths) if differentiable else None
         return torch.ops.sstkern.layer(cell, x, weights, hx, lengths, has_bias, bidirectional, rows)[:2]
     if differentiable:

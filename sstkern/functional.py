@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import dropout as drop
 from torch.nn.utils.rnn import PackedSequence
+from torch.overrides import handle_torch_function, has_torch_function, has_torch_function_unary
 
 from sstkern import autograd, engines, operators, private, recompute, transforms
 from sstkern.cells import CELLS, Cell
@@ -45,10 +46,23 @@ def lstm(
 
     Returns the output (T, B, D * P) in the form of the input, zero past a length, and (h_n, c_n), the states after each sequence's last
     step, shaped like hx. Raises ValueError, TypeError or RuntimeError, as torch.nn.LSTM does, naming the argument.
+
+    An input or a weight with a __torch_function__ of its own is given this function, as torch.overrides says.
     """
-    options = _Options(lengths, bias, num_layers, dropout if training else 0.0, bidirectional, batch_first, recompute)
-    output, (h_n, c_n) = _run(CELLS["lstm"], input, weights, hx, options)
-    return output, (h_n, c_n)
+    return layer(
+        CELLS["lstm"],
+        input,
+        weights,
+        hx,
+        lengths=lengths,
+        bias=bias,
+        num_layers=num_layers,
+        dropout=dropout,
+        training=training,
+        bidirectional=bidirectional,
+        batch_first=batch_first,
+        recompute=recompute,
+    )
 
 
 def layer(
@@ -71,6 +85,23 @@ def layer(
     weights: for each layer and direction those that `cell.weights` names, in its order. hx and the states that are returned: a tuple,
     or a tensor where the cell has one state; h (L * D, B, P), the others (L * D, B, H).
     """
+    if has_torch_function_unary(input) or has_torch_function(weights):
+        return handle_torch_function(
+            layer,
+            (input, *weights),
+            cell,
+            input,
+            weights,
+            hx,
+            lengths=lengths,
+            bias=bias,
+            num_layers=num_layers,
+            dropout=dropout,
+            training=training,
+            bidirectional=bidirectional,
+            batch_first=batch_first,
+            recompute=recompute,
+        )
     options = _Options(lengths, bias, num_layers, dropout if training else 0.0, bidirectional, batch_first, recompute)
     output, hx_n = _run(cell, input, weights, as_states(cell, hx), options)
     return output, as_hx(hx_n)
@@ -122,19 +153,33 @@ def cell_step(
     states, (B, H) or (H,) each; zeros by default. weights: weight_ih (G*H, I), weight_hh (G*H, H), with bias bias_ih, bias_hh (G*H,), and
     the cell's own parameters. Returns the new states, h first. Raises as torch.nn's cells do.
     """
+    if has_torch_function_unary(input) or has_torch_function(weights):
+        return handle_torch_function(cell_step, (input, *weights), cell, input, hx, weights, bias)
     if isinstance(cell, str):
         if cell not in CELLS:
             raise ValueError(f"cell: '{cell}' is unknown; there are {', '.join(CELLS)}")
         cell = CELLS[cell]
+    if not isinstance(input, Tensor):
+        raise TypeError(f"input: expected a Tensor, got {type(input).__name__}")
     if hx is not None and (stepped := _short_step(cell, input, hx, weights, bias)):
         return tuple(stepped)
     if input.dim() not in (1, 2):
         raise ValueError(f"input: expected 1-D (unbatched) or 2-D (batched), got {input.dim()}-D")
+    try:
+        hidden_size = weights[1].size(1)
+    except AttributeError:
+        _check_types(cell, weights)
+        raise
     if hx is not None:
-        _check_cell_states(cell, input, hx, weights[1].size(1))
+        _check_cell_states(cell, input, hx, hidden_size)
     x = input.unsqueeze(0)
     states = None if hx is None else tuple(state.unsqueeze(0) for state in hx)
-    new_states = cell_step(cell, x, states, weights, bias) if input.dim() == 1 else _run(cell, x, weights, states, _Options(bias=bias))[1]
+    new_states: Sequence[Tensor]
+    if input.dim() == 1:
+        new_states = cell_step(cell, x, states, weights, bias)
+    else:
+        run = _run if hidden_size else _run_without_units
+        _, new_states = run(cell, x, weights, states, _Options(bias=bias))
     if torch.compiler.is_compiling():
         return tuple(state.squeeze(0) for state in new_states)
     return tuple(state.squeeze_(0) for state in new_states)  # eager PyTorch cannot detach a view in place
@@ -155,6 +200,12 @@ def _short_step(cell: Cell, input: Tensor, hx: Sequence[Tensor], weights: Sequen
         return None
 
 
+def _run_without_units(*arguments: Any) -> tuple[Input, list[Tensor]]:
+    """torch.nn's cells may have none, which no kernel is made for."""
+    with engines.backend("reference"):
+        return _run(*arguments)
+
+
 def as_states(cell: Cell, hx: Any) -> Sequence[Tensor] | None:
     """A call's hx as a sequence of states: a cell with one state is given no tuple."""
     return (hx,) if hx is not None and len(cell.states) == 1 else hx
@@ -167,10 +218,11 @@ def as_hx(states: Sequence[Tensor]) -> Any:
 
 def _check_cell_states(cell: Cell, input: Tensor, hx: Sequence[Tensor], hidden_size: int) -> None:
     """In a cell's own shapes, which have one dimension less than a layer's."""
-    if isinstance(hx, Tensor) or len(hx) != len(cell.states) or not all(isinstance(state, Tensor) for state in hx):
-        raise RuntimeError(f"hx: expected {len(cell.states)} Tensor(s) ({', '.join(cell.states)}), got {_described(hx)}")
+    _check_number_of_states(cell, hx)
     shape = (*input.shape[:-1], hidden_size)
     for name, state in zip(cell.states, hx, strict=True):
+        if state.dim() not in (1, 2):
+            raise ValueError(f"hx: expected {name} to be 1-D (unbatched) or 2-D (batched), got {state.dim()}-D")
         if tuple(state.shape) != shape:
             raise RuntimeError(f"hx: expected {name} of shape {shape}, got {tuple(state.shape)}")
 
@@ -198,8 +250,12 @@ def _run(cell: Cell, input: Input, weights: Sequence[Tensor], hx: Sequence[Tenso
     if rest or not weights:
         raise ValueError(f"weights: {len(weights)} tensors do not divide over num_layers={options.num_layers}")
     layers = [list(weights[i * count : (i + 1) * count]) for i in range(options.num_layers)]
-    _check_input(batch.x, layers[0][0])
-    _check_dtypes(weights)
+    try:
+        _check_input(batch.x, layers[0][0])
+        _check_dtypes(weights)
+    except (AttributeError, TypeError):  # to ask first takes time of every call
+        _check_types(cell, weights)
+        raise
     states = _states(cell, batch, layers, hx, options)
     x, finals = batch.x, []
     for i, layer in enumerate(layers):
@@ -264,6 +320,16 @@ def _check_input(x: Tensor, weight_ih: Tensor) -> None:
         raise ValueError(f"input: expected dtype {weight_ih.dtype} like the weights, got {x.dtype}")
 
 
+def _check_types(cell: Cell, weights: Sequence[Tensor]) -> None:
+    for place, weight in enumerate(weights):
+        if not isinstance(weight, Tensor):
+            names = ", ".join(weight.name for weight in cell.weights(True, False))
+            raise TypeError(
+                f"weights: expected Tensors ({names} in each layer and direction), got {type(weight).__name__} at place {place} of "
+                f"{len(weights)}"
+            ) from None
+
+
 def _check_dtypes(weights: Sequence[Tensor]) -> None:
     dtype = weights[0].dtype
     for weight in weights:
@@ -281,19 +347,25 @@ def _states(cell: Cell, batch: Batch, layers: list[list[Tensor]], hx: Sequence[T
     shapes = [(rows, batch.size, size) for size in cell.state_sizes(gate_rows // len(cell.gates), output_size)]
     if hx is None:
         return [x.new_zeros(shape) for shape in shapes]
-    if isinstance(hx, Tensor) or len(hx) != len(shapes) or not all(isinstance(state, Tensor) for state in hx):
-        raise RuntimeError(f"hx: expected {len(shapes)} Tensor(s) ({', '.join(cell.states)}), got {_described(hx)}")
-    states = [state if batch.batched else state.unsqueeze(1) for state in hx]
-    for name, state, given, shape in zip(cell.states, states, hx, shapes, strict=True):
-        if tuple(state.shape) != shape:
-            allowed = shape if batch.batched else (shape[0], shape[2])
-            raise RuntimeError(f"hx: expected {name}_0 of shape {allowed}, got {tuple(given.shape)}")
+    _check_number_of_states(cell, hx)
+    for name, state, shape in zip(cell.states, hx, shapes, strict=True):
+        allowed = shape if batch.batched else (shape[0], shape[2])
+        if tuple(state.shape) != allowed:
+            raise RuntimeError(f"hx: expected {name}_0 of shape {allowed}, got {tuple(state.shape)}")
         if state.device != x.device:
             raise RuntimeError(f"hx: {name}_0 is on {state.device}, but the input is on {x.device}; move one of them")
         if state.dtype != x.dtype and not operators.autocasting(x):
             raise RuntimeError(f"hx: expected {name}_0 of dtype {x.dtype} like the input, got {state.dtype}")
+    states = [state if batch.batched else state.unsqueeze(1) for state in hx]
     return states if batch.order is None else [state.index_select(1, batch.order) for state in states]
 
 
-def _described(hx: Tensor | Sequence[Tensor]) -> str:
-    return f"a Tensor of shape {tuple(hx.shape)}" if isinstance(hx, Tensor) else f"({', '.join(type(state).__name__ for state in hx)})"
+def _check_number_of_states(cell: Cell, hx: Sequence[Tensor]) -> None:
+    if not isinstance(hx, tuple | list) or len(hx) != len(cell.states) or not all(isinstance(state, Tensor) for state in hx):
+        raise RuntimeError(f"hx: expected {len(cell.states)} Tensor(s) ({', '.join(cell.states)}), got {_described(hx)}")
+
+
+def _described(hx: object) -> str:
+    if isinstance(hx, Tensor):
+        return f"a Tensor of shape {tuple(hx.shape)}"
+    return f"({', '.join(type(state).__name__ for state in hx)})" if isinstance(hx, tuple | list) else f"a {type(hx).__name__}"

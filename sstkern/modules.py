@@ -1,24 +1,44 @@
 """LSTM, GRU, RNN and their cells, with torch.nn's arguments, parameter names, initialisation and state_dict, and layers of any other cell.
 
-They subclass torch.nn.RNNBase and torch.nn.RNNCellBase, not torch.nn.LSTM and its like, whose subclasses torch.compile refuses.
+The cells subclass torch.nn's. The layers subclass torch.nn.RNNBase only, since torch.compile does not trace instances of torch.nn.LSTM and
+its like; `conversion` has layers that are those too.
 """
 
 import numbers
 import warnings
-from collections.abc import Iterable, Iterator
-from typing import Any
+import weakref
+from collections.abc import Callable, Iterator
+from functools import partial
+from operator import index
+from typing import Any, NoReturn, SupportsFloat
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import Parameter, RNNBase
 from torch.nn.modules.rnn import RNNCellBase
+from torch.nn.utils.rnn import PackedSequence
 
-from sstkern import functional
+from sstkern import functional, private
 from sstkern.cells import CELLS, Cell, Weight
 from sstkern.cells.cell import uniform
 from sstkern.cells.rnn import RNN_RELU, RNN_TANH
 from sstkern.functional import Input
 from sstkern.lengths import Lengths
+
+METHODS = frozenset(
+    (
+        "check_input",
+        "check_hidden_size",
+        "check_forward_args",
+        "get_expected_hidden_size",
+        "get_expected_cell_size",
+        "permute_hidden",
+        "_init_flat_weights",
+        "_update_flat_weights",
+        "_weights_have_changed",
+    )
+)
+"""What torch.nn's forward calls of a layer, and a subclass may have written anew."""
 
 
 class Recurrent(RNNBase):
@@ -42,6 +62,18 @@ class Recurrent(RNNBase):
 
     cell: Cell
     recompute: bool = False
+    calls_methods = False
+    """Whether any of `METHODS` is somebody's own, and has to be called."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        known = RNNBase.__module__, __name__
+        cls.calls_methods = any(getattr(getattr(cls, name, None), "__module__", known[0]) not in known for name in METHODS)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in METHODS:
+            self.calls_methods = True
+        super().__setattr__(name, value)
 
     def __init__(
         self,
@@ -58,11 +90,11 @@ class Recurrent(RNNBase):
         *,
         recompute: bool = False,
     ):
-        if proj_size and not self.cell.projects:
+        if proj_size != 0 and not self.cell.projects:
             projecting = ", ".join(cell.torch_class or cell.name for cell in CELLS.values() if cell.projects)
             raise ValueError(f"proj_size: only {projecting} has a projection, {type(self).__name__} has none; got {proj_size}")
         _check_options(bias, batch_first, dropout, num_layers)
-        _check_sizes(input_size, hidden_size, num_layers, proj_size)
+        proj_size = _checked_sizes(input_size, hidden_size, num_layers, proj_size)
         if type(recompute) is not bool:
             raise ValueError(f"recompute: expected True or False, got {recompute!r}")
         super(RNNBase, self).__init__()  # RNNBase's own knows torch.nn's cells only
@@ -105,8 +137,17 @@ class Recurrent(RNNBase):
         return super().extra_repr() + (", recompute=True" if self.recompute else "")
 
     def forward(self, input: Input, hx: Any = None, lengths: Lengths | None = None) -> tuple[Input, Any]:
-        """Arguments, results and errors as `sstkern.functional.layer` describes them."""
-        return functional.layer(
+        """Arguments, results and errors as `sstkern.functional.layer` describes them.
+
+        The weights are `_flat_weights`, as in torch.nn: what a subclass or a hook has put there, unless an attribute has changed since.
+        Methods that torch.nn's forward calls (`check_forward_args`, `permute_hidden` and what they call) are called where a subclass has
+        its own.
+        """
+        restored = None
+        if self.calls_methods and not (isinstance(input, Tensor) and input.is_nested):
+            restored = partial(self._restored, input)
+            input, hx = self._checked(input, hx)
+        results = functional.layer(
             self.cell,
             input,
             self._weights(),
@@ -120,9 +161,73 @@ class Recurrent(RNNBase):
             batch_first=self.batch_first,
             recompute=self.recompute,
         )
+        return results if restored is None else restored(*results)
+
+    def _checked(self, given: Input, hx: Any) -> tuple[Input, Any]:
+        """Calls the methods that torch.nn's forward calls before it computes; a batch, and states in the order of the packed data."""
+        self._update_flat_weights()
+        input: Any = given
+        data, batch_sizes, order, _ = input if isinstance(input, PackedSequence) else (input, None, None, None)
+        if batch_sizes is None and data.dim() == 2:
+            data, hx = data.unsqueeze(0 if self.batch_first else 1), self._each(hx, lambda state: state.unsqueeze(1))
+        if hx is None:
+            rows, batch, width = Recurrent.get_expected_hidden_size(self, data, batch_sizes)
+            hx = functional.as_hx([data.new_zeros(rows, batch, size) for size in self.cell.state_sizes(self.hidden_size, width)])
+        else:
+            hx = self.permute_hidden(hx, order)
+        self.check_forward_args(data, hx, batch_sizes)
+        return data if batch_sizes is None else PackedSequence(data, batch_sizes), hx
+
+    def _restored(self, given: Input, output: Any, hx_n: Any) -> tuple[Input, Any]:
+        """What `_checked` has changed, in the form of the input that was given, and the states as the layer's own method puts them."""
+        if isinstance(given, PackedSequence):
+            output = PackedSequence(output.data, *given[1:])
+            return output, self.permute_hidden(hx_n, given.unsorted_indices)
+        if given.dim() == 2:
+            output, hx_n = output.squeeze(0 if self.batch_first else 1), self._each(hx_n, lambda state: state.squeeze(1))
+        return output, self.permute_hidden(hx_n, None)
+
+    def _each(self, hx: Any, change: Callable[[Tensor], Tensor]) -> Any:
+        states = functional.as_states(self.cell, hx)
+        return None if states is None else functional.as_hx([change(state) for state in states])
+
+    def permute_hidden(self, hx: Any, permutation: Tensor | None) -> Any:
+        """The states in another order of the batch."""
+        return hx if permutation is None else self._each(hx, lambda state: state.index_select(1, permutation))
+
+    def check_forward_args(self, input: Tensor, hidden: Any, batch_sizes: Tensor | None) -> None:
+        """RuntimeError or ValueError, as torch.nn's, for an input or states that do not fit."""
+        self.check_input(input, batch_sizes)
+        rows, batch, width = self.get_expected_hidden_size(input, batch_sizes)
+        sizes = self.cell.state_sizes(self.hidden_size, width)
+        for state, size in zip(functional.as_states(self.cell, hidden) or (), sizes, strict=True):
+            self.check_hidden_size(state, (rows, batch, size))
 
     def _weights(self) -> list[Tensor]:
-        return _present(self, self._flat_weights_names)  # not _flat_weights: a parametrized weight is computed anew for every call
+        """`_flat_weights`, where they are what the attributes are: asking the module for four of them takes 1.7 microseconds more."""
+        flat: list[Any] = self._flat_weights
+        registered, others = self._parameters, self.__dict__
+        try:
+            for name, weight in zip(self._flat_weights_names, flat):  # noqa: B905 -- the keyword takes 0.3 microseconds
+                if registered[name] is not weight or name in others:
+                    return self._handed_over()
+        except KeyError:
+            return self._handed_over()
+        return flat
+
+    def _handed_over(self) -> list[Any]:
+        """`_flat_weights`, made anew where an attribute is another one than it was made of; each is read once: a parametrized weight is
+        computed anew every time."""
+        weights: list[Any] = [getattr(self, name, None) for name in self._flat_weights_names]
+        made_of, flat = self._flat_weight_refs, self._flat_weights
+        if all(ref is None or weight is None or ref() is weight for ref, weight in zip(made_of, weights, strict=True)):
+            return flat
+        if _can_be_kept(weights):
+            self._flat_weights, self._flat_weight_refs = weights, [None if weight is None else weakref.ref(weight) for weight in weights]
+        return weights
+
+    def __prepare_scriptable__(self) -> NoReturn:
+        _refuse_script(self)
 
 
 class LSTM(Recurrent):
@@ -135,6 +240,9 @@ class LSTM(Recurrent):
     """
 
     cell = CELLS["lstm"]
+    get_expected_cell_size = nn.LSTM.get_expected_cell_size
+    check_forward_args = nn.LSTM.check_forward_args
+    permute_hidden = nn.LSTM.permute_hidden
 
     def forward(
         self, input: Input, hx: tuple[Tensor, Tensor] | None = None, lengths: Lengths | None = None
@@ -223,10 +331,17 @@ class RecurrentCell(RNNCellBase):
         return functional.as_hx(functional.cell_step(self.cell, input, states, self._weights(), self.bias))
 
     def _weights(self) -> list[Tensor]:
-        return _present(self, (weight.name for weight in self.cell.weights(self.bias, False)))
+        """Plain ones from where torch.nn.Module keeps them: asking it for four takes 1.7 microseconds more."""
+        names = [weight.name for weight in self.cell.weights(self.bias, False)]
+        own: dict[str, Any] = self._parameters
+        others = self.__dict__
+        return [own[name] if name in own and name not in others else getattr(self, name) for name in names]
+
+    def __prepare_scriptable__(self) -> NoReturn:
+        _refuse_script(self)
 
 
-class LSTMCell(RecurrentCell):
+class LSTMCell(RecurrentCell, nn.LSTMCell):
     """torch.nn.LSTMCell, fused. Args as its: input_size, hidden_size, bias=True, device=None, dtype=None."""
 
     cell = CELLS["lstm"]
@@ -236,7 +351,7 @@ class LSTMCell(RecurrentCell):
         return super().forward(input, hx)
 
 
-class GRUCell(RecurrentCell):
+class GRUCell(RecurrentCell, nn.GRUCell):
     """torch.nn.GRUCell, fused. Args as its: input_size, hidden_size, bias=True, device=None, dtype=None."""
 
     cell = CELLS["gru"]
@@ -246,7 +361,7 @@ class GRUCell(RecurrentCell):
         return super().forward(input, hx)
 
 
-class RNNCell(RecurrentCell):
+class RNNCell(RecurrentCell, nn.RNNCell):
     """torch.nn.RNNCell, fused. Args as its: input_size, hidden_size, bias=True, nonlinearity="tanh", device=None, dtype=None."""
 
     __constants__ = [*RNNCellBase.__constants__, "nonlinearity"]  # noqa: RUF012 -- torch's own form
@@ -273,10 +388,19 @@ class RNNCell(RecurrentCell):
         return super().forward(input, hx)
 
 
-def _present(module: torch.nn.Module, names: Iterable[str]) -> list[Tensor]:
-    """The weights of these names, plain ones from where torch.nn.Module keeps them: asking it for four takes 1.7 microseconds more."""
-    own: dict[str, Any] = module._parameters
-    return [own[name] if name in own else getattr(module, name) for name in names]
+def _can_be_kept(weights: list[Tensor]) -> bool:
+    """Not what an operation has made: a module that keeps such a tensor cannot be copied, and the graph stays as long as it does."""
+    if torch.compiler.is_compiling() or private.transforms_active():
+        return False
+    return all(weight is None or weight.is_leaf for weight in weights)
+
+
+def _refuse_script(module: Recurrent | RecurrentCell) -> NoReturn:
+    """Called by torch.jit.script before it compiles."""
+    raise NotImplementedError(
+        f"torch.jit.script: it cannot compile sstkern's {type(module).__name__}; call sstkern.convert(model, to='torch') first, which "
+        "keeps the parameters, or use torch.jit.trace, torch.export or torch.compile"
+    )
 
 
 def _initialise(module: Recurrent | RecurrentCell, weights: dict[str, Weight]) -> None:
@@ -288,6 +412,8 @@ def _initialise(module: Recurrent | RecurrentCell, weights: dict[str, Weight]) -
 
 def _check_options(bias: object, batch_first: object, dropout: float, num_layers: int) -> None:
     """torch.nn's checks, in its words."""
+    if not isinstance(dropout, str | numbers.Number | SupportsFloat):
+        raise TypeError(f"dropout should be of type float, got: {type(dropout).__name__}")
     if not isinstance(dropout, numbers.Number) or not 0 <= dropout <= 1 or isinstance(dropout, bool):
         raise ValueError("dropout should be a number in range [0, 1] representing the probability of an element being zeroed")
     if dropout > 0 and num_layers == 1:
@@ -301,8 +427,8 @@ def _check_options(bias: object, batch_first: object, dropout: float, num_layers
             raise TypeError(f"{name} should be of type bool, got: {type(value).__name__}")
 
 
-def _check_sizes(input_size: int, hidden_size: int, num_layers: int, proj_size: int) -> None:
-    """torch.nn's checks, in its words."""
+def _checked_sizes(input_size: int, hidden_size: int, num_layers: int, proj_size: int) -> int:
+    """torch.nn's checks, in its words. Returns proj_size as an int, which a tensor of one integer may be too."""
     for name, size in (("input_size", input_size), ("hidden_size", hidden_size)):
         if not isinstance(size, int):
             raise TypeError(f"{name} should be of type int, got: {type(size).__name__}")
@@ -310,10 +436,15 @@ def _check_sizes(input_size: int, hidden_size: int, num_layers: int, proj_size: 
             raise ValueError(f"{name} must be greater than zero")
     if num_layers <= 0:
         raise ValueError("num_layers must be greater than zero")
+    try:
+        proj_size = index(proj_size)
+    except TypeError:
+        raise TypeError(f"proj_size should be of type int, got: {type(proj_size).__name__}") from None
     if proj_size < 0:
         raise ValueError("proj_size should be a positive integer or zero to disable projections")
     if proj_size >= hidden_size:
         raise ValueError("proj_size has to be smaller than hidden_size")
+    return proj_size
 
 
 def _check_nonlinearity(nonlinearity: str) -> None:

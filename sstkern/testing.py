@@ -126,7 +126,7 @@ def gradcheck(
     the same function in float64: for T time steps they may differ by 4 (1 + sqrt(T)) times eps of the norm, or times what the tensor
     itself moves by when all numbers move by about eps, which is more where they nearly cancel. torch.nn's own layers have at most a
     fourth of that over 25 seeds. Two calls have to give the same bits. Random numbers that the function itself
-    draws are the same in every call.
+    draws are the same in every call. Gradients are on within, also where the caller has switched them off.
 
     Args:
         function: a module, or any callable of tensors, that returns a tensor or nested tuples of tensors.
@@ -152,11 +152,12 @@ def gradcheck(
         raise TypeError(f"function: expected a module or another callable, got {type(function).__name__}")
     if not dtypes or not shapes:
         raise ValueError(f"{'shapes' if dtypes else 'dtypes'}: expected at least one, got none")
-    cases = [_Case("as given", inputs, keywords)] if inputs else list(_cases(function, shapes, seed, keywords))
     rows: list[Row] = []
-    for dtype in dict.fromkeys([torch.float64, *dtypes]):
-        for case in cases:
-            rows += _Check(function, case, dtype, engine, elements, seed).rows(reference)
+    with torch.inference_mode(False), torch.enable_grad():  # whatever the caller has switched off
+        cases = [_Case("as given", inputs, keywords)] if inputs else list(_cases(function, shapes, seed, keywords))
+        for dtype in dict.fromkeys([torch.float64, *dtypes]):
+            for case in cases:
+                rows += _Check(function, case, dtype, engine, elements, seed).rows(reference)
     return Report(tuple(rows))
 
 

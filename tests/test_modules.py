@@ -335,8 +335,10 @@ def test_other_wrong_calls():
         sstkern.LSTMCell(3, 5)(x)
     with pytest.raises(RuntimeError, match=r"hx: expected 2 Tensor\(s\) \(h, c\), got a Tensor of shape \(2, 5\)"):
         sstkern.LSTMCell(3, 5)(x[0], torch.zeros(2, 5))
-    with pytest.raises(RuntimeError, match=r"hx: expected h of shape \(2, 5\), got \(1, 2, 5\)"):
+    with pytest.raises(ValueError, match=r"hx: expected h to be 1-D \(unbatched\) or 2-D \(batched\), got 3-D"):
         sstkern.GRUCell(3, 5)(x[0], torch.zeros(1, 2, 5))
+    with pytest.raises(RuntimeError, match=r"hx: expected h of shape \(2, 5\), got \(1, 5\)"):
+        sstkern.GRUCell(3, 5)(x[0], torch.zeros(1, 5))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -344,3 +346,127 @@ def test_the_meta_device_has_shapes(kind):
     ours, theirs = (layer.to("meta") for layer in pair(kind, 3, 5))
     (output, hx_n), (expected, expected_hx) = (layer(torch.empty(4, 2, 3, dtype=torch.float64, device="meta")) for layer in (ours, theirs))
     assert [t.shape for t in (output, *flat(hx_n))] == [t.shape for t in (expected, *flat(expected_hx))]
+
+
+def _attribute(layer, name, weight):
+    delattr(layer, name)
+    setattr(layer, name, weight)
+
+
+def _in_the_list(layer, name, weight):
+    layer._flat_weights[layer._flat_weights_names.index(name)] = weight
+
+
+def _another_list(layer, name, weight):
+    layer._flat_weights = [weight if own == name else getattr(layer, own) for own in layer._flat_weights_names]
+
+
+def _pre_hook(layer, name, weight):
+    layer.register_forward_pre_hook(lambda layer, inputs: _another_list(layer, name, weight))
+
+
+WAYS = {
+    "an attribute": _attribute,
+    "an attribute, past the module": lambda layer, name, weight: layer.__dict__.__setitem__(name, weight),
+    "an entry of _flat_weights": _in_the_list,
+    "another _flat_weights": _another_list,
+    "_flat_weights, by a hook": _pre_hook,
+}
+
+
+@kinds
+@pytest.mark.parametrize("way", WAYS)
+def test_a_weight_that_is_handed_over_is_used_as_torch_uses_it(kind, way):
+    torch.manual_seed(0)
+    layers, x = pair(kind, 3, 5, num_layers=2, bidirectional=True), torch.randn(4, 2, 3, dtype=torch.float64)
+    found = []
+    for layer in layers:
+        given = torch.ones_like(layer.weight_hh_l1).requires_grad_()
+        layer(x)
+        WAYS[way](layer, "weight_hh_l1", given)
+        output, hx_n = layer(x)
+        found.append([output, *flat(hx_n), *gradients([output], [given, layer.weight_ih_l0])])
+    assert_close(*found, 1e-10)
+    assert found[0][-2].abs().max() > 1e-3
+    # A later attribute is what counts, and a list that is set after that.
+    for set_weight in (_attribute, _another_list):
+        for layer in layers:
+            torch.manual_seed(1)
+            set_weight(layer, "weight_hh_l0", torch.nn.Parameter(torch.rand_like(layer.weight_hh_l0)))
+        assert_close(*([layer(x)[0]] for layer in layers), 1e-10)
+
+
+@pytest.mark.parametrize("name", sorted(CELL_KINDS))
+def test_a_cells_weight_may_be_set_past_the_module(name):
+    cell, x = CELL_KINDS[name][0](3, 5, **CELL_KINDS[name][2]), torch.randn(2, 3)
+    cell.__dict__["weight_ih"] = given = torch.zeros_like(cell.weight_ih, requires_grad=True)
+    flat(cell(x))[0].sum().backward()
+    assert given.grad.any()
+    assert cell._parameters["weight_ih"].grad is None
+
+
+def test_weights_of_a_graph_are_not_kept():
+    normed = nn.utils.parametrizations.weight_norm(sstkern.LSTM(3, 5), "weight_hh_l0")
+    x = torch.randn(4, 2, 3)
+    output = normed(x)[0]
+    assert torch.equal(copy.deepcopy(normed)(x)[0], output)
+    layer = sstkern.LSTM(3, 5)
+    weights = {name: (2 * weight) for name, weight in layer.named_parameters()}
+    torch.func.functional_call(layer, weights, (x,))
+    assert [weight.is_leaf for weight in layer._flat_weights] == [True] * 4
+
+
+def with_methods(base: type[nn.Module]) -> type[nn.Module]:
+    class Own(base):
+        def check_input(self, input, batch_sizes):
+            self.checked = input.shape, batch_sizes is None
+            if input.dtype != torch.float64:
+                raise KeyError("float64 only")
+            super().check_input(input, batch_sizes)
+
+        def permute_hidden(self, hx, permutation):
+            self.permuted = permutation
+            return as_hx(tuple(state * 2 for state in flat(super().permute_hidden(hx, permutation))))
+
+    return Own
+
+
+@kinds
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_methods_that_torchs_forward_calls_are_called(kind, batch_first):
+    torch.manual_seed(0)
+    layers = pair(kind, 3, 5, num_layers=2, bidirectional=True, batch_first=batch_first)
+    for layer in layers:
+        layer.__class__ = with_methods(type(layer))
+    x, states = torch.randn(4, 3, 3, dtype=torch.float64), states_of(layers[0], 4 if batch_first else 3)
+    packed = nn.utils.rnn.pack_sequence([x[:2, 0], x[:, 1], x[:1, 2]], enforce_sorted=False)
+    alone = tuple(state[:, 0] for state in states)
+    for input, hx in ((x, None), (x, states), (packed, tuple(state[:, :3] for state in states)), (x[0], None), (x[0], alone)):
+        results = []
+        for layer in layers:
+            output, hx_n = layer(input, None if hx is None else as_hx(hx))
+            results.append([output.data if input is packed else output, *flat(hx_n)])
+        assert_close(*results, 1e-10)
+        assert layers[0].permuted is layers[1].permuted
+        if input is not packed:
+            assert layers[0].checked == layers[1].checked
+    with pytest.raises(KeyError, match="float64 only"):
+        layers[0](x.float())
+
+
+def test_a_method_set_on_the_layer_is_called():
+    layer, called = sstkern.GRU(3, 5), []
+    layer.check_hidden_size = lambda *arguments: called.append(arguments[1])
+    layer(torch.randn(4, 2, 3))
+    assert called == [(1, 2, 5)]
+
+
+@kinds
+def test_torchs_methods_can_be_called(kind):
+    ours, theirs = pair(kind, 3, 5)
+    x, states, order = torch.randn(4, 2, 3, dtype=torch.float64), as_hx(states_of(ours, 2)), torch.tensor([1, 0])
+    assert_close(flat(ours.permute_hidden(states, order)), flat(theirs.permute_hidden(states, order)), 0)
+    for layer in (ours, theirs):
+        layer.check_forward_args(x, states, None)
+        with pytest.raises(RuntimeError, match="hidden"):
+            layer.check_forward_args(x[:, :1], states, None)

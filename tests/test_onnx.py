@@ -132,3 +132,9 @@ def test_a_whole_model(tmp_path):
     assert {"GRU", "LSTM"} <= set(runtime.operators)
     sound = torch.randn(2, 1, 96)
     assert_equal(runtime(sound), model(sound))
+
+
+@pytest.mark.parametrize(("layer", "x"), [(sstkern.GRU(4, 6, 2), torch.randn(5, 3, 4)), (sstkern.LSTMCell(4, 6), torch.randn(3, 4))])
+def test_the_old_exporter_is_refused_in_a_sentence(layer, x, tmp_path):
+    with pytest.raises(NotImplementedError, match=r"call it with dynamo=True, for which sstkern\.onnx makes ONNX's own of them$"):
+        torch.onnx.export(layer.eval(), (x,), tmp_path / "layer.onnx", dynamo=False)

@@ -15,6 +15,7 @@ EXCEPTIONS = {
     ("modules.py", "_parameters"): "our layers are torch.nn.Modules, and it is theirs",
     ("modules.py", "_flat_weights_names"): "our layers are torch.nn.RNNBases, and it is theirs",
     ("modules.py", "_init_flat_weights"): "our layers are torch.nn.RNNBases, and it is theirs",
+    ("modules.py", "_update_flat_weights"): "our layers are torch.nn.RNNBases, and it is theirs",
     ("text/trainer.py", "_foreach_lerp_"): "torch documents its operators on lists of tensors under names like this",
     ("text/trainer.py", "_foreach_copy_"): "torch documents its operators on lists of tensors under names like this",
     ("bench/compiled.py", "_dynamo"): "torch documents the compiler's settings under this name",

@@ -318,3 +318,12 @@ def test_nothing_to_compare_is_told():
         gradcheck(layer, reference=sstkern.GRU(2, 3, bias=False), shapes=[(2, 2)])
     with pytest.raises(TypeError, match="expected it to return a tensor, got none"):
         gradcheck(lambda x: (), torch.ones(2))
+
+
+@pytest.mark.parametrize("off", [torch.no_grad, torch.inference_mode])
+def test_gradients_are_checked_where_they_are_switched_off(off):
+    with off():
+        assert_gradients(sstkern.GRU(2, 3), dtypes=[torch.float32], shapes=[(3, 2)])
+        assert_gradients(nn.LSTMCell(2, 3))
+        assert_gradients(torch.mul, torch.randn(2), torch.randn(2))
+        assert not torch.is_grad_enabled()

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NoReturn
 
 from torch import Tensor
 from torch.nn import init
@@ -90,6 +91,13 @@ class Cell:
             raise ValueError(f"shape: expected sizes of {', '.join(SIZES)}, got {', '.join(sorted(unknown))}")
         made = {(bias, projected): self._all(bias, projected) for bias in (False, True) for projected in {False, self.projects}}
         object.__setattr__(self, "_weights", made)
+
+    def __fx_create_arg__(self, tracer: object) -> NoReturn:
+        """torch.fx.symbolic_trace asks for a cell's form in its graph: there is none."""
+        raise NotImplementedError(
+            "torch.fx.symbolic_trace: it cannot trace into sstkern's layers and cells; give it a torch.fx.Tracer whose is_leaf_module is "
+            "true of them"
+        )
 
     def _names(self) -> tuple[str, ...]:
         """Of the own parameters and what every layer has."""
