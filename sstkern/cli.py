@@ -155,6 +155,9 @@ def bench(
     seconds: Annotated[float, typer.Option(help="Time for a case; a case whose calls are slow takes longer.", min=0.001, max=3600)] = 6.0,
     growth: Annotated[bool, typer.Option("--growth", help="Instead: time per token over each size and over threads, float32.")] = False,
     memory: Annotated[bool, typer.Option("--memory", help="Instead: memory of a training step, float32.")] = False,
+    skewed: Annotated[
+        bool, typer.Option("--skewed", help="Instead: time and memory of packed batches with one long sequence, float32.")
+    ] = False,
     compiled: Annotated[bool, typer.Option("--compile", help="Also time torch.compile of torch.nn's layers, short ones.")] = False,
     output: Annotated[Path, typer.Option(help="Folder for figures and pictures; files of an earlier run are replaced.")] = Path(
         "runs/bench"
@@ -169,10 +172,13 @@ def bench(
     cells = [name.upper() for name in _values(cell)] or list(cases.LAYERS)
     phases, kinds, dtypes = _values(phase) or cases.PHASES, _values(lengths) or cases.LENGTHS, _values(dtype) or cases.DTYPES
     shapes = [cases.parse_shape(text) for text in shape or ()] or cases.SHAPES
-    if growth and (memory or shape):
-        raise typer.BadParameter(f"--growth: has shapes of its own, and is not for {'--memory' if memory else '--shape'}")
+    _refuse_together({"--growth": growth, "--skewed": skewed, "--memory": memory, "--shape": shape})
+    if skewed and lengths:
+        raise typer.BadParameter("--skewed: has lengths of its own, and is not for --lengths")
     if growth:
         complete = show.growth(cells, phases, kinds, threads, seconds, output)
+    elif skewed:
+        complete = show.skewed(cells, phases, threads, seconds, output)
     elif memory:
         complete = show.memory(cells, shapes, kinds, threads, output)
     else:
@@ -180,6 +186,13 @@ def bench(
     if not complete:
         typer.echo(f"interrupted; what was measured is in {output}")
         raise typer.Exit(130)
+
+
+def _refuse_together(given: dict[str, Any]) -> None:
+    """Two options of which one says what shapes there are; --memory is for any."""
+    names = [name for name, value in given.items() if value]
+    if len(names) > 1 and names[0] in ("--growth", "--skewed"):
+        raise typer.BadParameter(f"{names[0]}: has shapes of its own, and is not for {names[1]}")
 
 
 @app.command()

@@ -44,6 +44,10 @@ def test_a_usage_error_names_what_is_wrong():
     [
         (("--growth", "--shape", "1,2,3"), "--growth: has shapes of its own, and is not for --shape"),
         (("--growth", "--memory"), "--growth: has shapes of its own, and is not for --memory"),
+        (("--growth", "--skewed"), "--growth: has shapes of its own, and is not for --skewed"),
+        (("--skewed", "--memory"), "--skewed: has shapes of its own, and is not for --memory"),
+        (("--skewed", "--shape", "1,2,3"), "--skewed: has shapes of its own, and is not for --shape"),
+        (("--skewed", "--lengths", "full"), "--skewed: has lengths of its own, and is not for --lengths"),
         (("--seconds", "inf"), "--seconds"),
     ],
 )

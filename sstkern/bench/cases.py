@@ -16,6 +16,8 @@ for _cell in CELLS.values():
         LAYERS.setdefault(_cell.torch_class, _cell)
 PHASES = ("inference", "training")
 LENGTHS = ("full", "sst2")
+RESTS = {"rest_1": 1, "rest_20": 20}
+"""Lengths of skewed batches: one sequence has all time steps, each of the rest so many."""
 DTYPES = ("float32", "bfloat16")
 
 Shape = tuple[int, int, int]
@@ -59,7 +61,7 @@ class Case:
     dtype: str = "float32"
 
     def __post_init__(self) -> None:
-        for name, allowed in (("cell", LAYERS), ("lengths", LENGTHS), ("dtype", DTYPES)):
+        for name, allowed in (("cell", LAYERS), ("lengths", (*LENGTHS, *RESTS)), ("dtype", DTYPES)):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name}: expected one of {', '.join(allowed)}, got '{getattr(self, name)}'")
         for name in ("batch", "steps", "size"):
@@ -84,12 +86,24 @@ class Case:
     @property
     def valid(self) -> list[int] | None:
         """The sequences' lengths, or None where all are `steps`."""
+        if self.packed:
+            return [self.steps, *[min(RESTS[self.lengths], self.steps)] * (self.batch - 1)]
         return None if self.lengths == "full" else sst2_lengths(self.batch, self.steps)
+
+    @property
+    def packed(self) -> bool:
+        """Whether its sequences are made packed, (tokens, size): padded, a skewed batch may be more than the memory holds."""
+        return self.lengths in RESTS
 
     @property
     def tokens(self) -> int:
         """Valid time steps of all sequences."""
         return self.batch * self.steps if self.valid is None else sum(self.valid)
+
+    def as_row(self) -> dict[str, str | int]:
+        """What a row of figures says of it."""
+        names = ("cell", "batch", "steps", "size", "phase", "lengths", "dtype", "tokens")
+        return {name: getattr(self, name) for name in names}
 
     @property
     def gate_rows(self) -> int:

@@ -9,7 +9,7 @@ import torch
 
 from sstkern.bench import suite
 from sstkern.bench.cases import LAYERS, LENGTHS, PHASES, Case
-from sstkern.bench.peers import ENGINES, OURS, Engine
+from sstkern.bench.peers import ours_and_torch
 
 BASE = Case("LSTM", batch=8, steps=50, size=128)
 """What stays as it is while something else grows."""
@@ -55,17 +55,11 @@ def thread_counts() -> list[int]:
     return [*(2**i for i in range(cores.bit_length()) if 2**i < cores), cores]
 
 
-def engines(case: Case) -> list[Engine]:
-    """Ours and torch.nn's, which takes lengths as a packed sequence."""
-    wanted = (OURS, "torch") if case.lengths == "full" else (OURS, "torch", "torch_packed")
-    return [engine for engine in ENGINES if engine.name in wanted]
-
-
 def measure(point: Point, seconds: float) -> dict:
     before = torch.get_num_threads()
     torch.set_num_threads(point.threads)
     try:
-        row = suite.measure(point.case, engines(point.case), point.threads, seconds)
+        row = suite.measure(point.case, ours_and_torch(point.case), point.threads, seconds)
     finally:
         torch.set_num_threads(before)
     case = point.case
@@ -73,7 +67,7 @@ def measure(point: Point, seconds: float) -> dict:
         "axis": point.axis,
         "value": point.value,
         "threads": point.threads,
-        **{name: getattr(case, name) for name in ("cell", "batch", "steps", "size", "phase", "lengths", "tokens")},
+        **case.as_row(),
         "us_per_token": {name: figures["ms"] * 1e3 / case.tokens for name, figures in row["engines"].items()},
         "left_out": row["left_out"],
         "discarded": row["discarded"],

@@ -1,4 +1,4 @@
-"""Memory that a training step needs beyond its inputs and weights, ours beside torch.nn's: each measured in a fresh process.
+"""Memory that a call needs beyond its inputs and weights, ours beside torch.nn's: each measured in a fresh process.
 
 `python -m sstkern.bench.memory JSON` is that process.
 """
@@ -17,8 +17,7 @@ import torch
 from sstkern.bench import suite
 from sstkern.bench.cases import LAYERS, LENGTHS, Case, Shape, grid
 from sstkern.bench.cases import SHAPES as ALL_SHAPES
-from sstkern.bench.growth import engines
-from sstkern.bench.peers import ENGINES, Problem
+from sstkern.bench.peers import Problem, ours_and_torch
 
 
 def cases(cells: Collection[str] = tuple(LAYERS), shapes: Collection[Shape] = ALL_SHAPES, lengths: Collection[str] = LENGTHS) -> list[Case]:
@@ -28,12 +27,13 @@ def cases(cells: Collection[str] = tuple(LAYERS), shapes: Collection[Shape] = AL
 def measure(case: Case, threads: int) -> dict:
     """One row: bytes of each engine."""
     return {
-        **{name: getattr(case, name) for name in ("cell", "batch", "steps", "size", "phase", "lengths", "tokens")},
-        "bytes": {engine.name: _in_a_process(case, threads, engine.name) for engine in engines(case)},
+        **case.as_row(),
+        "bytes": {engine.name: in_a_process(case, threads, engine.name) for engine in ours_and_torch(case)},
     }
 
 
-def _in_a_process(case: Case, threads: int, engine: str) -> int:
+def in_a_process(case: Case, threads: int, engine: str) -> int:
+    """`extra`, in a new process. Raises OSError where that fails."""
     task = json.dumps({"case": asdict(case), "threads": threads, "engine": engine})
     # The new process finds this very package, wherever it was imported from.
     path = os.pathsep.join(filter(None, [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")]))
@@ -53,7 +53,7 @@ def run(wanted: Sequence[Case], threads: int, folder: Path, tell: suite.Tell) ->
 
 def extra(case: Case, threads: int, name: str) -> int:
     """Bytes by which this process grows, at its peak, while the engine runs the case once."""
-    (engine,) = (engine for engine in ENGINES if engine.name == name)
+    (engine,) = (engine for engine in ours_and_torch(case) if engine.name == name)
     torch.set_num_threads(threads)
     small = replace(case, batch=2, steps=2, size=16)
     engine.prepare(Problem.of(small, threads)).results()  # threads, libraries and their buffers are there

@@ -2,23 +2,27 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+from torch.nn.functional import pad
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 import sstkern
 from sstkern.bench import graph, timing
 from sstkern.bench.cases import Case
+from sstkern.lengths import batch_sizes, packed_rows
 
 OURS = "sstkern"
 TOLERANCES = {"float32": 1e-3, "bfloat16": 0.15}
 """The largest difference from the reference engine, as a share of the largest number: is it the same function? Long sums in bfloat16 are
 far apart, and not wrong."""
+MOST_PADDED = 2**29
+"""Bytes of a padded x, beyond which a skewed batch is not padded to be timed: its output and their gradients are as large."""
 _SEED = 0
 
 
@@ -33,9 +37,10 @@ class Problem:
     case: Case
     threads: int
     x: Tensor
+    """(T, B, size), or of a packed case (tokens, size): the valid steps alone, as a PackedSequence has them."""
     lengths: Tensor | None
     grad: Tensor
-    """Of the output; 0 past a length, so that engines that know no lengths compute the same gradients."""
+    """Of the output, shaped as x is; 0 past a length, so that engines that know no lengths compute the same gradients."""
     state: Mapping[str, Tensor]
     """A layer's parameters, by torch.nn's names."""
 
@@ -44,14 +49,15 @@ class Problem:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(_SEED)
             state = getattr(torch.nn, case.cell)(case.size, case.size, dtype=case.torch_dtype).state_dict()
-            x, grad = torch.randn(2, case.steps, case.batch, case.size, dtype=case.torch_dtype)
+            rows = (case.tokens,) if case.packed else (case.steps, case.batch)
+            x, grad = torch.randn(2, *rows, case.size, dtype=case.torch_dtype)
         lengths = None if case.valid is None else torch.tensor(case.valid)
         problem = cls(case, threads, x, lengths, grad, state)
         return cls(case, threads, x, lengths, problem.masked(grad), state)
 
     def masked(self, output: Tensor) -> Tensor:
-        """`output` (T, B, H) with 0 past the lengths."""
-        if self.lengths is None:
+        """An output with 0 past the lengths."""
+        if self.lengths is None or self.case.packed:
             return output
         valid = torch.arange(self.case.steps).unsqueeze(1) < self.lengths
         return torch.where(valid.unsqueeze(2), output, 0)
@@ -100,8 +106,38 @@ class Engine:
 
 def sstkern_layer(problem: Problem) -> Prepared:
     layer = problem.layer(getattr(sstkern, problem.case.cell))
-    prepared = _of_module(problem, layer, lambda x: layer(x, lengths=problem.lengths)[0])
-    prepared.context = lambda: sstkern.backend("cpu")  # fails without the extension, rather than timing the slow reference engine
+    return _of_engine("cpu", problem, layer, _call(problem, layer))
+
+
+def sstkern_nested(problem: Problem) -> Prepared:
+    """A packed case's sequences as a jagged nested tensor."""
+    layer, (_, sequence) = problem.layer(getattr(sstkern, problem.case.cell)), _rows(problem)
+    order = sequence.argsort(stable=True)
+    back = order.argsort()
+    x = torch.nested.nested_tensor_from_jagged(problem.x[order], pad(sequence.bincount().cumsum(0), (1, 0)))
+    prepared = _of_engine("cpu", replace(problem, x=x, grad=problem.grad[order]), layer, lambda x: layer(x)[0].values())
+    return _read_rows(prepared, lambda result: (result.values() if result.is_nested else result)[back])
+
+
+def sstkern_padded(problem: Problem) -> Prepared:
+    """A packed case's sequences as a padded tensor, with lengths."""
+    case, layer, rows = problem.case, problem.layer(getattr(sstkern, problem.case.cell)), _rows(problem)
+    size = case.batch * case.steps * case.size * case.torch_dtype.itemsize
+    if size > MOST_PADDED:
+        raise Unavailable(f"padded, x alone has {size / 2**20:.0f} MiB, more than {MOST_PADDED / 2**20:.0f}")
+    x, grad = (tensor.new_zeros(case.steps, case.batch, case.size).index_put(rows, tensor) for tensor in (problem.x, problem.grad))
+    prepared = _of_engine("cpu", replace(problem, x=x, grad=grad), layer, lambda x: layer(x, lengths=problem.lengths)[0])
+    return _read_rows(prepared, lambda result: result[rows])
+
+
+def _rows(problem: Problem) -> tuple[Tensor, Tensor]:
+    """Of each row of a packed x: its step and its sequence."""
+    return packed_rows(batch_sizes(problem.lengths))
+
+
+def _read_rows(prepared: Prepared, rows: Callable[[Tensor], Tensor]) -> Prepared:
+    """The same, but `rows` makes packed ones of the output and of the gradient of x."""
+    prepared.read = lambda results: [*map(rows, results[:2]), *results[2:]]
     return prepared
 
 
@@ -129,6 +165,27 @@ def torch_packed(problem: Problem) -> Prepared:
         return pad_packed_sequence(layer(packed)[0], total_length=case.steps)[0]
 
     return _of_module(problem, layer, call)
+
+
+def torch_of_packed(problem: Problem) -> Prepared:
+    """torch.nn's layer on sequences that are packed already."""
+    layer = problem.layer(getattr(torch.nn, problem.case.cell))
+    return _of_module(problem, layer, _call(problem, layer))
+
+
+def _call(problem: Problem, layer: torch.nn.Module) -> Callable[[Tensor], Tensor]:
+    """Makes the output of x, each in the problem's form."""
+    if not problem.case.packed:
+        return lambda x: layer(x, lengths=problem.lengths)[0]
+    sizes = batch_sizes(problem.lengths)
+    return lambda x: layer(PackedSequence(x, sizes))[0].data
+
+
+def _of_engine(engine: str, problem: Problem, layer: torch.nn.Module, call: Callable[[Tensor], Tensor]) -> Prepared:
+    """Of a layer of ours. Fails where the engine cannot run, rather than timing the slow reference engine in its place."""
+    prepared = _of_module(problem, layer, call)
+    prepared.context = lambda: sstkern.backend(engine)
+    return prepared
 
 
 def _of_module(problem: Problem, layer: torch.nn.Module, call: Callable[[Tensor], Tensor]) -> Prepared:
@@ -222,17 +279,30 @@ ENGINES = (
     Engine("onnxruntime", onnxruntime),
     Engine("openvino", openvino),
 )
+PACKED_ENGINES = (
+    Engine("sstkern_packed", sstkern_layer),
+    Engine("sstkern_nested", sstkern_nested),
+    Engine("sstkern_padded", sstkern_padded),
+    Engine("torch_packed", torch_of_packed),
+)
+"""For cases whose sequences are packed: ours in every form that has lengths, and torch.nn's in the only one."""
 TORCH = ("torch", "torch_no_onednn", "torch_packed")
 """The engines that torch.nn is, whatever is installed beside it."""
+
+
+def ours_and_torch(case: Case) -> Sequence[Engine]:
+    """Ours and torch.nn's, which takes lengths as a packed sequence."""
+    if case.packed:
+        return PACKED_ENGINES
+    wanted = (OURS, "torch") if case.lengths == "full" else (OURS, "torch", "torch_packed")
+    return [engine for engine in ENGINES if engine.name in wanted]
 
 
 def reference(problem: Problem) -> list[Tensor]:
     """The results that all engines must have: plain PyTorch in float32."""
     layer = problem.layer(getattr(sstkern, problem.case.cell), torch.float32)
-    exact = Problem(problem.case, problem.threads, problem.x.float(), problem.lengths, problem.grad.float(), problem.state)
-    prepared = _of_module(exact, layer, lambda x: layer(x, lengths=problem.lengths)[0])
-    prepared.context = lambda: sstkern.backend("reference")
-    return prepared.results()
+    exact = replace(problem, x=problem.x.float(), grad=problem.grad.float())
+    return _of_engine("reference", exact, layer, _call(exact, layer)).results()
 
 
 def difference(problem: Problem, results: Sequence[Tensor], expected: Sequence[Tensor]) -> float:

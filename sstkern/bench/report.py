@@ -42,8 +42,7 @@ def row(case: Case, engines: Mapping[str, dict], left_out: Mapping[str, str], ba
     ours = times.get(OURS)
     best = min(times.keys() - {OURS}, key=times.__getitem__, default=None)
     return {
-        **{name: getattr(case, name) for name in _CASE},
-        "tokens": case.tokens,
+        **case.as_row(),
         "gflop": case.flops / 1e9,
         "engines": dict(engines),
         "left_out": dict(left_out),
@@ -52,16 +51,20 @@ def row(case: Case, engines: Mapping[str, dict], left_out: Mapping[str, str], ba
         "spread": max(engines[name]["spread"] for name in (OURS, best)) if ours and best else None,
         "gflops": case.flops / ours / 1e6 if ours else None,
         "bandwidth_share": case.streamed_bytes / ours / 1e6 / bandwidth if ours and bandwidth else None,
-        "discarded": _discarded(engines, times[best] if best else math.inf),
+        "discarded": disturbed(_deciding(engines, times[best] if best else math.inf)),
     }
 
 
-def _discarded(engines: Mapping[str, dict], best: float) -> str | None:
-    """Why the ratio is no good: an engine that decides it, ours or one that is or may be the best peer, was disturbed."""
-    deciding = [name for name, found in engines.items() if name == OURS or min(found["ms"], found["alone_ms"]) <= best * (1 + TOLERANCE)]
-    disturbed = [name for name in deciding if engines[name]["disturbed"]]
-    apart = [f"{name} {engines[name]['alone_ms']:.4g} ms alone, {engines[name]['ms']:.4g} ms among the others" for name in disturbed]
-    return "; ".join(apart) or None
+def _deciding(engines: Mapping[str, dict], best: float) -> dict[str, dict]:
+    """The engines that decide the ratio: ours, and what is or may be the best peer."""
+    return {name: found for name, found in engines.items() if name == OURS or min(found["ms"], found["alone_ms"]) <= best * (1 + TOLERANCE)}
+
+
+def disturbed(engines: Mapping[str, dict]) -> str | None:
+    """Why ratios of these engines' times are no good: which of them were disturbed."""
+    apart = {name: found for name, found in engines.items() if found["disturbed"]}
+    told = [f"{name} {found['alone_ms']:.4g} ms alone, {found['ms']:.4g} ms among the others" for name, found in apart.items()]
+    return "; ".join(told) or None
 
 
 def start(environment: dict, cases: int) -> dict:
@@ -171,7 +174,7 @@ _GROUPS: dict[str, Callable[[Row], float | None]] = {
 def tables(report: dict) -> list[Any]:
     """What rich prints: a line a case, then the summary."""
     summed = [_summary_table(report["summary"])] if report["summary"] else []
-    return [_cases_table(report["rows"]), *summed, *_reasons(report["rows"])]
+    return [_cases_table(report["rows"]), *summed, *reasons(report["rows"])]
 
 
 def _cases_table(rows: list[Row]) -> Any:
@@ -218,7 +221,7 @@ def _summary_table(summary: list[dict]) -> Any:
     return table
 
 
-def _reasons(rows: list[Row]) -> list[str]:
+def reasons(rows: list[Row]) -> list[str]:
     """Everything that is not in the table, and why."""
     counted: dict[str, int] = {}
     for row in rows:

@@ -12,6 +12,7 @@ from rich.table import Table
 from sstkern.bench import charts, compiled, peers, report, suite
 from sstkern.bench import growth as growing
 from sstkern.bench import memory as remembering
+from sstkern.bench import skewed as skewing
 from sstkern.bench.cases import Shape, grid
 
 _WIDTH = 180  # where there is no terminal to fit
@@ -56,6 +57,34 @@ def memory(cells: Collection[str], shapes: Collection[Shape], lengths: Collectio
     console.print(_memory_table(found["rows"]))
     _tell_files(console, [output / "memory.json", *([charts.memory(found["rows"], output / "memory.png")] if found["rows"] else [])])
     return found["complete"]
+
+
+def skewed(cells: Collection[str], phases: Collection[str], threads: int, seconds: float, output: Path) -> bool:
+    """Measure the skewed batches; whether all of them."""
+    console, wanted = _console(), skewing.cases(cells, phases)
+    with _progress(console, wanted) as tell:
+        found = skewing.run(wanted, threads, seconds, output, tell)
+    for part in (_skewed_table(found["rows"]), *report.reasons(found["rows"])):
+        console.print(part)
+    _tell_files(console, [output / "skewed.json"])
+    return found["complete"]
+
+
+def _skewed_table(rows: list[dict]) -> Table:
+    peer = skewing.PEER
+    table = Table(title=f"milliseconds of one call, MiB beyond inputs and weights; {peer} / ours of both", title_justify="left")
+    for name in ("cell", "B,T,H", "lengths", "phase", "form"):
+        table.add_column(name, no_wrap=True)
+    for name in ("ms", f"{peer} / ours", "MiB", f"{peer} / ours"):
+        table.add_column(name, justify="right")
+    for row in rows:
+        star = "*" if row["discarded"] else ""
+        for name, found in row["engines"].items():
+            time, memory = (f"{row[ratio][name]:.2f}" if name in row[ratio] else "-" for ratio in ("time_ratio", "memory_ratio"))
+            figures = (f"{found['ms']:.2f}{star}", time, f"{found['bytes'] / 2**20:.1f}", memory)
+            table.add_row(row["cell"], report.shape(row), row["lengths"], row["phase"], name, *figures)
+        table.add_section()
+    return table
 
 
 def _memory_table(rows: list[dict]) -> Table:

@@ -32,10 +32,22 @@ def test_only_valid_tokens_count():
     assert case.flops * 32 * 20 == Case("LSTM", 32, 20, 8).flops * case.tokens
 
 
+@pytest.mark.parametrize(
+    ("shape", "lengths", "valid"),
+    [((3, 9, 8), "rest_1", [9, 1, 1]), ((2, 50, 8), "rest_20", [50, 20]), ((2, 7, 8), "rest_20", [7, 7]), ((1, 9, 8), "rest_1", [9])],
+)
+def test_a_skewed_batch_is_packed_and_has_one_long_sequence(shape: cases.Shape, lengths: str, valid: list[int]):
+    case = Case("LSTM", *shape, lengths=lengths)
+    assert (case.valid, case.tokens, case.packed) == (valid, sum(valid), True)
+    assert not Case("LSTM", *shape, lengths="sst2").packed
+
+
 def test_what_a_case_says_of_itself():
     assert str(Case("GRU", 1, 2, 3, True, "sst2", "bfloat16")) == "GRU B1 T2 H3 training sst2 bfloat16"
     assert Case("GRU", 1, 2, 3, dtype="bfloat16").torch_dtype == torch.bfloat16
     assert Case("GRU", 1, 2, 3).valid is None
+    row = {"cell": "GRU", "batch": 4, "steps": 5, "size": 3, "phase": "training", "lengths": "rest_1", "dtype": "float32", "tokens": 8}
+    assert Case("GRU", 4, 5, 3, True, "rest_1").as_row() == row
 
 
 def test_sst2_lengths_fill_the_batch_and_are_always_the_same():
@@ -61,7 +73,7 @@ def test_sst2_lengths_have_the_distribution_of_the_sentences():
     [
         ({"cell": "lstm"}, "cell: expected one of LSTM, GRU, RNN, got 'lstm'"),
         ({"steps": 0}, "steps: expected at least 1, got 0"),
-        ({"lengths": "random"}, "lengths: expected one of full, sst2, got 'random'"),
+        ({"lengths": "random"}, "lengths: expected one of full, sst2, rest_1, rest_20, got 'random'"),
         ({"dtype": "float16"}, "dtype: expected one of float32, bfloat16, got 'float16'"),
     ],
 )

@@ -29,11 +29,6 @@ def test_threads_double_up_to_all_cores(monkeypatch: pytest.MonkeyPatch):
         assert growth.thread_counts() == counts
 
 
-def test_packed_sequences_are_timed_where_lengths_vary():
-    assert [engine.name for engine in growth.engines(BASE)] == ["sstkern", "torch"]
-    assert [engine.name for engine in growth.engines(replace(BASE, lengths="sst2"))] == ["sstkern", "torch", "torch_packed"]
-
-
 def test_a_point_is_time_per_valid_token_on_its_threads(monkeypatch: pytest.MonkeyPatch):
     def measure(case, engines, threads, seconds):
         assert (torch.get_num_threads(), threads, seconds) == (2, 2, 0.5)

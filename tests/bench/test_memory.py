@@ -13,7 +13,7 @@ CASE = Case("LSTM", batch=64, steps=50, size=128, training=True)
 
 def test_a_step_holds_at_least_what_it_returns_and_not_much_more():
     floats = CASE.tokens * CASE.size
-    taken = memory._in_a_process(CASE, 1, "sstkern")
+    taken = memory.in_a_process(CASE, 1, "sstkern")
     assert 2 * 4 * floats < taken < 40 * 4 * floats  # output and gradient of the input, at least
 
 
@@ -24,7 +24,7 @@ def test_the_cases_are_float32_training():
 
 def test_a_run_writes_the_bytes_of_each_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     sizes = {"sstkern": 10, "torch": 20, "torch_packed": 30}
-    monkeypatch.setattr(memory, "_in_a_process", lambda case, threads, engine: sizes[engine] * threads)
+    monkeypatch.setattr(memory, "in_a_process", lambda case, threads, engine: sizes[engine] * threads)
     cases = memory.cases(["GRU"], [(1, 2, 3)], ["full", "sst2"])
     found = memory.run(cases, 2, tmp_path, lambda case: None)
     assert json.loads((tmp_path / "memory.json").read_text()) == found
@@ -37,4 +37,4 @@ def test_a_run_writes_the_bytes_of_each_engine(tmp_path: Path, monkeypatch: pyte
 def test_a_process_that_fails_says_what_it_was_doing(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(memory.sys, "executable", "false")
     with pytest.raises(OSError, match="measuring memory of torch on LSTM B64 T50 H128 training full float32 failed"):
-        memory._in_a_process(CASE, 1, "torch")
+        memory.in_a_process(CASE, 1, "torch")

@@ -4,15 +4,19 @@ import sys
 
 import pytest
 import torch
+from torch import Tensor
+from torch.nn.modules.module import register_module_forward_pre_hook
+from torch.nn.utils.rnn import PackedSequence
 
 from sstkern.bench import peers
-from sstkern.bench.cases import DTYPES, LAYERS, LENGTHS, Case
+from sstkern.bench.cases import DTYPES, LAYERS, LENGTHS, RESTS, Case
 from sstkern.bench.peers import Engine, Prepared, Problem, Unavailable
 from sstkern.engines import cpu_runs
 
 NAMES = [engine.name for engine in peers.ENGINES]
 BY_NAME = {engine.name: engine for engine in peers.ENGINES}
 INSTALLED = [BY_NAME[name] for name in NAMES if name != "openvino"]
+FORMS = {engine.name: engine for engine in peers.PACKED_ENGINES}
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -31,6 +35,65 @@ def test_the_engines_agree_with_the_reference(cell: str, training: bool, lengths
             assert output.shape == (6, 5, 7)
             assert len(gradients) == (5 if training else 0)  # of x, two weights and two biases
             assert min(one.block(0.0)) > 0
+
+
+@pytest.mark.parametrize("lengths", RESTS)
+@pytest.mark.parametrize("training", [False, True], ids=["inference", "training"])
+@pytest.mark.parametrize("cell", LAYERS)
+def test_the_forms_of_packed_sequences_agree_with_the_reference(cell: str, training: bool, lengths: str):
+    problem = Problem.of(Case(cell, 5, 26, 7, training, lengths), 1)
+    with peers.ready(problem, peers.PACKED_ENGINES) as (prepared, differences, left_out):
+        assert (list(prepared), left_out) == (list(FORMS), {})
+        assert all(difference < 1e-5 for difference in differences.values()), differences
+        for one in prepared.values():
+            output, *gradients = one.results()
+            assert output.shape == (problem.case.tokens, 7)
+            assert len(gradients) == (5 if training else 0)
+            assert min(one.block(0.0)) > 0
+
+
+@pytest.mark.parametrize(
+    ("name", "form", "ours"),
+    [
+        ("sstkern_packed", "packed (8, 3)", True),
+        ("sstkern_nested", "nested 8 [5, 1, 1, 1]", True),
+        ("sstkern_padded", "padded (5, 4, 3)", True),
+        ("torch_packed", "packed (8, 3)", False),
+    ],
+)
+def test_a_layer_is_given_the_form_of_its_engine(name: str, form: str, ours: bool):
+    problem = Problem.of(Case("LSTM", 4, 5, 3, training=True, lengths="rest_1"), 1)
+    prepared, given = FORMS[name].prepare(problem), []
+
+    def note(layer: torch.nn.Module, arguments: tuple) -> None:
+        given.append((_described(arguments[0]), type(layer).__module__.startswith("sstkern")))
+
+    with register_module_forward_pre_hook(note):
+        prepared.results()
+    assert given == [(form, ours)]
+
+
+def _described(x: Tensor | PackedSequence) -> str:
+    if isinstance(x, PackedSequence):
+        return f"packed {tuple(x.data.shape)}"
+    return f"nested {len(x.values())} {x.offsets().diff().tolist()}" if x.is_nested else f"padded {tuple(x.shape)}"
+
+
+def test_a_batch_too_large_to_be_padded_is_not(monkeypatch: pytest.MonkeyPatch):
+    case = Case("LSTM", 4, 2**20, 3, lengths="rest_1")  # 48 MiB padded
+    problem = Problem(case, 1, torch.zeros(1, 3), torch.tensor([1]), torch.zeros(1, 3), Problem.of(Case("LSTM", 1, 1, 3), 1).state)
+    monkeypatch.setattr(peers, "MOST_PADDED", 2**24)
+    with pytest.raises(Unavailable, match="padded, x alone has 48 MiB, more than 16"):
+        peers.sstkern_padded(problem)
+
+
+def test_packed_sequences_are_timed_where_lengths_vary():
+    def names(lengths: str) -> list[str]:
+        return [engine.name for engine in peers.ours_and_torch(Case("LSTM", 2, 3, 4, lengths=lengths))]
+
+    assert names("full") == ["sstkern", "torch"]
+    assert names("sst2") == ["sstkern", "torch", "torch_packed"]
+    assert names("rest_1") == ["sstkern_packed", "sstkern_nested", "sstkern_padded", "torch_packed"]
 
 
 def test_only_some_run_bfloat16_and_training():
@@ -70,6 +133,12 @@ def test_ours_is_timed_on_the_c_engine_and_the_reference_is_not_it():
     assert cpu_runs()["forward"] == before
     peers.sstkern_layer(problem).results()
     assert cpu_runs()["forward"] == before + 1
+    packed = Problem.of(Case("LSTM", 2, 3, 4, lengths="rest_1"), 1)
+    peers.reference(packed)
+    assert cpu_runs()["forward"] == before + 1
+    for engine in peers.PACKED_ENGINES[:3]:
+        engine.prepare(packed).results()
+    assert cpu_runs()["forward"] == before + 4
 
 
 def test_without_the_extension_ours_is_not_the_slow_engine_in_its_place(monkeypatch: pytest.MonkeyPatch):

@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from sstkern import cli
-from sstkern.bench import growth, memory, suite
+from sstkern.bench import growth, memory, skewed, suite
 from sstkern.bench.growth import BASE, Point
 
 
@@ -45,13 +45,37 @@ def test_growth_and_memory_run_instead_of_the_cases(tmp_path: Path, monkeypatch:
         "discarded": None,
     }
     monkeypatch.setattr(growth, "measure", lambda point, seconds: row | {"axis": point.axis})
-    monkeypatch.setattr(memory, "_in_a_process", lambda case, threads, engine: 3 * 2**20)
+    monkeypatch.setattr(memory, "in_a_process", lambda case, threads, engine: 3 * 2**20)
     grown = call("--growth", "--cell", "lstm", "--lengths", "full", "--output", tmp_path)
     assert grown.exit_code == 0, grown.output
     result = call("--memory", "--cell", "lstm", "--shape", "2,3,4", "--lengths", "full", "--output", tmp_path)
     assert result.exit_code == 0, result.output
     assert {path.name for path in tmp_path.iterdir()} == {"growth.json", "growth-lstm-inference.png", "memory.json", "memory.png"}
     assert ["LSTM", "2,3,4", "full", "3.0", "3.0"] in [line.replace("│", " ").split() for line in result.stdout.splitlines()]
+
+
+def test_skewed_batches_are_a_table_of_forms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    figures = {"sstkern_packed": (2.0, 2**20), "sstkern_nested": (4.0, 0), "torch_packed": (7.0, 3 * 2**20)}
+    engines = {name: {"ms": ms, "bytes": size} for name, (ms, size) in figures.items()}
+
+    def measure(case, threads, seconds):
+        ratios = {"time_ratio": skewed.over_ours(engines, "ms"), "memory_ratio": skewed.over_ours(engines, "bytes")}
+        late = "sstkern_packed 3 ms alone, 2 ms among the others" if case.batch == 4000 else None
+        return case.as_row() | ratios | {"engines": engines, "left_out": {"sstkern_padded": "too large"}, "discarded": late}
+
+    monkeypatch.setattr(skewed, "measure", measure)
+    result = call("--skewed", "--cell", "gru", "--phase", "training", "--output", tmp_path)
+    assert result.exit_code == 0, result.output
+    assert [row["batch"] for row in json.loads((tmp_path / "skewed.json").read_text())["rows"]] == [4000, 256]
+    lines = [" ".join(line.replace("│", " ").split()) for line in result.stdout.splitlines()]
+    assert "GRU 4000,2000,32 rest_1 training sstkern_packed 2.00* 3.50 1.0 3.00" in lines
+    assert "GRU 256,5000,64 rest_20 training sstkern_nested 4.00 1.75 0.0 -" in lines
+    assert "GRU 256,5000,64 rest_20 training torch_packed 7.00 - 3.0 -" in lines
+    assert lines[-3:] == [
+        "* discarded: GRU 4000,2000,32 training rest_1 float32: sstkern_packed 3 ms alone, 2 ms among the others",
+        "left out of 2 cases: sstkern_padded: too large",
+        str(tmp_path / "skewed.json"),
+    ]
 
 
 def test_an_interrupted_run_says_where_the_rest_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
