@@ -66,7 +66,8 @@ class LayerForward {
     if (a_.rounded()) saved_.push_back(output_);
     // The rows nobody used: what an operator returns is the same bits for the same input.
     const int64_t valid = a_.schedule.rows();
-    for (const at::Tensor& tensor : saved_) tensor.narrow(0, valid, rows_ - valid).zero_();
+    if (rows_ > valid)
+      for (const at::Tensor& tensor : saved_) tensor.narrow(0, valid, rows_ - valid).zero_();
     return {std::move(output), std::move(hx_n), std::move(saved_)};
   }
 

@@ -3,6 +3,8 @@
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch.nn.utils.rnn import pack_sequence
 
 import sstkern
 from sstkern.engines import cpu_runs
@@ -46,6 +48,27 @@ def test_one_compilation_serves_all_sizes_and_lengths(name):
             assert_equal(compiled, layer, torch.randn(sizes(layer, steps, batch)), torch.randint(0, steps + 1, (batch,)))
         with pytest.raises(ValueError, match=r"lengths\[0\] is 5; allowed are 0 to 4"):
             compiled(torch.randn(sizes(layer, 4, 2)).requires_grad_(), lengths=torch.tensor([5, 1]))
+
+
+@pytest.mark.parametrize("form", ["packed", "nested"])
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_packed_input_is_compiled_whole(name, form):
+    """In the default mode a second shape makes a second graph, which serves all others."""
+    layer, graphs = LAYERS[name](), CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(layer, fullgraph=True, backend=graphs)
+    for lengths in ([5, 2], [3, 7], [1, 4, 4], [6, 6, 6, 2]):
+        parts, found = [torch.randn(length, 4) for length in lengths], []
+        for function in (compiled, layer):
+            if form == "packed":
+                output, hx_n = function(pack_sequence(parts, enforce_sorted=False))
+                values = output.data
+            else:
+                output, hx_n = function(torch.nested.nested_tensor(parts, layout=torch.jagged))
+                values = output.values()
+            h_n = hx_n[0] if isinstance(hx_n, tuple) else hx_n
+            found.append([values, h_n, *torch.autograd.grad(values.sum() + h_n.sum(), list(layer.parameters()))])
+        assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+    assert graphs.frame_count <= 3
 
 
 @pytest.mark.parametrize("name", ["LSTMCell", "GRUCell", "RNNCell"])
