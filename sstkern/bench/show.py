@@ -72,10 +72,10 @@ def skewed(cells: Collection[str], phases: Collection[str], threads: int, second
 
 def _skewed_table(rows: list[dict]) -> Table:
     peer = skewing.PEER
-    table = Table(title=f"milliseconds of one call, MiB beyond inputs and weights; {peer} / ours of both", title_justify="left")
+    table = Table(title="milliseconds of one call, MiB beyond inputs and weights", title_justify="left")
     for name in ("cell", "B,T,H", "lengths", "phase", "form"):
         table.add_column(name, no_wrap=True)
-    for name in ("ms", f"{peer} / ours", "MiB", f"{peer} / ours"):
+    for name in ("ms", f"ms of {peer}\n/ ours", "MiB", f"MiB of {peer}\n/ ours"):
         table.add_column(name, justify="right")
     for row in rows:
         star = "*" if row["discarded"] else ""
