@@ -36,7 +36,7 @@ def run_on_meta(cell: str, batch: int, steps: int, hidden_size: int) -> None:
     weights = [empty(gates, hidden_size), empty(gates, hidden_size), empty(gates), empty(gates)]
     x, hx = empty(steps, batch, hidden_size), [empty(1, batch, hidden_size) for _ in CELLS[cell].states]
     call = (cell, x, weights, hx, None, True, False)
-    output, hx_n, saved = layer.forward(*call, True)
+    output, hx_n, saved = layer.forward(*call, steps * batch)
     layer.backward(*call, output, saved, output, hx_n, [True] * (5 + len(hx)))
 
 

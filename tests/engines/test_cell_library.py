@@ -133,7 +133,7 @@ def test_in_pytorch_as_any_layer():
     with only("cpu"):
         assert torch.equal(torch.compile(layer, fullgraph=True)(x)[0], layer(x)[0])
     h = torch.zeros(1, 4, SIZE, dtype=torch.float64)
-    call = (layer.cell.name, x, [*weights.values()], [h, h], torch.tensor([6, 0, 2, 3]), True, False, True)
+    call = (layer.cell.name, x, [*weights.values()], [h, h], torch.tensor([6, 0, 2, 3]), True, False, 24)
     torch.library.opcheck(torch.ops.sstkern.layer, call)
 
 
@@ -175,7 +175,7 @@ def test_sizes_are_checked_before_memory_is_touched():
     h = torch.zeros(1, 2, SIZE)
 
     def call(weights: list) -> None:
-        torch.ops.sstkern.layer(layer.cell.name, torch.zeros(4, 2, 3), weights, [h, h], None, True, False, False)
+        torch.ops.sstkern.layer(layer.cell.name, torch.zeros(4, 2, 3), weights, [h, h], None, True, False, None)
 
     call(weights)
     for place in range(-len(PEEPHOLES), 0):
@@ -196,7 +196,7 @@ extern "C" __attribute__((visibility("default"))) const CellLibrary sstkern_cell
 """
 NEW = '{"new_cell", "baseline", kernels<float>(3, 1), kernels<double>(3, 1)}'
 REFUSED = {
-    "compiled with version 0 of csrc/kernels/kernels.h, and this build has version 1; compile them again": ("0", NEW),
+    "compiled with version 0 of csrc/kernels/kernels.h, and this build has version 2; compile them again": ("0", NEW),
     "'new_cell' is in the library twice": ("kKernelsVersion", f"{NEW}, {NEW}"),
     "'new_cell' has no gates": ("kKernelsVersion", NEW.replace("3, 1", "0, 1")),
     "'new_cell' is compiled for 'sse9', which this build does not have": ("kKernelsVersion", NEW.replace("baseline", "sse9")),

@@ -16,6 +16,7 @@ from sstkern.cells import CELLS
 from sstkern.engines import reference
 from sstkern.engines.triton import device, launch, layer
 from sstkern.engines.triton.launch import Card, Launch, Layer, choose
+from sstkern.operators import saved_rows
 
 T, INPUT_SIZE = 3, 3
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 2e-5}
@@ -125,7 +126,7 @@ class Concurrent:
     def forward(self, disturbance: Disturbance) -> tuple[list[Tensor], list[Tensor]]:
         """The results, and what is saved."""
         with self.concurrently(disturbance):
-            output, hx_n, saved = layer.forward(*self.arguments, True)
+            output, hx_n, saved = layer.forward(*self.arguments, saved_rows(self.arguments[1], self.arguments[4]))
         return [output, *hx_n], saved
 
     def backward(self, output: Tensor, saved: list[Tensor], disturbance: Disturbance) -> list[Tensor]:

@@ -10,14 +10,15 @@ from test_operators import Call
 from torch.autograd import gradcheck
 
 import sstkern
+from sstkern import autograd
 from sstkern.cells import CELLS
 from sstkern.engines import reference, triton_runs
 from sstkern.engines.triton import launch, rows
 
 SCHEDULES = launch.SCHEDULES
-LENGTHS = {"full": None, "varied": [2, 0, 4], "empty": [0, 0, 0], "short": [1, 2, 2]}
+LENGTHS = {"full": None, "varied": [2, 0, 4], "empty": [0, 0, 0], "short": [1, 2, 2], "packed": [4, 2, 0]}
 EVERY_CELL_AND_SCHEDULE = [("resident", cell) for cell in CELLS] + [(schedule, "lstm") for schedule in SCHEDULES[1:]]
-VARIANTS = [(False, True, "full"), (True, True, "varied"), (True, False, "short")]
+VARIANTS = [(False, True, "full"), (True, True, "varied"), (True, False, "short"), (True, True, "packed")]
 """(bidirectional, bias, lengths)"""
 
 
@@ -27,6 +28,9 @@ class Layer(Call):
     def __init__(self, *call, lengths="full", hidden_size=5, batch=3, dtype=torch.float64):
         super().__init__(*call, "full", dtype=dtype, hidden_size=hidden_size, batch=batch)
         self.lengths = None if LENGTHS[lengths] is None else torch.tensor((LENGTHS[lengths] * batch)[:batch])
+        if lengths == "packed":
+            self.lengths = self.lengths.sort(descending=True).values
+            self.x = self._random(int(self.lengths.sum()), self.x.size(2), dtype=dtype)
 
 
 def run(call: Layer, schedule: str | None = None) -> list[torch.Tensor]:
@@ -174,6 +178,7 @@ def test_lengths_that_stay_on_the_gpu(monkeypatch: pytest.MonkeyPatch):
         call.x[2:, 0] = float("nan")  # padding
     exact = expected(call)
     monkeypatch.setattr(rows, "of_lengths", lambda lengths, steps, device: rows.of_device_lengths(lengths, steps))
+    monkeypatch.setattr(autograd, "saved_rows", lambda x, lengths: x.size(0) * x.size(1))  # as for lengths on a GPU
     assert_close(run(call), exact, 1e-12)
 
 
