@@ -44,7 +44,7 @@ class LayerForward {
   LayerForward(const Arguments<T>& a, std::optional<int64_t> saved_rows)
       : a_(a),
         save_(saved_rows.has_value()),
-        rows_(saved_rows.value_or(a.schedule.rows())),
+        rows_(rows(a, saved_rows)),
         plan_(make_plan(a)),
         output_(a.empty(a.rounded() ? std::vector<int64_t>{rows_, a.output_features()} : a.shape(a.output_features()))),
         h_n_(a.empty({a.size.directions, a.size.batch, a.size.output})),
@@ -107,6 +107,14 @@ class LayerForward {
     return padded;
   }
 
+  static int64_t rows(const Arguments<T>& a, std::optional<int64_t> saved_rows) {
+    const int64_t valid = a.schedule.rows();
+    if (!saved_rows) return valid;
+    if (*saved_rows == -1) return a.packed ? valid : a.size.steps * a.size.batch;
+    TORCH_CHECK_VALUE(*saved_rows >= valid, "saved_rows: expected at least ", valid, ", the number of valid time steps, got ", *saved_rows);
+    return *saved_rows;
+  }
+
   T* kept(std::vector<at::Tensor>& in, at::Tensor tensor) {
     in.push_back(std::move(tensor));
     return write<T>(in.back());
@@ -128,8 +136,6 @@ class LayerForward {
 
 template <class T>
 LayerResult run_forward(const Arguments<T>& a, std::optional<int64_t> saved_rows) {
-  TORCH_CHECK_VALUE(!saved_rows || *saved_rows >= a.schedule.rows(), "saved_rows: expected at least ", a.schedule.rows(),
-                    ", the number of valid time steps, got ", saved_rows.value_or(0));
   return LayerForward<T>(a, saved_rows).run();
 }
 

@@ -12,7 +12,7 @@ namespace sstkern {
 // Output, last states, and what the backward needs, if it is wanted.
 using LayerResult = std::tuple<at::Tensor, std::vector<at::Tensor>, std::vector<at::Tensor>>;
 
-// saved_rows: how many rows each of what the backward needs gets, at least the valid ones; none where it is not wanted.
+// saved_rows: how many rows each of what the backward needs gets, at least the valid ones, or -1 for all; none where it is not wanted.
 template <class T>
 LayerResult run_forward(const Arguments<T>& a, std::optional<int64_t> saved_rows);
 

@@ -47,7 +47,8 @@ void one_group(const Arguments<T>& a, const at::Tensor& left, const std::vector<
 template <class T>
 void grouped_weight_gradients(const Arguments<T>& a, const at::Tensor& left, const std::vector<WeightGradient<T>>& weights,
                               const Groups& groups) {
-  parallel_for(static_cast<int64_t>(groups.size()), 1, [&](int64_t begin, int64_t end) {
+  // Not in a Watch: groups may have few rows or many.
+  at::parallel_for(0, static_cast<int64_t>(groups.size()), 1, [&](int64_t begin, int64_t end) {
     const std::unique_ptr<T[]> work(new T[a.products.gradient_work(weights.data(), static_cast<int64_t>(weights.size()))]);
     for (int64_t group = begin; group < end; ++group) one_group(a, left, weights, groups[group], group, work.get());
   });
@@ -107,7 +108,7 @@ at::Tensor row_sums(const Arguments<T>& a, const at::Tensor& left, const std::op
   const int64_t columns = left.size(1), count = static_cast<int64_t>(groups->size());
   at::Tensor sums = a.zeros({count, columns});
   T* const to = write<T>(sums);
-  parallel_for(count, 1, [&](int64_t begin, int64_t end) {
+  at::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
     for (int64_t group = begin; group < end; ++group)
       for (const int64_t row : (*groups)[group]) {
         const T* const from = read<T>(left) + row * columns;

@@ -19,7 +19,7 @@ namespace sstkern {
 // then on, with all parts, and the others leave; and calls after this one have one thread for a while.
 class Barrier {
  public:
-  explicit Barrier(int64_t size = 1) : size_(size) {}
+  explicit Barrier(int64_t size = 1);
   Meeting wait(int64_t part);
   // What the latest wait was for this part.
   Meeting meeting(int64_t part) const;
@@ -27,10 +27,11 @@ class Barrier {
  private:
   bool wait_for(uint64_t round) const;  // whether that took no longer than it may
 
-  const int64_t size_;
+  const int64_t size_, start_;
   // A cache line each: who waits reads only the second.
   alignas(64) std::atomic<int64_t> arrived_{0};
   alignas(64) std::atomic<uint64_t> round_{0};
+  std::atomic<int64_t> late_{0};                    // waits that were too long
   std::atomic<int64_t> impatient_{-1}, alone_{-1};  // parts, or none
 };
 

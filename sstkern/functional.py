@@ -163,15 +163,7 @@ def cell_step(
         raise TypeError(f"input: expected a Tensor, got {type(input).__name__}")
     if hx is not None and (stepped := _short_step(cell, input, hx, weights, bias)):
         return tuple(stepped)
-    if input.dim() not in (1, 2):
-        raise ValueError(f"input: expected 1-D (unbatched) or 2-D (batched), got {input.dim()}-D")
-    try:
-        hidden_size = weights[1].size(1)
-    except AttributeError:
-        _check_types(cell, weights)
-        raise
-    if hx is not None:
-        _check_cell_states(cell, input, hx, hidden_size)
+    hidden_size = _check_step(cell, input, hx, weights)
     x = input.unsqueeze(0)
     states = None if hx is None else tuple(state.unsqueeze(0) for state in hx)
     new_states: Sequence[Tensor]
@@ -192,12 +184,28 @@ def _short_step(cell: Cell, input: Tensor, hx: Sequence[Tensor], weights: Sequen
     if input.dim() != 2 or isinstance(hx, Tensor):
         return None
     try:
-        if engines.choose(cell, input, (*weights, *hx)) == "reference":
+        if engines.choose(cell, input, (*weights, *hx)) == "reference" or weights[1].size(1) == 0:
             return None
         return autograd.step(cell.name, input, weights, hx, bias)
     except (RuntimeError, ValueError, TypeError, AttributeError):
-        # The operator has checked all that it was given. The long way refuses the same, in the caller's words.
-        return None
+        # The operator has checked all that it was given. The long way's checks say the same in the caller's words.
+        _check_step(cell, input, hx, weights)
+        _prepared(cell, input.unsqueeze(0), weights, [state.unsqueeze(0) for state in hx], _Options(bias=bias))
+        raise
+
+
+def _check_step(cell: Cell, input: Tensor, hx: Sequence[Tensor] | None, weights: Sequence[Tensor]) -> int:
+    """Returns hidden_size."""
+    if input.dim() not in (1, 2):
+        raise ValueError(f"input: expected 1-D (unbatched) or 2-D (batched), got {input.dim()}-D")
+    try:
+        hidden_size = weights[1].size(1)
+    except AttributeError:
+        _check_types(cell, weights)
+        raise
+    if hx is not None:
+        _check_cell_states(cell, input, hx, hidden_size)
+    return hidden_size
 
 
 def _run_without_units(*arguments: Any) -> tuple[Input, list[Tensor]]:
@@ -240,7 +248,10 @@ class _Options:
         return 2 if self.bidirectional else 1
 
 
-def _run(cell: Cell, input: Input, weights: Sequence[Tensor], hx: Sequence[Tensor] | None, options: _Options) -> tuple[Input, list[Tensor]]:
+def _prepared(
+    cell: Cell, input: Input, weights: Sequence[Tensor], hx: Sequence[Tensor] | None, options: _Options
+) -> tuple[Batch, list[list[Tensor]], list[Tensor]]:
+    """The batch, each layer's weights and the states of all, checked."""
     batch = to_batch(input, options.lengths, options.batch_first)
     if batch.x.dim() == 2 and (private.transforms_active() or _to_onnx(batch.x)):
         batch = batch.padded()
@@ -256,7 +267,11 @@ def _run(cell: Cell, input: Input, weights: Sequence[Tensor], hx: Sequence[Tenso
     except (AttributeError, TypeError):  # to ask first takes time of every call
         _check_types(cell, weights)
         raise
-    states = _states(cell, batch, layers, hx, options)
+    return batch, layers, _states(cell, batch, layers, hx, options)
+
+
+def _run(cell: Cell, input: Input, weights: Sequence[Tensor], hx: Sequence[Tensor] | None, options: _Options) -> tuple[Input, list[Tensor]]:
+    batch, layers, states = _prepared(cell, input, weights, hx, options)
     x, finals = batch.x, []
     for i, layer in enumerate(layers):
         if i > 0 and options.dropout:

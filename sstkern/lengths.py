@@ -90,7 +90,7 @@ def check_packed(lengths: Tensor | None, rows: int) -> Tensor:
     """The lengths; raises ValueError unless they are those of a packed x of so many rows."""
     if lengths is None:
         raise ValueError("lengths: a packed x, (N, I), needs them")
-    if int(lengths.sum()) != rows or (lengths < 0).any() or (lengths.diff() > 0).any():
+    if longest(lengths) > rows or int(lengths.sum()) != rows or (lengths < 0).any() or (lengths.diff() > 0).any():
         raise ValueError(f"lengths: a packed x of {rows} rows needs falling ones whose sum is that, got {lengths.tolist()}")
     return lengths
 
@@ -147,7 +147,8 @@ def _from_packed(packed: PackedSequence) -> Batch:
     if x.dim() != 2:
         raise RuntimeError(f"input: expected a PackedSequence of data (N, I), got {x.dim()}-D data")
     ended = sizes - torch.cat([sizes[1:], sizes.new_zeros(1)])  # how many sequences have each step as their last one
-    lengths = torch.repeat_interleave(torch.arange(1, len(sizes) + 1, device=sizes.device), ended).flip(0)
+    steps = torch.ones_like(sizes).cumsum(0)  # not arange, of which torch.jit.trace keeps this call's number
+    lengths = torch.repeat_interleave(steps, ended).flip(0)
 
     def restore(output: Tensor) -> PackedSequence:
         return PackedSequence(output, sizes, packed.sorted_indices, packed.unsorted_indices)

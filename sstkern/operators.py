@@ -18,8 +18,9 @@ from sstkern.weights import Weights, by_direction
 
 _library = torch.library.Library("sstkern", "DEF")
 _LAYER = "str cell, Tensor x, Tensor[] weights, Tensor[] hx, Tensor? lengths, bool has_bias, bool bidirectional"
-# saved_rows: how many rows each of what the backward needs gets, at least one for each valid time step; None saves nothing.
-_library.define(f"layer({_LAYER}, SymInt? saved_rows) -> (Tensor output, Tensor[] hx_n, Tensor[] saved)")
+# saved_rows: how many rows each of what the backward needs gets, at least one for each valid time step, -1 for as many as x has; None saves
+# nothing.
+_library.define(f"layer({_LAYER}, int? saved_rows) -> (Tensor output, Tensor[] hx_n, Tensor[] saved)")
 # needs: which gradients to return, a flag each for x, every weight, every state; the result holds just those, in that order.
 # groups: equal shares of the batch, each with weight gradients of its own, (groups, ...); None for one sum over the batch.
 _GRADIENTS = "Tensor output, Tensor[] saved, Tensor? grad_output, Tensor[] grad_hx, bool[] needs, int? groups"
@@ -83,7 +84,8 @@ def _fake_layer(cell, x, weights, hx, lengths, has_bias, bidirectional, saved_ro
     _check_devices(x, weights, hx)
     layers = by_direction(CELLS[cell], weights, has_bias, bidirectional)
     output = x.new_empty(*x.shape[:-1], len(layers) * layers[0].output_size)
-    saved = [] if saved_rows is None else _fake_saved(cell, x, weights, has_bias, bidirectional, saved_rows)
+    rows = all_rows(x) if saved_rows == ALL else saved_rows
+    saved = [] if rows is None else _fake_saved(cell, x, weights, has_bias, bidirectional, rows)
     return output, [state.new_empty(state.shape) for state in hx], saved
 
 
@@ -115,13 +117,18 @@ def _fake_cpu_saved(kernels: cpu.Kernels, x: Tensor, layers: Sequence[Weights], 
     return saved if dtype == x.dtype else [*saved, x.new_empty(rows, len(layers) * layers[0].output_size, dtype=dtype)]
 
 
+ALL = -1
+
+
+def all_rows(x: Tensor) -> int:
+    return x.size(0) if x.dim() == 2 else x.size(0) * x.size(1)
+
+
 def saved_rows(x: Tensor, lengths: Tensor | None) -> int:
     """How many rows to save of a layer: its valid time steps, or all where a look at the lengths has to wait, as in a trace."""
-    if x.dim() == 2:
-        return x.size(0)
     unseen = torch.compiler.is_compiling() or torch.jit.is_tracing()
-    if lengths is None or unseen or lengths.device.type != "cpu" or private.is_fake(lengths):
-        return x.size(0) * x.size(1)
+    if lengths is None or x.dim() == 2 or unseen or not lengths.is_cpu or private.is_fake(lengths):
+        return ALL
     return int(lengths.sum())
 
 

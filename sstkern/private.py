@@ -44,12 +44,14 @@ def untraced() -> Iterator[None]:
     """A guard in which no trace sees what is called: torch.export writes down every operator, and cannot save one that returns numbers,
     and torch.jit.trace cannot call one."""
     state = torch._C._get_tracing_state()
-    torch._C._set_tracing_state(None)  # type: ignore[attr-defined]
+    if state is not None:
+        torch._C._set_tracing_state(None)  # type: ignore[attr-defined]
     try:
         with _python_dispatch._disable_current_modes():
             yield
     finally:
-        torch._C._set_tracing_state(state)  # type: ignore[attr-defined]
+        if state is not None:
+            torch._C._set_tracing_state(state)  # type: ignore[attr-defined]
 
 
 def autograd_again() -> Any:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from sstkern import autograd, engines, operators, private
+from sstkern import autograd, engines, operators, private, transforms
 from sstkern.cells import Cell
 from sstkern.lengths import batch_sizes, check_later, check_packed, check_values, longest, packed_rows
 
@@ -131,7 +131,9 @@ class _Chunked(torch.autograd.Function):
         needs = list(ctx.needs_input_grad[2:])
         with torch.autocast(x.device.type, enabled=False):  # the forward had its dtype
             grads = [grad_output, *grad_states]
-            if torch.is_grad_enabled() or engines.transformed(grads) or any(map(private.is_batch_of_gradients, grads)):
+            if engines.transformed(grads):
+                return None, None, *_transformed(ctx.call, lengths, x, given, grads, needs)
+            if torch.is_grad_enabled() or any(map(private.is_batch_of_gradients, grads)):
                 return None, None, *_differentiable(ctx.call, lengths, x, given, grads, needs)
             return None, None, *_chunked_backward(ctx.call, lengths, x, given, kept, grad_output, list(grad_states), needs)
 
@@ -195,10 +197,21 @@ def _added(total: Tensor | None, part: Tensor) -> Tensor:
     return part if total is None else total.add_(part)
 
 
+def _transformed(
+    call: _Call, lengths: Tensor | None, x: Tensor, given: list[Tensor], grads: list[Tensor], needs: list[bool]
+) -> list[Tensor | None]:
+    """The gradients within torch.func's transforms, as those of the ordinary layer."""
+    whole = _chunk(x, 0, _steps(x, lengths), lengths, call)
+    weights, states = given[: call.weights], given[call.weights :]
+    grads = [whole.turned(grads[0]), *grads[1:]]
+    dx, *others = transforms.gradients(call.cell, whole.of(x), weights, states, lengths, call.has_bias, False, grads, needs)
+    return [None if dx is None else whole.turned(dx), *others]
+
+
 def _differentiable(
     call: _Call, lengths: Tensor | None, x: Tensor, given: list[Tensor], grads: list[Tensor], needs: list[bool]
 ) -> list[Tensor | None]:
-    """The gradients, to be differentiated again, transformed or in a batch: those of the ordinary layer, with its memory."""
+    """The gradients, to be differentiated again or in a batch: those of the ordinary layer, with its memory."""
     again = torch.is_grad_enabled()
     whole = _chunk(x, 0, _steps(x, lengths), lengths, call)
     with torch.enable_grad():
