@@ -10,7 +10,7 @@ import triton.language as tl
 
 @triton.jit
 def _exp(x):
-    """exp(x), for |x| <= 88 in float32."""
+    """exp(x), for finite x; far out 0 or infinity."""
     if x.dtype == tl.float64:
         return tl.exp(x)
     n = tl.floor(x * 1.4426950408889634 + 0.5)
@@ -21,9 +21,9 @@ def _exp(x):
 
 @triton.jit
 def sigmoid(x):
-    limit = 88.0 if x.dtype == tl.float32 else 700.0
+    limit = 100.0 if x.dtype == tl.float32 else 800.0  # where exp is 0 and infinity
     bounded = tl.where(x < -limit, -limit, tl.where(x > limit, limit, x))
-    return tl.where(x < -limit, 0.0, 1.0 / (1.0 + _exp(-bounded)))
+    return 1.0 / (1.0 + _exp(-bounded))
 
 
 @triton.jit
@@ -41,14 +41,14 @@ def tanh_and_slope(x):
     if x.dtype == tl.float32:
         p = (-5.70498872745e-3 * square + 2.06390887954e-2) * square - 5.37397155531e-2
         near = x + x * square * ((p * square + 1.33314422036e-1) * square - 3.33332819422e-1)
-        limit = 44.0
+        limit = 60.0  # where e is 0
     else:
         p = (-9.64399179425052238628e-1 * square - 9.92877231001918586564e1) * square - 1.61468768441708447952e3
         q = ((square + 1.12811678491632931402e2) * square + 2.23548839060100448583e3) * square + 4.84406305325125486048e3
         near = x + x * square * (p / q)
-        limit = 350.0
+        limit = 400.0
     size = tl.abs(x)
-    e = tl.where(size > limit, 0.0, _exp(-2.0 * tl.where(size > limit, limit, size)))
+    e = _exp(-2.0 * tl.where(size > limit, limit, size))
     far = (1.0 - e) / (1.0 + e)
     return tl.where(size < 0.625, near, tl.where(x < 0, -far, far)), 4.0 * e / ((1.0 + e) * (1.0 + e))
 
