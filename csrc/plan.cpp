@@ -10,6 +10,8 @@ std::atomic<int64_t> latest{0};
 
 // Multiply-adds a thread should have in a time step at least where others share it: they meet once a step.
 constexpr int64_t kStepWork = 1 << 14;
+// Multiply-adds that a thread makes in a microsecond at least: a fifth of what one core with AVX2 does where weights come from memory.
+constexpr int64_t kSlowest = 1500;
 // Recurrent weights that every thread can read at every step without harm, in bytes: about a core's second cache, twice.
 constexpr int64_t kSmallWeights = 1 << 21;
 // With more, threads share hidden units unless each has this many rows for every weight it reads.
@@ -31,7 +33,8 @@ Plan::Plan(const Arguments<T>& a, int64_t threads)
     ranges = each;
   }
   bounds_ = a.schedule.split(ranges);
-  for (int64_t i = 0; i < together_ * this->ranges(); ++i) barriers_.push_back(std::make_unique<Barrier>(parts_));
+  const int64_t expected = step / kSlowest;
+  for (int64_t i = 0; i < together_ * this->ranges(); ++i) barriers_.push_back(std::make_unique<Barrier>(parts_, expected));
 }
 
 int64_t Plan::most_rows() const {

@@ -2,21 +2,32 @@
 
 #include <algorithm>
 #include <chrono>
+#include <ctime>
 #include <thread>
 
 namespace sstkern {
 
 namespace {
 
-// About 30 microseconds: a time step of a large layer. Then another program has the core that is waited for, and gets this one too.
-constexpr int kSpins = 1000;
-// Longer than an interrupt keeps a thread, shorter than the milliseconds for which the system runs another program.
+// Looks at the clock after so many, a few microseconds.
+constexpr int kSpins = 100;
+// Longer than an interrupt keeps a thread, shorter than the milliseconds for which the system runs another program. To yield before would
+// give those milliseconds to whoever else wants this core.
 std::atomic<int64_t> patience{300};
 
 // Calls that two threads would share have one for so many times as long as one was waited for, so that trying again takes a twentieth of
 // the time; with more threads, which lose more that way, for less.
 constexpr int64_t kPause = 20, kShortest = 20'000, kLongest = 5'000'000;
 std::atomic<int64_t> pause_end{0};
+
+// That this thread has run.
+int64_t busy_microseconds() {
+#ifdef CLOCK_THREAD_CPUTIME_ID
+  timespec time{};
+  if (clock_gettime(CLOCK_THREAD_CPUTIME_ID, &time) == 0) return int64_t{time.tv_sec} * 1'000'000 + time.tv_nsec / 1000;
+#endif
+  return 0;
+}
 
 int64_t microseconds() {
   using std::chrono::steady_clock;
@@ -38,23 +49,14 @@ inline void pause() {
 
 }  // namespace
 
-bool Barrier::wait_for(uint64_t round) const {
-  const int64_t most = patience.load(std::memory_order_relaxed);
-  for (int spins = 0; spins < kSpins && most > 0; ++spins) {
-    if (round_.load(std::memory_order_acquire) != round) return true;
+int64_t Barrier::wait_for(uint64_t round) const {
+  const int64_t start = microseconds();
+  for (int spins = 0; round_.load(std::memory_order_acquire) == round; ++spins) {
     pause();
+    if (spins % kSpins == 0 && microseconds() - start >= bound_) break;
   }
-  const int64_t now = microseconds();
-  // No shorter than two time steps took so far: parts may differ.
-  const int64_t bound = most > 0 ? std::max(most, 2 * (now - start_) / static_cast<int64_t>(round + 1)) : 0;
-  while (round_.load(std::memory_order_acquire) == round) {
-    if (microseconds() - now >= bound) return false;
-    std::this_thread::yield();
-  }
-  return true;
+  return microseconds() - start;
 }
-
-Barrier::Barrier(int64_t size) : size_(size), start_(size > 1 ? microseconds() : 0) {}
 
 Meeting Barrier::wait(int64_t part) {
   const uint64_t round = round_.load(std::memory_order_relaxed);
@@ -62,15 +64,20 @@ Meeting Barrier::wait(int64_t part) {
     arrived_.store(0, std::memory_order_relaxed);
     alone_.store(impatient_.load(std::memory_order_relaxed), std::memory_order_relaxed);
     round_.store(round + 1, std::memory_order_release);
-  } else if (!wait_for(round)) {
-    int64_t none = -1;
-    // As often as others would leave: one slow step is not worth the work of many threads.
-    const bool enough = late_.fetch_add(1, std::memory_order_relaxed) + 2 >= size_;
-    if (enough) impatient_.compare_exchange_strong(none, part, std::memory_order_relaxed);
-    const int64_t start = microseconds();
-    while (round_.load(std::memory_order_acquire) == round) std::this_thread::yield();
-    if (enough) note_late(microseconds() - start, size_);
+    return meeting(part);
   }
+  for (int spins = 0; spins < kSpins; ++spins) {
+    if (round_.load(std::memory_order_acquire) != round) return meeting(part);
+    pause();
+  }
+  const int64_t start = microseconds();
+  if (wait_for(round) < bound_) return meeting(part);
+  // As often as others would leave: one slow step is not worth the work of many threads.
+  const bool enough = late_.fetch_add(1, std::memory_order_relaxed) + 2 >= size_;
+  int64_t none = -1;
+  if (enough) impatient_.compare_exchange_strong(none, part, std::memory_order_relaxed);
+  while (round_.load(std::memory_order_acquire) == round) std::this_thread::yield();
+  if (enough) note_late(microseconds() - start, size_);
   return meeting(part);
 }
 
@@ -79,6 +86,8 @@ Meeting Barrier::meeting(int64_t part) const {
   if (alone < 0) return Meeting::together;
   return alone == part ? Meeting::alone : Meeting::leave;
 }
+
+Barrier::Barrier(int64_t size, int64_t expected) : size_(size), bound_(patience > 0 ? std::max<int64_t>(patience, expected) : 0) {}
 
 Meeting wait(Barrier& barrier, int64_t part) { return barrier.wait(part); }
 
@@ -92,15 +101,18 @@ bool paused() {
   return end != 0 && microseconds() < end;
 }
 
-Watch::Watch() : start_(microseconds()) {}
+Watch::Watch() : busy_(busy_microseconds()) {}
 
-void Watch::done() { done_ = microseconds(); }
+void Watch::done() {
+  busy_ = busy_microseconds() - busy_;
+  done_ = microseconds();
+}
 
 Watch::~Watch() {
   if (done_ == 0) return;  // an exception
-  // No longer than this thread's own part took: the parts may differ.
+  // The others' parts may take as long again as this one.
   const int64_t waited = microseconds() - done_;
-  if (waited > std::max(patience.load(std::memory_order_relaxed), done_ - start_)) note_late(waited, at::get_num_threads());
+  if (waited > std::max(patience.load(std::memory_order_relaxed), busy_)) note_late(waited, at::get_num_threads());
 }
 
 #ifdef _OPENMP

@@ -19,15 +19,16 @@ namespace sstkern {
 // then on, with all parts, and the others leave; and calls after this one have one thread for a while.
 class Barrier {
  public:
-  explicit Barrier(int64_t size = 1);
+  // expected: microseconds that parts may differ in by themselves.
+  explicit Barrier(int64_t size = 1, int64_t expected = 0);
   Meeting wait(int64_t part);
   // What the latest wait was for this part.
   Meeting meeting(int64_t part) const;
 
  private:
-  bool wait_for(uint64_t round) const;  // whether that took no longer than it may
+  int64_t wait_for(uint64_t round) const;  // returns how long it waited, until the round is over or for bound_
 
-  const int64_t size_, start_;
+  const int64_t size_, bound_;  // microseconds
   // A cache line each: who waits reads only the second.
   alignas(64) std::atomic<int64_t> arrived_{0};
   alignas(64) std::atomic<uint64_t> round_{0};
@@ -55,8 +56,7 @@ class Watch {
   void done();
 
  private:
-  const int64_t start_;
-  int64_t done_ = 0;
+  int64_t busy_, done_ = 0;
 };
 
 // One thread for as long as this lives, while calls are to have one.
