@@ -17,7 +17,7 @@ std::atomic<int64_t> patience{300};
 
 // Calls that two threads would share have one for so many times as long as one was waited for, so that trying again takes a twentieth of
 // the time; with more threads, which lose more that way, for less.
-constexpr int64_t kPause = 20, kShortest = 20'000, kLongest = 5'000'000;
+constexpr int64_t kPause = 20, kShortest = 5'000, kLongest = 5'000'000;
 std::atomic<int64_t> pause_end{0};
 
 // That this thread has run.
