@@ -100,3 +100,15 @@ def test_symbolic_traces_are_told_what_to_do(name):
         torch.fx.symbolic_trace(model)
     traced = torch.fx.GraphModule(model, Leaves().trace(model))
     assert torch.equal(flat(traced(x))[0], flat(layer(x))[0])
+
+
+def test_an_error_of_a_hook_for_saved_tensors_comes_through_a_cell():
+    cell, calls = sstkern.LSTMCell(3, 4), []
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        calls.append(tensor)
+        raise RuntimeError("the disk is full")
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), pytest.raises(RuntimeError, match="the disk is full"):
+        cell(torch.randn(2, 3), (torch.zeros(2, 4), torch.zeros(2, 4)))
+    assert len(calls) == 1

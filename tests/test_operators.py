@@ -9,6 +9,7 @@ from layers import ENGINES, FUSED, assert_close, fused_runs
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 from torch.library import opcheck
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import sstkern
 from sstkern import autograd
@@ -118,6 +119,35 @@ def test_a_traced_layer_can_be_saved(tmp_path):
     layer, x = sstkern.GRU(I, H), torch.randn(T, B, I)
     torch.jit.trace(layer, (x,), check_trace=False).save(tmp_path / "traced.pt")
     assert torch.equal(torch.jit.load(tmp_path / "traced.pt")(x)[0], layer(x)[0])
+
+
+class OfPacked(torch.nn.Module):
+    """A layer of a packed sequence, of whose parts a trace can be made."""
+
+    def __init__(self, layer: torch.nn.Module):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, *packed: Tensor) -> Tensor:
+        return self.layer(PackedSequence(*packed))[0].data
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_trace_takes_other_sizes(packed):
+    torch.manual_seed(0)
+    layer = sstkern.LSTM(I, H)
+    layer = OfPacked(layer) if packed else layer
+
+    def given(*lengths: int) -> tuple[Tensor, ...]:
+        x = torch.randn(max(lengths), len(lengths), I)
+        return tuple(pack_padded_sequence(x, torch.tensor(lengths), enforce_sorted=False)) if packed else (x,)
+
+    traced = torch.jit.trace(layer, given(4, 2, 3), check_trace=False)
+    for inputs in (given(2, 1, 1), given(5, 9, 7)):
+        found = [function(*inputs) if packed else function(*inputs)[0] for function in (traced, layer)]
+        assert torch.equal(*found)
+        gradients = [torch.autograd.grad(output.sum(), list(module.parameters())) for output, module in zip(found, (traced, layer), strict=True)]
+        assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
 
 
 @cases

@@ -255,3 +255,17 @@ def test_the_setting_of_a_layer():
     assert copy.deepcopy(converted).recompute is True
     with pytest.raises(ValueError, match="recompute: expected True or False, got 'yes'"):
         sstkern.GRU(2, 3, recompute="yes")
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_vmap_over_autograds_gradients(bidirectional):
+    torch.manual_seed(0)
+    plain, sparing, x = pair("LSTM", torch.float64, bidirectional)
+    x.requires_grad_()
+    found = []
+    for layer in (plain, sparing):
+        output, _ = layer(x, lengths=LENGTHS)
+        grads = torch.randn(3, *output.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+        inputs = [x, *layer.parameters()]
+        found.append(torch.vmap(lambda grad, o=output, i=inputs: torch.autograd.grad(o, i, grad, retain_graph=True))(grads))
+    torch.testing.assert_close(*found)

@@ -1,5 +1,6 @@
 """Threads that share a time step: one that waits too long for another goes on alone, and so do calls after it for a while."""
 
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -58,3 +59,22 @@ def test_calls_after_a_late_thread_have_one_for_a_while():
         torch.ops.sstkern.cpu_patience(FOREVER)  # forgets it
         layer(x)
         assert engines.cpu_runs()["threads"] == 2
+
+
+def test_a_new_thread_keeps_the_number_of_threads_that_was_set():
+    """Its first call while calls have one thread: OpenMP does not know torch's number there yet."""
+    layer, x, found = sstkern.LSTM(64, 132), torch.randn(60, 1, 64), []
+
+    def call() -> None:
+        with torch.no_grad():
+            layer(x)
+        found.append(torch.get_num_threads())
+
+    torch.set_num_threads(3)
+    torch.ops.sstkern.cpu_patience(0)
+    for _ in range(10):
+        call()
+        thread = threading.Thread(target=call)
+        thread.start()
+        thread.join()
+    assert set(found) == {3}
