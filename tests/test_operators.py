@@ -146,8 +146,10 @@ def test_a_trace_takes_other_sizes(packed):
     for inputs in (given(2, 1, 1), given(5, 9, 7)):
         found = [function(*inputs) if packed else function(*inputs)[0] for function in (traced, layer)]
         assert torch.equal(*found)
-        gradients = [torch.autograd.grad(output.sum(), list(module.parameters())) for output, module in zip(found, (traced, layer), strict=True)]
-        assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+        ours, expected = (
+            torch.autograd.grad(output.sum(), list(module.parameters())) for output, module in zip(found, (traced, layer), strict=True)
+        )
+        assert all(torch.equal(a, b) for a, b in zip(ours, expected, strict=True))
 
 
 @cases
