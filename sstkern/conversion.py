@@ -156,6 +156,8 @@ class _Own:
         make, arguments, *state = reduced
         if make is copyreg.__newobj__:  # type: ignore[attr-defined] # typeshed does not know it
             make, arguments = _new, (self.original, *arguments[1:])
+        elif make is type(self):  # a __reduce__ of its own
+            make, arguments = _made, (self.original, *arguments)
         return make, arguments, *state
 
 
@@ -163,6 +165,11 @@ def _new(original: type, *arguments: Any) -> nn.Module:
     """An empty module of the class that is made of `original`, for pickle and copy."""
     kind = _own(original, next(base for base in original.__mro__ if base in _OURS))
     return kind.__new__(kind, *arguments)
+
+
+def _made(original: type, *arguments: Any) -> nn.Module:
+    """A module of the class that is made of `original`, as its own __reduce__ makes one."""
+    return _own(original, next(base for base in original.__mro__ if base in _OURS))(*arguments)
 
 
 @functools.cache

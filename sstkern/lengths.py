@@ -148,7 +148,10 @@ def _from_packed(packed: PackedSequence) -> Batch:
         raise RuntimeError(f"input: expected a PackedSequence of data (N, I), got {x.dim()}-D data")
     ended = sizes - torch.cat([sizes[1:], sizes.new_zeros(1)])  # how many sequences have each step as their last one
     steps = torch.ones_like(sizes).cumsum(0)  # not arange, of which torch.jit.trace keeps this call's number
-    lengths = torch.repeat_interleave(steps, ended).flip(0)
+    try:
+        lengths = torch.repeat_interleave(steps, ended).flip(0)
+    except RuntimeError:
+        raise ValueError(f"input: the batch_sizes of a PackedSequence fall, got {sizes.tolist()}") from None
 
     def restore(output: Tensor) -> PackedSequence:
         return PackedSequence(output, sizes, packed.sorted_indices, packed.unsorted_indices)

@@ -218,6 +218,8 @@ class Recurrent(RNNBase):
     def _handed_over(self) -> list[Any]:
         """`_flat_weights`, made anew where an attribute is another one than it was made of; each is read once: a parametrized weight is
         computed anew every time."""
+        if "_flat_weights" not in self.__dict__:
+            return self._flat_weights  # a subclass's property
         weights: list[Any] = [getattr(self, name, None) for name in self._flat_weights_names]
         made_of, flat = self._flat_weight_refs, self._flat_weights
         if all(ref is None or weight is None or ref() is weight for ref, weight in zip(made_of, weights, strict=True)):

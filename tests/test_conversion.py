@@ -323,3 +323,37 @@ def test_scripting_is_refused_with_what_to_do(name):
     x = torch.randn(4, 3)
     expected = model(x)
     torch.testing.assert_close(torch.jit.script(sstkern.convert(model, to="torch"))(x), expected)
+
+
+class OfProperty(nn.LSTM):
+    """Weights that are computed for every call."""
+
+    @property
+    def _flat_weights(self):
+        return [2 * getattr(self, name) for name in self._flat_weights_names]
+
+    @_flat_weights.setter
+    def _flat_weights(self, value):
+        pass
+
+
+class OfSize(nn.GRU):
+    def __init__(self, size: int):
+        super().__init__(size, size)
+        self.size = size
+
+    def __reduce__(self):
+        return self.__class__, (self.size,)
+
+
+def test_flat_weights_that_are_a_property_are_read():
+    layer, x = OfProperty(3, 4), torch.randn(2, 1, 3)
+    expected = layer(x)[0]
+    torch.testing.assert_close(sstkern.convert(layer)(x)[0], expected)
+
+
+def test_a_subclass_that_says_how_it_is_pickled():
+    layer = pickle.loads(pickle.dumps(sstkern.convert(OfSize(3))))
+    assert isinstance(layer, OfSize)
+    assert isinstance(layer, sstkern.GRU)
+    assert layer.size == 3

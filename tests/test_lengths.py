@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from layers import ENGINES, FUSED, KINDS, as_hx, assert_close, flat, gradients, only, pair, states_of
-from torch.nn.utils.rnn import pack_padded_sequence, pack_sequence, pad_packed_sequence
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pack_sequence, pad_packed_sequence
 
 import sstkern
 from sstkern.engines import interpreting, reference
@@ -251,3 +251,8 @@ def test_a_cell_does_not_notice_other_defaults(another_default):
     with another_default():
         found = torch.stack(cell(x, cell(x)))
     assert torch.equal(found, expected)
+
+
+def test_a_packed_sequence_whose_batch_sizes_rise():
+    with pytest.raises(ValueError, match=r"input: the batch_sizes of a PackedSequence fall, got \[2, 3\]"):
+        sstkern.GRU(4, 6)(PackedSequence(torch.randn(5, 4), torch.tensor([2, 3])))
