@@ -170,15 +170,13 @@ def evaluate(
 ) -> None:
     """Print a model's accuracy and loss on labelled sentences."""
     from sstkern.text import read_tsv
-    from sstkern.text.data import check_labels
     from sstkern.text.trainer import evaluate
 
     classifier = load_model(model, _device())
     faults: list[ValueError] = []
-    examples = read_tsv(data, classifier.names, faults.append)
+    examples = read_tsv(data, classifier.names, faults.append, classifier.classes)
     for fault in faults:
         typer.echo(f"sstkern: {fault}", err=True)
-    check_labels(examples, classifier.classes, data)
     encoded = [classifier.vocabulary.encode(sentence) for sentence in examples.sentences]
     result = evaluate(classifier.model, encoded, examples.labels)
     if as_json:

@@ -40,9 +40,7 @@ def check_memory(vocabulary_size: int, classes: int, config: ModelConfig, tokens
     option = OPTIONS[name]
     if needed >= 2**64:
         raise MemoryError(f"no memory holds a model of {asked}: try a smaller {option}")
-    raise MemoryError(
-        f"a model of {asked} needs {_gib(needed)} to be trained, and {device.type} has {_gib(there)}: try a smaller {option}"
-    )
+    raise MemoryError(f"a model of {asked} needs {_gib(needed)} to be trained, and {device.type} has {_gib(there)}: try a smaller {option}")
 
 
 def count_numbers(vocabulary_size: int, classes: int, config: ModelConfig, tokens: int) -> tuple[int, int]:

@@ -249,7 +249,10 @@ def test_labels_that_are_strings_are_predicted_and_evaluated(trained, tmp_path):
     answers = call("predict", "--model", run, "good good", "bad").stdout.splitlines()
     assert [answer.split("\t")[0] for answer in answers] == ["fine", "poor"]
     assert call("evaluate", "--model", run, "--data", data / "dev.tsv").stdout.startswith("accuracy ")
-    assert "found label '1', expected a string" in told(call("evaluate", "--model", run, "--data", trained[0] / "dev.tsv"))
+    said = told(call("evaluate", "--model", run, "--data", trained[0] / "dev.tsv"))
+    assert "line 2: found label '1', expected one of the model's labels: fine, poor" in said
+    said = told(call("evaluate", "--model", trained[1], "--data", data / "dev.tsv"))
+    assert "line 2: found label 'fine', expected 0 or 1, the model's labels" in said
     assert call("train", "--resume", "--output", run).exit_code == 0
 
 
@@ -313,7 +316,7 @@ def test_a_label_that_the_model_does_not_know_is_told_with_those_it_does(trained
     file = tmp_path / "other.tsv"
     file.write_text("sentence\tlabel\ngood\t7\n")
     line = told(call("evaluate", "--model", trained[1], "--data", file))
-    assert "found the label 7 in example 1, but the model knows 0, 1" in line
+    assert "other.tsv, line 2: found label '7', expected 0 or 1, the model's labels" in line
 
 
 @pytest.mark.parametrize(

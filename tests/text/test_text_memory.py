@@ -48,9 +48,9 @@ def test_a_model_that_does_not_fit_is_told_with_its_sizes_and_what_makes_it_smal
 @pytest.mark.parametrize("frozen", [False, True], ids=["trained", "frozen"])
 @pytest.mark.parametrize("vectors_size", [0, 5])
 @pytest.mark.parametrize("pooling", ["last", "attention"])
-@pytest.mark.parametrize(("cell", "layers", "bidirectional"), [("average", 1, False), ("rnn", 1, True), ("gru", 3, False), ("lstm", 4, True)])
-def test_the_numbers_are_those_of_the_model(cell, layers, bidirectional, pooling, vectors_size, frozen):
-    config = ModelConfig(cell, layers, 3, 7, bidirectional, pooling=pooling, frozen=frozen, affixes=True, vectors_size=vectors_size)
+@pytest.mark.parametrize(("cell", "layers", "both"), [("average", 1, False), ("rnn", 1, True), ("gru", 3, False), ("lstm", 4, True)])
+def test_the_numbers_are_those_of_the_model(cell, layers, both, pooling, vectors_size, frozen):
+    config = ModelConfig(cell, layers, 3, 7, both, pooling=pooling, frozen=frozen, affixes=True, vectors_size=vectors_size)
     model = Classifier(50, 3, config, tokens=20)
     trained = sum(parameter.numel() for parameter in model.trainable().values())
     assert count_numbers(50, 3, config, 20) == (trained, sum(parameter.numel() for parameter in model.parameters()) - trained)
