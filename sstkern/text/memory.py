@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -28,15 +29,15 @@ def check_memory(vocabulary_size: int, classes: int, config: ModelConfig, tokens
     sizes = f"hidden_size {config.hidden_size:,}, layers {config.layers:,}" if config.cell != "average" else "the cell 'average'"
     asked = f"{sizes}, embedding_size {config.embedding_size:,}, {vocabulary_size:,} tokens and affixes, {classes:,} classes"
 
-    def needed_by(config: ModelConfig) -> int:
-        trained, frozen = count_numbers(vocabulary_size, classes, config, tokens)
+    def needed_by(**other: Any) -> int:
+        trained, frozen = count_numbers(vocabulary_size, classes, replace(config, **other), tokens)
         return 4 * (COPIES * trained + frozen)
 
-    there, needed = total_memory(device), needed_by(config)
+    there, needed = total_memory(device), needed_by()
     if needed <= there:
         return
     # What has the largest share is what leaves the least when it is as small as can be.
-    name = min(OPTIONS, key=lambda name: needed_by(replace(config, **{name: 1})))
+    name = min(OPTIONS, key=lambda name: needed_by(**{name: 1}))
     option = OPTIONS[name]
     if needed >= 2**64:
         raise MemoryError(f"no memory holds a model of {asked}: try a smaller {option}")
