@@ -96,17 +96,9 @@ def newest(cell: str) -> Path:
         ValueError: there is none.
     """
     for number in sorted(_numbers(cell), reverse=True):
-        if _can_go_on(folder := _folder(cell, number)):
+        if checkpoint.exists((folder := _folder(cell, number)) / "last"):
             return folder
     raise ValueError(f"{RUNS} has no run of the cell {cell!r} to go on with; give the run's folder as --output")
-
-
-def _can_go_on(run: Path) -> bool:
-    try:
-        checkpoint.find(run / "last")
-    except ValueError:
-        return False
-    return True
 
 
 def _folder(cell: str, number: int) -> Path:

@@ -275,7 +275,26 @@ def test_a_disk_that_stays_full_is_exit_code_1(trained, tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "save", full)
     result = call("train", "--data", trained[0], *SMALL, "--epochs", "1", "--output", tmp_path / "run")
     assert result.exit_code == 1
-    assert "warning: step 0 is not saved" in result.stdout
+    lines = result.stdout.splitlines()
+    assert lines.count("warning: step 0 is not saved, and there is no earlier checkpoint ([Errno 28] No space left on device)") == 1
+    assert "no model was saved" in lines
+    assert f"{tmp_path / 'run'}: metrics.jsonl, training.png, tensorboard" in lines
+    assert "earlier checkpoint is kept" not in result.stdout
+    assert "accuracy -1" not in result.stdout
+
+
+def test_a_best_model_that_was_not_saved_is_told(trained, tmp_path, monkeypatch):
+    save = checkpoint.save
+
+    def full(folder, *arguments):
+        if folder.name == "best":
+            raise OSError(28, "No space left on device")
+        save(folder, *arguments)
+
+    monkeypatch.setattr(checkpoint, "save", full)
+    lines = call("train", "--data", trained[0], *SMALL, "--epochs", "1", "--output", tmp_path / "run").stdout.splitlines()
+    assert "the best model was not saved, only last is there" in lines
+    assert f"{tmp_path / 'run'}: last (to resume), metrics.jsonl, training.png, tensorboard" in lines
 
 
 @pytest.mark.parametrize("room", [0, 1024])
