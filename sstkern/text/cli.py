@@ -149,7 +149,7 @@ def _train(run: Any, compare: bool) -> None:
         tell(f"the model of the last of {run.state.epoch} epochs is kept")
     tell(f"{run.output}: {', '.join(what for name, what in FILES.items() if _is_there(run.output / name)) or 'empty'}")
     speed = None
-    if compare:
+    if compare and run.tokens_per_second is not None:  # a finished run that is resumed has no training to take a tenth of
         longest = COMPARISON * run.seconds
         tell(f"timing torch.nn's layers beside ours, at most {longest:.1f} s (--no-compare leaves it out)")
         try:

@@ -197,6 +197,7 @@ def test_resuming_with_other_options_names_them(trained):
     assert "was started with epochs 30, cell lstm" in line
     finished = call("train", "--resume", "--output", run, "--data", data)
     assert "validation accuracy 1.0000, the best of 30 epochs" in finished.stdout
+    assert "timing" not in finished.stdout
 
 
 def test_without_an_output_every_run_has_a_new_folder(trained, tmp_path, monkeypatch):
