@@ -257,6 +257,15 @@ def find(path: str | Path) -> Path:
     raise ValueError(f"{path} holds no checkpoint: expected config.json in it, in {path / 'best'} or {path / 'last'}")
 
 
+def exists(path: str | Path) -> bool:
+    """Whether :func:`find` finds a checkpoint."""
+    try:
+        find(path)
+    except ValueError:
+        return False
+    return True
+
+
 def load_model(path: str | Path, device: str | torch.device = "cpu") -> TextClassifier:
     """Load the model of a checkpoint, or the best one of a run's folder.
 

@@ -15,7 +15,7 @@ import torch
 import typer
 
 from sstkern.text import folders, of_transformer
-from sstkern.text.checkpoint import TrainingOptions, find, load_model, read_config
+from sstkern.text.checkpoint import TrainingOptions, exists, find, load_model, read_config
 from sstkern.text.glove import NAME
 from sstkern.text.lines import decode_line
 from sstkern.text.memory import is_out_of_memory
@@ -29,6 +29,8 @@ NOT_FOR_AVERAGE = ("layers", "hidden_size", "bidirectional", "pooling")
 
 PLACES = ("data", "valid")
 COMPARISON = 0.1  # of the training's time
+FILES = {"best": "best (the model)", "last": "last (to resume)"} | {name: name for name in ("metrics.jsonl", "training.png", "tensorboard")}
+"""What a run leaves in its folder, and how it is told."""
 
 # What can be given again; typer takes no list of Literal.
 Problem = Enum("Problem", {number: number for number in PROBLEMS}, type=str)
@@ -132,17 +134,22 @@ def _train(run: Any, compare: bool) -> None:
         f"{len(run.classifier.vocabulary):,} tokens, {parameters:,} parameters on {run.accelerator.device}"
     )
     if not run.train():
-        what = "and saved" if run.saved else "but not saved: an earlier checkpoint is kept"
-        tell(f"interrupted at step {run.state.step} {what}; to go on:")
-        tell(f"  sstkern train --resume --output {shlex.quote(str(run.output))}")
+        if exists(run.output / "last"):
+            what = "and saved" if run.saved else "but not saved: an earlier checkpoint is kept"
+            tell(f"interrupted at step {run.state.step} {what}; to go on:")
+            tell(f"  sstkern train --resume --output {shlex.quote(str(run.output))}")
+        else:
+            tell(f"interrupted at step {run.state.step}; no model was saved")
         raise typer.Exit(128 + (run.stopped_by or signal.SIGINT))
-    if run.data.valid:
+    if not exists(run.output / "best"):
+        tell("the best model was not saved, only last is there" if exists(run.output / "last") else "no model was saved")
+    elif run.data.valid:
         tell(f"validation accuracy {run.state.best_accuracy:.4f}, the best of {run.state.epoch} epochs")
     else:
         tell(f"the model of the last of {run.state.epoch} epochs is kept")
-    tell(f"{run.output}: best (the model), last (to resume), metrics.jsonl, training.png, tensorboard")
+    tell(f"{run.output}: {', '.join(what for name, what in FILES.items() if _is_there(run.output / name)) or 'empty'}")
     speed = None
-    if compare:
+    if compare and run.tokens_per_second is not None:  # a finished run that is resumed has no training to take a tenth of
         longest = COMPARISON * run.seconds
         tell(f"timing torch.nn's layers beside ours, at most {longest:.1f} s (--no-compare leaves it out)")
         try:
@@ -163,6 +170,10 @@ def _train(run: Any, compare: bool) -> None:
         raise typer.Exit(1)
 
 
+def _is_there(path: Path) -> bool:
+    return path.exists() or exists(path)  # as the previous one, where a save broke off
+
+
 def evaluate(
     model: Model,
     data: Annotated[Path, typer.Option(help="TSV file with the columns 'sentence' and 'label'.")],
@@ -170,15 +181,13 @@ def evaluate(
 ) -> None:
     """Print a model's accuracy and loss on labelled sentences."""
     from sstkern.text import read_tsv
-    from sstkern.text.data import check_labels
     from sstkern.text.trainer import evaluate
 
     classifier = load_model(model, _device())
     faults: list[ValueError] = []
-    examples = read_tsv(data, classifier.names, faults.append)
+    examples = read_tsv(data, classifier.names, faults.append, classifier.classes)
     for fault in faults:
         typer.echo(f"sstkern: {fault}", err=True)
-    check_labels(examples, classifier.classes, data)
     encoded = [classifier.vocabulary.encode(sentence) for sentence in examples.sentences]
     result = evaluate(classifier.model, encoded, examples.labels)
     if as_json:

@@ -20,6 +20,10 @@ class InUseError(OSError):
 class RunFolder:
     """The folder of a run, held for this process until `release` is called, or the process ends.
 
+    Args:
+        path: of the folder.
+        lock: fcntl.LOCK_SH for one that several may hold.
+
     Attributes:
         path: of the folder.
         release: lets others have it; a second call does nothing.
@@ -29,12 +33,12 @@ class RunFolder:
         OSError: it is no folder, or cannot be read.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, lock: int = fcntl.LOCK_EX) -> None:
         self.path = path
         descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
         self.release = weakref.finalize(self, os.close, descriptor)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, lock | fcntl.LOCK_NB)
         except BlockingIOError:
             self.release()
             raise InUseError(f"{path} is in use by another training; wait for its end, or choose another output") from None
@@ -57,11 +61,9 @@ def take(output: Path) -> RunFolder:
         output.mkdir(parents=True)
     except FileExistsError:
         folder = RunFolder(output)
-        try:
-            check_new(output)  # once more: who held it until now may have written
-        except ValueError:
+        if not _is_new(output):  # once more: who held it until now may have written
             folder.release()
-            raise
+            raise _not_new(output) from None
         return folder
     return RunFolder(output)
 
@@ -84,9 +86,20 @@ def take_next(cell: str) -> RunFolder:
 
 
 def check_new(output: Path) -> None:
-    """Raise ValueError unless `output` is an empty folder, or not there."""
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise ValueError(f"{output} exists and is no empty folder; choose another output, or resume the run in it")
+    """Raise InUseError if another run is being trained in `output`, ValueError unless it is an empty folder, or not there."""
+    if not _is_new(output):
+        if output.is_dir():
+            # Shared, so that the processes of one training, which all look, do not take each other for another.
+            RunFolder(output, fcntl.LOCK_SH).release()
+        raise _not_new(output)
+
+
+def _is_new(output: Path) -> bool:
+    return not output.exists() or (output.is_dir() and not any(output.iterdir()))
+
+
+def _not_new(output: Path) -> ValueError:
+    return ValueError(f"{output} exists and is no empty folder; choose another output, or resume the run in it")
 
 
 def newest(cell: str) -> Path:
@@ -96,17 +109,9 @@ def newest(cell: str) -> Path:
         ValueError: there is none.
     """
     for number in sorted(_numbers(cell), reverse=True):
-        if _can_go_on(folder := _folder(cell, number)):
+        if checkpoint.exists((folder := _folder(cell, number)) / "last"):
             return folder
     raise ValueError(f"{RUNS} has no run of the cell {cell!r} to go on with; give the run's folder as --output")
-
-
-def _can_go_on(run: Path) -> bool:
-    try:
-        checkpoint.find(run / "last")
-    except ValueError:
-        return False
-    return True
 
 
 def _folder(cell: str, number: int) -> Path:

@@ -3,13 +3,21 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from sstkern.text.models import Classifier, ModelConfig
+from sstkern.text.models import ModelConfig
 
 COPIES = 5  # of a trained number: itself, its gradient, its average, and AdamW's two moments
+GATES = {"rnn": 1, "gru": 3, "lstm": 4}
+OPTIONS = {
+    "hidden_size": "--hidden-size",
+    "layers": "--layers",
+    "embedding_size": "--embedding-size, or a larger --min-count",
+}
 LIMIT = Path("/sys/fs/cgroup/memory.max")  # of a container
 
 
@@ -18,21 +26,44 @@ def check_memory(vocabulary_size: int, classes: int, config: ModelConfig, tokens
 
     Before it is made: Linux grants more than there is, and kills who uses it.
     """
-    sizes = f"hidden_size {config.hidden_size:,}, layers {config.layers}" if config.cell != "average" else "the cell 'average'"
+    sizes = f"hidden_size {config.hidden_size:,}, layers {config.layers:,}" if config.cell != "average" else "the cell 'average'"
     asked = f"{sizes}, embedding_size {config.embedding_size:,}, {vocabulary_size:,} tokens and affixes, {classes:,} classes"
-    there = total_memory(device)
-    try:
-        with torch.device("meta"):
-            model = Classifier(vocabulary_size, classes, config, tokens=tokens)
-    except (RuntimeError, TypeError, OverflowError) as error:
-        raise MemoryError(f"no memory holds a model of {asked}: try a smaller --hidden-size or --embedding-size") from error
-    bytes_of = {name: 4 * weight.numel() * (COPIES if weight.requires_grad else 1) for name, weight in model.named_parameters()}
-    if (needed := sum(bytes_of.values())) > there:
-        largest = max(bytes_of, key=lambda name: bytes_of[name])
-        smaller = "--embedding-size, or a larger --min-count" if largest.startswith(("embedding", "vectors")) else "--hidden-size"
-        raise MemoryError(
-            f"a model of {asked} needs {_gib(needed)} to be trained, and {device.type} has {_gib(there)}: try a smaller {smaller}"
-        )
+
+    def needed_by(**other: Any) -> int:
+        trained, frozen = count_numbers(vocabulary_size, classes, replace(config, **other), tokens)
+        return 4 * (COPIES * trained + frozen)
+
+    there, needed = total_memory(device), needed_by()
+    if needed <= there:
+        return
+    # What has the largest share is what leaves the least when it is as small as can be.
+    name = min(OPTIONS, key=lambda name: needed_by(**{name: 1}))
+    option = OPTIONS[name]
+    if needed >= 2**64:
+        raise MemoryError(f"no memory holds a model of {asked}: try a smaller {option}")
+    raise MemoryError(f"a model of {asked} needs {_gib(needed)} to be trained, and {device.type} has {_gib(there)}: try a smaller {option}")
+
+
+def count_numbers(vocabulary_size: int, classes: int, config: ModelConfig, tokens: int) -> tuple[int, int]:
+    """The parameters of the :class:`sstkern.text.models.Classifier` of these arguments: how many are trained, and how many frozen.
+
+    By arithmetic: PyTorch takes minutes to make a million layers, even without memory, and counts no more than 2^63.
+    """
+    assert config.embedding_size is not None
+    tables = {"embedding": vocabulary_size * config.embedding_size, "vectors": tokens * config.vectors_size}
+    frozen = tables["vectors" if config.vectors_size else "embedding"] if config.frozen else 0
+    trained = sum(tables.values()) - frozen
+    features = config.embedding_size + config.vectors_size
+    if config.cell != "average":
+        directions = 2 if config.bidirectional else 1
+        rows = GATES[config.cell] * config.hidden_size * directions
+        outputs = config.hidden_size * directions
+        trained += rows * (features + config.hidden_size + 2)  # the weights of the input and of h, and two biases
+        trained += (config.layers - 1) * rows * (outputs + config.hidden_size + 2)
+        features = outputs
+        if config.pooling == "attention":
+            trained += features + 1
+    return trained + (features + 1) * classes, frozen
 
 
 def total_memory(device: torch.device) -> int:

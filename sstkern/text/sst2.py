@@ -27,8 +27,8 @@ def load(data: str | Path | None = None) -> tuple[Examples, Examples, str]:
 
     Raises:
         FileNotFoundError: the directory, or one of its two files, is not there.
-        ValueError: a file cannot be read, the C labels of the training examples are neither strings nor 0 to C - 1, a development
-            label is none of them, or the download's hash is wrong.
+        ValueError: a file cannot be read, the training examples have one label only, their C labels are neither strings nor 0 to C - 1,
+            a development label is none of them, or the download's hash is wrong.
     """
     if data == "demo":
         return *demo(), "generated demo sentences"
@@ -51,11 +51,9 @@ def _read(directory: Path) -> tuple[Examples, Examples, str]:
             raise FileNotFoundError(f"{file} is missing; the data is a directory with train.tsv and dev.tsv, or 'demo'")
     train = read_tsv(train_file)
     known = len(set(train.labels))
+    if known < 2:
+        raise ValueError(f"{train_file}: found one label only, expected two or more")
     for line, label in enumerate(train.labels, start=2):
         if label >= known:
             raise ValueError(f"{train_file}, line {line}: found label {label}, expected 0 to {known - 1}, for the file has {known} labels")
-    dev = read_tsv(dev_file, train.names)
-    for line, label in enumerate(dev.labels, start=2):
-        if label >= known:
-            raise ValueError(f"{dev_file}, line {line}: found label {label}, expected at most {known - 1} as in {train_file}")
-    return train, dev, f"{train_file} and {dev_file}"
+    return train, read_tsv(dev_file, train.names, classes=known), f"{train_file} and {dev_file}"

@@ -213,7 +213,7 @@ class Run:
 
         The run's folder is held until then.
 
-        A checkpoint that cannot be written is reported; training goes on, and the previous one is kept.
+        A checkpoint that cannot be written is reported; training goes on, and the previous one, if there is one, is kept.
 
         Args:
             quiet: tell of nothing but what went wrong.
@@ -367,7 +367,8 @@ class Run:
             self.state.loss_scale = self.accelerator.scaler.state_dict()
         done = 0
         if self.accelerator.is_main_process:
-            with self._reporter.reporting(f"step {self.state.step} is not saved, an earlier checkpoint is kept"):
+            there = "an earlier checkpoint is kept" if checkpoint.exists(self.output) else "and there is no earlier checkpoint"
+            with self._reporter.reporting(f"step {self.state.step} is not saved, {there}"):
                 if name == "best":
                     with self._averaged():
                         checkpoint.save(self.output / name, self.classifier)

@@ -47,7 +47,12 @@ class Examples:
         return len(self.names) or max(self.labels, default=-1) + 1
 
 
-def read_tsv(path: str | Path, names: Sequence[str] | None = None, on_fault: Callable[[ValueError], object] | None = None) -> Examples:
+def read_tsv(
+    path: str | Path,
+    names: Sequence[str] | None = None,
+    on_fault: Callable[[ValueError], object] | None = None,
+    classes: int | None = None,
+) -> Examples:
     """Read a TSV file: a header that names the columns `sentence` and `label`, then one example a line.
 
     The file is UTF-8, with or without a byte order mark, its lines end in LF or CR LF, and nothing is quoted: a `"` is
@@ -60,6 +65,7 @@ def read_tsv(path: str | Path, names: Sequence[str] | None = None, on_fault: Cal
         names: what the classes are called that are known, such as those of the training examples, where the labels have to be among
             them; empty where they have to be integers. None takes the file's own.
         on_fault: is called with what is wrong with a line that is not UTF-8, and the others are read. None raises that.
+        classes: how many classes are known, where the labels have to be integers below that; None allows all integers.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -80,25 +86,41 @@ def read_tsv(path: str | Path, names: Sequence[str] | None = None, on_fault: Cal
             raise ValueError(f"{path}, line {line}: found {len(cells)} columns, expected {len(columns)}: {columns}")
         sentences.append(cells[sentence_at])
         labels.append(cells[label_at])
+    expected = _expected(names, classes)
     if names is None:
         names = [] if _is_number(labels[0]) else sorted(set(labels))
     ids = {name: id_ for id_, name in enumerate(names)}
-    classes = [_class(label, ids, f"{path}, line {line}") for (line, _), label in zip(rows, labels, strict=True)]
-    return Examples(sentences, classes, list(names))
+    found = []
+    for (line, _), label in zip(rows, labels, strict=True):
+        class_ = _class(label, ids, classes)
+        if class_ is None:
+            raise ValueError(f"{path}, line {line}: found label {label!r}, expected {expected or _kind(names)}")
+        found.append(class_)
+    return Examples(sentences, found, list(names))
 
 
-def _class(label: str, ids: dict[str, int], place: str) -> int:
-    """The class of a label, among those with names if there are some."""
-    if not ids:
-        if not _is_number(label) or int(label) > MAX_LABEL:
-            raise ValueError(f"{place}: found label {label!r}, expected an integer from 0 to {MAX_LABEL}")
-        return int(label)
-    if _is_number(label) or label != label.strip() or not label:
-        raise ValueError(f"{place}: found label {label!r}, expected a string as the others, or integers in all lines")
-    if label not in ids:
-        known = ", ".join(map(repr, list(ids)[:10]))
-        raise ValueError(f"{place}: found label {label!r}, expected one of {known}{', ...' if len(ids) > 10 else ''}")
-    return ids[label]
+def _class(label: str, ids: dict[str, int], classes: int | None) -> int | None:
+    """The class of a label, among those with names if there are some; None if it has none."""
+    if ids:
+        return None if _is_number(label) or label != label.strip() or not label else ids.get(label)
+    digits = label.lstrip("0") or "0"
+    if not _is_number(label) or len(digits) > len(str(MAX_LABEL)):  # Python reads no number of thousands of digits
+        return None
+    return int(digits) if int(digits) < (classes or MAX_LABEL + 1) else None
+
+
+def _expected(names: Sequence[str] | None, classes: int | None) -> str | None:
+    """The labels that are known, in words; None where all are allowed."""
+    if names:
+        return f"one of the model's labels: {', '.join(names[:10])}{', ...' if len(names) > 10 else ''}"
+    if classes is None:
+        return None
+    return f"{'0 or 1' if classes == 2 else f'an integer from 0 to {classes - 1}'}, the model's labels"
+
+
+def _kind(names: Sequence[str]) -> str:
+    """What all labels of a file have to be, in words."""
+    return "a string as the others, or integers in all lines" if names else f"an integer from 0 to {MAX_LABEL}"
 
 
 def _is_number(label: str) -> bool:

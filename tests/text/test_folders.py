@@ -1,5 +1,6 @@
 """The folders of runs: who takes one, has it alone."""
 
+import fcntl
 import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from sstkern.text import folders
-from sstkern.text.folders import InUseError, RunFolder, newest, take, take_next
+from sstkern.text.folders import InUseError, RunFolder, check_new, newest, take, take_next
 
 
 @pytest.fixture(autouse=True)
@@ -98,3 +99,16 @@ def test_a_file_has_a_number_too():
 def test_without_a_run_there_is_none_to_go_on_with():
     with pytest.raises(ValueError, match="runs has no run of the cell 'gru' to go on with; give the run's folder as --output"):
         newest("gru")
+
+
+def test_a_run_under_way_in_a_new_runs_output_is_told(tmp_path):
+    held = take(tmp_path / "run")
+    (tmp_path / "run" / "metrics.jsonl").touch()
+    for refused in (take, check_new):
+        with pytest.raises(InUseError, match="run is in use by another training"):
+            refused(tmp_path / "run")
+    held.release()
+    looking = RunFolder(tmp_path / "run", fcntl.LOCK_SH)
+    with pytest.raises(ValueError, match="is no empty folder"):
+        check_new(tmp_path / "run")
+    looking.release()

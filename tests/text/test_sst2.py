@@ -61,7 +61,7 @@ def test_a_missing_file_is_named(directory, monkeypatch, name):
 
 def test_a_development_label_unknown_in_training_is_named(directory):
     (directory / "dev.tsv").write_text("sentence\tlabel\nfine\t1\nodd\t2\n")
-    with pytest.raises(ValueError, match=r"dev\.tsv, line 3: found label 2, expected at most 1"):
+    with pytest.raises(ValueError, match=r"dev\.tsv, line 3: found label '2', expected 0 or 1, the model's labels"):
         load(directory)
 
 
@@ -72,13 +72,20 @@ def test_labels_are_as_many_as_the_file_has(directory, label):
         load(directory)
 
 
+@pytest.mark.parametrize("label", ["0", "1", "good"])
+def test_one_label_only_is_told(directory, label):
+    (directory / "train.tsv").write_text(f"sentence\tlabel\ngood\t{label}\nfine\t{label}\n")
+    with pytest.raises(ValueError, match=r"train\.tsv: found one label only, expected two or more$"):
+        load(directory)
+
+
 def test_labels_that_are_strings_are_those_of_training(directory):
     (directory / "train.tsv").write_text("sentence\tlabel\nso so\tfair\ngood\tfine\nbad\tpoor\n")
     (directory / "dev.tsv").write_text("sentence\tlabel\nfine\tfine\n")
     train, dev, _ = load(directory)
     assert (train.labels, dev.labels, train.names, dev.names) == ([0, 1, 2], [1], ["fair", "fine", "poor"], ["fair", "fine", "poor"])
     (directory / "dev.tsv").write_text("sentence\tlabel\nfine\tgreat\n")
-    with pytest.raises(ValueError, match=r"dev\.tsv, line 2: found label 'great', expected one of 'fair', 'fine', 'poor'"):
+    with pytest.raises(ValueError, match=r"dev\.tsv, line 2: found label 'great', expected one of the model's labels: fair, fine, poor"):
         load(directory)
 
 

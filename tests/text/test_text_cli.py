@@ -197,6 +197,7 @@ def test_resuming_with_other_options_names_them(trained):
     assert "was started with epochs 30, cell lstm" in line
     finished = call("train", "--resume", "--output", run, "--data", data)
     assert "validation accuracy 1.0000, the best of 30 epochs" in finished.stdout
+    assert "timing" not in finished.stdout
 
 
 def test_without_an_output_every_run_has_a_new_folder(trained, tmp_path, monkeypatch):
@@ -249,7 +250,10 @@ def test_labels_that_are_strings_are_predicted_and_evaluated(trained, tmp_path):
     answers = call("predict", "--model", run, "good good", "bad").stdout.splitlines()
     assert [answer.split("\t")[0] for answer in answers] == ["fine", "poor"]
     assert call("evaluate", "--model", run, "--data", data / "dev.tsv").stdout.startswith("accuracy ")
-    assert "found label '1', expected a string" in told(call("evaluate", "--model", run, "--data", trained[0] / "dev.tsv"))
+    said = told(call("evaluate", "--model", run, "--data", trained[0] / "dev.tsv"))
+    assert "line 2: found label '1', expected one of the model's labels: fine, poor" in said
+    said = told(call("evaluate", "--model", trained[1], "--data", data / "dev.tsv"))
+    assert "line 2: found label 'fine', expected 0 or 1, the model's labels" in said
     assert call("train", "--resume", "--output", run).exit_code == 0
 
 
@@ -272,7 +276,26 @@ def test_a_disk_that_stays_full_is_exit_code_1(trained, tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "save", full)
     result = call("train", "--data", trained[0], *SMALL, "--epochs", "1", "--output", tmp_path / "run")
     assert result.exit_code == 1
-    assert "warning: step 0 is not saved" in result.stdout
+    lines = result.stdout.splitlines()
+    assert lines.count("warning: step 0 is not saved, and there is no earlier checkpoint ([Errno 28] No space left on device)") == 1
+    assert "no model was saved" in lines
+    assert f"{tmp_path / 'run'}: metrics.jsonl, training.png, tensorboard" in lines
+    assert "earlier checkpoint is kept" not in result.stdout
+    assert "accuracy -1" not in result.stdout
+
+
+def test_a_best_model_that_was_not_saved_is_told(trained, tmp_path, monkeypatch):
+    save = checkpoint.save
+
+    def full(folder, *arguments):
+        if folder.name == "best":
+            raise OSError(28, "No space left on device")
+        save(folder, *arguments)
+
+    monkeypatch.setattr(checkpoint, "save", full)
+    lines = call("train", "--data", trained[0], *SMALL, "--epochs", "1", "--output", tmp_path / "run").stdout.splitlines()
+    assert "the best model was not saved, only last is there" in lines
+    assert f"{tmp_path / 'run'}: last (to resume), metrics.jsonl, training.png, tensorboard" in lines
 
 
 @pytest.mark.parametrize("room", [0, 1024])
@@ -313,7 +336,7 @@ def test_a_label_that_the_model_does_not_know_is_told_with_those_it_does(trained
     file = tmp_path / "other.tsv"
     file.write_text("sentence\tlabel\ngood\t7\n")
     line = told(call("evaluate", "--model", trained[1], "--data", file))
-    assert "found the label 7 in example 1, but the model knows 0, 1" in line
+    assert "other.tsv, line 2: found label '7', expected 0 or 1, the model's labels" in line
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from sstkern.text import memory
-from sstkern.text.memory import check_memory, is_out_of_memory, telling_out_of_memory, total_memory
-from sstkern.text.models import ModelConfig
+from sstkern.text.memory import check_memory, count_numbers, is_out_of_memory, telling_out_of_memory, total_memory
+from sstkern.text.models import Classifier, ModelConfig
 
 CPU = torch.device("cpu")
 CONFIG = ModelConfig("gru", hidden_size=10, embedding_size=20)
@@ -30,6 +30,9 @@ def test_a_model_that_fits_is_not_refused(monkeypatch):
             "to be trained, and cpu has 1.0 GiB: try a smaller --hidden-size",
         ),
         (ModelConfig("average", embedding_size=10**8), "a smaller --embedding-size, or a larger --min-count"),
+        (ModelConfig(embedding_size=10**9), "try a smaller --embedding-size, or a larger --min-count"),
+        (ModelConfig(layers=10**6, embedding_size=128), "GiB: try a smaller --layers"),
+        (ModelConfig(embedding_size=10**30), "classes: try a smaller --embedding-size"),
         (ModelConfig(hidden_size=10**15, embedding_size=1), "no memory holds a model of hidden_size 1,000,000,000,000,000"),
         (ModelConfig(hidden_size=10**30, embedding_size=1), "no memory holds a model of"),
     ],
@@ -40,6 +43,17 @@ def test_a_model_that_does_not_fit_is_told_with_its_sizes_and_what_makes_it_smal
         check_memory(50, 2, config, 50, CPU)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("frozen", [False, True], ids=["trained", "frozen"])
+@pytest.mark.parametrize("vectors_size", [0, 5])
+@pytest.mark.parametrize("pooling", ["last", "attention"])
+@pytest.mark.parametrize(("cell", "layers", "both"), [("average", 1, False), ("rnn", 1, True), ("gru", 3, False), ("lstm", 4, True)])
+def test_the_numbers_are_those_of_the_model(cell, layers, both, pooling, vectors_size, frozen):
+    config = ModelConfig(cell, layers, 3, 7, both, pooling=pooling, frozen=frozen, affixes=True, vectors_size=vectors_size)
+    model = Classifier(50, 3, config, tokens=20)
+    trained = sum(parameter.numel() for parameter in model.trainable().values())
+    assert count_numbers(50, 3, config, 20) == (trained, sum(parameter.numel() for parameter in model.parameters()) - trained)
 
 
 def test_frozen_vectors_are_there_once(monkeypatch):

@@ -69,10 +69,31 @@ def test_labels_are_numbers_or_strings(tmp_path):
     file.write_text("sentence\tlabel\na\tgood\nb\tbad\nc\tgood\n")
     assert read_tsv(file) == Examples(["a", "b", "c"], [1, 0, 1], ["bad", "good"])
     assert read_tsv(file, ["good", "so so", "bad"]).labels == [0, 2, 0]
-    with pytest.raises(ValueError, match=r"x\.tsv, line 3: found label 'bad', expected one of 'fine', 'good'"):
+    with pytest.raises(ValueError, match=r"x\.tsv, line 3: found label 'bad', expected one of the model's labels: fine, good$"):
         read_tsv(file, ["fine", "good"])
     with pytest.raises(ValueError, match=r"x\.tsv, line 2: found label 'good', expected an integer"):
         read_tsv(file, [])
+
+
+@pytest.mark.parametrize(
+    ("label", "names", "classes", "expected"),
+    [
+        ("1", ["neg", "pos"], 2, "one of the model's labels: neg, pos"),
+        ("good", ["neg", "pos"], 2, "one of the model's labels: neg, pos"),
+        ("1", list("abcdefghijkl"), 12, "one of the model's labels: a, b, c, d, e, f, g, h, i, j, ..."),
+        ("good", [], 2, "0 or 1, the model's labels"),
+        ("2", [], 2, "0 or 1, the model's labels"),
+        ("9" * 5000, [], 2, "0 or 1, the model's labels"),
+        ("0" * 5000 + "2", [], 2, "0 or 1, the model's labels"),
+        ("3", [], 3, "an integer from 0 to 2, the model's labels"),
+    ],
+)
+def test_a_label_that_is_not_known_is_told_with_its_line_and_those_that_are(tmp_path, label, names, classes, expected):
+    file = tmp_path / "x.tsv"
+    file.write_bytes(f"sentence\tlabel\n\xff\t0\nb\t{label}\n".encode("latin-1"))
+    with pytest.raises(ValueError) as error:
+        read_tsv(file, names, lambda _: None, classes)
+    assert str(error.value) == f"{file}, line 3: found label {label!r}, expected {expected}"
 
 
 def test_lines_that_are_not_utf8_can_be_passed_over(tmp_path):
