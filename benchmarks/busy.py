@@ -51,6 +51,7 @@ def step(shape: tuple[int, int, int], training: bool) -> Callable[[], object]:
 
 def mean_ms(run: Callable[[], object], threads: int) -> float:
     torch.set_num_threads(threads)
+    run()  # PyTorch imports half a second's worth with the first backward
     count, start = 0, time.perf_counter()
     while (taken := time.perf_counter() - start) < SECONDS:
         run()
