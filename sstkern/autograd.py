@@ -8,7 +8,8 @@ from torch import Tensor
 from sstkern import private, transforms
 from sstkern.cells import CELLS
 from sstkern.engines import transformed
-from sstkern.operators import ALL, autocasting, flat_reference, saved_rows, undifferentiated
+from sstkern.lengths import ALL_ROWS
+from sstkern.operators import autocasting, flat_reference, saved_rows, undifferentiated
 from sstkern.weights import weight_names
 
 # The overload itself: to find it takes the operator 2 microseconds.
@@ -135,7 +136,7 @@ def _run_step(call, x: Tensor, weights: Sequence[Tensor], hx: Sequence[Tensor], 
     cell, has_bias, bidirectional = call
     with private.below_views():
         output, hx_n, saved = _LAYER(
-            cell, x.unsqueeze(0), weights, [state.unsqueeze(0) for state in hx], None, has_bias, bidirectional, ALL if save else None
+            cell, x.unsqueeze(0), weights, [state.unsqueeze(0) for state in hx], None, has_bias, bidirectional, ALL_ROWS if save else None
         )
         return [state.squeeze(0) for state in hx_n], [output, *saved]
 

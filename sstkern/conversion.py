@@ -163,13 +163,17 @@ class _Own:
 
 def _new(original: type, *arguments: Any) -> nn.Module:
     """An empty module of the class that is made of `original`, for pickle and copy."""
-    kind = _own(original, next(base for base in original.__mro__ if base in _OURS))
+    kind = _of(original)
     return kind.__new__(kind, *arguments)
 
 
 def _made(original: type, *arguments: Any) -> nn.Module:
     """A module of the class that is made of `original`, as its own __reduce__ makes one."""
-    return _own(original, next(base for base in original.__mro__ if base in _OURS))(*arguments)
+    return _of(original)(*arguments)
+
+
+def _of(original: type) -> Any:
+    return _own(original, next(base for base in original.__mro__ if base in _OURS))
 
 
 @functools.cache

@@ -10,6 +10,8 @@ from torch.nn.utils.rnn import PackedSequence
 from sstkern import private
 
 Lengths = Tensor | Sequence[int]
+ALL_ROWS = -1
+"""As a number of rows to save: as many as x has."""
 
 
 class Batch(NamedTuple):
@@ -93,6 +95,10 @@ def check_packed(lengths: Tensor | None, rows: int) -> Tensor:
     if longest(lengths) > rows or int(lengths.sum()) != rows or (lengths < 0).any() or (lengths.diff() > 0).any():
         raise ValueError(f"lengths: a packed x of {rows} rows needs falling ones whose sum is that, got {lengths.tolist()}")
     return lengths
+
+
+def all_rows(x: Tensor) -> int:
+    return x.size(0) if x.dim() == 2 else x.size(0) * x.size(1)
 
 
 def longest(lengths: Tensor) -> int:

@@ -14,6 +14,7 @@ from torch import Tensor
 from sstkern import flops, private
 from sstkern.cells import CELLS
 from sstkern.engines import FUSED_DTYPES, cpu, extension_problem, interpreting, lacks_cell, reference, triton_problem
+from sstkern.lengths import ALL_ROWS, all_rows
 from sstkern.weights import Weights, by_direction
 
 _library = torch.library.Library("sstkern", "DEF")
@@ -84,7 +85,7 @@ def _fake_layer(cell, x, weights, hx, lengths, has_bias, bidirectional, saved_ro
     _check_devices(x, weights, hx)
     layers = by_direction(CELLS[cell], weights, has_bias, bidirectional)
     output = x.new_empty(*x.shape[:-1], len(layers) * layers[0].output_size)
-    rows = all_rows(x) if saved_rows == ALL else saved_rows
+    rows = all_rows(x) if saved_rows == ALL_ROWS else saved_rows
     saved = [] if rows is None else _fake_saved(cell, x, weights, has_bias, bidirectional, rows)
     return output, [state.new_empty(state.shape) for state in hx], saved
 
@@ -117,18 +118,11 @@ def _fake_cpu_saved(kernels: cpu.Kernels, x: Tensor, layers: Sequence[Weights], 
     return saved if dtype == x.dtype else [*saved, x.new_empty(rows, len(layers) * layers[0].output_size, dtype=dtype)]
 
 
-ALL = -1
-
-
-def all_rows(x: Tensor) -> int:
-    return x.size(0) if x.dim() == 2 else x.size(0) * x.size(1)
-
-
 def saved_rows(x: Tensor, lengths: Tensor | None) -> int:
     """How many rows to save of a layer: its valid time steps, or all where a look at the lengths has to wait, as in a trace."""
     unseen = torch.compiler.is_compiling() or torch.jit.is_tracing()
     if lengths is None or x.dim() == 2 or unseen or not lengths.is_cpu or private.is_fake(lengths):
-        return ALL
+        return ALL_ROWS
     return int(lengths.sum())
 
 

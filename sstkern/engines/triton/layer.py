@@ -17,7 +17,7 @@ from sstkern.cells import CELLS
 from sstkern.engines.triton import device, launch, recurrence, rows
 from sstkern.engines.triton.cells import kernels
 from sstkern.engines.triton.launch import Launch
-from sstkern.lengths import batch_sizes, check_packed, longest
+from sstkern.lengths import ALL_ROWS, all_rows, batch_sizes, check_packed, longest
 from sstkern.weights import by_direction
 
 runs: Counter[str] = Counter()
@@ -154,7 +154,7 @@ class _Call:
 
     def saved(self, rows: int) -> Tensor:
         """(D, rows, saves * H); zeros that stay unused make the operator's results the same in every run."""
-        rows = self.x.shape[:-1].numel() if rows == -1 else rows
+        rows = all_rows(self.x) if rows == ALL_ROWS else rows
         if rows < self.N:
             raise ValueError(f"saved_rows: expected at least {self.N}, the number of valid time steps, got {rows}")
         whole = self.rows is None or (self.rows.present is None and rows == self.N)
