@@ -1,0 +1,273 @@
+"""The language of one time step: a `Program` over rows, its text, and the `Builder` that makes one.
+
+A *row* is what one sequence has at one time step: of an input, a state, or what follows from them. A value of the program is a tensor of
+rows, (R, ...), R rows of any shape, or a *parameter*, the same for all rows, which has no dimension for them. Dimensions in attributes count
+from the end, -1 the last, so that nothing depends on where the rows stand.
+
+The text has no sizes and no changing numbers: `#0`, `#1` stand for sizes and `$0`, `$1` for numbers that are arguments of a call. The text
+of torch.nn.RNNCell:
+
+    inputs 1
+    states 1
+    parameters 2 2 1 1
+    v0 = product x0 p0
+    v1 = add v0 p2
+    v2 = product h0 p1
+    v3 = add v2 p3
+    v4 = add v1 v3
+    v5 = tanh v4
+    output v5
+    states v5
+
+The first three lines give the number of dimensions of each: those of a row for inputs and states, all of a parameter.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+
+import torch
+
+
+@dataclass(frozen=True)
+class Value:
+    """What a node takes and gives. kind: "x" an input, "h" a state, "p" a parameter, "v" a node's result; place: which of these."""
+
+    kind: str
+    place: int
+
+    def __str__(self) -> str:
+        return f"{self.kind}{self.place}"
+
+
+@dataclass(frozen=True)
+class Size:
+    """An int among the arguments of a call."""
+
+    place: int
+
+    def __str__(self) -> str:
+        return f"#{self.place}"
+
+
+@dataclass(frozen=True)
+class Number:
+    """A float among the arguments of a call."""
+
+    place: int
+
+    def __str__(self) -> str:
+        return f"${self.place}"
+
+
+Literal = bool | int | float
+Argument = Value | Number | Literal
+Attribute = Size | Number | Literal | str | torch.dtype
+
+
+@dataclass(frozen=True)
+class Node:
+    """An operation of `language.OPERATIONS`."""
+
+    operation: str
+    arguments: tuple[Argument, ...]
+    attributes: tuple[Attribute, ...] = ()
+
+    def values(self) -> list[Value]:
+        return [argument for argument in self.arguments if isinstance(argument, Value)]
+
+    def __str__(self) -> str:
+        return " ".join([self.operation, *map(_word, self.arguments), *map(_word, self.attributes)])
+
+
+@dataclass(frozen=True)
+class Program:
+    """One time step.
+
+    inputs, states, parameters: the numbers of dimensions of each, without that of the rows. output: the value of the layer's output.
+    next_states: each state's value after the step.
+    """
+
+    inputs: tuple[int, ...]
+    states: tuple[int, ...]
+    parameters: tuple[int, ...]
+    nodes: tuple[Node, ...]
+    output: Value
+    next_states: tuple[Value, ...]
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+    @cached_property
+    def text(self) -> str:
+        lines = [_counts("inputs", self.inputs), _counts("states", self.states), _counts("parameters", self.parameters)]
+        lines += [f"v{place} = {node}" for place, node in enumerate(self.nodes)]
+        return "\n".join([*lines, f"output {self.output}", " ".join(["states", *map(str, self.next_states)])])
+
+    @staticmethod
+    def parse(text: str) -> Program:
+        """The program of a text. Raises ValueError, with the line, for what is none."""
+        return _parse(text)
+
+
+def _counts(name: str, counts: Iterable[int]) -> str:
+    return " ".join([name, *map(str, counts)])
+
+
+def _word(part: Argument | Attribute) -> str:
+    """An argument or attribute as the text has it."""
+    if isinstance(part, torch.dtype):
+        return str(part).removeprefix("torch.")
+    return repr(part) if isinstance(part, bool | int | float) else str(part)
+
+
+_WORDS = {"True": True, "False": False, "inf": math.inf, "-inf": -math.inf, "nan": math.nan}
+_DTYPES = {
+    str(dtype).removeprefix("torch."): dtype
+    for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.bool, torch.int64, torch.int32, torch.int16, torch.int8)
+} | {"uint8": torch.uint8}
+_REFERENCE = re.compile(r"([xhpv#$])(\d+)")
+_INTEGER = re.compile(r"-?\d+")
+_FLOAT = re.compile(r"-?\d+(\.\d+)?(e[+-]?\d+)?")
+
+
+def _read(word: str) -> Argument | Attribute:
+    if match := _REFERENCE.fullmatch(word):
+        kind, place = match[1], int(match[2])
+        return Size(place) if kind == "#" else Number(place) if kind == "$" else Value(kind, place)
+    if word in _WORDS:
+        return _WORDS[word]
+    if word in _DTYPES:
+        return _DTYPES[word]
+    if _INTEGER.fullmatch(word):
+        return int(word)
+    if _FLOAT.fullmatch(word):
+        return float(word)
+    return word
+
+
+@lru_cache(maxsize=256)
+def _parse(text: str) -> Program:
+    from sstkern.program.language import OPERATIONS  # it needs this file
+
+    lines = text.split("\n")
+    nodes: list[Node] = []
+    try:
+        counts = [_read_counts(line, name) for line, name in zip(lines[:3], ("inputs", "states", "parameters"), strict=True)]
+        for line in lines[3:-2]:
+            name, equals, operation, *words = line.split(" ")
+            if equals != "=" or name != f"v{len(nodes)}" or operation not in OPERATIONS:
+                raise ValueError(f"'{line}'")
+            parts = [_read(word) for word in words]
+            takes = len(parts) - OPERATIONS[operation].attributes if OPERATIONS[operation].attributes is not None else 1
+            takes = OPERATIONS[operation].arity if OPERATIONS[operation].arity is not None else takes
+            nodes.append(Node(operation, tuple(parts[:takes]), tuple(parts[takes:])))  # type: ignore[arg-type]
+        (_, output), (_, *after) = (line.split(" ") for line in lines[-2:])
+        if not lines[-2].startswith("output ") or not lines[-1].startswith("states"):
+            raise ValueError(f"'{lines[-2]}'")
+        values = [_read(word) for word in (output, *after)]
+        if not all(isinstance(value, Value) for value in values):
+            raise ValueError(f"'{lines[-1]}'")
+    except ValueError as error:
+        raise ValueError(f"program: this text is none: {error}") from None
+    return Program(*counts, tuple(nodes), values[0], tuple(values[1:]))  # type: ignore[arg-type]
+
+
+def _read_counts(line: str, name: str) -> tuple[int, ...]:
+    first, *words = line.split(" ")
+    if first != name or not all(_INTEGER.fullmatch(word) for word in words):
+        raise ValueError(f"expected '{name}' and numbers of dimensions, got '{line}'")
+    return tuple(map(int, words))
+
+
+def _check(program: Program) -> None:
+    """Every value exists before it is used, every operation has what it takes."""
+    from sstkern.program.language import OPERATIONS
+
+    known = {"x": len(program.inputs), "h": len(program.states), "p": len(program.parameters)}
+    for place, node in enumerate(program.nodes):
+        operation = OPERATIONS.get(node.operation)
+        if operation is None:
+            raise ValueError(f"program: there is no operation '{node.operation}'")
+        operation.check(node)
+        for value in node.values():
+            if value.place >= (place if value.kind == "v" else known[value.kind]):
+                raise ValueError(f"program: v{place} = {node} takes {value}, which does not exist there")
+    for value in (program.output, *program.next_states):
+        if value.place >= (len(program.nodes) if value.kind == "v" else known[value.kind]):
+            raise ValueError(f"program: there is no value {value}")
+    if len(program.next_states) != len(program.states):
+        raise ValueError(f"program: {len(program.states)} states before the step and {len(program.next_states)} after it")
+
+
+class Builder:
+    """Makes a program node by node. What is written twice is one node."""
+
+    def __init__(self) -> None:
+        self.dimensions: dict[str, list[int]] = {"x": [], "h": [], "p": []}
+        self.nodes: list[Node] = []
+        self.sizes: list[int] = []
+        self.numbers: list[float] = []
+        self._known: dict[tuple, Value] = {}
+
+    def input(self, dimensions: int) -> Value:
+        return self._leaf("x", dimensions)
+
+    def state(self, dimensions: int) -> Value:
+        return self._leaf("h", dimensions)
+
+    def parameter(self, dimensions: int) -> Value:
+        return self._leaf("p", dimensions)
+
+    def _leaf(self, kind: str, dimensions: int) -> Value:
+        self.dimensions[kind].append(dimensions)
+        return Value(kind, len(self.dimensions[kind]) - 1)
+
+    def size(self, size: int) -> Size:
+        """A size as an argument of the call."""
+        if size not in self.sizes:
+            self.sizes.append(size)
+        return Size(self.sizes.index(size))
+
+    def number(self, value: float) -> Number:
+        """A number as an argument of the call."""
+        self.numbers.append(value)
+        return Number(len(self.numbers) - 1)
+
+    def node(self, operation: str, *arguments: Argument, attributes: Sequence[Attribute] = ()) -> Value:
+        node = Node(operation, arguments, tuple(attributes))
+        key = (str(node), *(type(part) for part in (*arguments, *attributes)))  # 1, 1.0 and True are equal, and -0.0 and 0.0
+        if key not in self._known:
+            self.nodes.append(node)
+            self._known[key] = Value("v", len(self.nodes) - 1)
+        return self._known[key]
+
+    def program(self, output: Value, next_states: Sequence[Value]) -> Program:
+        """Without what neither the output nor a state needs."""
+        used = needed(self.nodes, (output, *next_states))
+        renamed: dict[Value, Value] = {}
+        nodes = []
+        for place in sorted(used):
+            node = self.nodes[place]
+            arguments = tuple(renamed.get(part, part) if isinstance(part, Value) else part for part in node.arguments)
+            renamed[Value("v", place)] = Value("v", len(nodes))
+            nodes.append(Node(node.operation, arguments, node.attributes))
+        inputs, states, parameters = (tuple(self.dimensions[kind]) for kind in "xhp")
+        after = tuple(renamed.get(value, value) for value in next_states)
+        return Program(inputs, states, parameters, tuple(nodes), renamed.get(output, output), after)
+
+
+def needed(nodes: Sequence[Node], values: Iterable[Value]) -> set[int]:
+    """The places of the nodes that the values follow from."""
+    found: set[int] = set()
+    wanted = [value.place for value in values if value.kind == "v"]
+    while wanted:
+        place = wanted.pop()
+        if place not in found:
+            found.add(place)
+            wanted += [value.place for value in nodes[place].values() if value.kind == "v"]
+    return found

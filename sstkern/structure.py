@@ -1,0 +1,78 @@
+"""States and inputs as a cell has them: a tensor, or nested tuples and lists of tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, Literal
+
+from torch import Tensor
+
+Structure = Any
+"""A Tensor, or a tuple or list of structures, named tuples included."""
+Returns = Literal["auto", "state", "output_and_state"]
+
+
+def flatten(structure: Structure) -> list[Any]:
+    """The leaves, in order. What is neither a tuple nor a list is one."""
+    return list(_leaves(structure))
+
+
+def _leaves(structure: Structure) -> Iterator[Any]:
+    if isinstance(structure, tuple | list):
+        for part in structure:
+            yield from _leaves(part)
+    else:
+        yield structure
+
+
+def unflatten(like: Structure, leaves: list[Any]) -> Structure:
+    """The structure of `like` with other leaves."""
+    rest = iter(leaves)
+    return mapped(like, lambda _: next(rest))
+
+
+def mapped(structure: Structure, change: Callable[[Any], Any]) -> Structure:
+    """Each leaf changed, in order."""
+    if not isinstance(structure, tuple | list):
+        return change(structure)
+    parts = [mapped(part, change) for part in structure]
+    if isinstance(structure, list):
+        return parts
+    return type(structure)(*parts) if hasattr(structure, "_fields") else tuple(parts)
+
+
+def same(a: Structure, b: Structure) -> bool:
+    """Whether two structures differ in their leaves only; a list is not a tuple, but a named tuple is."""
+    if isinstance(a, tuple | list) != isinstance(b, tuple | list):
+        return False
+    if not isinstance(a, tuple | list):
+        return True
+    return isinstance(a, list) == isinstance(b, list) and len(a) == len(b) and all(map(same, a, b))
+
+
+def described(structure: Structure) -> str:
+    """In words: `(Tensor, [Tensor])`."""
+    if isinstance(structure, list):
+        return f"[{', '.join(map(described, structure))}]"
+    if isinstance(structure, tuple):
+        return f"({', '.join(map(described, structure))}{',' if len(structure) == 1 else ''})"
+    return "Tensor" if isinstance(structure, Tensor) else type(structure).__name__
+
+
+def split_result(result: Structure, state: Structure, returns: Returns) -> tuple[Tensor, Structure]:
+    """A step's output and its new state, from what the cell returned, given a state of the known structure.
+
+    Raises TypeError where it is neither a state nor a pair of an output and a state, as `returns` says or allows.
+    """
+    is_state = same(result, state) and returns != "output_and_state"
+    is_pair = returns != "state" and isinstance(result, tuple | list) and len(result) == 2 and same(result[1], state)
+    if is_state:
+        return flatten(result)[0], result
+    if is_pair and isinstance(result[0], Tensor):
+        return result[0], result[1]
+    expected = {
+        "state": f"the new state {described(state)}",
+        "output_and_state": f"(output, state), a Tensor and the new state {described(state)}",
+        "auto": f"the new state {described(state)}, or (output, state)",
+    }[returns]
+    raise TypeError(f"cell: expected it to return {expected}, got {described(result)} (returns={returns!r})")
