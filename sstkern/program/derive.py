@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
+from torch import Tensor
+
 from sstkern import private
 from sstkern.program.gradients import RULES, Call
 from sstkern.program.graph import Argument, Attribute, Builder, Program, Value, needed, rewritten
@@ -27,17 +29,23 @@ class Sum(NamedTuple):
 
 @dataclass(frozen=True)
 class Derivative:
-    """saved: of the forward, what the backward needs beside inputs, states before the step and parameters.
+    """kept: of the forward, what the backward needs beside inputs and parameters: states before the step first, then results.
 
-    backward: its inputs are the forward's inputs, states before the step, what is saved, the gradients of the outputs; its states are
-    the gradients of the states after the step, its next states those of the states before it. inputs: for each input the
-    place of its gradient among the outputs, or None. sums: see `Sum`.
+    backward: its inputs are the forward's inputs, its states before the step, its results that are kept, and the gradients of its outputs;
+    its states are the gradients of the states after the step, its next states those of the states before it. inputs: for each
+    input the place of its gradient among the outputs, or None. sums: see `Sum`.
     """
 
-    saved: tuple[Value, ...]
+    kept: tuple[Value, ...]
     backward: Program
     inputs: tuple[int | None, ...]
     sums: tuple[Sum, ...]
+
+    def inputs_of_backward(self, inputs: list[Tensor], states: int, kept: Sequence[Tensor], gradients: list[Tensor]) -> list[Tensor]:
+        """Rows of all inputs of the backward. A state that is not kept is not read: an input stands in its place."""
+        at = dict(zip(self.kept, kept, strict=True))
+        before = [at.pop(Value("h", place), inputs[0]) for place in range(states)]
+        return [*inputs, *before, *at.values(), *gradients]
 
 
 @lru_cache(maxsize=256)
@@ -171,9 +179,14 @@ class _Reverse:
         saved = [] if recompute else self._saved(outputs, before)
         forward = {value: mine for mine, value in self.of.items()}
         places = {value: place for place, value in enumerate(outputs)}
+        backward = self._backward(saved, outputs, before)
+        inputs = len(self.program.inputs)
+        read = {value.place - inputs for node in backward.nodes for value in node.values() if value.kind == "x"}
+        read |= {value.place - inputs for value in (*backward.outputs, *backward.next_states) if value.kind == "x"}
+        states = [Value("h", place) for place in range(len(self.program.states)) if place in read]
         return Derivative(
-            tuple(forward[value] for value in saved),
-            self._backward(saved, outputs, before),
+            (*states, *(forward[value] for value in saved)),
+            backward,
             tuple(None if value is None else places[value] for value in of_inputs),
             tuple(Sum(place, places[gradient], None if operand is None else places[operand]) for place, gradient, operand in self.sums),
         )

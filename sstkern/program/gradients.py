@@ -117,9 +117,7 @@ def _where(call: Call) -> Sequence[Gradient]:
 
 def _cat(call: Call) -> Sequence[Gradient]:
     (dim,) = call.attributes
-    return [
-        call.do("cut", call.gradient, *call.arguments, attributes=(dim, place)) for place in range(len(call.arguments))
-    ]
+    return [call.do("cut", call.gradient, *call.arguments, attributes=(dim, place)) for place in range(len(call.arguments))]
 
 
 def _silu(call: Call, a: Value, y: Value) -> Value:
@@ -256,7 +254,26 @@ RULES: dict[str, Rule] = {
     # Of a parameter, a product's gradient is that of all rows together: `derive` has it.
     "product": lambda call: (call.do("transposed_product", call.gradient, call.arguments[1]), None),
     **dict.fromkeys(
-        "sign floor ceil round trunc logical_not isnan lt le gt ge eq ne logical_and logical_or detach full".split(), _none
+        [
+            "sign",
+            "floor",
+            "ceil",
+            "round",
+            "trunc",
+            "logical_not",
+            "isnan",
+            "lt",
+            "le",
+            "gt",
+            "ge",
+            "eq",
+            "ne",
+            "logical_and",
+            "logical_or",
+            "detach",
+            "full",
+        ],
+        _none,
     ),
 }
 """`chunk` has none: `derive` puts the gradients of all chunks together."""

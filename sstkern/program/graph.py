@@ -128,7 +128,17 @@ def _word(part: Argument | Attribute) -> str:
 _WORDS = {"True": True, "False": False, "inf": math.inf, "-inf": -math.inf, "nan": math.nan}
 _DTYPES = {
     str(dtype).removeprefix("torch."): dtype
-    for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.bool, torch.int64, torch.int32, torch.int16, torch.int8)
+    for dtype in (
+        torch.float64,
+        torch.float32,
+        torch.bfloat16,
+        torch.float16,
+        torch.bool,
+        torch.int64,
+        torch.int32,
+        torch.int16,
+        torch.int8,
+    )
 } | {"uint8": torch.uint8}
 _REFERENCE = re.compile(r"([xhpv#$])(\d+)")
 _INTEGER = re.compile(r"-?\d+")

@@ -133,14 +133,8 @@ OPERATIONS: dict[str, Operation] = {
 }
 
 
-def arguments(node: Node, values: dict[Value, Tensor], sizes: Sequence[int], numbers: Sequence[float], rows: Tensor | None) -> list[Any]:
-    """What `compute` is given: tensors, numbers, attributes."""
-    found: list[Any] = [rows] if OPERATIONS[node.operation].makes_rows else []
-    for part in (*node.arguments, *node.attributes):
-        if isinstance(part, Value):
-            found.append(values[part])
-        elif isinstance(part, Size):
-            found.append(sizes[part.place])
-        else:
-            found.append(numbers[part.place] if isinstance(part, Number) else part)
-    return found
+def resolved(part: Value | Number | Size | Any, sizes: Sequence[int], numbers: Sequence[float]) -> Any:
+    """What stands for an argument or attribute that is no value."""
+    if isinstance(part, Size):
+        return sizes[part.place]
+    return numbers[part.place] if isinstance(part, Number) else part

@@ -17,8 +17,8 @@ from sstkern import private
 from sstkern.engines.loop import MaskedStates, PackedStates, recurrence
 from sstkern.lengths import batch_sizes, check_packed, check_values, packed_rows
 from sstkern.program.derive import Derivative, Sum, derive
-from sstkern.program.graph import Program, Value
-from sstkern.program.language import OPERATIONS
+from sstkern.program.graph import Argument, Attribute, Program, Value
+from sstkern.program.language import OPERATIONS, resolved
 from sstkern.program.partition import partition
 from sstkern.program.shapes import Leaves, row_kind
 
@@ -46,30 +46,30 @@ def layer(
     inputs: (T, B, ...), or (N, ...) with falling lengths. hx: (B, ...) each. lengths: int64 (B,), or None where every sequence has T steps.
     What an input holds past a length is not read; within torch.func.vmap over the lengths it is, as zeros, and has no part in a result.
     """
-    rows = _Rows(inputs, lengths, call.padded)
-    return _outputs(call, rows, call.program.outputs, inputs, parameters, hx)
-
-
-def _outputs(
-    call: Call, rows: _Rows, wanted: Sequence[Value], inputs: Sequence[Tensor], parameters: Sequence[Tensor], hx: Sequence[Tensor]
-) -> tuple[list[Tensor], list[Tensor]]:
-    given = [rows.of(tensor) for tensor in inputs]
-    found, last = _scan(call, call.program, wanted, given, parameters, rows.states(hx, call.reverse), rows.sizes, call.reverse)
-    return [rows.restored(output) for output in found], [rows.back(state) for state in last]
+    return _forward(call, inputs, parameters, hx, lengths, ())[:2]
 
 
 def forward_and_saved(
     call: Call, inputs: Sequence[Tensor], parameters: Sequence[Tensor], hx: Sequence[Tensor], lengths: Tensor | None
 ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-    """As `layer`, and what `backward` needs besides: (N, ...) each."""
-    rows = _Rows(inputs, lengths, call.padded)
+    """As `layer`, and what `backward` needs besides: rows (N, ...) each."""
     derivative = derive(call.program, leaves(call, inputs, parameters, hx), call.recompute)
-    outputs = call.program.outputs
-    given = [rows.of(tensor) for tensor in inputs]
-    wanted = *outputs, *derivative.kept
-    found, last = _scan(call, call.program, wanted, given, parameters, rows.states(hx, call.reverse), rows.sizes, call.reverse)
-    results = [rows.restored(output) for output in found[: len(outputs)]]
-    return results, [rows.back(state) for state in last], found[len(outputs) :]
+    return _forward(call, inputs, parameters, hx, lengths, derivative.kept)
+
+
+def _forward(
+    call: Call,
+    inputs: Sequence[Tensor],
+    parameters: Sequence[Tensor],
+    hx: Sequence[Tensor],
+    lengths: Tensor | None,
+    kept: tuple[Value, ...],
+) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    rows, outputs = _Rows(inputs, lengths, call.padded), call.program.outputs
+    given, states = [rows.of(tensor) for tensor in inputs], rows.states(hx, call.reverse)
+    found, last = _scan(call, call.program, (*outputs, *kept), rows, given, parameters, states, call.reverse)
+    results, saved = found[: len(outputs)], found[len(outputs) :]
+    return [rows.restored(output) for output in results], [rows.back(state) for state in last], saved
 
 
 def backward(
@@ -92,16 +92,16 @@ def backward(
     of_inputs, of_parameters = needs[: len(inputs)], needs[len(inputs) : len(inputs) + len(parameters)]
     sums = [part for part in derivative.sums if of_parameters[part.parameter]]
     wanted = _wanted(derivative, of_inputs, sums)
-    given = [rows.of(tensor) for tensor in inputs]
-    given += derivative.all_rows(len(hx), saved, given[0]) + [rows.of(gradient) for gradient in grad_outputs]
-    states = rows.states(grad_hx, not call.reverse)
+    given = derivative.inputs_of_backward(
+        [rows.of(tensor) for tensor in inputs], len(hx), saved, [rows.of(gradient) for gradient in grad_outputs]
+    )
     outputs = [derivative.backward.outputs[place] for place in wanted]
-    found, before = _scan(call, derivative.backward, outputs, given, parameters, states, rows.sizes, not call.reverse)
+    states = rows.states(grad_hx, not call.reverse)
+    found, before = _scan(call, derivative.backward, outputs, rows, given, parameters, states, not call.reverse)
     at = dict(zip(wanted, found, strict=True))
-    places = [place if need else None for place, need in zip(derivative.inputs, of_inputs, strict=True)]
     dinputs = [
-        None if not need else torch.zeros_like(tensor) if place is None else rows.restored(at[place])
-        for tensor, place, need in zip(inputs, places, of_inputs, strict=True)
+        (torch.zeros_like(tensor) if place is None else rows.restored(at[place])) if need else None
+        for tensor, place, need in zip(inputs, derivative.inputs, of_inputs, strict=True)
     ]
     dparameters = [
         _summed(parameter, [part for part in sums if part.parameter == place], at) if need else None
@@ -145,52 +145,151 @@ def _scan(
     call: Call,
     program: Program,
     outputs: Sequence[Value],
+    rows: _Rows,
     inputs: Sequence[Tensor],
     parameters: Sequence[Tensor],
-    states: PackedStates | MaskedStates,
-    sizes: Sequence[int],
+    states: MaskedStates | PackedStates,
     reverse: bool,
 ) -> tuple[list[Tensor], Sequence[Tensor]]:
-    """Rows of the outputs, (N, ...), and the last states. inputs: (N, ...). sizes: how many rows each time step has."""
-    parts = partition(program, tuple(outputs))
-    code = _Code(program, call.sizes, call.numbers)
-    values = code.values(parameters)
-    for place, tensor in enumerate(inputs):
-        values[code.slot[Value("x", place)]] = tensor
-    values[code.rows] = inputs[0]
-    code.run(parts.before, values)
-    taken, given = ([code.slot[value] for value in chosen] for chosen in (parts.to_core, parts.from_core))
-    before, after = ([code.slot[value] for value in chosen] for chosen in (program.states_before, program.next_states))
-    core = code.instructions(parts.core)
+    """Rows of the outputs and the last states. inputs: rows (N, ...)."""
+    parts, code = partition(program, tuple(outputs)), _Code(call, program)
+    before, core, after = (code.instructions(places) for places in (parts.before, parts.core, parts.after))
+    taken = [code.slot[value] for value in parts.to_core] or [code.rows]  # without any, a step would not be seen
+    given = [code.slot[value] for value in parts.from_core]
+    old = [code.slot[Value("h", place)] for place in range(len(program.states))]
+    new = [code.slot[value] for value in program.next_states]
+    values = code.values(parameters, inputs)
+    _run(before, values)
 
-    def step(rows: Sequence[Tensor], states: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    def step(given_rows: Sequence[Tensor], states: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         now = values.copy()
-        for slot, tensor in zip((*taken, *before), (*rows, *states), strict=True):
+        for slot, tensor in zip((*taken, *old), (*given_rows, *states), strict=True):
             now[slot] = tensor
-        for slot, compute, arguments in core:
-            now[slot] = compute(*arguments(now))
-        return tuple([now[slot] for slot in given]), tuple([now[slot] for slot in after])
+        _run(core, now)
+        return tuple([now[slot] for slot in given]), tuple([now[slot] for slot in new])
 
-    split = [values[slot].split(sizes) for slot in taken]  # type: ignore[no-untyped-call]
-    found = recurrence(step, [tuple(each[t] for each in split) for t in range(len(sizes))], states, reverse)
+    found = recurrence(step, tuple(rows.split(values[slot]) for slot in taken), states, reverse)
     for slot, tensor in zip(given, found, strict=True):
-        values[slot] = tensor
-    code.run(parts.after, values)
+        values[slot] = rows.joined(tensor)
+    _run(after, values)
     return [values[code.slot[value]] for value in outputs], states.last()
 
 
 Instruction = tuple[int, Callable[..., Tensor], Callable[[list], Sequence[Any]]]
+"""Where the result goes, what computes it, and what picks the arguments."""
 
 
 class _Code:
-    """A program's nodes over a list of values: inputs, states, parameters, results, and the numbers between them."""
+    """A program's nodes as instructions over one list: inputs, states, parameters and results, then rows of any kind and what is no
+    tensor."""
 
-    def __init__(self, program: Program, sizes: Sequence[int], numbers: Sequence[float]):
-        self.program = program
-        self.slot: dict[Value, int] = {}
-        for kind, count in zip("xhpv", (*map(len, (program.inputs, program.states, program.parameters)), len(program.nodes)), strict=True):
-            for place in range(count):
-                self.slot[Value(kind, place)] = len(self.slot)
-        self.rows = len(self.slot)
-        self.constants: list[Any] = []
-        self.sizes, self.numbers = sizes, numbers
+    def __init__(self, call: Call, program: Program):
+        counts = len(program.inputs), len(program.states), len(program.parameters), len(program.nodes)
+        values = [Value(kind, place) for kind, count in zip("xhpv", counts, strict=True) for place in range(count)]
+        self.slot = {value: place for place, value in enumerate(values)}
+        self.rows = len(values)
+        self.program, self.call = program, call
+        self.others: list[Any] = []
+
+    def instructions(self, places: Sequence[int]) -> list[Instruction]:
+        return [self._instruction(place) for place in places]
+
+    def _instruction(self, place: int) -> Instruction:
+        node = self.program.nodes[place]
+        operation = OPERATIONS[node.operation]
+        slots = [self.rows] if operation.makes_rows else []
+        slots += [self._slot_of(part) for part in (*node.arguments, *node.attributes)]
+        return self.slot[Value("v", place)], operation.compute, _picked(slots)
+
+    def _slot_of(self, part: Argument | Attribute) -> int:
+        if isinstance(part, Value):
+            return self.slot[part]
+        self.others.append(resolved(part, self.call.sizes, self.call.numbers))
+        return self.rows + len(self.others)
+
+    def values(self, parameters: Sequence[Tensor], inputs: Sequence[Tensor]) -> list[Any]:
+        """The list. Instructions are made before it: they bring what is no tensor."""
+        found: list[Any] = [None] * (self.rows + 1)
+        for kind, tensors in (("x", inputs), ("p", parameters)):
+            for place, tensor in enumerate(tensors):
+                found[self.slot[Value(kind, place)]] = tensor
+        found[self.rows] = inputs[0]
+        return [*found, *self.others]
+
+
+def _picked(slots: Sequence[int]) -> Callable[[list], Sequence[Any]]:
+    if len(slots) > 1:
+        return itemgetter(*slots)
+    return lambda values: [values[slot] for slot in slots]
+
+
+def _run(instructions: Sequence[Instruction], values: list[Any]) -> None:
+    for slot, compute, arguments in instructions:
+        values[slot] = compute(*arguments(values))
+
+
+class _Rows:
+    """From the sequences of a call to rows, and back.
+
+    sizes: how many rows each time step has. Where vmap hides the lengths, every step has all B rows, those past a length as zeros, and
+    masks keep their states.
+    """
+
+    def __init__(self, inputs: Sequence[Tensor], lengths: Tensor | None, padded: bool):
+        x = inputs[0]
+        self.padded, self.shape, self.valid, self.places, self.order = padded, x.shape[:2], None, None, None
+        if not padded:
+            self.sizes = batch_sizes(check_packed(lengths, x.size(0))).tolist()
+            return
+        self.sizes = [x.size(1)] * x.size(0)
+        if lengths is None:
+            return
+        check_values(lengths, x.size(0))
+        if private.without_transforms(lengths) is not lengths:
+            self.valid = torch.arange(x.size(0), device=x.device)[:, None] < lengths.to(x.device)
+        elif x.numel():
+            self._sort(lengths, x)
+
+    def _sort(self, lengths: Tensor, x: Tensor) -> None:
+        falling, order = torch.sort(lengths.cpu(), descending=True, stable=True)
+        sizes = batch_sizes(falling)
+        step, sequence = packed_rows(sizes)
+        self.sizes = sizes.tolist()
+        self.places = step.to(x.device), order[sequence].to(x.device)
+        self.order, self.inverse = order.to(x.device), order.argsort().to(x.device)
+
+    def of(self, tensor: Tensor) -> Tensor:
+        """Rows (N, ...) of an input or a gradient."""
+        if not self.padded:
+            return tensor
+        if self.places is not None:
+            return tensor[self.places]
+        if self.valid is not None:
+            tensor = torch.where(self.valid.reshape(*self.valid.shape, *[1] * (tensor.dim() - 2)), tensor, 0)
+        return tensor.flatten(0, 1)
+
+    def restored(self, rows: Tensor) -> Tensor:
+        """The way back; zeros past the lengths."""
+        if not self.padded:
+            return rows
+        if self.places is not None:
+            return rows.new_zeros(*self.shape, *rows.shape[1:]).index_put(self.places, rows)
+        return rows.unflatten(0, self.shape)
+
+    def states(self, hx: Sequence[Tensor], reverse: bool) -> MaskedStates | PackedStates:
+        if self.valid is not None:
+            return MaskedStates(tuple(hx), self.valid)
+        first = hx if self.order is None else [state.index_select(0, self.order) for state in hx]
+        return PackedStates(tuple(first), self.sizes, reverse)
+
+    def split(self, rows: Tensor) -> Tensor:
+        """As `recurrence` takes rows."""
+        return rows if self.valid is None else rows.unflatten(0, self.shape)
+
+    def joined(self, rows: Tensor) -> Tensor:
+        """What `recurrence` gives, as rows."""
+        return rows if self.valid is None else rows.flatten(0, 1)
+
+    def back(self, state: Tensor) -> Tensor:
+        """A last state in the order of the caller's sequences."""
+        return state if self.order is None else state.index_select(0, self.inverse)

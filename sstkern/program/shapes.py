@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sstkern import private
 from sstkern.program.graph import Node, Program, Value
-from sstkern.program.language import OPERATIONS, arguments
+from sstkern.program.language import OPERATIONS, resolved
 
 ROWS = 3
 """Of the tensors that stand for any number of rows."""
@@ -52,7 +52,9 @@ class Examples:
     def add(self, value: Value, node: Node) -> None:
         """The value that the node computes. Raises what torch raises for shapes or dtypes that do not fit."""
         if value not in self.of:
-            self.of[value] = OPERATIONS[node.operation].compute(*arguments(node, self.of, self.sizes, _ANY_NUMBERS, self.rows))
+            operation, given = OPERATIONS[node.operation], (*node.arguments, *node.attributes)
+            parts = [self.of[part] if isinstance(part, Value) else resolved(part, self.sizes, _ANY_NUMBERS) for part in given]
+            self.of[value] = operation.compute(*([self.rows] if operation.makes_rows else []), *parts)
 
     def add_leaf(self, value: Value, kind: Kind) -> None:
         self.of[value] = example(kind)
