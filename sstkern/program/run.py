@@ -237,7 +237,10 @@ class _Rows:
 
     def __init__(self, inputs: Sequence[Tensor], lengths: Tensor | None, padded: bool):
         x = inputs[0]
-        self.padded, self.shape, self.valid, self.places, self.order = padded, x.shape[:2], None, None, None
+        self.padded, self.shape = padded, x.shape[:2]
+        self.valid: Tensor | None = None
+        self.places: tuple[Tensor, Tensor] | None = None
+        self.order: Tensor | None = None
         if not padded:
             self.sizes = batch_sizes(check_packed(lengths, x.size(0))).tolist()
             return
