@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 Tensors = tuple[Tensor, ...]
-Rows = Tensor | Tensors
+Parts = Tensor | Tensors
 """A sequence of rows, (T, B, ...) or (N, ...), or several of them that go together; or what these have at one step, (rows, ...)."""
 Step = Callable[[Any, Tensors], tuple[Tensors, Tensors]]
 """Of the rows of a step and the states before it: results, the output and perhaps more, and the states after it."""
 
 
-def recurrence(step: Step, rows: Rows, states: MaskedStates | PackedStates, reverse: bool) -> Tensors:
+def recurrence(step: Step, rows: Parts, states: MaskedStates | PackedStates, reverse: bool) -> Tensors:
     """Each result of every step, joined in the form of `rows`, in the input's order of time; `states` end as the last ones."""
     steps = list(enumerate(_each(rows, states.each_step)))
     found = []
@@ -30,17 +30,17 @@ def recurrence(step: Step, rows: Rows, states: MaskedStates | PackedStates, reve
     return tuple(states.joined(list(parts)) for parts in zip(*(found[::-1] if reverse else found), strict=True))
 
 
-def _nothing(step: Step, rows: Rows, states: MaskedStates | PackedStates) -> Tensors:
+def _nothing(step: Step, rows: Parts, states: MaskedStates | PackedStates) -> Tensors:
     """The results of no step at all: of a step without rows, so that they have its shapes and belong to its graph."""
     results, _ = step(_whole(rows, states.no_rows), tuple(state[:0] for state in states.states))
     return tuple(states.joined_without_steps(result) for result in results)
 
 
-def _each(rows: Rows, each_step: Callable[[Tensor], Sequence[Tensor]]) -> Sequence[Rows]:
+def _each(rows: Parts, each_step: Callable[[Tensor], Sequence[Tensor]]) -> Sequence[Parts]:
     return each_step(rows) if isinstance(rows, Tensor) else list(zip(*map(each_step, rows), strict=True))
 
 
-def _whole(rows: Rows, change: Callable[[Tensor], Tensor]) -> Rows:
+def _whole(rows: Parts, change: Callable[[Tensor], Tensor]) -> Parts:
     return change(rows) if isinstance(rows, Tensor) else tuple(map(change, rows))
 
 

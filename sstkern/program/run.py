@@ -13,9 +13,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from sstkern import private
 from sstkern.engines.loop import MaskedStates, PackedStates, recurrence
-from sstkern.lengths import batch_sizes, check_packed, check_values, packed_rows
+from sstkern.engines.rows import Rows
 from sstkern.program.derive import Derivative, Sum, derive
 from sstkern.program.graph import Argument, Attribute, Program, Value
 from sstkern.program.language import OPERATIONS, resolved
@@ -65,7 +64,7 @@ def _forward(
     lengths: Tensor | None,
     kept: tuple[Value, ...],
 ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-    rows, outputs = _Rows(inputs, lengths, call.padded), call.program.outputs
+    rows, outputs = Rows(inputs, lengths, call.padded), call.program.outputs
     given, states = [rows.of(tensor) for tensor in inputs], rows.states(hx, call.reverse)
     found, last = _scan(call, call.program, (*outputs, *kept), rows, given, parameters, states, call.reverse)
     results, saved = found[: len(outputs)], found[len(outputs) :]
@@ -87,7 +86,7 @@ def backward(
 
     saved: from `forward_and_saved`.
     """
-    rows = _Rows(inputs, lengths, call.padded)
+    rows = Rows(inputs, lengths, call.padded)
     derivative = derive(call.program, leaves(call, inputs, parameters, hx), call.recompute)
     of_inputs, of_parameters = needs[: len(inputs)], needs[len(inputs) : len(inputs) + len(parameters)]
     sums = [part for part in derivative.sums if of_parameters[part.parameter]]
@@ -145,7 +144,7 @@ def _scan(
     call: Call,
     program: Program,
     outputs: Sequence[Value],
-    rows: _Rows,
+    rows: Rows,
     inputs: Sequence[Tensor],
     parameters: Sequence[Tensor],
     states: MaskedStates | PackedStates,
@@ -226,73 +225,3 @@ def _picked(slots: Sequence[int]) -> Callable[[list], Sequence[Any]]:
 def _run(instructions: Sequence[Instruction], values: list[Any]) -> None:
     for slot, compute, arguments in instructions:
         values[slot] = compute(*arguments(values))
-
-
-class _Rows:
-    """From the sequences of a call to rows, and back.
-
-    sizes: how many rows each time step has. Where vmap hides the lengths, every step has all B rows, those past a length as zeros, and
-    masks keep their states.
-    """
-
-    def __init__(self, inputs: Sequence[Tensor], lengths: Tensor | None, padded: bool):
-        x = inputs[0]
-        self.padded, self.shape = padded, x.shape[:2]
-        self.valid: Tensor | None = None
-        self.places: tuple[Tensor, Tensor] | None = None
-        self.order: Tensor | None = None
-        if not padded:
-            self.sizes = batch_sizes(check_packed(lengths, x.size(0))).tolist()
-            return
-        self.sizes = [x.size(1)] * x.size(0)
-        if lengths is None:
-            return
-        check_values(lengths, x.size(0))
-        if private.without_transforms(lengths) is not lengths:
-            self.valid = torch.arange(x.size(0), device=x.device)[:, None] < lengths.to(x.device)
-        elif x.numel():
-            self._sort(lengths, x)
-
-    def _sort(self, lengths: Tensor, x: Tensor) -> None:
-        falling, order = torch.sort(lengths.cpu(), descending=True, stable=True)
-        sizes = batch_sizes(falling)
-        step, sequence = packed_rows(sizes)
-        self.sizes = sizes.tolist()
-        self.places = step.to(x.device), order[sequence].to(x.device)
-        self.order, self.inverse = order.to(x.device), order.argsort().to(x.device)
-
-    def of(self, tensor: Tensor) -> Tensor:
-        """Rows (N, ...) of an input or a gradient."""
-        if not self.padded:
-            return tensor
-        if self.places is not None:
-            return tensor[self.places]
-        if self.valid is not None:
-            tensor = torch.where(self.valid.reshape(*self.valid.shape, *[1] * (tensor.dim() - 2)), tensor, 0)
-        return tensor.flatten(0, 1)
-
-    def restored(self, rows: Tensor) -> Tensor:
-        """The way back; zeros past the lengths."""
-        if not self.padded:
-            return rows
-        if self.places is not None:
-            return rows.new_zeros(*self.shape, *rows.shape[1:]).index_put(self.places, rows)
-        return rows.unflatten(0, self.shape)
-
-    def states(self, hx: Sequence[Tensor], reverse: bool) -> MaskedStates | PackedStates:
-        if self.valid is not None:
-            return MaskedStates(tuple(hx), self.valid)
-        first = hx if self.order is None else [state.index_select(0, self.order) for state in hx]
-        return PackedStates(tuple(first), self.sizes, reverse)
-
-    def split(self, rows: Tensor) -> Tensor:
-        """As `recurrence` takes rows."""
-        return rows if self.valid is None else rows.unflatten(0, self.shape)
-
-    def joined(self, rows: Tensor) -> Tensor:
-        """What `recurrence` gives, as rows."""
-        return rows if self.valid is None else rows.flatten(0, 1)
-
-    def back(self, state: Tensor) -> Tensor:
-        """A last state in the order of the caller's sequences."""
-        return state if self.order is None else state.index_select(0, self.inverse)
