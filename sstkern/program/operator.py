@@ -162,8 +162,8 @@ def _gradients(call, inputs, parameters, hx, lengths, saved, grad_outputs, grad_
 
 
 def _nothing(fields: Sequence) -> list:
-    """As gradients of what is no tensor."""
-    return [[None] * len(field) if isinstance(field, list) else None for field in fields]
+    """As gradients of what is no tensor: torch wants None, and an empty list for one."""
+    return [[] if isinstance(field, list) and not field else None for field in fields]
 
 
 def _parts(tensors: Sequence, counts: Sequence[int]) -> tuple:
