@@ -131,15 +131,17 @@ class _Reverse:
             operand, parameter = node.values()
             self.sums.append((parameter.place, gradient, operand))
         found = RULES[node.operation](Call(self.build, node.arguments, node.attributes, value, gradient))
-        for argument, of_argument in zip(node.arguments, found, strict=True):
-            if isinstance(argument, Value) and isinstance(of_argument, Value):
-                self._add(argument, of_argument)
+        for part, of_part in zip(node.arguments, found, strict=True):
+            if isinstance(part, Value) and of_part is not None:
+                self._add(part, of_part)
 
     def _add(self, value: Value, gradient: Value) -> None:
         kind, given = self.kind(value), self.kind(gradient)
+        if not kind.dtype.is_floating_point:
+            return
         if value.kind == "p":
             self.sums.append((value.place, gradient, None))
-        elif kind.dtype.is_floating_point:
+        else:
             if given.shape != kind.shape:
                 gradient = self.build.node("sum_to", gradient, value)
             if given.dtype != kind.dtype:

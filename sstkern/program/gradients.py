@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from sstkern.program.graph import Argument, Attribute, Builder, Value
 
-Gradient = Argument | None
+Gradient = Value | None
 
 
 class Call(NamedTuple):
@@ -58,7 +58,7 @@ def _none(call: Call) -> Sequence[Gradient]:
 
 
 def _div(call: Call) -> Sequence[Gradient]:
-    a, b = call.arguments
+    b = call.arguments[1]
     return call.do("div", call.gradient, b), call.do("mul", call.do("neg", call.gradient), call.do("div", call.result, b))
 
 
@@ -239,6 +239,12 @@ _ONE: dict[str, Callable[[Call, Value, Value], Value]] = {
     "transpose": lambda call, a, y: call.do("transpose", call.gradient, attributes=call.attributes),
 }
 
+_CONSTANT = (
+    *("sign", "floor", "ceil", "round", "trunc", "logical_not", "isnan"),
+    *("lt", "le", "gt", "ge", "eq", "ne", "logical_and", "logical_or"),
+)
+"""Their derivative is 0 wherever they have one."""
+
 RULES: dict[str, Rule] = {
     **{name: _of_one(rule) for name, rule in _ONE.items()},
     "add": lambda call: (call.gradient, call.gradient),
@@ -253,27 +259,6 @@ RULES: dict[str, Rule] = {
     "cat": _cat,
     # Of a parameter, a product's gradient is that of all rows together: `derive` has it.
     "product": lambda call: (call.do("transposed_product", call.gradient, call.arguments[1]), None),
-    **dict.fromkeys(
-        [
-            "sign",
-            "floor",
-            "ceil",
-            "round",
-            "trunc",
-            "logical_not",
-            "isnan",
-            "lt",
-            "le",
-            "gt",
-            "ge",
-            "eq",
-            "ne",
-            "logical_and",
-            "logical_or",
-            "detach",
-            "full",
-        ],
-        _none,
-    ),
+    **dict.fromkeys((*_CONSTANT, "detach", "full"), _none),
 }
 """`chunk` has none: `derive` puts the gradients of all chunks together."""

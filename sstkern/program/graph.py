@@ -1,8 +1,8 @@
 """The language of one time step: a `Program` over rows, its text, and the `Builder` that makes one.
 
 A *row* is what one sequence has at one time step: of an input, a state, or what follows from them. A value of the program is a tensor of
-rows, (R, ...), R rows of any shape, or a *parameter*, the same for all rows, which has no dimension for them. Dimensions in attributes count
-from the end, -1 the last, so that nothing depends on where the rows stand.
+rows, (R, ...), R rows of any shape, or a *parameter*, the same for all rows, which has no dimension for them. Dimensions in attributes
+count from the end, -1 the last.
 
 The text has no sizes and no changing numbers: `#0`, `#1` stand for sizes and `$0`, `$1` for numbers that are arguments of a call. The text
 of torch.nn.RNNCell:
@@ -32,56 +32,8 @@ from functools import cached_property, lru_cache
 
 import torch
 
-
-@dataclass(frozen=True)
-class Value:
-    """What a node takes and gives. kind: "x" an input, "h" a state, "p" a parameter, "v" a node's result; place: which of these."""
-
-    kind: str
-    place: int
-
-    def __str__(self) -> str:
-        return f"{self.kind}{self.place}"
-
-
-@dataclass(frozen=True)
-class Size:
-    """An int among the arguments of a call."""
-
-    place: int
-
-    def __str__(self) -> str:
-        return f"#{self.place}"
-
-
-@dataclass(frozen=True)
-class Number:
-    """A float among the arguments of a call."""
-
-    place: int
-
-    def __str__(self) -> str:
-        return f"${self.place}"
-
-
-Literal = bool | int | float
-Argument = Value | Number | Literal
-Attribute = Size | Number | Literal | str | torch.dtype
-
-
-@dataclass(frozen=True)
-class Node:
-    """An operation of `language.OPERATIONS`."""
-
-    operation: str
-    arguments: tuple[Argument, ...]
-    attributes: tuple[Attribute, ...] = ()
-
-    def values(self) -> list[Value]:
-        return [argument for argument in self.arguments if isinstance(argument, Value)]
-
-    def __str__(self) -> str:
-        return " ".join([self.operation, *map(_word, self.arguments), *map(_word, self.attributes)])
+from sstkern.program.language import OPERATIONS
+from sstkern.program.values import Argument, Attribute, Node, Number, Size, Value
 
 
 @dataclass(frozen=True)
@@ -118,28 +70,10 @@ def _words(name: str, parts: Iterable[object]) -> str:
     return " ".join([name, *map(str, parts)])
 
 
-def _word(part: Argument | Attribute) -> str:
-    """An argument or attribute as the text has it."""
-    if isinstance(part, torch.dtype):
-        return str(part).removeprefix("torch.")
-    return repr(part) if isinstance(part, bool | int | float) else str(part)
-
-
 _WORDS = {"True": True, "False": False, "inf": math.inf, "-inf": -math.inf, "nan": math.nan}
-_DTYPES = {
-    str(dtype).removeprefix("torch."): dtype
-    for dtype in (
-        torch.float64,
-        torch.float32,
-        torch.bfloat16,
-        torch.float16,
-        torch.bool,
-        torch.int64,
-        torch.int32,
-        torch.int16,
-        torch.int8,
-    )
-} | {"uint8": torch.uint8}
+_FLOATING = torch.float64, torch.float32, torch.bfloat16, torch.float16
+_INTEGERS = torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool
+_DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in (*_FLOATING, *_INTEGERS)}
 _REFERENCE = re.compile(r"([xhpv#$])(\d+)")
 _INTEGER = re.compile(r"-?\d+")
 _FLOAT = re.compile(r"-?\d+(\.\d+)?(e[+-]?\d+)?")
@@ -162,12 +96,12 @@ def _read(word: str) -> Argument | Attribute:
 
 @lru_cache(maxsize=256)
 def _parse(text: str) -> Program:
-    from sstkern.program.language import OPERATIONS  # it needs this file
-
     lines = text.split("\n")
     nodes: list[Node] = []
     try:
-        counts = [_read_counts(line, name) for line, name in zip(lines[:3], ("inputs", "states", "parameters"), strict=True)]
+        inputs, states, parameters = (
+            _read_counts(line, name) for line, name in zip(lines[:3], ("inputs", "states", "parameters"), strict=True)
+        )
         for line in lines[3:-2]:
             name, equals, operation, *words = line.split(" ")
             if equals != "=" or name != f"v{len(nodes)}" or operation not in OPERATIONS:
@@ -177,7 +111,7 @@ def _parse(text: str) -> Program:
         outputs, after = (_read_values(line, name) for line, name in zip(lines[-2:], ("outputs", "states"), strict=True))
     except ValueError as error:
         raise ValueError(f"program: this text is none: {error}") from None
-    return Program(*counts, tuple(nodes), outputs, after)
+    return Program(inputs, states, parameters, tuple(nodes), outputs, after)
 
 
 def _read_values(line: str, name: str) -> tuple[Value, ...]:
@@ -197,8 +131,6 @@ def _read_counts(line: str, name: str) -> tuple[int, ...]:
 
 def _check(program: Program) -> None:
     """Every value exists before it is used, every operation has what it takes."""
-    from sstkern.program.language import OPERATIONS
-
     known = {"x": len(program.inputs), "h": len(program.states), "p": len(program.parameters)}
     for place, node in enumerate(program.nodes):
         operation = OPERATIONS.get(node.operation)
@@ -267,7 +199,8 @@ def rewritten(
     nodes: Sequence[Node], outputs: Sequence[Value], next_states: Sequence[Value], names: Mapping[Value, Value]
 ) -> tuple[tuple[Node, ...], tuple[Value, ...], tuple[Value, ...]]:
     """What the outputs and next states follow from, with other names for some values, which then need not be computed."""
-    known, kept = dict(names), []
+    known: dict[Value, Value] = dict(names)
+    kept: list[Node] = []
     for place in sorted(needed(nodes, (*outputs, *next_states), names)):
         node = nodes[place]
         arguments = tuple(known.get(part, part) if isinstance(part, Value) else part for part in node.arguments)

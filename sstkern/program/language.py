@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sstkern.program.graph import Node, Number, Size, Value
+from sstkern.program.values import Node, Number, Size, Value
 
 CHEAP, COSTLY, PRODUCT = 1.0, 8.0, 1e6
 """Of computing an element again in the backward: by the processor's own instructions, by a polynomial (exp, tanh), by a matrix product."""
@@ -27,8 +27,8 @@ STORED = 4.0
 class Operation:
     """compute: of the arguments, tensors or numbers, and then the attributes, to a tensor.
 
-    arity, attributes: how many it takes; None for any number, of one of the two. cost: see `CHEAP`. makes_rows: whether `compute` is given a
-    tensor of rows first, whose number of rows and device the result gets.
+    arity, attributes: how many it takes; None for any number, of one of the two. cost: see `CHEAP`. makes_rows: whether `compute` is given
+    a tensor of rows first, whose number of rows and device the result gets.
     """
 
     compute: Callable[..., Tensor]

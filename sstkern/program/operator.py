@@ -106,7 +106,7 @@ _library.impl("program_backward", _backward, "CompositeExplicitAutograd")
 
 @torch.library.register_fake("sstkern::program", lib=_library)
 def _fake_forward(*arguments):
-    *fields, inputs, parameters, hx, lengths, saved_rows = arguments
+    *fields, inputs, parameters, hx, _lengths, saved_rows = arguments
     call, x = _call(*fields), inputs[0]
     leaves = run.leaves(call, inputs, parameters, hx)
     lead = x.shape[: 2 if call.padded else 1]
@@ -140,7 +140,7 @@ def _setup_forward(ctx, inputs, output):
 
 def _forward_gradient(ctx, grad_outputs, grad_hx, _grad_saved):
     inputs, parameters, hx, lengths, saved = _parts(ctx.saved_tensors, ctx.counts[:3])
-    given, rest = [[None] * len(part) for part in (inputs, parameters, hx)], (None, None)
+    found: Sequence[Sequence[Tensor | None]] = [[None] * len(part) for part in (inputs, parameters, hx)]
     needs = [need for part in ctx.needs_input_grad[_FIELDS : _FIELDS + 3] for need in part]
     if any(gradient is not None for gradient in (*grad_outputs, *grad_hx)):
         grad_outputs = [
@@ -148,8 +148,8 @@ def _forward_gradient(ctx, grad_outputs, grad_hx, _grad_saved):
             for gradient, (shape, dtype, device) in zip(grad_outputs, ctx.kinds, strict=True)
         ]
         grad_hx = [torch.zeros_like(state) if gradient is None else gradient for gradient, state in zip(grad_hx, hx, strict=True)]
-        given = _gradients(ctx.call, inputs, parameters, hx, lengths, saved, grad_outputs, grad_hx, needs)
-    return *_nothing(ctx.call), *given, *rest
+        found = _gradients(ctx.call, inputs, parameters, hx, lengths, saved, grad_outputs, grad_hx, needs)
+    return *_nothing(ctx.call), *found, None, None
 
 
 def _gradients(call, inputs, parameters, hx, lengths, saved, grad_outputs, grad_hx, needs) -> list[list[Tensor | None]]:
@@ -170,8 +170,8 @@ def _parts(tensors: Sequence, counts: Sequence[int]) -> tuple:
     """Inputs, parameters and states, then the lengths, then the others."""
     found = []
     for count in counts:
-        part, tensors = tensors[:count], tensors[count:]
-        found.append(list(part))
+        found.append(list(tensors[:count]))
+        tensors = tensors[count:]
     return *found, tensors[0], list(tensors[1:])
 
 
@@ -193,8 +193,8 @@ def _backward_gradient(ctx, grads):
 
     def forward(tensors: Sequence[Tensor]) -> list[Tensor]:
         rest = iter(tensors)
-        parts = [[next(rest) for _ in range(count)] for count in ctx.counts]
-        results, hx_n = run.layer(call, *parts, lengths)
+        inputs, parameters, hx = ([next(rest) for _ in range(count)] for count in ctx.counts)
+        results, hx_n = run.layer(call, inputs, parameters, hx, lengths)
         return [*results, *hx_n]
 
     of_gradients, of_tensors = second_derivative(forward, [*inputs, *parameters, *hx], gradients, ctx.needs, grads)
