@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from sstkern import private
 from sstkern.program.calls import Calls
-from sstkern.program.gradients import check_gradients
+from sstkern.program.reached import check_gradients
 from sstkern.program.graph import Program
 from sstkern.program.guards import Guard, frozen
 from sstkern.program.prelude import Replay
