@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sstkern.program.graph import Value
+from sstkern.program.values import Value
 
 Region = tuple[int, torch.Size, tuple[int, ...], torch.dtype]
 

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 import torch
 
-from sstkern.program.graph import Value
+from sstkern.program.values import Value
 from sstkern.program.prelude import Call, Ref
 from sstkern.program.reasons import refuse, refuse_mixing
 from sstkern.program.recording import Number, Operand, Recording

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 from torch.autograd.function import BackwardCFunction
 
-from sstkern.program.graph import Value
+from sstkern.program.values import Value
 from sstkern.program.reasons import Unfused
 from sstkern.program.trace import Trace
 

@@ -10,14 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sstkern.program.graph import Argument, Attribute, Builder, Node, Program, Value, needed
+from sstkern.program.graph import Builder, Program, needed
 from sstkern.program.prelude import Call, Constant, Prelude, Ref, Replay, references
 from sstkern.program.reasons import place, refuse_mixing
+from sstkern.program.values import Argument, Attribute, Node, Value
 
 aten = torch.ops.aten
 Number = bool | int | float
 
 _COMPARISONS = {"lt", "le", "gt", "ge", "eq", "ne", "logical_and", "logical_or", "logical_not", "isnan"}
+_OF_TENSORS = {"maximum", "minimum", "atan2", "logical_and", "logical_or"}
+"""Operations that take no numbers."""
 _STOPS = {*_COMPARISONS, "detach", "full"}
 _SIZES = {"slice": 1, "reshape": 0, "expand": 0, "full": 1}
 """Operations with sizes among their attributes, and the first of these."""
@@ -140,9 +143,8 @@ class Recording:
 
     def repeated(self, operand: Operand, shape: Sequence[int]) -> Operand:
         """A parameter as rows, the same in each."""
-        one = self.node("full", operand.dtype == torch.bool or 1.0, attributes=(operand.dtype, *self.own(shape)))
-        operation = "logical_and" if operand.dtype == torch.bool else "mul"
-        return replace(operand, value=self.node(operation, one, self._aligned(operand, shape)), shape=tuple(shape))
+        value = self.node("expand", self._aligned(operand, shape), attributes=self.own(shape))
+        return replace(operand, value=value, shape=tuple(shape))
 
     # Pointwise.
 
@@ -155,13 +157,13 @@ class Recording:
         if not any(operand.rows for operand in tensors):
             return self.call(getattr(aten, operation), *operands, *attributes, like=like)
         dtypes = [operand.dtype for operand in tensors if operand.rows]
-        arguments = [self._argument(operand, shape, dtypes) if isinstance(operand, Operand) else operand for operand in operands]
+        arguments = [self._argument(operation, operand, shape, dtypes) if isinstance(operand, Operand) else operand for operand in operands]
         return replace(like, value=self.node(operation, *arguments, attributes=attributes))
 
-    def _argument(self, operand: Operand, shape: Sequence[int], dtypes: Sequence[torch.dtype]) -> Argument:
+    def _argument(self, operation: str, operand: Operand, shape: Sequence[int], dtypes: Sequence[torch.dtype]) -> Argument:
         if operand.shape == () and any(dtype.is_floating_point or not operand.dtype.is_floating_point for dtype in dtypes):
             number = self.number(operand)
-            if number is not None and not isinstance(number, bool):
+            if number is not None and not isinstance(number, bool) and operation not in _OF_TENSORS:
                 return number
             if operand.dtype.is_floating_point and operand.dtype not in dtypes:
                 operand = self.cast(operand, next(dtype for dtype in dtypes if dtype.is_floating_point))
@@ -223,7 +225,7 @@ class Recording:
             arguments = [argument(part) for part in node.arguments]
             known[Value("v", at)] = builder.node(node.operation, *arguments, attributes=(*node.attributes[:first], *sizes))
             places.append(self.places[at])
-        program = builder.program(known[output], [known[value] for value in after])
+        program = builder.program([known[output]], [known[value] for value in after])
         return Recorded(program, tuple(builder.sizes), self.prelude.only(wanted), tuple(places))
 
 

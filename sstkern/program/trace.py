@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from sstkern import private
 from sstkern.program import pointwise, products, rows
-from sstkern.program.graph import Value
+from sstkern.program.values import Value
 from sstkern.program.memory import Memory
 from sstkern.program.prelude import Ref
 from sstkern.program.reasons import Unfused, refuse, refuse_mixing
@@ -166,6 +166,8 @@ class Trace(TorchDispatchMode):
         at = prelude.call(function, *mapped(tuple(given), _reference), **kwargs)
         if isinstance(result, Tensor):
             return [self._entry(at, result, gradient)]
+        if gradient:
+            self.record.gradients.add(Value("p", at))
         return [self._entry(prelude.pick(at, index), tensor, gradient) for index, tensor in enumerate(result)]
 
     def _entry(self, at: int, tensor: Tensor, gradient: bool) -> Operand:
