@@ -65,7 +65,7 @@ def undisturbed(device: torch.device) -> Iterator[None]:
 
 
 class Run:
-    """One run of a step with `batch` sequences. trace: what it computed. result: what it returned. state: the examples that it was given."""
+    """One run of a step with `batch` sequences. trace: what it computed. result: what it returned. state: the examples that it got."""
 
     def __init__(self, shadow: Shadow, input: Structure, state: Structure | None, batch: int) -> None:
         self.inputs = flatten(input)
@@ -113,8 +113,7 @@ def _examples(trace: Trace, structure: Structure, kind: str) -> Structure:
         if 0 in spec.shape:
             raise Unfused(f"{'a state' if kind == 'h' else 'an input'} {spec}: rows must have elements")
         tensor = example((trace.record.batch, *spec.shape), spec.dtype, spec.device, random)
-        trace.rows(tensor.requires_grad_(spec.dtype.is_floating_point), kind, next(places))
-        return tensor
+        return trace.rows(tensor.requires_grad_(spec.dtype.is_floating_point), kind, next(places))
 
     return mapped(structure, made)
 
