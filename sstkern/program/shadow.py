@@ -112,10 +112,12 @@ class Shadow:
         if id(module) in self._known:
             return self._known[id(module)]
         _check(module)
-        watch = Watch(module, self.open)
-        kind = type(module)
+        kind, watch = type(module), Watch(module, self.open)
         recorded = types.new_class(
-            kind.__name__, (_Recorded, kind), {}, lambda names: names.update(_watch=watch, __module__=kind.__module__)
+            kind.__name__,
+            (_Recorded, kind),
+            {},
+            lambda names: names.update(_watch=watch, __module__=kind.__module__, __class__=property(partial(_constant, kind))),
         )
         shadow: nn.Module = object.__new__(recorded)
         self._known[id(module)] = shadow
@@ -125,7 +127,7 @@ class Shadow:
             attributes[name] = value if name in FRAMEWORK else self._copied(value, Source(path, module, name))
         for part in private.PARTS:
             attributes[part] = {name: self._copied(value, Source(path, module, name)) for name, value in vars(module)[part].items()}
-        for name, value in _class_attributes(kind):
+        for name, value in class_attributes(kind):
             setattr(recorded, name, self._copied(value, Source(path, module, name)))
         if parametrize.is_parametrized(module):
             self._parametrized(module, path, recorded)
@@ -145,6 +147,8 @@ class Shadow:
             return self._module(value, f"{source}.")
         if isinstance(value, Tensor):
             return self._shared(value, source)
+        if isinstance(value, torch.jit.ScriptFunction):
+            raise Unfused(f"self.{source} is a ScriptFunction, whose operators cannot be seen: use the function that it was made from")
         if isinstance(value, types.MethodType):
             return types.MethodType(value.__func__, self._copied(value.__self__, source))
         if isinstance(value, types.FunctionType) and value.__closure__:
@@ -226,7 +230,7 @@ def _check(module: nn.Module) -> None:
             )
 
 
-def _class_attributes(kind: type) -> Iterator[tuple[str, Any]]:
+def class_attributes(kind: type) -> Iterator[tuple[str, Any]]:
     """Tensors, modules and containers that a class and its bases hold for all their modules."""
     seen = set()
     for base in kind.__mro__:

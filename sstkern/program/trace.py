@@ -21,6 +21,7 @@ aten = torch.ops.aten
 OPERATORS = rows.OPERATORS | products.OPERATORS | pointwise.OPERATORS
 
 _READS = {"_local_scalar_dense", "is_nonzero", "equal", "allclose"}
+_MEMORY = {"as_strided", "set_", "resize_", "as_strided_scatter"}
 _UNKNOWN = {"empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided"}
 
 
@@ -94,6 +95,8 @@ class Trace(private.DispatchMode):
             return function(*args)
         if torch.Tag.nondeterministic_seeded in function.tags:
             refuse(f"{name} draws random numbers", "a step may not; for dropout call .eval(), or drop a layer's inputs outside the cell")
+        if name in _MEMORY or torch.Tag.inplace_view in function.tags or any(isinstance(part, Tensor) for part in (kwargs or {}).values()):
+            refuse(f"{name} cannot be seen through", "write it with what docs/language.md lists")
         if name in _READS:
             refuse(
                 "the step reads the value of a tensor, as bool(), int(), float() and .item() do", "use torch.where, or a number of the cell"
