@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._higher_order_ops.scan import scan as _scan
 from torch._subclasses import fake_tensor
 from torch.autograd import forward_ad
@@ -131,3 +131,25 @@ def ragged_dimension(nested: Any) -> int:
     """Of a jagged nested tensor, the dimension in which its parts differ. In public only the shape tells, in which that size is symbolic;
     in a compiled graph others are too."""
     return nested._ragged_idx
+
+
+_MEMBERS = (
+    "_parameters",
+    "_buffers",
+    "_modules",
+    "_non_persistent_buffers_set",
+    "_state_dict_hooks",
+    "_state_dict_pre_hooks",
+    "_load_state_dict_post_hooks",
+)
+
+
+def share_members(module: nn.Module, of: nn.Module) -> None:
+    """Gives a module the parameters, buffers and modules of another, and what else a state_dict is made by: not copies, but the same
+    dictionaries, so that what is changed through one is changed in both. In public a module has its own."""
+    vars(module).update({name: vars(of)[name] for name in _MEMBERS})
+
+
+def without_members(module: nn.Module) -> dict[str, Any]:
+    """What else the module keeps."""
+    return {name: value for name, value in vars(module).items() if name not in _MEMBERS}
