@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from layers import assert_close, gradients
 from torch import Tensor, nn
 
 from sstkern.structure import flatten, mapped
@@ -47,3 +48,19 @@ def _padding(cell: nn.Module, input: Any, state: Any, returns: str) -> Tensor:
     with torch.no_grad():
         ones = mapped(input, lambda x: x.new_ones(1, *x.shape[1:]))
         return torch.zeros_like(step(cell, ones, mapped(state, torch.zeros_like), returns)[0])
+
+
+def wanted(cell: nn.Module, input: Any, hx: Any) -> list[Tensor]:
+    """All that has a gradient: inputs, states, parameters, each once."""
+    return [tensor for tensor in [*flatten(input), *flatten(hx), *cell.parameters()] if tensor.requires_grad]
+
+
+def assert_is_the_loop(
+    layer: nn.Module, input: Any, hx: Any, lengths: list[int], reverse: bool = False, returns: str = "state", tolerance: float = 1e-10
+) -> None:
+    """Outputs, last states, every state and every gradient of a layer are those of the loop of its cell."""
+    found = flatten(layer(input, hx, lengths=lengths, return_states=True))
+    expected = flatten(loop(layer.cell, input, hx, lengths, reverse, returns))
+    assert_close(found, expected, tolerance)
+    tensors = wanted(layer.cell, input, hx)
+    assert_close(gradients(found, tensors), gradients(expected, tensors), tolerance)

@@ -12,6 +12,8 @@ import zoo_cells as cells
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sstkern.structure import mapped
+
 
 @dataclass(frozen=True)
 class Row:
@@ -43,12 +45,16 @@ class Entry:
 
     def cell(self, input_size: int | None = None, hidden_size: int | None = None) -> nn.Module:
         """In float64, no parameter at a special value such as 0."""
-        i, h = self.sizes if input_size is None else (input_size, hidden_size)
-        cell = self.make(i, h).double()
+        cell = self.make(*(self.sizes if input_size is None else (input_size, hidden_size))).double()
         with torch.no_grad():
             for parameter in cell.parameters():
                 parameter.add_(torch.randn_like(parameter), alpha=0.3)
         return cell
+
+    def drawn(self, steps: int, batch: int, input_size: int | None = None, hidden_size: int | None = None) -> tuple[Any, Any]:
+        """Random input and first state."""
+        sizes = self.sizes if input_size is None else (input_size, hidden_size)
+        return mapped(self.inputs(*sizes), lambda row: row.drawn(steps, batch)), mapped(self.state(*sizes), lambda row: row.drawn(batch))
 
 
 def one(i: int, h: int) -> Row:
@@ -186,8 +192,12 @@ def _of_torchrecurrent(cell_class: type) -> Entry:
         result = cell_class(*sizes)(torch.zeros(1, 5))
     pair = issubclass(cell_class, torchrecurrent.base.DecoupledSingleStateCellBase | torchrecurrent.base.DecoupledDoubleStateCellBase)
     state = result[1] if pair else result
-    rows = tuple(Row((part.size(1),)) for part in state) if isinstance(state, tuple) else Row((state.size(1),))
-    return Entry(cell_class, lambda i, h: rows, returns="output_and_state" if pair else "state", sizes=sizes, has_default=True)
+    as_wide_as_input = mapped(state, lambda part: part.size(1) != 5)
+
+    def rows(i: int, h: int) -> Any:
+        return mapped(as_wide_as_input, lambda of_input: Row((i if of_input else h,)))
+
+    return Entry(cell_class, rows, returns="output_and_state" if pair else "state", sizes=sizes, has_default=True)
 
 
 RECURRENT = {
