@@ -85,7 +85,7 @@ UNARY: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[float], float]]] = 
     "detach": (torch.detach, lambda b: b),
     "where": (lambda v: torch.where(v > 0.1, v, 0.2 * v), lambda b: b),
     "masked": (lambda v: v.masked_fill(v < 0, -0.3), lambda b: max(b, 1.0)),
-    "in place": (lambda v: v.clone().sigmoid_().mul_(2.0), lambda b: 2.0),
+    "in place": (lambda v: v.clone().mul_(2.0).sigmoid_(), lambda b: 1.0),
 }
 BINARY: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], Callable[[float, float], float]]] = {
     "add": (torch.add, lambda a, b: a + b),
@@ -189,7 +189,8 @@ def recipes(draw: Callable) -> Recipe:
     """1 to 3 states, 1 to 4 products and what is needed for the states' widths."""
     sizes = draw(st.integers(1, 4)), tuple(draw(st.lists(st.integers(1, 5), min_size=1, max_size=3)))
     draft = _Draft(*sizes)
-    places = draw(st.lists(st.integers(0, 11), min_size=1, max_size=4, unique=True))
+    count = draw(st.integers(1, 4))
+    places = draw(st.sets(st.integers(0, 11), min_size=count, max_size=count))
     for place in range(12):
         step = draw(_product(draft) if place in places else _other(draft))
         draft.tamed(draft.append(step))
@@ -220,7 +221,7 @@ def _other(draft: _Draft) -> st.SearchStrategy[Step]:
     binary = st.builds(Step, st.sampled_from([*BINARY]), st.sampled_from(pairs[::-1]))
     unary = st.builds(Step, st.sampled_from([*UNARY, *OWN]), st.tuples(_place(draft)))
     cat = st.builds(Step, st.just("cat"), st.tuples(_place(draft), _place(draft)))
-    return st.one_of(binary, unary, *_parts(draft), cat)
+    return st.one_of(binary, unary, binary, unary, *_parts(draft), cat)
 
 
 def _parts(draft: _Draft) -> list[st.SearchStrategy[Step]]:
