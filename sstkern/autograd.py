@@ -10,6 +10,7 @@ from sstkern.cells import CELLS
 from sstkern.engines import transformed
 from sstkern.lengths import ALL_ROWS
 from sstkern.operators import autocasting, flat_reference, saved_rows, undifferentiated
+from sstkern.second_derivative import second_derivative
 from sstkern.weights import weight_names
 
 # The overload itself: to find it takes the operator 2 microseconds.
@@ -95,7 +96,7 @@ class _Layer(torch.autograd.Function):
         ctx.call, ctx.counts = call, (weights, len(tensors) - weights)
         ctx.set_materialize_grads(False)
         cell, *options = call
-        rows = saved_rows(x, lengths)
+        rows = saved_rows(x.dim() == 2, lengths)
         with undifferentiated():
             output, hx_n, saved = _LAYER(cell, x, tensors[:weights], tensors[weights:], lengths, *options, rows)
         ctx.save_for_backward(x, *tensors, lengths, output, *saved)
@@ -170,7 +171,7 @@ def layer(
                 "torch.onnx.export: with dynamo=False it does not know sstkern's operators; call it with dynamo=True, for which "
                 "sstkern.onnx makes ONNX's own of them"
             )
-        rows = saved_rows(x, lengths) if differentiable else None
+        rows = saved_rows(x.dim() == 2, lengths) if differentiable else None
         return torch.ops.sstkern.layer(cell, x, weights, hx, lengths, has_bias, bidirectional, rows)[:2]
     if differentiable:
         output, *hx_n = _Layer.apply((cell, has_bias, bidirectional), len(weights), lengths, x, *weights, *hx)
@@ -191,20 +192,15 @@ def _setup_backward(ctx, inputs, output):
 def _backward_gradient(ctx, grads):
     """Second derivatives, of any order: the reference engine's first derivative, differentiated."""
     (cell, lengths, has_bias, bidirectional, needs, saved), (weights, states) = ctx.call, ctx.counts
-    output, given_grad_output, *tensors = ctx.saved_tensors
-    differentiable = torch.is_grad_enabled()
-    with torch.enable_grad(), torch.autocast(output.device.type, enabled=False):
-        # The caller's own tensors: what is recorded here may itself be differentiated.
-        aliases = [tensor.view_as(tensor) if tensor.requires_grad else tensor.detach().requires_grad_() for tensor in tensors]
-        inputs, grad_hx = aliases[: 1 + weights + states], aliases[1 + weights + states :]
-        grad_output = torch.zeros_like(output) if given_grad_output is None else given_grad_output
-        grad_output = grad_output.view_as(grad_output) if grad_output.requires_grad else grad_output.detach().requires_grad_()
-        results = flat_reference(cell, inputs, weights, lengths, has_bias, bidirectional)
-        wanted = [tensor for tensor, need in zip(inputs, needs, strict=True) if need]
-        first = torch.autograd.grad(results, wanted, [grad_output, *grad_hx], create_graph=True, materialize_grads=True)
-        second = torch.autograd.grad(first, [grad_output, *aliases], grads, create_graph=differentiable, allow_unused=True)
-    dgrad_output, dx, *rest = second
-    dweights, dhx, dgrad_hx = rest[:weights], rest[weights : weights + states], rest[weights + states :]
+    output, given, *tensors = ctx.saved_tensors
+    inputs, grad_hx = tensors[: 1 + weights + states], tensors[1 + weights + states :]
+    gradients = [torch.zeros_like(output) if given is None else given, *grad_hx]
+
+    def forward(inputs: Sequence[Tensor]) -> Sequence[Tensor]:
+        return flat_reference(cell, inputs, weights, lengths, has_bias, bidirectional)
+
+    (dgrad_output, *dgrad_hx), (dx, *rest) = second_derivative(forward, inputs, gradients, needs, grads)
+    dweights, dhx = rest[:weights], rest[weights:]
     return (
         None,
         dx,
@@ -215,7 +211,7 @@ def _backward_gradient(ctx, grads):
         None,
         None,
         [None] * saved,
-        None if given_grad_output is None else dgrad_output,
+        None if given is None else dgrad_output,
         dgrad_hx,
         None,
         None,

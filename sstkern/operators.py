@@ -118,10 +118,10 @@ def _fake_cpu_saved(kernels: cpu.Kernels, x: Tensor, layers: Sequence[Weights], 
     return saved if dtype == x.dtype else [*saved, x.new_empty(rows, len(layers) * layers[0].output_size, dtype=dtype)]
 
 
-def saved_rows(x: Tensor, lengths: Tensor | None) -> int:
+def saved_rows(packed: bool, lengths: Tensor | None) -> int:
     """How many rows to save of a layer: its valid time steps, or all where a look at the lengths has to wait, as in a trace."""
     unseen = torch.compiler.is_compiling() or torch.jit.is_tracing()
-    if lengths is None or x.dim() == 2 or unseen or not lengths.is_cpu or private.is_fake(lengths):
+    if lengths is None or packed or unseen or not lengths.is_cpu or private.is_fake(lengths):
         return ALL_ROWS
     return int(lengths.sum())
 

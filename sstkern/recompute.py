@@ -141,7 +141,7 @@ class _Chunked(torch.autograd.Function):
 def _run(call: _Call, chunk: _Chunk, x: Tensor, weights: Sequence[Tensor], states: list[Tensor], save: bool) -> tuple:
     """Output, last states, and what is saved."""
     x = chunk.of(x)
-    rows = operators.saved_rows(x, chunk.lengths) if save else None
+    rows = operators.saved_rows(x.dim() == 2, chunk.lengths) if save else None
     with operators.undifferentiated():
         return torch.ops.sstkern.layer(call.cell, x, weights, states, chunk.lengths, call.has_bias, False, rows)
 

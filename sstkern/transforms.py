@@ -152,7 +152,7 @@ class _Gradients(_OfCall):
 
 def _run(call: _Call, lengths: Tensor | None, x: Tensor, tensors: Sequence[Tensor], save: bool) -> tuple:
     weights, hx = tensors[: call.weights], tensors[call.weights :]
-    rows = operators.saved_rows(x, lengths) if save else None
+    rows = operators.saved_rows(x.dim() == 2, lengths) if save else None
     with operators.undifferentiated(), torch.autocast(x.device.type, enabled=False):
         return torch.ops.sstkern.layer(call.cell, x, weights, hx, lengths, call.has_bias, call.bidirectional, rows)
 

@@ -4,6 +4,8 @@ The other engines compute what this file says, faster. T time steps, B batch, I 
 projection), D directions, G gates.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 
 import torch
@@ -12,6 +14,7 @@ from torch.nn.functional import linear
 
 from sstkern.cells import Cell
 from sstkern.cells.cell import States
+from sstkern.engines.loop import MaskedStates, PackedStates, recurrence
 from sstkern.lengths import batch_sizes, check_packed, check_values
 from sstkern.weights import Weights, by_direction
 
@@ -46,77 +49,22 @@ def layer(
     outputs, finals = [], []
     for d, direction in enumerate(by_direction(cell, weights, has_bias, bidirectional)):
         first = tuple(state[d] for state in hx)
-        states = _MaskedStates(first, valid) if padded else _PackedStates(first, sizes, reverse=d == 1)
+        states = MaskedStates(first, valid) if padded else PackedStates(first, sizes, reverse=d == 1)
         outputs.append(_recurrence(cell, x, states, direction, reverse=d == 1))
         finals.append(states.last())
     return torch.cat(outputs, dim=-1), [torch.stack(state) for state in zip(*finals, strict=True)]
 
 
-class _MaskedStates:
-    """Of all sequences at every step: one outside its steps keeps its own, so a reversed sequence starts at its own last step."""
-
-    def __init__(self, first: States, valid: Tensor):
-        self.states, self.valid = first, valid
-
-    def each_step(self, rows: Tensor) -> Sequence[Tensor]:
-        return rows.unbind()
-
-    def before(self, t: int) -> States:
-        return self.states
-
-    def after(self, t: int, stepped: States) -> Tensor:
-        """Takes the states after step t; returns its output."""
-        now = self.valid[t, :, None]
-        self.states = tuple(torch.where(now, new, old) for new, old in zip(stepped, self.states, strict=True))
-        return torch.where(now, stepped[0], 0)
-
-    def joined(self, outputs: list[Tensor]) -> Tensor:
-        return torch.stack(outputs)
-
-    def last(self) -> States:
-        return self.states
-
-
-class _PackedStates:
-    """Of the sequences that have a step, which come first, so that neither time nor memory goes to the others."""
-
-    def __init__(self, first: States, sizes: list[int], reverse: bool):
-        self.first, self.sizes = first, sizes
-        self.states = tuple(state[:0] for state in first) if reverse else first
-        self.ended: list[States] = []
-
-    def each_step(self, rows: Tensor) -> Sequence[Tensor]:
-        return rows.split(self.sizes)
-
-    def before(self, t: int) -> States:
-        there, wanted = len(self.states[0]), self.sizes[t]
-        if wanted > there:
-            self.states = tuple(torch.cat([now, first[there:wanted]]) for now, first in zip(self.states, self.first, strict=True))
-        elif wanted < there:
-            self.ended.append(tuple(state[wanted:] for state in self.states))
-            self.states = tuple(state[:wanted] for state in self.states)
-        return self.states
-
-    def after(self, t: int, stepped: States) -> Tensor:
-        self.states = stepped
-        return stepped[0]
-
-    def joined(self, outputs: list[Tensor]) -> Tensor:
-        return torch.cat(outputs)
-
-    def last(self) -> States:
-        there = sum(len(states[0]) for states in (self.states, *self.ended))
-        never = tuple(state[there:] for state in self.first)
-        return tuple(torch.cat(parts) for parts in zip(self.states, *reversed(self.ended), never, strict=True))
-
-
-def _recurrence(cell: Cell, x: Tensor, states: _MaskedStates | _PackedStates, w: Weights, reverse: bool) -> Tensor:
+def _recurrence(cell: Cell, x: Tensor, states: MaskedStates | PackedStates, w: Weights, reverse: bool) -> Tensor:
     """The output of one direction, whose states end as its last ones."""
     gates_x = linear(x, w.weight_ih, w.bias_ih)  # (T, B, G * H) or (N, G * H)
-    steps = list(enumerate(states.each_step(gates_x)))
-    outputs = [states.after(t, _step(cell, gates, states.before(t), w)) for t, gates in (reversed(steps) if reverse else steps)]
-    # Without any time step, an empty part of gates_x: an output that still belongs to the graph.
-    return states.joined(outputs[::-1] if reverse else outputs) if outputs else gates_x[..., : w.output_size]
+
+    def step(gates: Tensor, before: States) -> tuple[States, States]:
+        stepped = _step(cell, gates, before, w)
+        return stepped[:1], stepped
+
+    (output,) = recurrence(step, gates_x, states, reverse)
+    return output
 
 
 def _step(cell: Cell, gates_x: Tensor, states: States, w: Weights) -> States:

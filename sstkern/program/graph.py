@@ -1,8 +1,8 @@
 """The language of one time step: a `Program` over rows, its text, and the `Builder` that makes one.
 
 A *row* is what one sequence has at one time step: of an input, a state, or what follows from them. A value of the program is a tensor of
-rows, (R, ...), R rows of any shape, or a *parameter*, the same for all rows, which has no dimension for them. Dimensions in attributes count
-from the end, -1 the last, so that nothing depends on where the rows stand.
+rows, (R, ...), R rows of any shape, or a *parameter*, the same for all rows, which has no dimension for them. Dimensions in attributes
+count from the end, -1 the last.
 
 The text has no sizes and no changing numbers: `#0`, `#1` stand for sizes and `$0`, `$1` for numbers that are arguments of a call. The text
 of torch.nn.RNNCell:
@@ -16,7 +16,7 @@ of torch.nn.RNNCell:
     v3 = add v2 p3
     v4 = add v1 v3
     v5 = tanh v4
-    output v5
+    outputs v5
     states v5
 
 The first three lines give the number of dimensions of each: those of a row for inputs and states, all of a parameter.
@@ -26,77 +26,29 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
 import torch
 
-
-@dataclass(frozen=True)
-class Value:
-    """What a node takes and gives. kind: "x" an input, "h" a state, "p" a parameter, "v" a node's result; place: which of these."""
-
-    kind: str
-    place: int
-
-    def __str__(self) -> str:
-        return f"{self.kind}{self.place}"
-
-
-@dataclass(frozen=True)
-class Size:
-    """An int among the arguments of a call."""
-
-    place: int
-
-    def __str__(self) -> str:
-        return f"#{self.place}"
-
-
-@dataclass(frozen=True)
-class Number:
-    """A float among the arguments of a call."""
-
-    place: int
-
-    def __str__(self) -> str:
-        return f"${self.place}"
-
-
-Literal = bool | int | float
-Argument = Value | Number | Literal
-Attribute = Size | Number | Literal | str | torch.dtype
-
-
-@dataclass(frozen=True)
-class Node:
-    """An operation of `language.OPERATIONS`."""
-
-    operation: str
-    arguments: tuple[Argument, ...]
-    attributes: tuple[Attribute, ...] = ()
-
-    def values(self) -> list[Value]:
-        return [argument for argument in self.arguments if isinstance(argument, Value)]
-
-    def __str__(self) -> str:
-        return " ".join([self.operation, *map(_word, self.arguments), *map(_word, self.attributes)])
+from sstkern.program.language import OPERATIONS
+from sstkern.program.values import Argument, Attribute, Node, Number, Size, Value
 
 
 @dataclass(frozen=True)
 class Program:
     """One time step.
 
-    inputs, states, parameters: the numbers of dimensions of each, without that of the rows. output: the value of the layer's output.
-    next_states: each state's value after the step.
+    inputs, states, parameters: the numbers of dimensions of each, without that of the rows. outputs: what a step gives, the layer's output
+    first. next_states: each state's value after the step.
     """
 
     inputs: tuple[int, ...]
     states: tuple[int, ...]
     parameters: tuple[int, ...]
     nodes: tuple[Node, ...]
-    output: Value
+    outputs: tuple[Value, ...]
     next_states: tuple[Value, ...]
 
     def __post_init__(self) -> None:
@@ -104,9 +56,9 @@ class Program:
 
     @cached_property
     def text(self) -> str:
-        lines = [_counts("inputs", self.inputs), _counts("states", self.states), _counts("parameters", self.parameters)]
+        lines = [_words("inputs", self.inputs), _words("states", self.states), _words("parameters", self.parameters)]
         lines += [f"v{place} = {node}" for place, node in enumerate(self.nodes)]
-        return "\n".join([*lines, f"output {self.output}", " ".join(["states", *map(str, self.next_states)])])
+        return "\n".join([*lines, _words("outputs", self.outputs), _words("states", self.next_states)])
 
     @staticmethod
     def parse(text: str) -> Program:
@@ -114,22 +66,14 @@ class Program:
         return _parse(text)
 
 
-def _counts(name: str, counts: Iterable[int]) -> str:
-    return " ".join([name, *map(str, counts)])
-
-
-def _word(part: Argument | Attribute) -> str:
-    """An argument or attribute as the text has it."""
-    if isinstance(part, torch.dtype):
-        return str(part).removeprefix("torch.")
-    return repr(part) if isinstance(part, bool | int | float) else str(part)
+def _words(name: str, parts: Iterable[object]) -> str:
+    return " ".join([name, *map(str, parts)])
 
 
 _WORDS = {"True": True, "False": False, "inf": math.inf, "-inf": -math.inf, "nan": math.nan}
-_DTYPES = {
-    str(dtype).removeprefix("torch."): dtype
-    for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.bool, torch.int64, torch.int32, torch.int16, torch.int8)
-} | {"uint8": torch.uint8}
+_FLOATING = torch.float64, torch.float32, torch.bfloat16, torch.float16
+_INTEGERS = torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool
+_DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in (*_FLOATING, *_INTEGERS)}
 _REFERENCE = re.compile(r"([xhpv#$])(\d+)")
 _INTEGER = re.compile(r"-?\d+")
 _FLOAT = re.compile(r"-?\d+(\.\d+)?(e[+-]?\d+)?")
@@ -152,29 +96,30 @@ def _read(word: str) -> Argument | Attribute:
 
 @lru_cache(maxsize=256)
 def _parse(text: str) -> Program:
-    from sstkern.program.language import OPERATIONS  # it needs this file
-
     lines = text.split("\n")
     nodes: list[Node] = []
     try:
-        counts = [_read_counts(line, name) for line, name in zip(lines[:3], ("inputs", "states", "parameters"), strict=True)]
+        inputs, states, parameters = (
+            _read_counts(line, name) for line, name in zip(lines[:3], ("inputs", "states", "parameters"), strict=True)
+        )
         for line in lines[3:-2]:
             name, equals, operation, *words = line.split(" ")
             if equals != "=" or name != f"v{len(nodes)}" or operation not in OPERATIONS:
                 raise ValueError(f"'{line}'")
-            parts = [_read(word) for word in words]
-            takes = len(parts) - OPERATIONS[operation].attributes if OPERATIONS[operation].attributes is not None else 1
-            takes = OPERATIONS[operation].arity if OPERATIONS[operation].arity is not None else takes
+            parts, takes = [_read(word) for word in words], OPERATIONS[operation].takes(len(words))
             nodes.append(Node(operation, tuple(parts[:takes]), tuple(parts[takes:])))  # type: ignore[arg-type]
-        (_, output), (_, *after) = (line.split(" ") for line in lines[-2:])
-        if not lines[-2].startswith("output ") or not lines[-1].startswith("states"):
-            raise ValueError(f"'{lines[-2]}'")
-        values = [_read(word) for word in (output, *after)]
-        if not all(isinstance(value, Value) for value in values):
-            raise ValueError(f"'{lines[-1]}'")
+        outputs, after = (_read_values(line, name) for line, name in zip(lines[-2:], ("outputs", "states"), strict=True))
     except ValueError as error:
         raise ValueError(f"program: this text is none: {error}") from None
-    return Program(*counts, tuple(nodes), values[0], tuple(values[1:]))  # type: ignore[arg-type]
+    return Program(inputs, states, parameters, tuple(nodes), outputs, after)
+
+
+def _read_values(line: str, name: str) -> tuple[Value, ...]:
+    first, *words = line.split(" ")
+    values = tuple(value for value in map(_read, words) if isinstance(value, Value))
+    if first != name or len(values) < len(words):
+        raise ValueError(f"expected '{name}' and values, got '{line}'")
+    return values
 
 
 def _read_counts(line: str, name: str) -> tuple[int, ...]:
@@ -186,8 +131,6 @@ def _read_counts(line: str, name: str) -> tuple[int, ...]:
 
 def _check(program: Program) -> None:
     """Every value exists before it is used, every operation has what it takes."""
-    from sstkern.program.language import OPERATIONS
-
     known = {"x": len(program.inputs), "h": len(program.states), "p": len(program.parameters)}
     for place, node in enumerate(program.nodes):
         operation = OPERATIONS.get(node.operation)
@@ -197,7 +140,7 @@ def _check(program: Program) -> None:
         for value in node.values():
             if value.place >= (place if value.kind == "v" else known[value.kind]):
                 raise ValueError(f"program: v{place} = {node} takes {value}, which does not exist there")
-    for value in (program.output, *program.next_states):
+    for value in (*program.outputs, *program.next_states):
         if value.place >= (len(program.nodes) if value.kind == "v" else known[value.kind]):
             raise ValueError(f"program: there is no value {value}")
     if len(program.next_states) != len(program.states):
@@ -246,28 +189,34 @@ class Builder:
             self._known[key] = Value("v", len(self.nodes) - 1)
         return self._known[key]
 
-    def program(self, output: Value, next_states: Sequence[Value]) -> Program:
-        """Without what neither the output nor a state needs."""
-        used = needed(self.nodes, (output, *next_states))
-        renamed: dict[Value, Value] = {}
-        nodes = []
-        for place in sorted(used):
-            node = self.nodes[place]
-            arguments = tuple(renamed.get(part, part) if isinstance(part, Value) else part for part in node.arguments)
-            renamed[Value("v", place)] = Value("v", len(nodes))
-            nodes.append(Node(node.operation, arguments, node.attributes))
+    def program(self, outputs: Sequence[Value], next_states: Sequence[Value]) -> Program:
+        """Without what neither an output nor a state needs."""
         inputs, states, parameters = (tuple(self.dimensions[kind]) for kind in "xhp")
-        after = tuple(renamed.get(value, value) for value in next_states)
-        return Program(inputs, states, parameters, tuple(nodes), renamed.get(output, output), after)
+        return Program(inputs, states, parameters, *rewritten(self.nodes, outputs, next_states, {}))
 
 
-def needed(nodes: Sequence[Node], values: Iterable[Value]) -> set[int]:
-    """The places of the nodes that the values follow from."""
+def rewritten(
+    nodes: Sequence[Node], outputs: Sequence[Value], next_states: Sequence[Value], names: Mapping[Value, Value]
+) -> tuple[tuple[Node, ...], tuple[Value, ...], tuple[Value, ...]]:
+    """What the outputs and next states follow from, with other names for some values, which then need not be computed."""
+    known: dict[Value, Value] = dict(names)
+    kept: list[Node] = []
+    for place in sorted(needed(nodes, (*outputs, *next_states), names)):
+        node = nodes[place]
+        arguments = tuple(known.get(part, part) if isinstance(part, Value) else part for part in node.arguments)
+        known[Value("v", place)] = Value("v", len(kept))
+        kept.append(Node(node.operation, arguments, node.attributes))
+    given, after = (tuple(known.get(value, value) for value in values) for values in (outputs, next_states))
+    return tuple(kept), given, after
+
+
+def needed(nodes: Sequence[Node], values: Iterable[Value], there: Container[Value] = ()) -> set[int]:
+    """The places of the nodes that the values follow from, where some are there."""
     found: set[int] = set()
-    wanted = [value.place for value in values if value.kind == "v"]
+    wanted = list(values)
     while wanted:
-        place = wanted.pop()
-        if place not in found:
-            found.add(place)
-            wanted += [value.place for value in nodes[place].values() if value.kind == "v"]
+        value = wanted.pop()
+        if value.kind == "v" and value not in there and value.place not in found:
+            found.add(value.place)
+            wanted += nodes[value.place].values()
     return found

@@ -1,0 +1,82 @@
+"""Sequences as rows: one for each valid step of each sequence, so that neither time nor memory goes to padding, and it is never read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from sstkern import private
+from sstkern.engines.loop import MaskedStates, PackedStates
+from sstkern.lengths import batch_sizes, check_packed, check_values, packed_rows
+
+
+class Rows:
+    """From the sequences of a call to rows, and back.
+
+    sizes: how many rows each time step has. Where vmap hides the lengths, every step has all B rows, those past a length as zeros, and
+    masks keep their states.
+    """
+
+    def __init__(self, inputs: Sequence[Tensor], lengths: Tensor | None, padded: bool):
+        x = inputs[0]
+        self.padded, self.shape = padded, x.shape[:2]
+        self.valid: Tensor | None = None
+        self.places: tuple[Tensor, Tensor] | None = None
+        self.order: Tensor | None = None
+        if not padded:
+            self.sizes = batch_sizes(check_packed(lengths, x.size(0))).tolist()
+            return
+        self.sizes = [x.size(1)] * x.size(0)
+        if lengths is None:
+            return
+        check_values(lengths, x.size(0))
+        if private.without_transforms(lengths) is not lengths:
+            self.valid = torch.arange(x.size(0), device=x.device)[:, None] < lengths.to(x.device)
+        elif x.size(0) and x.size(1):
+            self._sort(lengths, x)
+
+    def _sort(self, lengths: Tensor, x: Tensor) -> None:
+        falling, order = torch.sort(lengths.cpu(), descending=True, stable=True)
+        sizes = batch_sizes(falling)
+        step, sequence = packed_rows(sizes)
+        self.sizes = sizes.tolist()
+        self.places = step.to(x.device), order[sequence].to(x.device)
+        self.order, self.inverse = order.to(x.device), order.argsort().to(x.device)
+
+    def of(self, tensor: Tensor) -> Tensor:
+        """Rows (N, ...) of an input or a gradient."""
+        if not self.padded:
+            return tensor
+        if self.places is not None:
+            return tensor[self.places]
+        if self.valid is not None:
+            tensor = torch.where(self.valid.reshape(*self.valid.shape, *[1] * (tensor.dim() - 2)), tensor, 0)
+        return tensor.flatten(0, 1)
+
+    def restored(self, rows: Tensor) -> Tensor:
+        """The way back; zeros past the lengths."""
+        if not self.padded:
+            return rows
+        if self.places is not None:
+            return rows.new_zeros(*self.shape, *rows.shape[1:]).index_put(self.places, rows)
+        return rows.unflatten(0, self.shape)
+
+    def states(self, hx: Sequence[Tensor], reverse: bool) -> MaskedStates | PackedStates:
+        if self.valid is not None:
+            return MaskedStates(tuple(hx), self.valid)
+        first = hx if self.order is None else [state.index_select(0, self.order) for state in hx]
+        return PackedStates(tuple(first), self.sizes, reverse)
+
+    def split(self, rows: Tensor) -> Tensor:
+        """As `recurrence` takes rows."""
+        return rows if self.valid is None else rows.unflatten(0, self.shape)
+
+    def joined(self, rows: Tensor) -> Tensor:
+        """What `recurrence` gives, as rows."""
+        return rows if self.valid is None else rows.flatten(0, 1)
+
+    def back(self, state: Tensor) -> Tensor:
+        """A last state in the order of the caller's sequences."""
+        return state if self.order is None else state.index_select(0, self.inverse)

@@ -1,0 +1,227 @@
+"""A program over sequences, in plain PyTorch: forward, and backward by its derivative.
+
+Every function here is made of torch's own operations and changes nothing in place, so that any of PyTorch's transforms goes through it.
+T time steps, B batch, N rows: one for each valid step of each sequence, step by step, the longest sequence first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from operator import itemgetter
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from sstkern.engines.loop import MaskedStates, PackedStates, recurrence
+from sstkern.engines.rows import Rows
+from sstkern.program.derive import Derivative, Sum, derive
+from sstkern.program.graph import Argument, Attribute, Program, Value
+from sstkern.program.language import OPERATIONS, resolved
+from sstkern.program.partition import partition
+from sstkern.program.shapes import Leaves, row_kind
+
+
+class Call(NamedTuple):
+    """A layer's call without its tensors.
+
+    sizes, numbers: those that the program's text names. reverse: from the last step to the first. padded: whether inputs and outputs are
+    (T, B, ...), else (N, ...). recompute: whether the backward computes all that it needs again from the states before each step.
+    """
+
+    program: Program
+    sizes: tuple[int, ...]
+    numbers: tuple[float, ...]
+    reverse: bool
+    padded: bool
+    recompute: bool = False
+
+
+def layer(
+    call: Call, inputs: Sequence[Tensor], parameters: Sequence[Tensor], hx: Sequence[Tensor], lengths: Tensor | None
+) -> tuple[list[Tensor], list[Tensor]]:
+    """The program's outputs, (T, B, ...) or (N, ...), zero past a sequence's length, and the states after each sequence's last step.
+
+    inputs: (T, B, ...), or (N, ...) with falling lengths. hx: (B, ...) each. lengths: int64 (B,), or None where every sequence has T steps.
+    What an input holds past a length is not read; within torch.func.vmap over the lengths it is, as zeros, and has no part in a result.
+    """
+    return _forward(call, inputs, parameters, hx, lengths, ())[:2]
+
+
+def forward_and_saved(
+    call: Call, inputs: Sequence[Tensor], parameters: Sequence[Tensor], hx: Sequence[Tensor], lengths: Tensor | None
+) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """As `layer`, and what `backward` needs besides: rows (N, ...) each."""
+    derivative = derive(call.program, leaves(call, inputs, parameters, hx), call.recompute)
+    return _forward(call, inputs, parameters, hx, lengths, derivative.kept)
+
+
+def _forward(
+    call: Call,
+    inputs: Sequence[Tensor],
+    parameters: Sequence[Tensor],
+    hx: Sequence[Tensor],
+    lengths: Tensor | None,
+    kept: tuple[Value, ...],
+) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    rows, outputs = Rows(inputs, lengths, call.padded), call.program.outputs
+    given, states = [rows.of(tensor) for tensor in inputs], rows.states(hx, call.reverse)
+    found, last = _scan(call, call.program, (*outputs, *kept), rows, given, parameters, states, call.reverse)
+    results, saved = found[: len(outputs)], found[len(outputs) :]
+    return [rows.restored(output) for output in results], [rows.back(state) for state in last], saved
+
+
+def backward(
+    call: Call,
+    inputs: Sequence[Tensor],
+    parameters: Sequence[Tensor],
+    hx: Sequence[Tensor],
+    lengths: Tensor | None,
+    saved: Sequence[Tensor],
+    grad_outputs: Sequence[Tensor],
+    grad_hx: Sequence[Tensor],
+    needs: Sequence[bool],
+) -> list[Tensor | None]:
+    """The gradients of the inputs, parameters and first states that `needs` has a True for; None for the others.
+
+    saved: from `forward_and_saved`.
+    """
+    rows = Rows(inputs, lengths, call.padded)
+    derivative = derive(call.program, leaves(call, inputs, parameters, hx), call.recompute)
+    of_inputs, of_parameters = needs[: len(inputs)], needs[len(inputs) : len(inputs) + len(parameters)]
+    sums = [part for part in derivative.sums if of_parameters[part.parameter]]
+    wanted = _wanted(derivative, of_inputs, sums)
+    given = derivative.inputs_of_backward(
+        [rows.of(tensor) for tensor in inputs], len(hx), saved, [rows.of(gradient) for gradient in grad_outputs]
+    )
+    outputs = [derivative.backward.outputs[place] for place in wanted]
+    states = rows.states(grad_hx, not call.reverse)
+    found, before = _scan(call, derivative.backward, outputs, rows, given, parameters, states, not call.reverse)
+    at = dict(zip(wanted, found, strict=True))
+    dinputs = [
+        (torch.zeros_like(tensor) if place is None else rows.restored(at[place])) if need else None
+        for tensor, place, need in zip(inputs, derivative.inputs, of_inputs, strict=True)
+    ]
+    dparameters = [
+        _summed(parameter, [part for part in sums if part.parameter == place], at) if need else None
+        for place, (parameter, need) in enumerate(zip(parameters, of_parameters, strict=True))
+    ]
+    of_states = needs[len(inputs) + len(parameters) :]
+    return [*dinputs, *dparameters, *(rows.back(state) if need else None for state, need in zip(before, of_states, strict=True))]
+
+
+def leaves(call: Call, inputs: Sequence[Tensor], parameters: Sequence[Tensor], hx: Sequence[Tensor]) -> Leaves:
+    lead = 2 if call.padded else 1
+    return Leaves(
+        tuple(row_kind(tensor, lead) for tensor in inputs),
+        tuple(row_kind(tensor, 1) for tensor in hx),
+        tuple(row_kind(tensor, 0) for tensor in parameters),
+        call.sizes,
+    )
+
+
+def _wanted(derivative: Derivative, of_inputs: Sequence[bool], sums: Sequence[Sum]) -> list[int]:
+    """Places of the backward's outputs."""
+    found = [place for place, need in zip(derivative.inputs, of_inputs, strict=True) if need and place is not None]
+    found += [place for part in sums for place in part[1:] if place is not None]
+    return list(dict.fromkeys(found))
+
+
+def _summed(parameter: Tensor, parts: Sequence[Sum], rows: dict[int, Tensor]) -> Tensor:
+    """A parameter's gradient: sums over rows, in the order of the program."""
+    total: Tensor | None = None
+    for part in parts:
+        gradients = rows[part.gradients]
+        if part.operands is None:
+            found = gradients.sum_to_size(parameter.shape)
+        else:
+            found = gradients.flatten(0, -2).t() @ rows[part.operands].flatten(0, -2)
+        total = found if total is None else total + found
+    return torch.zeros_like(parameter) if total is None else total.to(parameter.dtype)
+
+
+def _scan(
+    call: Call,
+    program: Program,
+    outputs: Sequence[Value],
+    rows: Rows,
+    inputs: Sequence[Tensor],
+    parameters: Sequence[Tensor],
+    states: MaskedStates | PackedStates,
+    reverse: bool,
+) -> tuple[list[Tensor], Sequence[Tensor]]:
+    """Rows of the outputs and the last states. inputs: rows (N, ...)."""
+    parts, code = partition(program, tuple(outputs)), _Code(call, program)
+    before, core, after = (code.instructions(places) for places in (parts.before, parts.core, parts.after))
+    taken = [code.slot[value] for value in parts.to_core] or [code.rows]  # without any, a step would not be seen
+    given = [code.slot[value] for value in parts.from_core]
+    old = [code.slot[Value("h", place)] for place in range(len(program.states))]
+    new = [code.slot[value] for value in program.next_states]
+    values = code.values(parameters, inputs)
+    _run(before, values)
+
+    def step(given_rows: Sequence[Tensor], states: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        now = values.copy()
+        for slot, tensor in zip((*taken, *old), (*given_rows, *states), strict=True):
+            now[slot] = tensor
+        _run(core, now)
+        return tuple([now[slot] for slot in given]), tuple([now[slot] for slot in new])
+
+    found = recurrence(step, tuple(rows.split(values[slot]) for slot in taken), states, reverse)
+    for slot, tensor in zip(given, found, strict=True):
+        values[slot] = rows.joined(tensor)
+    _run(after, values)
+    return [values[code.slot[value]] for value in outputs], states.last()
+
+
+Instruction = tuple[int, Callable[..., Tensor], Callable[[list], Sequence[Any]]]
+"""Where the result goes, what computes it, and what picks the arguments."""
+
+
+class _Code:
+    """A program's nodes as instructions over one list: inputs, states, parameters and results, then rows of any kind and what is no
+    tensor."""
+
+    def __init__(self, call: Call, program: Program):
+        counts = len(program.inputs), len(program.states), len(program.parameters), len(program.nodes)
+        values = [Value(kind, place) for kind, count in zip("xhpv", counts, strict=True) for place in range(count)]
+        self.slot = {value: place for place, value in enumerate(values)}
+        self.rows = len(values)
+        self.program, self.call = program, call
+        self.others: list[Any] = []
+
+    def instructions(self, places: Sequence[int]) -> list[Instruction]:
+        return [self._instruction(place) for place in places]
+
+    def _instruction(self, place: int) -> Instruction:
+        node = self.program.nodes[place]
+        operation = OPERATIONS[node.operation]
+        slots = [self.rows] if operation.makes_rows else []
+        slots += [self._slot_of(part) for part in (*node.arguments, *node.attributes)]
+        return self.slot[Value("v", place)], operation.compute, _picked(slots)
+
+    def _slot_of(self, part: Argument | Attribute) -> int:
+        if isinstance(part, Value):
+            return self.slot[part]
+        self.others.append(resolved(part, self.call.sizes, self.call.numbers))
+        return self.rows + len(self.others)
+
+    def values(self, parameters: Sequence[Tensor], inputs: Sequence[Tensor]) -> list[Any]:
+        """The list. Instructions are made before it: they bring what is no tensor."""
+        found: list[Any] = [None] * (self.rows + 1)
+        for kind, tensors in (("x", inputs), ("p", parameters)):
+            for place, tensor in enumerate(tensors):
+                found[self.slot[Value(kind, place)]] = tensor
+        found[self.rows] = inputs[0]
+        return [*found, *self.others]
+
+
+def _picked(slots: Sequence[int]) -> Callable[[list], Sequence[Any]]:
+    if len(slots) > 1:
+        return itemgetter(*slots)
+    return lambda values: [values[slot] for slot in slots]
+
+
+def _run(instructions: Sequence[Instruction], values: list[Any]) -> None:
+    for slot, compute, arguments in instructions:
+        values[slot] = compute(*arguments(values))

@@ -1,0 +1,90 @@
+"""Shapes and dtypes of a program's values, found on tensors without numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from sstkern import private
+from sstkern.program.graph import Node, Program, Value
+from sstkern.program.language import OPERATIONS, resolved
+
+ROWS = 3
+"""Of the tensors that stand for any number of rows."""
+
+
+class Kind(NamedTuple):
+    """shape: without the rows."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
+def row_kind(tensor: Tensor, lead: int) -> Kind:
+    """Of a tensor of rows, whose first `lead` dimensions count the rows."""
+    return Kind(tuple(int(size) for size in tensor.shape[lead:]), tensor.dtype)
+
+
+class Leaves(NamedTuple):
+    """The kinds of a program's inputs, states and parameters, and the sizes among its arguments."""
+
+    inputs: tuple[Kind, ...]
+    states: tuple[Kind, ...]
+    parameters: tuple[Kind, ...]
+    sizes: tuple[int, ...]
+
+
+class Examples:
+    """A tensor without numbers for each value of a program."""
+
+    def __init__(self, leaves: Leaves):
+        self.sizes = leaves.sizes
+        self.rows = example(Kind((), torch.bool))
+        self.of: dict[Value, Tensor] = {}
+        for letter, kinds in zip("xh", (leaves.inputs, leaves.states), strict=True):
+            self.of |= {Value(letter, place): example(kind) for place, kind in enumerate(kinds)}
+        self.of |= {Value("p", place): example(kind)[0] for place, kind in enumerate(leaves.parameters)}
+
+    def add(self, value: Value, node: Node) -> None:
+        """The value that the node computes. Raises what torch raises for shapes or dtypes that do not fit."""
+        if value not in self.of:
+            operation, given = OPERATIONS[node.operation], (*node.arguments, *node.attributes)
+            parts = [self.of[part] if isinstance(part, Value) else resolved(part, self.sizes, _ANY_NUMBERS) for part in given]
+            self.of[value] = operation.compute(*([self.rows] if operation.makes_rows else []), *parts)
+
+    def add_leaf(self, value: Value, kind: Kind) -> None:
+        self.of[value] = example(kind)
+
+    def kind(self, value: Value) -> Kind:
+        return row_kind(self.of[value], 1)
+
+
+def example(kind: Kind) -> Tensor:
+    return torch.empty((ROWS, *kind.shape), dtype=kind.dtype, device="meta")
+
+
+class _AnyNumbers(Sequence[float]):
+    """For what a call gives: shapes and dtypes do not depend on it."""
+
+    def __len__(self) -> int:
+        return 0
+
+    def __getitem__(self, place: Any) -> Any:
+        return 0.5
+
+
+_ANY_NUMBERS = _AnyNumbers()
+
+
+@lru_cache(maxsize=1024)
+def result_kinds(program: Program, leaves: Leaves) -> tuple[Kind, ...]:
+    """Of the outputs."""
+    with private.untraced():
+        found = Examples(leaves)
+        for place, node in enumerate(program.nodes):
+            found.add(Value("v", place), node)
+    return tuple(found.kind(value) for value in program.outputs)
