@@ -1,5 +1,6 @@
 """Every cell of the zoo, as its author wrote it, is a layer: the numbers and gradients of its own Python loop, run as a program."""
 
+import inspect
 import re
 import warnings
 from collections.abc import Iterator
@@ -104,8 +105,9 @@ def test_without_a_state_a_layer_starts_as_its_cell_does(name: str):
 def test_without_biases(name: str):
     """Their biases are then buffers of zeros."""
     torch.manual_seed(0)
-    entry = ZOO[name]
-    cell = getattr(torchrecurrent, name)(*entry.sizes, bias=False, recurrent_bias=False).double()
+    entry, cell_class = ZOO[name], getattr(torchrecurrent, name)
+    options = {"bias", "recurrent_bias"} & set(inspect.signature(cell_class).parameters)
+    cell = cell_class(*entry.sizes, **dict.fromkeys(options, False)).double()
     assert_is_the_loop(sstkern.fuse(cell, strict=True), *entry.drawn(2, 2), [2, 1], returns=entry.returns)
 
 

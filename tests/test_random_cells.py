@@ -4,13 +4,13 @@ SSTKERN_RANDOM_CELLS=2000 tries that many new ones; without it the suite tries t
 """
 
 import os
+from collections import Counter
 
-import pytest
 import torch
 from each_alone import assert_is_the_loop
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from random_cells import RandomCell, Recipe, Step, recipes
+from random_cells import BINARY, OWN, PRODUCTS, UNARY, RandomCell, Recipe, Step, recipes
 
 import sstkern
 
@@ -45,9 +45,8 @@ def test_a_recipe_is_carried_out():
     assert after[1] is h
 
 
-@pytest.mark.parametrize("wanted", ["linear", "cat", "slice", "chunk 1", "gain", "maximum", "in place"])
-def test_recipes_have_everything(wanted: str):
-    found: set[str] = set()
+def test_recipes_have_everything():
+    found: Counter[str] = Counter()
 
     @settings(max_examples=60, derandomize=True, database=None, deadline=None)
     @given(recipes())
@@ -55,4 +54,5 @@ def test_recipes_have_everything(wanted: str):
         found.update(step.operation for step in recipe.steps)
 
     look()
-    assert wanted in found
+    assert {"cat", "slice", "chunk 0", "chunk 1"} <= set(found)
+    assert all(len(found.keys() & table.keys()) > len(table) / 2 for table in (PRODUCTS, OWN, UNARY, BINARY))
