@@ -253,7 +253,7 @@ def _prepared(
 ) -> tuple[Batch, list[list[Tensor]], list[Tensor]]:
     """The batch, each layer's weights and the states of all, checked."""
     batch = to_batch(input, options.lengths, options.batch_first)
-    if batch.x.dim() == 2 and (private.transforms_active() or _to_onnx(batch.x)):
+    if batch.packed and (private.transforms_active() or _to_onnx(batch.x)):
         batch = batch.padded()
     if options.num_layers < 1:
         raise ValueError(f"num_layers: expected at least 1, got {options.num_layers}")

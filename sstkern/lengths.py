@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from sstkern import private
+from sstkern.structure import Structure, of_parts
 
 Lengths = Tensor | Sequence[int]
 ALL_ROWS = -1
@@ -18,16 +19,18 @@ class Batch(NamedTuple):
     """Sequences as the operators take them, and the way back to what the caller gave."""
 
     x: Tensor
-    """Padded, (T, B, I), or packed, (N, I): the N valid steps alone, in the order of a PackedSequence, whose lengths fall."""
+    """Padded, (T, B, I), or packed, (N, I): the N valid steps alone, in the order of a PackedSequence, whose lengths fall. Rows may have
+    another shape than (I,) where `to_batches` made it."""
     lengths: Tensor | None
     """int64 (B,), on the CPU or where a padded x is"""
     batched: bool
     restore: Callable[[Tensor], Tensor | PackedSequence]
-    """Gives an output (T, B, features), or (N, features), the form of the input."""
+    """Gives an output (T, B, ...), or (N, ...), the form of the input."""
     order: Tensor | None = None
     """int64 (B,): which of the caller's sequences each of x's is; None where they have one order."""
     inverse: Tensor | None = None
     """Which of x's sequences each of the caller's is."""
+    packed: bool = False
 
     @property
     def size(self) -> int:
@@ -36,37 +39,86 @@ class Batch(NamedTuple):
 
     def padded(self) -> "Batch":
         """The same, with x padded: for what knows no packed one."""
-        if self.x.dim() == 3:
+        if not self.packed:
             return self
         assert self.lengths is not None
         pad, unpad = padding(self.lengths, self.x.device)
-        return self._replace(x=pad(self.x), restore=lambda output: self.restore(unpad(output)))
+        return self._replace(x=pad(self.x), restore=lambda output: self.restore(unpad(output)), packed=False)
 
 
-def to_batch(input: Tensor | PackedSequence, lengths: Lengths | None, batch_first: bool) -> Batch:
+def to_batch(input: Tensor | PackedSequence, lengths: Lengths | None, batch_first: bool, vectors: bool = True) -> Batch:
     """Takes (T, I), (T, B, I), with batch_first (B, T, I), a PackedSequence, or a jagged nested Tensor (B, *, I), whatever batch_first.
 
-    Raises TypeError or ValueError for anything else.
+    vectors: whether a row has to be one, (I,); otherwise (T, B, ...) and the like are taken too. Raises TypeError or ValueError for
+    anything else.
     """
     if isinstance(input, PackedSequence):
         if lengths is not None:
             raise ValueError("lengths: a PackedSequence has its own lengths; give one or the other")
-        return _from_packed(input)
+        return _from_packed(input, vectors)
     if not isinstance(input, Tensor):
         raise TypeError(f"input: expected a Tensor or a PackedSequence, got {type(input).__name__}")
     if input.is_nested:
         if lengths is not None:
             raise ValueError("lengths: a nested input has its own lengths; give one or the other")
-        return _from_nested(input)
+        return _from_nested(input, vectors)
     if input.dim() == 2:
         if lengths is not None:
             raise ValueError("lengths: an unbatched input (2-D) is one whole sequence; cut it instead of giving lengths")
         return Batch(input.unsqueeze(1), None, False, lambda output: output.squeeze(1))
-    if input.dim() != 3:
-        raise ValueError(f"input: expected 2-D (unbatched) or 3-D (batched), got {input.dim()}-D")
+    if input.dim() < 2 or (vectors and input.dim() != 3):
+        raise ValueError(f"input: expected 2-D (unbatched) or 3-D {'' if vectors else 'or more '}(batched), got {input.dim()}-D")
     x = input.transpose(0, 1) if batch_first else input
     checked = None if lengths is None else _check(lengths, x)
     return Batch(x, checked, True, lambda output: output.transpose(0, 1) if batch_first else output)
+
+
+def to_batches(input: Any, lengths: Lengths | None, batch_first: bool) -> tuple[Structure, Batch]:
+    """`to_batch` for rows of any shape, and for a tuple of sequences that go together: x, or a tuple of them, and the batch of the first.
+
+    Those of a tuple are all padded, with the same T and B, or all packed or nested, with the same lengths. Where the first is unbatched,
+    so are the others. Raises TypeError or ValueError for anything else.
+    """
+    if not isinstance(input, tuple) or isinstance(input, PackedSequence):
+        batch = to_batch(input, lengths, batch_first, vectors=False)
+        return batch.x, batch
+    if not input:
+        raise ValueError("input: expected at least one Tensor in the tuple, got none")
+    for place, part in enumerate(input):
+        if not isinstance(part, Tensor | PackedSequence):
+            raise TypeError(f"input[{place}]: expected a Tensor or a PackedSequence, got {type(part).__name__}")
+        if _form(part) != _form(input[0]):
+            raise TypeError(f"input[{place}]: expected a {_form(input[0])} like input[0], got a {_form(part)}")
+    batch = to_batch(input[0], lengths, batch_first, vectors=False)
+    rest = enumerate(input[1:], start=1)
+    others = [_beside(batch, part, f"input[{place}]", batch_first) for place, part in rest]
+    return of_parts(input, [batch.x, *others]), batch
+
+
+def _form(input: Tensor | PackedSequence) -> str:
+    return "PackedSequence" if isinstance(input, PackedSequence) else "nested Tensor" if input.is_nested else "Tensor"
+
+
+def _beside(batch: Batch, input: Tensor | PackedSequence, name: str, batch_first: bool) -> Tensor:
+    """x of a sequence that goes with those of a batch."""
+    if batch.packed:
+        mine = to_batch(input, None, batch_first, vectors=False)
+        if not _equal(mine.lengths, batch.lengths) or not _equal(mine.order, batch.order):
+            raise ValueError(f"{name}: expected sequences of the same lengths as input[0], in the same order")
+        return mine.x
+    assert isinstance(input, Tensor)
+    leading, given = (2 if batch.batched else 1), input
+    if input.dim() >= leading:
+        input = input.unsqueeze(1) if not batch.batched else input.transpose(0, 1) if batch_first else input
+    if given.dim() < leading or input.shape[:2] != batch.x.shape[:2]:
+        expected = batch.x.transpose(0, 1) if batch.batched and batch_first else batch.x
+        sizes = ", ".join(map(str, [*expected.shape[:leading], "..."]))
+        raise ValueError(f"{name}: expected shape ({sizes}) like input[0], got {tuple(given.shape)}")
+    return input
+
+
+def _equal(a: Tensor | None, b: Tensor | None) -> bool:
+    return (a is None and b is None) or (a is not None and b is not None and torch.equal(a, b.to(a.device)))
 
 
 def check_values(lengths: Tensor, steps: int) -> None:
@@ -119,12 +171,12 @@ def packed_rows(sizes: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def padding(lengths: Tensor, device: torch.device) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
-    """Two functions: from packed (N, features) to padded (T, B, features), zero past a length, and back."""
+    """Two functions: from packed (N, ...) to padded (T, B, ...), zero past a length, and back."""
     step, sequence = (rows.to(device) for rows in packed_rows(batch_sizes(lengths)))
     shape = longest(lengths), len(lengths)
 
     def pad(packed: Tensor) -> Tensor:
-        return packed.new_zeros(*shape, packed.size(1)).index_put((step, sequence), packed)
+        return packed.new_zeros(*shape, *packed.shape[1:]).index_put((step, sequence), packed)
 
     return pad, lambda padded: padded[step, sequence]
 
@@ -148,10 +200,10 @@ def _to_tensor(lengths: Sequence[int]) -> Tensor:
     return tensor.long() if tensor.numel() == 0 else tensor  # torch.tensor([]) is float32
 
 
-def _from_packed(packed: PackedSequence) -> Batch:
+def _from_packed(packed: PackedSequence, vectors: bool) -> Batch:
     x, sizes = packed.data, packed.batch_sizes
-    if x.dim() != 2:
-        raise RuntimeError(f"input: expected a PackedSequence of data (N, I), got {x.dim()}-D data")
+    if x.dim() == 0 or (vectors and x.dim() != 2):
+        raise RuntimeError(f"input: expected a PackedSequence of data (N, {'I' if vectors else '...'}), got {x.dim()}-D data")
     ended = sizes - torch.cat([sizes[1:], sizes.new_zeros(1)])  # how many sequences have each step as their last one
     steps = torch.ones_like(sizes).cumsum(0)  # not arange, of which torch.jit.trace keeps this call's number
     try:
@@ -162,14 +214,15 @@ def _from_packed(packed: PackedSequence) -> Batch:
     def restore(output: Tensor) -> PackedSequence:
         return PackedSequence(output, sizes, packed.sorted_indices, packed.unsorted_indices)
 
-    return Batch(x, lengths, True, restore, packed.sorted_indices, packed.unsorted_indices)
+    return Batch(x, lengths, True, restore, packed.sorted_indices, packed.unsorted_indices, packed=True)
 
 
-def _from_nested(input: Any) -> Batch:  # a Tensor, whose annotations know nothing of nested ones
+def _from_nested(input: Any, vectors: bool) -> Batch:  # a Tensor, whose annotations know nothing of nested ones
     if input.layout != torch.jagged:
         raise ValueError(f"input: expected a nested tensor of the layout torch.jagged, got {input.layout}")
-    if input.dim() != 3 or private.ragged_dimension(input) != 1:
-        raise ValueError("input: expected a nested tensor (B, *, I), whose sequences differ in their second dimension")
+    if (vectors and input.dim() != 3) or private.ragged_dimension(input) != 1:
+        shape = f"(B, *, {'I' if vectors else '...'})"
+        raise ValueError(f"input: expected a nested tensor {shape}, whose sequences differ in their second dimension")
     values, offsets, of_each = input.values(), input.offsets(), input.lengths()
     lengths, order = torch.sort((offsets.diff() if of_each is None else of_each).cpu().long(), descending=True, stable=True)
     step, sequence = packed_rows(batch_sizes(lengths))
@@ -178,7 +231,7 @@ def _from_nested(input: Any) -> Batch:  # a Tensor, whose annotations know nothi
     order = order.to(values.device)
 
     def restore(output: Tensor) -> Tensor:
-        result = output.new_zeros(values.size(0), output.size(1)).index_copy(0, rows, output)
+        result = output.new_zeros(values.size(0), *output.shape[1:]).index_copy(0, rows, output)
         return torch.nested.nested_tensor_from_jagged(result, offsets, lengths=of_each)
 
-    return Batch(values.index_select(0, rows), lengths, True, restore, order, order.argsort())
+    return Batch(values.index_select(0, rows), lengths, True, restore, order, order.argsort(), packed=True)

@@ -3,12 +3,13 @@
 torch.compile traces these functions as it does torch's own.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._higher_order_ops.scan import scan as _scan
 from torch._subclasses import fake_tensor
 from torch.autograd import forward_ad
@@ -131,3 +132,69 @@ def ragged_dimension(nested: Any) -> int:
     """Of a jagged nested tensor, the dimension in which its parts differ. In public only the shape tells, in which that size is symbolic;
     in a compiled graph others are too."""
     return nested._ragged_idx
+
+
+_MEMBERS = (
+    "_parameters",
+    "_buffers",
+    "_modules",
+    "_non_persistent_buffers_set",
+    "_state_dict_hooks",
+    "_state_dict_pre_hooks",
+    "_load_state_dict_post_hooks",
+)
+
+
+def share_members(module: nn.Module, of: nn.Module) -> None:
+    """Gives a module the parameters, buffers and modules of another, and what else a state_dict is made by: not copies, but the same
+    dictionaries, so that what is changed through one is changed in both. In public a module has its own."""
+    vars(module).update({name: vars(of)[name] for name in _MEMBERS})
+
+
+def without_members(module: nn.Module) -> dict[str, Any]:
+    """What else the module keeps."""
+    return {name: value for name, value in vars(module).items() if name not in _MEMBERS}
+
+
+def positional(function: Any, arguments: Sequence[Any], options: dict[str, Any]) -> list[Any]:
+    """All of an operator's arguments in the order of its schema, the defaults too. An operator's schema has no public name."""
+    rest = function._schema.arguments[len(arguments) :]
+    return [*arguments, *(options.get(argument.name, argument.default_value) for argument in rest)]
+
+
+@lru_cache(maxsize=None)
+def changes_arguments(function: Any) -> bool:
+    """Whether an operator writes to its arguments."""
+    return function._schema.is_mutable
+
+
+@lru_cache(maxsize=None)
+def functional(function: Any) -> Any:
+    """The operator that computes what one in place writes, or None. In public they are told by their names."""
+    packet = getattr(torch.ops.aten, function.overloadpacket.__name__.removesuffix("_"), None)
+    return getattr(packet, function._overloadname, None)
+
+
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+"""Of a module. In public hooks are registered, not found."""
+
+COMPILED = "_compiled_call_impl"
+"""What module.compile() has set."""
+
+has_global_hooks = nn.modules.module._has_any_global_hook
+"""Whether every module has hooks (torch.nn.modules.module.register_module_forward_hook and its like)."""
+
+PARTS = ("_parameters", "_buffers", "_modules")
+"""A module's own dicts, with what is None in them. named_parameters() leaves that out, and walks over all modules."""
+
+
+@contextmanager
+def without_transforms_active() -> Iterator[None]:
+    """A guard outside torch.func's transforms."""
+    if not transforms_active():
+        yield
+        return
+    from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
+
+    with temporarily_clear_interpreter_stack():
+        yield

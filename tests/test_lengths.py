@@ -8,6 +8,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pack_sequen
 
 import sstkern
 from sstkern.engines import interpreting, reference
+from sstkern.lengths import to_batch, to_batches
 
 
 @pytest.mark.parametrize(
@@ -256,3 +257,91 @@ def test_a_cell_does_not_notice_other_defaults(another_default):
 def test_a_packed_sequence_whose_batch_sizes_rise():
     with pytest.raises(ValueError, match=r"input: the batch_sizes of a PackedSequence fall, got \[2, 3\]"):
         sstkern.GRU(4, 6)(PackedSequence(torch.randn(5, 4), torch.tensor([2, 3])))
+
+
+def beside(*parts, lengths=None, batch_first=False):
+    """x of each part, as a layer of any cell takes them."""
+    return to_batches(parts if len(parts) > 1 else parts[0], lengths, batch_first)
+
+
+@pytest.mark.parametrize("row", [(3,), (2, 3)])
+@pytest.mark.parametrize("form", ["padded", "batch_first", "packed", "nested"])
+def test_rows_of_any_shape_there_and_back(form, row):
+    x = torch.randn(4, 2, *row)
+    by_sequence = [x[:4, 0], x[:2, 1]]
+    given = {
+        "padded": x,
+        "batch_first": x.transpose(0, 1),
+        "packed": pack_sequence(by_sequence),
+        "nested": torch.nested.nested_tensor(by_sequence, layout=torch.jagged),
+    }[form]
+    found, batch = beside(given, batch_first=form == "batch_first")
+    assert found.shape == ((6, *row) if batch.packed else x.shape)
+    assert torch.equal(values(batch.restore(found)), values(given))
+    with pytest.raises((ValueError, RuntimeError), match="input: expected"):
+        to_batch(given if len(row) > 1 else x[:, 0, 0], None, form == "batch_first")
+
+
+def test_a_packed_sequence_of_numbers():
+    packed = pack_sequence([torch.arange(3.0), torch.arange(2.0)])
+    x, batch = beside(packed)
+    assert x.tolist() == [0, 0, 1, 1, 2]
+    assert torch.equal(batch.restore(x).data, x)
+
+
+def values(sequences):
+    """The numbers of sequences in any form."""
+    if isinstance(sequences, PackedSequence):
+        return sequences.data
+    return sequences.values() if sequences.is_nested else sequences
+
+
+def test_sequences_that_go_together():
+    x, score = torch.randn(4, 2, 3), torch.randn(4, 2)
+    (a, b), batch = beside(x, score, lengths=[4, 1])
+    assert a is x
+    assert b is score
+    assert batch.lengths.tolist() == [4, 1]
+    (a, b), batch = beside(x.transpose(0, 1), score.T, batch_first=True)
+    assert torch.equal(a, x)
+    assert torch.equal(b, score)
+    (a, b), batch = beside(x[:, 0], score[:, 0])
+    assert not batch.batched
+    assert torch.equal(a, x[:, :1])
+    assert torch.equal(b, score[:, :1])
+    lengths = torch.tensor([2, 4])
+    packed = [pack_padded_sequence(part, lengths, enforce_sorted=False) for part in (x, score[..., None])]
+    (a, b), batch = beside(*packed)
+    assert torch.equal(b, packed[1].data)
+    jagged = [torch.nested.nested_tensor([part[:2, 0], part[:, 1]], layout=torch.jagged) for part in (x, score[..., None])]
+    (c, d), batch = beside(*jagged)
+    assert torch.equal(c, a)
+    assert torch.equal(d, b)
+
+
+X = torch.zeros(4, 2, 3)
+
+
+@pytest.mark.parametrize(
+    ("parts", "batch_first", "error", "message"),
+    [
+        (((),), False, ValueError, "input: expected at least one Tensor in the tuple"),
+        ((X, None), False, TypeError, r"input\[1\]: expected a Tensor or a PackedSequence, got NoneType"),
+        ((X, (X, X)), False, TypeError, r"input\[1\]: expected a Tensor or a PackedSequence, got tuple"),
+        (([X, X],), False, TypeError, "input: expected a Tensor or a PackedSequence, got list"),
+        ((X[:, 0, 0],), False, ValueError, r"input: expected 2-D \(unbatched\) or 3-D or more \(batched\), got 1-D"),
+        ((X, X[:3]), False, ValueError, r"input\[1\]: expected shape \(4, 2, \.\.\.\) like input\[0\], got \(3, 2, 3\)"),
+        ((X, X[:, :1]), False, ValueError, r"input\[1\]: expected shape \(4, 2, \.\.\.\) like input\[0\], got \(4, 1, 3\)"),
+        ((X, X[:, 0, 0]), False, ValueError, r"input\[1\]: expected shape \(4, 2, \.\.\.\) like input\[0\], got \(4,\)"),
+        ((X, X.transpose(0, 1)), True, ValueError, r"input\[1\]: expected shape \(4, 2, \.\.\.\) like input\[0\], got \(2, 4, 3\)"),
+        ((X[:, 0], X[:3]), False, ValueError, r"input\[1\]: expected shape \(4, \.\.\.\) like input\[0\], got \(3, 2, 3\)"),
+        ((X, pack_sequence([X[:, 0]])), False, TypeError, r"input\[1\]: expected a Tensor like input\[0\], got a PackedSequence"),
+        ((nested(4, 2), X), False, TypeError, r"input\[1\]: expected a nested Tensor like input\[0\], got a Tensor"),
+        ((nested(4, 2), nested(2, 4)), False, ValueError, r"input\[1\]: expected sequences of the same lengths as input\[0\]"),
+        ((pack_sequence([X[:, 0]]), pack_sequence([X[:2, 0]])), False, ValueError, r"input\[1\]: expected sequences of the same lengths"),
+        ((torch.zeros(2, 3), torch.zeros(())), False, ValueError, r"input\[1\]: expected shape \(2, \.\.\.\) like input\[0\], got \(\)"),
+    ],
+)
+def test_sequences_that_do_not_go_together(parts, batch_first, error, message):
+    with pytest.raises(error, match=message):
+        beside(*parts, batch_first=batch_first)
