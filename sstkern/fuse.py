@@ -121,7 +121,7 @@ class Direction:
         inputs: rows of every step, (T, B, ...), with `batch.packed` (N, ...). state: (B, ...), or None where only the cell knows it, by the
         default of its state. What is returned is called as what `stepped` returns.
         """
-        self.unfused("programs are not there yet", warn=False)
+        self.unfused(cell, "programs are not there yet", warn=False)
         return None
 
     def stepped(self, cell: nn.Module) -> Callable[..., Result]:
@@ -132,14 +132,14 @@ class Direction:
 
         return run
 
-    def unfused(self, reason: str, warn: bool = True) -> None:
-        """Notes why the cell is stepped, and says it once. Raises NotFused with strict=True."""
+    def unfused(self, cell: nn.Module, reason: str, warn: bool = True) -> None:
+        """Notes why a cell is stepped, and says it once. Raises NotFused with strict=True."""
         self.fused, self.reason = False, reason
         if self.strict:
-            raise NotFused(f"the cell cannot be run as a program: {reason}")
+            raise NotFused(f"{type(cell).__name__} cannot be run as a program: {reason}")
         if warn and not self.warned:
             self.warned = True
-            warnings.warn(f"sstkern steps a cell in Python, which is slow: {reason}", UserWarning, stacklevel=2)
+            warnings.warn(f"sstkern steps {type(cell).__name__} in Python, which is slow: {reason}", UserWarning, stacklevel=2)
 
     def explained(self, cell: nn.Module) -> str:
         name = type(cell).__name__
