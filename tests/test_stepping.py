@@ -216,7 +216,7 @@ def test_a_cell_s_own_error_stays_its_own():
     def failing(x, h):
         raise RuntimeError("own words")
 
-    with pytest.raises(RuntimeError, match="^own words$"):
+    with pytest.raises(RuntimeError, match=r"^own words$"):
         stepped(Returning(failing), torch.zeros(3, 5, 3), torch.zeros(5, 4))
 
 
