@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from sstkern import first_states, private, stepping
 from sstkern.first_states import Initial
 from sstkern.lengths import Batch, Lengths, to_batches
+from sstkern.program import layer
+from sstkern.program.capture import Unfused
 from sstkern.stepping import Result
 from sstkern.structure import Returns, Structure, described, flatten, mapped
 
@@ -89,6 +91,7 @@ class Direction:
     def __init__(self, returns: Returns, initial_state: Initial | None, reverse: bool, recompute: bool, strict: bool):
         self.returns, self.initial_state, self.reverse = returns, initial_state, reverse
         self.recompute, self.strict = recompute, strict
+        self.programs = layer.Programs()
         self.fused = False
         self.reason: str | None = None
         self.warned = False
@@ -121,8 +124,21 @@ class Direction:
         inputs: rows of every step, (T, B, ...), with `batch.packed` (N, ...). state: (B, ...), or None where only the cell knows it, by the
         default of its state. What is returned is called as what `stepped` returns.
         """
-        self.unfused(cell, "programs are not there yet", warn=False)
-        return None
+        lead = 1 if batch.packed else 2
+        try:
+            given = None if state is None else layer.specs(state, 1, cell)
+            captured = self.programs.find(cell, layer.specs(inputs, lead, cell), given, self.returns)
+        except Unfused as error:
+            self.unfused(cell, str(error))
+            return None
+        self.fused, self.reason = True, None
+
+        def run(inputs: Structure, hx: Structure | None, lengths: Tensor | None, *, padded: bool, every: bool) -> Result:
+            first = captured.first_state(batch.size) if hx is None else hx
+            options = {"padded": padded, "reverse": self.reverse, "recompute": self.recompute, "every": every}
+            return Result(*layer.run(captured, flatten(inputs), flatten(first), lengths, **options))
+
+        return run
 
     def stepped(self, cell: nn.Module) -> Callable[..., Result]:
         """What steps the cell in Python."""
@@ -132,12 +148,12 @@ class Direction:
 
         return run
 
-    def unfused(self, cell: nn.Module, reason: str, warn: bool = True) -> None:
+    def unfused(self, cell: nn.Module, reason: str) -> None:
         """Notes why a cell is stepped, and says it once. Raises NotFused with strict=True."""
         self.fused, self.reason = False, reason
         if self.strict:
             raise NotFused(f"{type(cell).__name__} cannot be run as a program: {reason}")
-        if warn and not self.warned:
+        if not self.warned:
             self.warned = True
             warnings.warn(f"sstkern steps {type(cell).__name__} in Python, which is slow: {reason}", UserWarning, stacklevel=2)
 

@@ -3,8 +3,9 @@
 torch.compile traces these functions as it does torch's own.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any, TypeVar
 
 import torch
@@ -153,3 +154,47 @@ def share_members(module: nn.Module, of: nn.Module) -> None:
 def without_members(module: nn.Module) -> dict[str, Any]:
     """What else the module keeps."""
     return {name: value for name, value in vars(module).items() if name not in _MEMBERS}
+
+
+def positional(function: Any, arguments: Sequence[Any], options: dict[str, Any]) -> list[Any]:
+    """All of an operator's arguments in the order of its schema, the defaults too. An operator's schema has no public name."""
+    rest = function._schema.arguments[len(arguments) :]
+    return [*arguments, *(options.get(argument.name, argument.default_value) for argument in rest)]
+
+
+@lru_cache(maxsize=None)
+def changes_arguments(function: Any) -> bool:
+    """Whether an operator writes to its arguments."""
+    return function._schema.is_mutable
+
+
+@lru_cache(maxsize=None)
+def functional(function: Any) -> Any:
+    """The operator that computes what one in place writes, or None. In public they are told by their names."""
+    packet = getattr(torch.ops.aten, function.overloadpacket.__name__.removesuffix("_"), None)
+    return getattr(packet, function._overloadname, None)
+
+
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+"""Of a module. In public hooks are registered, not found."""
+
+COMPILED = "_compiled_call_impl"
+"""What module.compile() has set."""
+
+has_global_hooks = nn.modules.module._has_any_global_hook
+"""Whether every module has hooks (torch.nn.modules.module.register_module_forward_hook and its like)."""
+
+PARTS = ("_parameters", "_buffers", "_modules")
+"""A module's own dicts, with what is None in them. named_parameters() leaves that out, and walks over all modules."""
+
+
+@contextmanager
+def without_transforms_active() -> Iterator[None]:
+    """A guard outside torch.func's transforms."""
+    if not transforms_active():
+        yield
+        return
+    from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
+
+    with temporarily_clear_interpreter_stack():
+        yield

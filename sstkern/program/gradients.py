@@ -73,9 +73,9 @@ def _pow_base(call: Call, base: Argument, exponent: Argument) -> Gradient:
     if isinstance(exponent, bool | int | float):
         return None if exponent == 0 else call.times(call.do("mul", call.do("pow", base, exponent - 1), exponent))
     slope = call.do("mul", exponent, call.do("pow", base, call.do("sub", exponent, 1)))
-    if not isinstance(exponent, Value):  # a number of the call: it may be 0, where the other factor may be infinite
-        return call.times(slope)
-    return call.do("where", call.do("eq", exponent, 0), 0.0, call.times(slope))
+    # Where the exponent is 0, the other factor may be infinite. A number of the call may be 0 too.
+    spread = exponent if isinstance(exponent, Value) else call.do("full_like", base, attributes=(exponent,))
+    return call.do("where", call.do("eq", spread, 0), 0.0, call.times(slope))
 
 
 def _pow_exponent(call: Call, base: Argument, exponent: Argument) -> Gradient:
@@ -154,7 +154,7 @@ def _softplus(call: Call, a: Value, y: Value) -> Value:
 def _elu(call: Call, a: Value, y: Value) -> Value:
     alpha, scale, input_scale = (float(factor) for factor in call.attributes)  # type: ignore[arg-type]
     below = call.times(input_scale * alpha * scale, call.do("exp", call.do("mul", a, input_scale)))
-    return call.do("where", call.do("le", a, 0), below, call.times(scale))
+    return call.do("where", call.do("gt", a, 0), call.times(scale), below)
 
 
 def _leaky_relu(call: Call, a: Value, y: Value) -> Value:
@@ -168,8 +168,7 @@ def _between(call: Call, a: Value, lowest: Argument, highest: Argument) -> Value
 
 def _hardtanh(call: Call, a: Value, y: Value) -> Value:
     lowest, highest = call.attributes
-    outside = call.do("logical_or", call.do("le", a, lowest), call.do("ge", a, highest))  # type: ignore[arg-type]
-    return call.unless(outside)
+    return call.where(_between(call, a, lowest, highest))  # type: ignore[arg-type]
 
 
 def _clamp(call: Call, a: Value, y: Value) -> Value:
@@ -184,7 +183,7 @@ def _hardsigmoid(call: Call, a: Value, y: Value) -> Value:
 
 def _hardswish(call: Call, a: Value, y: Value) -> Value:
     middle = call.times(call.do("add", call.do("div", a, 3), 0.5))
-    return call.do("where", call.do("le", a, -3), 0.0, call.do("where", call.do("lt", a, 3), middle, call.gradient))
+    return call.do("where", call.do("le", a, -3), 0.0, call.do("where", call.do("ge", a, 3), call.gradient, middle))
 
 
 def _asinh(call: Call, a: Value, y: Value) -> Value:

@@ -1,0 +1,86 @@
+"""What a step asks of tensors beside calculating with them: sizes, which it may see, and what it may not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+from sstkern.program.reasons import refuse
+from sstkern.program.sizes import known, shape
+
+_VALUES = "torch.where, or a number of the cell, does without"
+_LAYOUT = "how a tensor lies in memory differs between a step alone and a loop; do without, or call .contiguous()"
+_REFUSED: dict[Callable[..., Any], tuple[str, str]] = {
+    Tensor.tolist: ("the step reads the value of a tensor with .tolist()", _VALUES),
+    Tensor.numpy: ("the step turns a tensor into a NumPy array", "calculate with torch"),
+    Tensor.__array__: ("the step turns a tensor into a NumPy array", "calculate with torch"),
+    Tensor.__dlpack__: ("the step gives a tensor to another library", "calculate with torch"),
+    Tensor.stride: ("the step asks for strides", _LAYOUT),
+    Tensor.is_contiguous: ("the step asks is_contiguous()", _LAYOUT),
+    Tensor.data_ptr: ("the step asks for data_ptr()", _LAYOUT),
+    Tensor.storage_offset: ("the step asks for storage_offset()", _LAYOUT),
+    Tensor.untyped_storage: ("the step asks for a tensor's storage", _LAYOUT),
+    Tensor.register_hook: ("the step registers a hook on a tensor", "change gradients outside the cell"),
+    Tensor.requires_grad_: ("the step changes requires_grad", "say outside the cell what wants gradients"),
+    Tensor.requires_grad.__set__: ("the step changes requires_grad", "say outside the cell what wants gradients"),
+    Tensor.backward: ("the step calls backward()", "differentiate outside the cell"),
+    Tensor.data.__set__: ("the step sets .data", "calculate a new tensor"),
+    Tensor.grad.__get__: ("the step reads .grad", "a step may not depend on gradients"),
+    Tensor.grad_fn.__get__: ("the step reads .grad_fn", "a step may not depend on gradients"),
+    Tensor.is_leaf.__get__: ("the step reads .is_leaf", "a step may not depend on gradients"),
+}
+
+
+class Calls(TorchFunctionMode):
+    """Around a `Trace` with `batch` sequences."""
+
+    def __init__(self, batch: int) -> None:
+        super().__init__()
+        self.batch = batch
+
+    def __torch_function__(self, function: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None) -> Any:
+        if function in _REFUSED:
+            refuse(*_REFUSED[function])
+        if function is torch.lstm_cell:
+            return _lstm_cell(*args, **(kwargs or {}))
+        if function is torch.gru_cell:
+            return _gru_cell(*args, **(kwargs or {}))
+        result = function(*args, **(kwargs or {}))
+        if function in _SIZES:
+            return self._sizes(result)
+        if function == Tensor.requires_grad.__get__ and self._rows(args[0]):
+            refuse("the step reads requires_grad of an input or a state", "a step may not depend on gradients")
+        return result
+
+    def _sizes(self, result: Any) -> Any:
+        return self._size(result) if isinstance(result, int) else shape(result, self.batch)
+
+    def _size(self, size: int) -> int:
+        return known(size, size > 0 and size % self.batch == 0)
+
+    def _rows(self, tensor: Tensor) -> bool:
+        return any(size and size % self.batch == 0 for size in tensor.shape)
+
+
+_SIZES = {Tensor.shape.__get__, Tensor.size, Tensor.__len__, Tensor.numel, Tensor.nelement}  # type: ignore[attr-defined]
+
+
+def _lstm_cell(x: Tensor, states: Sequence[Tensor], w_ih: Tensor, w_hh: Tensor, b_ih: Any = None, b_hh: Any = None) -> tuple[Tensor, Tensor]:
+    """torch.lstm_cell, which on a GPU is one kernel."""
+    h, c = states
+    i, f, g, o = (F.linear(x, w_ih, b_ih) + F.linear(h, w_hh, b_hh)).chunk(4, 1)
+    c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+    return torch.sigmoid(o) * torch.tanh(c), c
+
+
+def _gru_cell(x: Tensor, h: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Any = None, b_hh: Any = None) -> Tensor:
+    """torch.gru_cell, likewise."""
+    r_x, z_x, n_x = F.linear(x, w_ih, b_ih).chunk(3, 1)
+    r_h, z_h, n_h = F.linear(h, w_hh, b_hh).chunk(3, 1)
+    n = torch.tanh(n_x + torch.sigmoid(r_x + r_h) * n_h)
+    return (h - n) * torch.sigmoid(z_x + z_h) + n

@@ -1,0 +1,166 @@
+"""What a step computes from parameters only: plain PyTorch, once a call, before the loop, with autograd."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Ref:
+    """An entry of the prelude, among the arguments of a later one."""
+
+    place: int
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """A tensor that is read from the cell at each call; place: which."""
+
+    place: int
+
+
+@dataclass(frozen=True, eq=False)
+class Constant:
+    """A tensor that the step makes of numbers."""
+
+    tensor: Tensor
+
+
+@dataclass(frozen=True)
+class Call:
+    """function(*arguments, **options)."""
+
+    function: Callable[..., Any]
+    arguments: tuple[Any, ...]
+    options: tuple[tuple[str, Any], ...] = ()
+
+
+@dataclass(frozen=True)
+class Pick:
+    """One of the results of a call."""
+
+    source: Ref
+    index: int
+
+
+Entry = Leaf | Constant | Call | Pick
+
+
+def refer(argument: Any, change: Callable[[Ref], Any]) -> Any:
+    """An argument, lists within it too, with its references changed."""
+    if isinstance(argument, Ref):
+        return change(argument)
+    if isinstance(argument, tuple):
+        return tuple(refer(part, change) for part in argument)
+    return argument
+
+
+class Prelude:
+    """Entries in order; one that is written twice is one."""
+
+    def __init__(self) -> None:
+        self.entries: list[Entry] = []
+        self._known: dict[tuple, int] = {}
+
+    def leaf(self, place: int) -> int:
+        return self._add(Leaf(place), ("leaf", place))
+
+    def constant(self, tensor: Tensor) -> int:
+        self.entries.append(Constant(tensor))
+        return len(self.entries) - 1
+
+    def call(self, function: Callable[..., Any], *arguments: Any, **options: Any) -> int:
+        """Lists among the arguments are given as tuples."""
+        call = Call(function, arguments, tuple(sorted(options.items())))
+        return self._add(call, ("call", function, repr(arguments), repr(call.options)))
+
+    def pick(self, at: int, index: int) -> int:
+        """One of several results."""
+        return self._add(Pick(Ref(at), index), ("pick", at, index))
+
+    def _add(self, entry: Entry, key: tuple) -> int:
+        if key not in self._known:
+            self.entries.append(entry)
+            self._known[key] = len(self.entries) - 1
+        return self._known[key]
+
+    def only(self, wanted: Sequence[int]) -> Replay:
+        """What computes the wanted entries."""
+        used: set[int] = set()
+        waiting = list(wanted)
+        while waiting:
+            place = waiting.pop()
+            if place not in used:
+                used.add(place)
+                waiting += references(self.entries[place])
+        order = {place: position for position, place in enumerate(sorted(used))}
+        return Replay(tuple(_renamed(self.entries[place], order) for place in order), tuple(order[place] for place in wanted))
+
+
+def references(entry: Entry) -> list[int]:
+    """The places of the entries that one follows from."""
+    if isinstance(entry, Pick):
+        return [entry.source.place]
+    found: list[int] = []
+    if isinstance(entry, Call):
+        refer(entry.arguments, lambda reference: found.append(reference.place))
+    return found
+
+
+def _renamed(entry: Entry, order: dict[int, int]) -> Entry:
+    if isinstance(entry, Pick):
+        return Pick(Ref(order[entry.source.place]), entry.index)
+    if isinstance(entry, Call):
+        return Call(entry.function, refer(entry.arguments, lambda reference: Ref(order[reference.place])), entry.options)
+    return entry
+
+
+@dataclass(frozen=True, eq=False)
+class Replay:
+    """entries, in order, and which of them are wanted."""
+
+    entries: tuple[Entry, ...]
+    wanted: tuple[int, ...]
+
+    def leaves(self) -> list[int]:
+        """The places of the leaves that it reads, in the order in which `run` takes them."""
+        return [entry.place for entry in self.entries if isinstance(entry, Leaf)]
+
+    def run(self, leaves: Iterable[Tensor]) -> list[Tensor]:
+        """The wanted tensors, from those of its leaves."""
+        rest = iter(leaves)
+        found: list[Any] = []
+        for entry in self.entries:
+            if isinstance(entry, Leaf):
+                found.append(next(rest))
+            elif isinstance(entry, Constant):
+                found.append(entry.tensor)
+            elif isinstance(entry, Pick):
+                found.append(found[entry.source.place][entry.index])
+            else:
+                found.append(_result(entry, found))
+        return [found[place] for place in self.wanted]
+
+    def differs(self, other: Replay) -> bool:
+        """Whether two replays do not compute the same."""
+        return (
+            self.wanted != other.wanted
+            or len(self.entries) != len(other.entries)
+            or not all(map(_same, self.entries, other.entries))
+        )
+
+
+def _result(call: Call, found: list[Any]) -> Any:
+    return call.function(*refer(call.arguments, lambda reference: found[reference.place]), **dict(call.options))
+
+
+def _same(a: Entry, b: Entry) -> bool:
+    if isinstance(a, Constant) and isinstance(b, Constant):
+        alike = a.tensor.dtype == b.tensor.dtype and a.tensor.shape == b.tensor.shape
+        return alike and bool(torch.isclose(a.tensor, b.tensor, rtol=0, atol=0, equal_nan=True).all())
+    return repr(a) == repr(b)

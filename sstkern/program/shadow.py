@@ -1,0 +1,241 @@
+"""A copy of a cell to run its step on: the same code over example tensors, which notes what it reads and refuses to be changed.
+
+The user's modules are not touched, nor their tensors, nor anything that they hold in lists, tuples, dicts and sets.
+"""
+
+from __future__ import annotations
+
+import types
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from sstkern import private
+from sstkern.program.reasons import Unfused, refuse
+
+FRAMEWORK = frozenset(vars(nn.Module()))
+"""Attributes that every module has. What they say is compared apart from what a step reads."""
+
+UNCHANGED = "a step may not change the cell; keep what changes in the state"
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a tensor of the cell is read at each call: an attribute of a module, or what its containers hold."""
+
+    owner: nn.Module
+    name: str
+    steps: tuple[Any, ...] = ()
+
+    def read(self) -> Tensor:
+        found = getattr(self.owner, self.name)
+        for step in self.steps:
+            found = found[step]
+        return found
+
+    def __str__(self) -> str:
+        return self.name + "".join(f"[{step!r}]" for step in self.steps)
+
+
+@dataclass
+class Watch:
+    """What a module's step has read: attributes that were there, and such that were not."""
+
+    module: nn.Module
+    read: set[str] = field(default_factory=set)
+    absent: set[str] = field(default_factory=set)
+
+
+class _Recorded:
+    """The first base of a shadow's class."""
+
+    _watch: Watch
+
+    def __init_subclass__(cls, **_: Any) -> None:
+        """Not the user's own: a shadow is nothing to register."""
+
+    def __getattribute__(self, name: str) -> Any:
+        value = super().__getattribute__(name)
+        if name not in FRAMEWORK and not name.startswith("__"):
+            type(self)._watch.read.add(name)
+        return value
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)  # type: ignore[misc]
+        except AttributeError:
+            type(self)._watch.absent.add(name)
+            raise
+
+    def __setattr__(self, name: str, _: Any) -> None:
+        refuse(f"the step sets self.{name}", UNCHANGED)
+
+    def __delattr__(self, name: str) -> None:
+        refuse(f"the step deletes self.{name}", UNCHANGED)
+
+
+class Shadow:
+    """The shadow of a cell and of every module in it.
+
+    root: to be called. sources, examples: of each tensor in it. watches: of each module. ties: pairs of places that hold one tensor.
+    """
+
+    def __init__(self, cell: nn.Module) -> None:
+        self.sources: list[Source] = []
+        self.examples: list[Tensor] = []
+        self.watches: list[Watch] = []
+        self.ties: list[tuple[Source, Source]] = []
+        self._random = torch.Generator().manual_seed(0)
+        self._known: dict[int, Any] = {}
+        self._tensors: dict[int, int] = {}
+        self.root = self._module(cell)
+
+    def modules(self) -> list[nn.Module]:
+        """The shadows, in the order of `watches`."""
+        return [self._known[id(watch.module)] for watch in self.watches]
+
+    def _module(self, module: nn.Module) -> nn.Module:
+        if id(module) in self._known:
+            return self._known[id(module)]
+        _check(module)
+        watch = Watch(module)
+        kind = type(module)
+        recorded = types.new_class(kind.__name__, (_Recorded, kind), {}, lambda names: names.update(_watch=watch, __module__=kind.__module__))
+        shadow = self._known[id(module)] = object.__new__(recorded)
+        self.watches.append(watch)
+        attributes = vars(shadow)
+        for name, value in vars(module).items():
+            attributes[name] = value if name in FRAMEWORK else self._copied(value, Source(module, name))
+        for part in private.PARTS:
+            attributes[part] = {name: self._copied(value, Source(module, name)) for name, value in vars(module)[part].items()}
+        for name, value in _class_attributes(kind):
+            setattr(recorded, name, self._copied(value, Source(module, name)))
+        if parametrize.is_parametrized(module):
+            self._parametrized(module, shadow)
+        return shadow
+
+    def _parametrized(self, module: nn.Module, shadow: nn.Module) -> None:
+        """Parametrized tensors are read from the module; here they are examples of what the parametrization gives."""
+        for name, parametrization in attributes_of(shadow, "_modules")["parametrizations"].items():
+            with torch.random.fork_rng():
+                value = parametrization()
+            example = self._example(value.detach().requires_grad_(value.requires_grad), Source(module, name))
+            setattr(type(shadow), name, property(lambda _, example=example: example))
+
+    def _copied(self, value: Any, source: Source) -> Any:
+        """A value of an attribute: containers copied, tensors as examples, modules as shadows."""
+        if isinstance(value, nn.Module):
+            return self._module(value)
+        if isinstance(value, Tensor):
+            return self._shared(value, source)
+        if isinstance(value, types.MethodType):
+            return types.MethodType(value.__func__, self._copied(value.__self__, source))
+        if isinstance(value, types.FunctionType) and value.__closure__:
+            return self._function(value, source)
+        if type(value) is partial:
+            options = {name: self._copied(part, source) for name, part in value.keywords.items()}
+            return partial(self._copied(value.func, source), *(self._copied(part, source) for part in value.args), **options)
+        return self._container(value, source)
+
+    def _container(self, value: Any, source: Source) -> Any:
+        def within(step: Any, part: Any) -> Any:
+            return self._copied(part, Source(source.owner, source.name, (*source.steps, step)))
+
+        if id(value) in self._known:
+            return self._known[id(value)]
+        if type(value) in (dict, OrderedDict):
+            made = self._known[id(value)] = type(value)()
+            made.update((key, within(key, part)) for key, part in value.items())
+            return made
+        if type(value) is list:
+            self._known[id(value)] = parts = []
+            parts += [within(at, part) for at, part in enumerate(value)]
+            return parts
+        if type(value) is set:
+            return set(value)
+        if isinstance(value, tuple) and (type(value) is tuple or hasattr(value, "_fields")):
+            parts = [within(at, part) for at, part in enumerate(value)]
+            return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
+        return value
+
+    def _function(self, function: types.FunctionType, source: Source) -> types.FunctionType:
+        """A function that sees shadows where it had modules from around it."""
+        cells = []
+        for cell in function.__closure__ or ():
+            content = cell.cell_contents
+            cells.append(types.CellType(self._module(content)) if isinstance(content, nn.Module) else cell)
+        made = types.FunctionType(function.__code__, function.__globals__, function.__name__, function.__defaults__, tuple(cells))
+        made.__kwdefaults__ = function.__kwdefaults__
+        return made
+
+    def _shared(self, tensor: Tensor, source: Source) -> Tensor:
+        """The example of a tensor, one for all places where it is."""
+        if id(tensor) in self._tensors:
+            at = self._tensors[id(tensor)]
+            self.ties.append((self.sources[at], source))
+            return self.examples[at]
+        self._tensors[id(tensor)] = len(self.examples)
+        return self._example(tensor, source)
+
+    def _example(self, tensor: Tensor, source: Source) -> Tensor:
+        example = example_of(tensor, source, self._random)
+        self.sources.append(source)
+        self.examples.append(example)
+        return example
+
+
+def attributes_of(module: nn.Module, part: str) -> dict[str, Any]:
+    """One of a module's own dicts, also where it is a shadow."""
+    return vars(module)[part]
+
+
+def _check(module: nn.Module) -> None:
+    """Raises Unfused for modules whose code cannot be seen, or that do more than their forward says."""
+    name = type(module).__name__
+    if isinstance(module, torch.jit.ScriptModule):
+        raise Unfused(f"{name} is a ScriptModule, whose step cannot be seen: fuse the module that it was made from")
+    if hasattr(module, "_orig_mod") or vars(module).get(private.COMPILED) is not None:
+        raise Unfused(f"{name} is compiled: fuse its original module, and compile the layer")
+    for hooks in private.HOOKS:
+        if vars(module)[hooks]:
+            raise Unfused(f"{name} has hooks ({hooks.strip('_')}): put them on the layer, or remove them; weight_norm is there as a parametrization")
+
+
+def _class_attributes(kind: type) -> Iterator[tuple[str, Any]]:
+    """Tensors, modules and containers that a class and its bases hold for all their modules."""
+    seen = set()
+    for base in kind.__mro__:
+        if base is nn.Module:
+            return
+        for name, value in vars(base).items():
+            if name not in seen and not name.startswith("__") and isinstance(value, Tensor | nn.Module | list | dict | set | tuple):
+                yield name, value
+            seen.add(name)
+
+
+def example_of(tensor: Tensor, source: Any, random: torch.Generator) -> Tensor:
+    """A fresh tensor of the same shape, dtype, device and wish for a gradient."""
+    if isinstance(tensor, nn.parameter.UninitializedTensorMixin):
+        raise Unfused(f"{source} is not initialized yet: call the cell once before fusing it")
+    if type(tensor) not in (Tensor, nn.Parameter, nn.Buffer) and not private.is_fake(tensor):
+        raise Unfused(f"{source} is a {type(tensor).__name__}: parameters must be plain tensors")
+    if tensor.layout != torch.strided or tensor.is_complex():
+        raise Unfused(f"{source} is {tensor.dtype}, {tensor.layout}: parameters must be real and dense")
+    made = example(tuple(tensor.shape), tensor.dtype, tensor.device, random)
+    if isinstance(tensor, nn.Parameter):
+        return nn.Parameter(made, requires_grad=tensor.requires_grad)
+    return made.requires_grad_(tensor.requires_grad)
+
+
+def example(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, random: torch.Generator) -> Tensor:
+    """Numbers between 0.1 and 0.9; zeros where they must be integers or bools."""
+    if not dtype.is_floating_point:
+        return torch.zeros(shape, dtype=dtype, device=device)
+    values = torch.rand(shape, generator=random, dtype=torch.float32, device="cpu")
+    return (values * 0.8 + 0.1).to(device=device, dtype=dtype, copy=True)
