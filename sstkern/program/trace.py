@@ -7,7 +7,6 @@ from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from sstkern import private
 from sstkern.program import pointwise, products, rows
@@ -25,7 +24,7 @@ _READS = {"_local_scalar_dense", "is_nonzero", "equal", "allclose"}
 _UNKNOWN = {"empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided"}
 
 
-class Trace(TorchDispatchMode):
+class Trace(private.DispatchMode):
     """Writes every operator into `record`. What memory holds tells what its tensors are."""
 
     @classmethod
