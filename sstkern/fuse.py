@@ -135,21 +135,21 @@ class Direction:
         try:
             captured = self.programs.of_call(cell, inputs, state, 1 if batch.packed else 2, self.returns)
         except Unfused as error:
-            self.unfused(str(error))
+            self.unfused(cell, str(error))
             return None
         self.fused, self.reason = True, None
         states = None if state is None else flatten(state)
         tensors = layer.run(captured, captured.leaves(), flatten(inputs), states, batch.lengths, **options)
         return Result(*layer.results(tensors, captured.state if state is None else state))
 
-    def unfused(self, reason: str, warn: bool = True) -> None:
-        """Notes why the cell is stepped, and says it once. Raises NotFused with strict=True."""
+    def unfused(self, cell: nn.Module, reason: str) -> None:
+        """Notes why a cell is stepped, and says it once. Raises NotFused with strict=True."""
         self.fused, self.reason = False, reason
         if self.strict:
-            raise NotFused(f"the cell cannot be run as a program: {reason}")
-        if warn and not self.warned:
+            raise NotFused(f"{type(cell).__name__} cannot be run as a program: {reason}")
+        if not self.warned:
             self.warned = True
-            warnings.warn(f"sstkern steps a cell in Python, which is slow: {reason}", UserWarning, stacklevel=2)
+            warnings.warn(f"sstkern steps {type(cell).__name__} in Python, which is slow: {reason}", UserWarning, stacklevel=2)
 
     def explained(self, cell: nn.Module, source: bool) -> str:
         name = type(cell).__name__
