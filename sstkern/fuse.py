@@ -235,7 +235,7 @@ class Fused(FusedLayer):
         vars(self)["_cell"] = cell  # not as a child: that would put its name before its parameters'
         self.direction = direction
         private.share_members(self, cell)
-        taken = [name for name, module in cell.named_children() if getattr(self, name) is not module]
+        taken = [name for name, module in cell.named_children() if name != "cell" and getattr(self, name) is not module]
         if taken:
             raise ValueError(f"cell: its module '{taken[0]}' has a name that the layer has for something else; give it another one")
 

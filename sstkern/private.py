@@ -198,3 +198,11 @@ def without_transforms_active() -> Iterator[None]:
 
     with temporarily_clear_interpreter_stack():
         yield
+
+
+class DispatchMode(_python_dispatch.TorchDispatchMode):
+    """A dispatch mode that does not import the compiler, 3 seconds, to keep it from compiling the mode."""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False

@@ -202,7 +202,7 @@ class Recording:
 
     # The program.
 
-    def program(self, inputs: Sequence[int], states: Sequence[int], output: Value, after: Sequence[Value]) -> Recorded:
+    def program(self, inputs: Sequence[int], states: Sequence[int], outputs: Sequence[Value], after: Sequence[Value]) -> Recorded:
         """Of what the results need; inputs and states: the numbers of dimensions of their rows."""
         builder = Builder()
         known: dict[Value, Value] = {Value("x", at): builder.input(count) for at, count in enumerate(inputs)}
@@ -218,14 +218,14 @@ class Recording:
                 known[part] = builder.parameter(self._ranks[part])
             return known[part]
 
-        for at in sorted(needed(self.nodes, (output, *after))):
+        for at in sorted(needed(self.nodes, (*outputs, *after))):
             node = self.nodes[at]
             first = _SIZES.get(node.operation, len(node.attributes))
             sizes = [builder.size(size) for size in node.attributes[first:]]  # type: ignore[arg-type]
             arguments = [argument(part) for part in node.arguments]
             known[Value("v", at)] = builder.node(node.operation, *arguments, attributes=(*node.attributes[:first], *sizes))
             places.append(self.places[at])
-        program = builder.program([known[output]], [known[value] for value in after])
+        program = builder.program([argument(value) for value in outputs], [known[value] for value in after])
         return Recorded(program, tuple(builder.sizes), self.prelude.only(wanted), tuple(places))
 
 

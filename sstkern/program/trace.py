@@ -7,7 +7,6 @@ from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from sstkern import private
 from sstkern.program import pointwise, products, rows
@@ -25,8 +24,13 @@ _READS = {"_local_scalar_dense", "is_nonzero", "equal", "allclose"}
 _UNKNOWN = {"empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided"}
 
 
-class Trace(TorchDispatchMode):
+class Trace(private.DispatchMode):
     """Writes every operator into `record`. What memory holds tells what its tensors are."""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """torch.compile never comes by here. By default a mode keeps it out, and to that end imports it: 2 seconds."""
+        return False
 
     def __init__(self, batch: int, device: torch.device) -> None:
         super().__init__()
