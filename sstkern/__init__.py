@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 from sstkern import functional, operators
 from sstkern.conversion import convert
 from sstkern.engines import backend
+from sstkern.fuse import fuse
 from sstkern.modules import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
+from sstkern.stack import stack
 
 if TYPE_CHECKING:
     from sstkern.text.checkpoint import TextClassifier
@@ -23,8 +25,10 @@ __all__ = [
     "backend",
     "convert",
     "functional",
+    "fuse",
     "load",
     "operators",
+    "stack",
 ]
 
 

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from sstkern import private
+from sstkern.structure import Structure, of_parts
 
 Lengths = Tensor | Sequence[int]
 ALL_ROWS = -1
@@ -72,15 +73,15 @@ def to_batch(input: Tensor | PackedSequence, lengths: Lengths | None, batch_firs
     return Batch(x, checked, True, lambda output: output.transpose(0, 1) if batch_first else output)
 
 
-def to_batches(input: Any, lengths: Lengths | None, batch_first: bool) -> tuple[list[Tensor], Batch]:
-    """`to_batch` for rows of any shape, and for a tuple of sequences that go together: x of each, and the batch of the first.
+def to_batches(input: Any, lengths: Lengths | None, batch_first: bool) -> tuple[Structure, Batch]:
+    """`to_batch` for rows of any shape, and for a tuple of sequences that go together: x, or a tuple of them, and the batch of the first.
 
     Those of a tuple are all padded, with the same T and B, or all packed or nested, with the same lengths. Where the first is unbatched,
     so are the others. Raises TypeError or ValueError for anything else.
     """
     if not isinstance(input, tuple) or isinstance(input, PackedSequence):
         batch = to_batch(input, lengths, batch_first, vectors=False)
-        return [batch.x], batch
+        return batch.x, batch
     if not input:
         raise ValueError("input: expected at least one Tensor in the tuple, got none")
     for place, part in enumerate(input):
@@ -90,7 +91,8 @@ def to_batches(input: Any, lengths: Lengths | None, batch_first: bool) -> tuple[
             raise TypeError(f"input[{place}]: expected a {_form(input[0])} like input[0], got a {_form(part)}")
     batch = to_batch(input[0], lengths, batch_first, vectors=False)
     rest = enumerate(input[1:], start=1)
-    return [batch.x, *(_beside(batch, part, f"input[{place}]", batch_first) for place, part in rest)], batch
+    others = [_beside(batch, part, f"input[{place}]", batch_first) for place, part in rest]
+    return of_parts(input, [batch.x, *others]), batch
 
 
 def _form(input: Tensor | PackedSequence) -> str:

@@ -134,6 +134,28 @@ def ragged_dimension(nested: Any) -> int:
     return nested._ragged_idx
 
 
+_MEMBERS = (
+    "_parameters",
+    "_buffers",
+    "_modules",
+    "_non_persistent_buffers_set",
+    "_state_dict_hooks",
+    "_state_dict_pre_hooks",
+    "_load_state_dict_post_hooks",
+)
+
+
+def share_members(module: nn.Module, of: nn.Module) -> None:
+    """Gives a module the parameters, buffers and modules of another, and what else a state_dict is made by: not copies, but the same
+    dictionaries, so that what is changed through one is changed in both. In public a module has its own."""
+    vars(module).update({name: vars(of)[name] for name in _MEMBERS})
+
+
+def without_members(module: nn.Module) -> dict[str, Any]:
+    """What else the module keeps."""
+    return {name: value for name, value in vars(module).items() if name not in _MEMBERS}
+
+
 def positional(function: Any, arguments: Sequence[Any], options: dict[str, Any]) -> list[Any]:
     """All of an operator's arguments in the order of its schema, the defaults too. An operator's schema has no public name."""
     rest = function._schema.arguments[len(arguments) :]
@@ -151,6 +173,7 @@ def functional(function: Any) -> Any:
     """The operator that computes what one in place writes, or None. In public they are told by their names."""
     packet = getattr(torch.ops.aten, function.overloadpacket.__name__.removesuffix("_"), None)
     return getattr(packet, function._overloadname, None)
+
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 """Of a module. In public hooks are registered, not found."""

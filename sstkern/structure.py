@@ -35,10 +35,21 @@ def mapped(structure: Structure, change: Callable[[Any], Any]) -> Structure:
     """Each leaf changed, in order."""
     if not isinstance(structure, tuple | list):
         return change(structure)
-    parts = [mapped(part, change) for part in structure]
+    return of_parts(structure, [mapped(part, change) for part in structure])
+
+
+def of_parts(structure: Structure, parts: list[Structure]) -> Structure:
+    """A list, tuple or named tuple, as the structure is one, of other parts."""
     if isinstance(structure, list):
         return parts
     return type(structure)(*parts) if hasattr(structure, "_fields") else tuple(parts)
+
+
+def names(structure: Structure, name: str) -> list[str]:
+    """Of the leaves, as Python indexes them: `hx[0]`, `hx[1][0]`."""
+    if not isinstance(structure, tuple | list):
+        return [name]
+    return [found for place, part in enumerate(structure) for found in names(part, f"{name}[{place}]")]
 
 
 def same(a: Structure, b: Structure) -> bool:
@@ -76,3 +87,17 @@ def split_result(result: Structure, state: Structure, returns: Returns) -> tuple
         "auto": f"the new state {described(state)}, or (output, state)",
     }[returns]
     raise TypeError(f"cell: expected it to return {expected}, got {described(result)} (returns={returns!r})")
+
+
+def split_first_result(result: Structure, returns: Returns) -> tuple[Tensor, Structure]:
+    """A step's output and its new state, where the state's structure is not known before.
+
+    Raises ValueError where the result may be read both ways, and TypeError where it is not what `returns` says.
+    """
+    may_be_pair = isinstance(result, tuple | list) and len(result) == 2 and isinstance(result[0], Tensor)
+    if returns == "auto" and may_be_pair:
+        raise ValueError(
+            f"returns: the cell's result {described(result)} may be a new state, or an output and a state; say which with returns='state' "
+            "or returns='output_and_state', or give hx"
+        )
+    return split_result(result, result[1] if returns == "output_and_state" and may_be_pair else result, returns)

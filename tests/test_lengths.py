@@ -275,7 +275,7 @@ def test_rows_of_any_shape_there_and_back(form, row):
         "packed": pack_sequence(by_sequence),
         "nested": torch.nested.nested_tensor(by_sequence, layout=torch.jagged),
     }[form]
-    (found,), batch = beside(given, batch_first=form == "batch_first")
+    found, batch = beside(given, batch_first=form == "batch_first")
     assert found.shape == ((6, *row) if batch.packed else x.shape)
     assert torch.equal(values(batch.restore(found)), values(given))
     with pytest.raises((ValueError, RuntimeError), match="input: expected"):
@@ -284,7 +284,7 @@ def test_rows_of_any_shape_there_and_back(form, row):
 
 def test_a_packed_sequence_of_numbers():
     packed = pack_sequence([torch.arange(3.0), torch.arange(2.0)])
-    (x,), batch = beside(packed)
+    x, batch = beside(packed)
     assert x.tolist() == [0, 0, 1, 1, 2]
     assert torch.equal(batch.restore(x).data, x)
 

@@ -13,6 +13,9 @@ from sstkern import private
 PACKAGE = Path(sstkern.__file__).parent
 EXCEPTIONS = {
     ("modules.py", "_parameters"): "our layers are torch.nn.Modules, and it is theirs",
+    ("fuse.py", "_parameters"): "our layers are torch.nn.Modules, and it is theirs",
+    ("fuse.py", "_buffers"): "our layers are torch.nn.Modules, and it is theirs",
+    ("fuse.py", "_modules"): "our layers are torch.nn.Modules, and it is theirs",
     ("modules.py", "_flat_weights_names"): "our layers are torch.nn.RNNBases, and it is theirs",
     ("modules.py", "_init_flat_weights"): "our layers are torch.nn.RNNBases, and it is theirs",
     ("modules.py", "_update_flat_weights"): "our layers are torch.nn.RNNBases, and it is theirs",

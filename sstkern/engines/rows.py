@@ -22,6 +22,7 @@ class Rows:
     def __init__(self, inputs: Sequence[Tensor], lengths: Tensor | None, padded: bool):
         x = inputs[0]
         self.padded, self.shape = padded, x.shape[:2]
+        self.batch = x.size(1) if lengths is None else lengths.size(0)
         self.valid: Tensor | None = None
         self.places: tuple[Tensor, Tensor] | None = None
         self.order: Tensor | None = None

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from sstkern import private
@@ -54,7 +55,7 @@ def derive(program: Program, leaves: Leaves, recompute: bool = False) -> Derivat
 
     recompute: save nothing but the states before each step.
     """
-    with private.untraced():
+    with private.untraced(), torch.no_grad():
         return _Reverse(program, leaves).derivative(recompute)
 
 

@@ -27,8 +27,8 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Container, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from dataclasses import dataclass, field
+from functools import lru_cache
 
 import torch
 
@@ -36,9 +36,9 @@ from sstkern.program.language import OPERATIONS
 from sstkern.program.values import Argument, Attribute, Node, Number, Size, Value
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Program:
-    """One time step.
+    """One time step. Programs are equal if their texts are: 1, 1.0 and True are not the same.
 
     inputs, states, parameters: the numbers of dimensions of each, without that of the rows. outputs: what a step gives, the layer's output
     first. next_states: each state's value after the step.
@@ -51,14 +51,20 @@ class Program:
     outputs: tuple[Value, ...]
     next_states: tuple[Value, ...]
 
+    text: str = field(init=False)
+
     def __post_init__(self) -> None:
         _check(self)
-
-    @cached_property
-    def text(self) -> str:
         lines = [_words("inputs", self.inputs), _words("states", self.states), _words("parameters", self.parameters)]
         lines += [f"v{place} = {node}" for place, node in enumerate(self.nodes)]
-        return "\n".join([*lines, _words("outputs", self.outputs), _words("states", self.next_states)])
+        lines += [_words("outputs", self.outputs), _words("states", self.next_states)]
+        object.__setattr__(self, "text", "\n".join(lines))
+
+    def __eq__(self, other: object) -> bool:
+        return self is other or (isinstance(other, Program) and self.text == other.text)
+
+    def __hash__(self) -> int:
+        return hash(self.text)
 
     @staticmethod
     def parse(text: str) -> Program:

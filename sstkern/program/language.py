@@ -47,6 +47,8 @@ class Operation:
         attributes = len(node.attributes) if self.attributes is None else self.attributes
         if len(node.arguments) != arity or len(node.attributes) != attributes:
             raise ValueError(f"program: '{node}': {node.operation} takes {arity} arguments and {attributes} attributes")
+        if self.cost == PRODUCT and not (isinstance(node.arguments[1], Value) and node.arguments[1].kind == "p"):
+            raise ValueError(f"program: '{node}': {node.operation} takes a parameter, the same for all rows, as its second argument")
 
 
 def _chunk(v: Tensor, dim: int, parts: int, index: int) -> Tensor:

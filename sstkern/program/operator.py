@@ -91,7 +91,10 @@ def _memory(tensor: Tensor) -> int:
 def _backward(*arguments):
     *fields, inputs, parameters, hx, lengths, saved, grad_outputs, grad_hx, needs = arguments
     call = _call(*fields)
-    saved = [tensor[: _rows(call, inputs[0], lengths)] for tensor in saved]
+    if saved:
+        saved = [tensor[: _rows(call, inputs[0], lengths)] for tensor in saved]
+    else:  # the forward was told that there is no backward
+        saved = run.forward_and_saved(call, inputs, parameters, hx, lengths)[2]
     found = run.backward(call, inputs, parameters, hx, lengths, saved, grad_outputs, grad_hx, needs)
     return _apart([*inputs, *parameters, *hx, *grad_outputs, *grad_hx], [gradient for gradient in found if gradient is not None])[0]
 

@@ -1,4 +1,4 @@
-"""Shapes and dtypes of a program's values, found on tensors without numbers."""
+"""Shapes and dtypes of a program's values, found by running it on a few rows of zeros."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Leaves(NamedTuple):
 
 
 class Examples:
-    """A tensor without numbers for each value of a program."""
+    """A tensor for each value of a program."""
 
     def __init__(self, leaves: Leaves):
         self.sizes = leaves.sizes
@@ -64,7 +64,8 @@ class Examples:
 
 
 def example(kind: Kind) -> Tensor:
-    return torch.empty((ROWS, *kind.shape), dtype=kind.dtype, device="meta")
+    """One zero, spread: it takes no memory. The meta device would do, but its first use imports torch's compiler: 2 seconds."""
+    return torch.zeros((), dtype=kind.dtype, device="cpu").expand(ROWS, *kind.shape)
 
 
 class _AnyNumbers(Sequence[float]):
@@ -83,7 +84,7 @@ _ANY_NUMBERS = _AnyNumbers()
 @lru_cache(maxsize=1024)
 def result_kinds(program: Program, leaves: Leaves) -> tuple[Kind, ...]:
     """Of the outputs."""
-    with private.untraced():
+    with private.untraced(), torch.no_grad():
         found = Examples(leaves)
         for place, node in enumerate(program.nodes):
             found.add(Value("v", place), node)

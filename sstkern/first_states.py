@@ -1,0 +1,107 @@
+"""The states before the first step: the caller's, or where there are none, what the cell and its layer say of them."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+
+from sstkern.structure import Structure, described, flatten, mapped, names, same, unflatten
+
+Initial = int | tuple | list | Callable[[int, Tensor], Structure]
+"""Widths of zeros, an int or a structure of ints, or a function (batch_size, like) -> state."""
+_ZEROS_BY_DEFAULT = ("torch.nn.modules.rnn", "sstkern.modules")
+"""Where the cells are whose states are zeros of their hidden_size where none are given."""
+
+
+def check_initial(initial: Initial | None) -> None:
+    """Raises TypeError or ValueError for what is no `Initial`."""
+    if initial is None or (callable(initial) and not isinstance(initial, nn.Module | type)):
+        return
+    widths = flatten(initial)
+    if not all(type(width) is int for width in widths):
+        raise TypeError(
+            f"initial_state: expected an int, a structure of ints or a function (batch_size, like) -> state, got {described(initial)}"
+        )
+    if not widths or min(widths) < 0:
+        raise ValueError(f"initial_state: expected at least one width, and none below 0, got {initial}")
+
+
+def like(inputs: list[Tensor], cell: nn.Module) -> Tensor:
+    """A tensor with the dtype and device of zeros: the first floating-point input, else the first such parameter."""
+    floating = (tensor for tensor in (*inputs, *cell.parameters()) if tensor.is_floating_point())
+    return next(floating, inputs[0])
+
+
+def first_state(cell: nn.Module, initial: Initial | None, batch_size: int, like: Tensor) -> Structure | None:
+    """The state (B, ...) that sequences without hx begin with; None where only the cell knows it, by the default of its state.
+
+    Raises ValueError, with the ways to say it, where nothing tells.
+    """
+    widths = known_widths(cell, initial)
+    if widths is not None:
+        return mapped(widths, lambda width: like.new_zeros(batch_size, width))
+    if callable(initial):
+        return checked(initial(batch_size, like), "initial_state", batch_size, like)
+    if _has_default(cell):
+        return None
+    if callable(method := getattr(cell, "get_initial_state", None)):
+        return checked(_called(method, batch_size, like), "get_initial_state", batch_size, like)
+    if type(size := getattr(cell, "hidden_size", None)) is int:
+        return mapped((size, size) if isinstance(cell, nn.LSTMCell) else size, lambda width: like.new_zeros(batch_size, width))
+    raise ValueError(
+        f"hx: nothing says what {type(cell).__name__} begins with; give hx, or initial_state to fuse, or the cell a default for its state, "
+        "a get_initial_state or a hidden_size"
+    )
+
+
+def known_widths(cell: nn.Module, initial: Initial | None) -> Structure | None:
+    """The widths of the cell's states, where the layer was told them, or the cell is torch.nn's or ours."""
+    if initial is not None:
+        return None if callable(initial) else initial
+    if "forward" in vars(cell) or type(cell).forward.__module__ not in _ZEROS_BY_DEFAULT:
+        return None
+    return (cell.hidden_size, cell.hidden_size) if isinstance(cell, nn.LSTMCell) else cell.hidden_size
+
+
+def _has_default(cell: nn.Module) -> bool:
+    """Whether the state can be left out."""
+    try:
+        parameters = list(inspect.signature(cell.forward).parameters.values())
+    except (TypeError, ValueError):
+        return False
+    return len(parameters) > 1 and parameters[1].default is not inspect.Parameter.empty
+
+
+def _called(method: Callable[..., Structure], batch_size: int, like: Tensor) -> Structure:
+    """As Keras calls get_initial_state, by names; of dtype and device where it takes them."""
+    known: dict[str, Any] = {"batch_size": batch_size, "dtype": like.dtype, "device": like.device}
+    taken = inspect.signature(method).parameters
+    return method(**{name: value for name, value in known.items() if name == "batch_size" or name in taken})
+
+
+def checked(state: Structure, name: str, batch_size: int, like: Tensor, batched: bool = True) -> Structure:
+    """The state, (B, ...) each, with a batch of one where it has none. Raises TypeError or ValueError where it cannot be a state of these
+    sequences."""
+    leaves = flatten(state)
+    if not leaves:
+        raise ValueError(f"{name}: expected at least one Tensor, got {described(state)}")
+    for called, leaf in zip(names(state, name), leaves, strict=True):
+        if not isinstance(leaf, Tensor):
+            raise TypeError(f"{called}: expected a Tensor, got {type(leaf).__name__}")
+        if batched and (leaf.dim() == 0 or leaf.size(0) != batch_size):
+            raise ValueError(f"{called}: expected shape ({batch_size}, ...), a state for each sequence, got {tuple(leaf.shape)}")
+        if leaf.device != like.device:
+            raise ValueError(f"{called}: is on {leaf.device}, but the input is on {like.device}; move one of them")
+    return state if batched else unflatten(state, [leaf.unsqueeze(0) for leaf in leaves])
+
+
+def check_widths(hx: Structure, widths: Structure, batch_size: int) -> None:
+    """Raises TypeError or ValueError unless a state (B, ...) is of these widths."""
+    if not same(hx, widths):
+        raise TypeError(f"hx: expected {described(mapped(widths, lambda _: Tensor()))}, got {described(hx)}")
+    for name, leaf, width in zip(names(hx, "hx"), flatten(hx), flatten(widths), strict=True):
+        if tuple(leaf.shape) != (batch_size, width):
+            raise ValueError(f"{name}: expected shape {(batch_size, width)}, got {tuple(leaf.shape)}")

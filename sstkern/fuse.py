@@ -1,0 +1,323 @@
+"""Any cell as a layer over sequences: `fuse(cell)`, with everything that LSTM has.
+
+T time steps, B batch, N the valid steps of all sequences. A state is a tensor (B, ...), or nested tuples or lists of them.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any, get_args
+
+import torch
+from torch import Tensor, nn
+
+from sstkern import first_states, private, stepping
+from sstkern.first_states import Initial
+from sstkern.lengths import Batch, Lengths, to_batches
+from sstkern.program import layer
+from sstkern.program.capture import Unfused
+from sstkern.stepping import Result
+from sstkern.structure import Returns, Structure, described, flatten, mapped
+
+
+class NotFused(RuntimeError):
+    """With strict=True: why a cell cannot be run as a program."""
+
+
+def fuse(
+    cell: nn.Module,
+    backward_cell: nn.Module | None = None,
+    *,
+    returns: Returns = "auto",
+    initial_state: Initial | None = None,
+    batch_first: bool = False,
+    reverse: bool = False,
+    recompute: bool = False,
+    strict: bool = False,
+) -> FusedLayer:
+    """A layer that runs a cell over sequences. The cell is one time step: `forward(input, state)`, in plain PyTorch.
+
+    The layer has the cell's parameters, and its state_dict; with two cells under "forward_cell." and "backward_cell.".
+
+    Args:
+        cell: any module; it is not changed. Its forward is given an input (B, ...) and a state, and returns the new state, whose first
+            tensor is then the output, or a pair of an output and the new state. A state is a tensor (B, ...) or nested tuples or lists of
+            them.
+        backward_cell: another cell, for the direction from the last step to the first; the outputs stand side by side in the last
+            dimension, and states are a pair.
+        returns: "state" or "output_and_state"; "auto" compares with the structure of the state.
+        initial_state: what a call without hx begins with: widths of zeros, an int or a structure of ints, or a function
+            (batch_size, like) -> state. By default that is the cell's own default, where its state has one, else what its
+            `get_initial_state` returns, else zeros of its `hidden_size`, two for a torch.nn.LSTMCell.
+        batch_first: whether padded inputs and outputs are (B, T, ...).
+        reverse: whether the one direction goes from the last step to the first. The output is in the input's order of time.
+        recompute: less memory and more time in training; nothing for a cell that is stepped in Python.
+        strict: whether a cell that cannot be run as a program raises `NotFused`; by default it is stepped in Python, with a warning.
+
+    Raises TypeError or ValueError for wrong arguments.
+    """
+    for name, given in (("cell", cell), ("backward_cell", backward_cell)):
+        if given is not None or name == "cell":
+            _check_cell(given, name)
+    if returns not in get_args(Returns):
+        raise ValueError(f"returns: expected one of {', '.join(map(repr, get_args(Returns)))}, got {returns!r}")
+    first_states.check_initial(initial_state)
+    flags = {"batch_first": batch_first, "reverse": reverse, "recompute": recompute, "strict": strict}
+    for name, flag in flags.items():
+        if type(flag) is not bool:
+            raise TypeError(f"{name}: expected True or False, got {flag!r}")
+    if backward_cell is None:
+        return Fused(cell, Direction(returns, initial_state, reverse, recompute, strict), batch_first)
+    if reverse:
+        raise ValueError("reverse: with a backward_cell both directions run; there is none to reverse")
+    directions = [Direction(returns, initial_state, backward, recompute, strict) for backward in (False, True)]
+    return FusedBothWays(cell, backward_cell, directions, batch_first)
+
+
+def _check_cell(cell: object, name: str) -> None:
+    if not isinstance(cell, nn.Module):
+        what = f"the class {cell.__name__}; make an instance of it" if isinstance(cell, type) else type(cell).__name__
+        raise TypeError(f"{name}: expected a torch.nn.Module that does one time step, got {what}")
+    if isinstance(cell, nn.RNNBase | FusedLayer):
+        raise TypeError(
+            f"{name}: {type(cell).__name__} is a layer, which runs over sequences already; give a cell, which does one time step"
+        )
+
+
+class Direction:
+    """How one cell is run over sequences, in one direction, and whether as a program."""
+
+    def __init__(self, returns: Returns, initial_state: Initial | None, reverse: bool, recompute: bool, strict: bool):
+        self.returns, self.initial_state, self.reverse = returns, initial_state, reverse
+        self.recompute, self.strict = recompute, strict
+        self.programs = layer.Programs()
+        self.fused = False
+        self.reason: str | None = None
+        self.warned = False
+
+    def run(self, cell: nn.Module, inputs: Structure, batch: Batch, hx: Structure | None, every: bool) -> Result:
+        """The output and all states in the form of the batch's x, hx_n in that of the caller's hx.
+
+        Raises TypeError or ValueError for an hx that does not fit, or a cell that returns what is no state.
+        """
+        given = self._given(cell, inputs, batch, hx)
+        result = self._as_program(cell, inputs, batch, given, every)
+        if result is None:
+            options = {"returns": self.returns, "reverse": self.reverse, "every": every}
+            result = stepping.layer(cell, inputs, given, batch.lengths, padded=not batch.packed, **options)
+        return result._replace(hx_n=mapped(result.hx_n, lambda state: _to_caller(state, batch)))
+
+    def _given(self, cell: nn.Module, inputs: Structure, batch: Batch, hx: Structure | None) -> Structure | None:
+        """The first states, (B, ...), in the order of the batch; None where only the cell knows them."""
+        like = first_states.like(flatten(inputs), cell)
+        if hx is None:
+            state = first_states.first_state(cell, self.initial_state, batch.size, like)
+        else:
+            state = first_states.checked(hx, "hx", batch.size, like, batch.batched)
+            if (widths := first_states.known_widths(cell, self.initial_state)) is not None:
+                first_states.check_widths(state, widths, batch.size)
+        order = batch.order
+        return state if state is None or order is None else mapped(state, lambda leaf: leaf.index_select(0, order))
+
+    def _as_program(self, cell: nn.Module, inputs: Structure, batch: Batch, state: Structure | None, every: bool) -> Result | None:
+        """The result of the cell's program; None, with the reason noted, where there is none.
+
+        inputs: rows of every step, (T, B, ...), with `batch.packed` (N, ...). state: (B, ...), or None where only the cell knows it, by the
+        default of its state.
+        """
+        options = {"padded": not batch.packed, "reverse": self.reverse, "recompute": self.recompute, "every": every}
+        if torch.compiler.is_dynamo_compiling():
+            from sstkern.program import compiled  # here: it imports the compiler
+
+            found = compiled.run(self.programs, cell, inputs, state, batch.lengths, self.returns, **options)
+            return None if found is None else Result(*found)
+        try:
+            captured = self.programs.of_call(cell, inputs, state, 1 if batch.packed else 2, self.returns)
+        except Unfused as error:
+            self.unfused(cell, str(error))
+            return None
+        self.fused, self.reason = True, None
+        states = None if state is None else flatten(state)
+        tensors = layer.run(captured, captured.leaves(), flatten(inputs), states, batch.lengths, **options)
+        return Result(*layer.results(tensors, captured.state if state is None else state))
+
+    def unfused(self, cell: nn.Module, reason: str) -> None:
+        """Notes why a cell is stepped, and says it once. Raises NotFused with strict=True."""
+        self.fused, self.reason = False, reason
+        if self.strict:
+            raise NotFused(f"{type(cell).__name__} cannot be run as a program: {reason}")
+        if not self.warned:
+            self.warned = True
+            warnings.warn(f"sstkern steps {type(cell).__name__} in Python, which is slow: {reason}", UserWarning, stacklevel=2)
+
+    def explained(self, cell: nn.Module, source: bool) -> str:
+        name = type(cell).__name__
+        if self.reason is not None:
+            return f"{name}: stepped in Python: {self.reason}"
+        if self.programs.last is None:
+            return f"{name}: has not been called yet"
+        return f"{name}: runs as a program\n{layer.explanation(self.programs.last, cell, source)}"
+
+
+def _to_caller(state: Tensor, batch: Batch) -> Tensor:
+    """A last state (B, ...) in the order of the caller's sequences, without B where there was none."""
+    state = state if batch.inverse is None else state.index_select(0, batch.inverse)
+    return state if batch.batched else state.squeeze(0)
+
+
+class FusedLayer(nn.Module):
+    """What `fuse` makes."""
+
+    def __init__(self, batch_first: bool) -> None:
+        super().__init__()
+        self.batch_first = batch_first
+
+    def forward(
+        self, input: Any, hx: Structure | None = None, *, lengths: Lengths | None = None, return_states: bool = False
+    ) -> tuple[Any, ...]:
+        """The output and the last states, with return_states all states besides.
+
+        input: (T, B, ...), with batch_first (B, T, ...), unbatched (T, I), a PackedSequence or a jagged nested tensor (B, *, ...); or a
+        tuple of such that go together, of which the cell is given a tuple of one step's. hx: the states before the first step, (B, ...)
+        each; with two cells a pair. lengths: B integers from 0 to T, in any order; what an input holds past a length is never read.
+
+        Returns the output in the form of the input, zero past a length, and hx_n, each sequence's own last states, in the structure of hx.
+        All states are those after every step, each at its input's place: (T, B, ...) whatever batch_first, or in the form of a packed or
+        nested input; zero past a length.
+
+        Raises TypeError or ValueError for what does not fit, naming the argument, and NotFused with strict=True.
+        """
+        inputs, batch = to_batches(input, lengths, self.batch_first)
+        output, hx_n, states = self._run(inputs, batch, hx, return_states)
+        results = batch.restore(output), hx_n
+        return (*results, mapped(states, lambda state: _every(state, batch))) if return_states else results
+
+    def _run(self, inputs: Structure, batch: Batch, hx: Structure | None, every: bool) -> Result:
+        raise NotImplementedError
+
+    def _directions(self) -> list[tuple[Direction, nn.Module]]:
+        raise NotImplementedError
+
+    @property
+    def fused(self) -> bool:
+        """Whether the last call ran as a program; False before the first call."""
+        return all(direction.fused for direction, _ in self._directions())
+
+    @property
+    def reason(self) -> str | None:
+        """Why the last call did not; None before the first call."""
+        reasons = dict.fromkeys(direction.reason for direction, _ in self._directions() if direction.reason is not None)
+        return "; ".join(reasons) or None
+
+    def explain(self, source: bool = False) -> None:
+        """Prints what the last call ran: what is computed before, in and after the loop over time steps and saved for the backward; or why
+        the cell is stepped in Python. source: with the program's text and that of its derivative."""
+        for direction, cell in self._directions():
+            print(direction.explained(cell, source))
+
+
+def _every(state: Tensor, batch: Batch) -> Any:
+    """All of a state, (T, B, ...) or (N, ...), in the caller's form."""
+    if batch.packed:
+        return batch.restore(state)
+    return state if batch.batched else state.squeeze(1)
+
+
+class Fused(FusedLayer):
+    """A layer of one cell, whose parameters, buffers and modules are the layer's own: the two share the dictionaries that have them."""
+
+    def __init__(self, cell: nn.Module, direction: Direction, batch_first: bool):
+        super().__init__(batch_first)
+        vars(self)["_cell"] = cell  # not as a child: that would put its name before its parameters'
+        self.direction = direction
+        private.share_members(self, cell)
+        taken = [name for name, module in cell.named_children() if name != "cell" and getattr(self, name) is not module]
+        if taken:
+            raise ValueError(f"cell: its module '{taken[0]}' has a name that the layer has for something else; give it another one")
+
+    @property
+    def cell(self) -> nn.Module:
+        """The module that `fuse` was given."""
+        return vars(self)["_cell"]
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "cell":
+            raise AttributeError("cell: a layer keeps its cell; make a new layer of another one: sstkern.fuse(cell)")
+        super().__setattr__(name, value)
+
+    def __delattr__(self, name: str) -> None:
+        if name in self._parameters or name in self._buffers or name in self._modules:
+            raise AttributeError(f"{name}: it is the cell's; change (parametrize, prune) layer.cell, whose forward reads it")
+        super().__delattr__(name)
+
+    def _run(self, inputs: Structure, batch: Batch, hx: Structure | None, every: bool) -> Result:
+        return self.direction.run(self.cell, inputs, batch, hx, every)
+
+    def _directions(self) -> list[tuple[Direction, nn.Module]]:
+        return [(self.direction, self.cell)]
+
+    def train(self, mode: bool = True) -> Fused:
+        """Also of the cell itself, which is no child."""
+        self.cell.train(mode)
+        self.training = mode
+        return self
+
+    def apply(self, fn: Callable[[nn.Module], None]) -> Fused:
+        """Also to the cell itself."""
+        self.cell.apply(fn)
+        fn(self)
+        return self
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Fused:
+        """What .to() and its like are made of; the cell may have its own."""
+        self.cell._apply(fn, recurse)
+        return self
+
+    @property
+    def _version(self) -> int:  # type: ignore[override]
+        """Of the state_dict's form."""
+        return self.cell._version
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        self.cell._save_to_state_dict(destination, prefix, keep_vars)
+
+    def _load_from_state_dict(self, *arguments: Any) -> None:
+        self.cell._load_from_state_dict(*arguments)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return private.without_members(self)
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        vars(self).update(state)
+        private.share_members(self, self.cell)
+
+    def _get_name(self) -> str:
+        return f"Fused{type(self.cell).__name__}"
+
+    def extra_repr(self) -> str:
+        return self.cell.extra_repr()
+
+
+class FusedBothWays(FusedLayer):
+    """A layer of two cells, one for each direction."""
+
+    def __init__(self, forward_cell: nn.Module, backward_cell: nn.Module, directions: list[Direction], batch_first: bool):
+        super().__init__(batch_first)
+        self.forward_cell, self.backward_cell = forward_cell, backward_cell
+        self.directions = directions
+
+    def _run(self, inputs: Structure, batch: Batch, hx: Structure | None, every: bool) -> Result:
+        if hx is not None and (not isinstance(hx, tuple | list) or len(hx) != 2):
+            raise TypeError(f"hx: expected a pair, the state of each direction, got {described(hx)}")
+        given = (None, None) if hx is None else hx
+        runs = zip(self._directions(), given, strict=True)
+        found = [direction.run(cell, inputs, batch, state, every) for (direction, cell), state in runs]
+        outputs, last, states = zip(*found, strict=True)
+        rows = 1 if batch.packed else 2
+        if any(output.dim() == rows for output in outputs):
+            raise ValueError("backward_cell: outputs stand side by side in their last dimension, but a cell's output has only that of B")
+        return Result(torch.cat(outputs, dim=-1), last, states if every else None)
+
+    def _directions(self) -> list[tuple[Direction, nn.Module]]:
+        return list(zip(self.directions, (self.forward_cell, self.backward_cell), strict=True))

@@ -1,0 +1,135 @@
+"""A cell as a program over sequences: its captures, kept while they hold, and a call of one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor, nn
+
+from sstkern import private
+from sstkern.operators import autocasting
+from sstkern.program import operator
+from sstkern.program.capture import Captured, Spec, Unfused, capture
+from sstkern.program.explain import explained
+from sstkern.program.run import Call
+from sstkern.program.shapes import Kind, Leaves, row_kind
+from sstkern.program.values import Value
+from sstkern.structure import Returns, Structure, flatten, mapped, names, unflatten
+
+KEPT = 16
+"""Captures of a layer, of other structures, shapes, dtypes, modes and attributes of its cell."""
+
+
+class Programs:
+    """The captures of one cell."""
+
+    def __init__(self) -> None:
+        self._captures: list[tuple[Any, Captured]] = []
+        self._refused: list[tuple[Any, str]] = []
+        self.in_graphs: list[Captured] = []
+        """What graphs of torch.compile's hold."""
+        self.last: Captured | None = None
+        """What the last call ran."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy captures its own cell."""
+        return vars(Programs())
+
+    def of_call(self, cell: nn.Module, inputs: Structure, state: Structure | None, lead: int, returns: Returns) -> Captured:
+        """`find` for tensors, whose first dimensions, `lead` of an input, count rows."""
+        self.last = self.find(cell, _specs(inputs, lead, cell), None if state is None else _specs(state, 1, cell), returns)
+        return self.last
+
+    def find(self, cell: nn.Module, inputs: Structure, state: Structure | None, returns: Returns) -> Captured:
+        """The program of a step of these Specs, captured if it is not there, or no longer holds.
+
+        Raises Unfused, also for what was refused before, and NoDefault for a state that was not given and that the cell does not know.
+        """
+        key = _key(inputs), _key(state)
+        for place, (known, captured) in enumerate(self._captures):
+            if known == key and captured.holds():
+                if place:
+                    self._captures.insert(0, self._captures.pop(place))
+                return captured
+        refused = key, _modes(cell)
+        for known, reason in self._refused:
+            if known == refused:
+                raise Unfused(reason)
+        try:
+            captured = capture(cell, inputs, state, returns)
+        except Unfused as error:
+            self._refused = [(refused, str(error)), *self._refused][:KEPT]
+            raise
+        self._captures = [(key, captured), *self._captures][:KEPT]
+        return captured
+
+
+def _key(specs: Structure) -> Any:
+    """Structures that differ in the type of a sequence only are not equal."""
+    if isinstance(specs, tuple | list):
+        return type(specs), *map(_key, specs)
+    return specs
+
+
+def _modes(cell: nn.Module) -> tuple:
+    """What may let a step be captured that was refused before: another mode, hooks that are gone."""
+    return tuple((module.training, *(bool(vars(module)[hooks]) for hooks in private.HOOKS)) for module in cell.modules())
+
+
+def _specs(tensors: Structure, lead: int, cell: nn.Module) -> Structure:
+    """Of a step's rows of each tensor, whose first `lead` dimensions count rows. Under autocast, which casts them, in the cell's dtype."""
+    dtype = next((parameter.dtype for parameter in cell.parameters() if parameter.is_floating_point()), None)
+
+    def spec(tensor: Tensor) -> Spec:
+        cast = dtype is not None and tensor.is_floating_point() and autocasting(tensor)
+        return Spec(tuple(tensor.shape[lead:]), dtype if cast and dtype else tensor.dtype, tensor.device)
+
+    return mapped(tensors, spec)
+
+
+def explanation(captured: Captured, cell: nn.Module, source: bool) -> str:
+    """The program in words, with the cell's own names."""
+    leaves = Leaves(
+        tuple(Kind(spec.shape, spec.dtype) for spec in flatten(captured.input)),
+        tuple(Kind(spec.shape, spec.dtype) for spec in flatten(captured.state)),
+        tuple(row_kind(parameter, 0) for parameter in captured.parameters(captured.leaves())),
+        captured.sizes,
+    )
+    of_kind = {"x": names(captured.input, "input"), "h": names(captured.state, "state"), "p": captured.names(cell)}
+    known = {Value(kind, place): name for kind, found in of_kind.items() for place, name in enumerate(found)}
+    return explained(captured.program, leaves, known, source)
+
+
+def run(
+    captured: Captured,
+    leaves: Sequence[Tensor],
+    inputs: Sequence[Tensor],
+    hx: Sequence[Tensor] | None,
+    lengths: Tensor | None,
+    *,
+    padded: bool,
+    reverse: bool,
+    recompute: bool,
+    every: bool,
+) -> list[Tensor]:
+    """The output, the last states and, if `every`, all states.
+
+    leaves: the cell's tensors. inputs: (T, B, ...), or (N, ...). hx: (B, ...) each, or None for the cell's own first state.
+    """
+    program = captured.program
+    if every:
+        program = replace(program, outputs=(*program.outputs, *program.next_states))
+    batch = inputs[0].size(1) if padded or lengths is None else lengths.size(0)
+    first = flatten(captured.first_state(leaves, batch)) if hx is None else hx
+    call = Call(program, captured.sizes, tuple(captured.numbers()), reverse, padded, recompute)
+    (output, *states), hx_n = operator.layer(call, inputs, captured.parameters(leaves), first, lengths)
+    return [output, *hx_n, *states]
+
+
+def results(found: Sequence[Tensor], state: Structure) -> tuple[Tensor, Structure, Structure | None]:
+    """What `run` gives, in the structure of the state."""
+    count = len(flatten(state))
+    output, hx_n, states = found[0], found[1 : 1 + count], found[1 + count :]
+    return output, unflatten(state, list(hx_n)), unflatten(state, list(states)) if states else None
