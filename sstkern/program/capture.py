@@ -59,10 +59,9 @@ class Captured:
         assert self._first is not None
         return self._first.tensors(leaves[len(self._replay.leaves()) :], batch_size, flatten(self.state)[0].device)
 
-    def names(self, cell: nn.Module) -> list[str]:
+    def names(self) -> list[str]:
         """Of the program's parameters: a tensor's own, or `p0 of weight, bias` where it is computed from these before the loop."""
-        paths = {id(module): f"{path}." if path else "" for path, module in cell.named_modules()}
-        sources = [f"{paths.get(id(source.owner), '')}{source}" for source in self.sources]
+        sources = list(map(str, self.sources))
         return [self._replay.name(place, sources) for place in range(len(self._replay.wanted))]
 
     def holds(self) -> bool:

@@ -105,9 +105,8 @@ class Guard:
         own = {name: value for name in sorted(watch.read) if (value := _data(module, name)) is not _NO_DATA}
         quick = [name for name, value in own.items() if isinstance(value, _PLAIN) and not _delicate(value)]
         get = attrgetter(*_MODULE, *quick)
-        self._values.append(
-            (get, module, (type(module), module.training, None, *({} for _ in private.HOOKS), *(own[name] for name in quick)))
-        )
+        none: list[dict] = [{} for _ in private.HOOKS]
+        self._values.append((get, module, (type(module), module.training, None, *none, *(own[name] for name in quick))))
         if quick:
             self._types.append((attrgetter(*quick, "__class__"), module, (*(type(own[name]) for name in quick), type)))
         self._frozen += [(module, name, frozen(own[name])) for name in own if name not in quick]

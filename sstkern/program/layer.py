@@ -97,7 +97,7 @@ def explanation(captured: Captured, cell: nn.Module, source: bool) -> str:
         tuple(row_kind(parameter, 0) for parameter in captured.parameters(captured.leaves())),
         captured.sizes,
     )
-    of_kind = {"x": names(captured.input, "input"), "h": names(captured.state, "state"), "p": captured.names(cell)}
+    of_kind = {"x": names(captured.input, "input"), "h": names(captured.state, "state"), "p": captured.names()}
     known = {Value(kind, place): name for kind, found in of_kind.items() for place, name in enumerate(found)}
     return explained(captured.program, leaves, known, source)
 

@@ -113,12 +113,8 @@ class Shadow:
             return self._known[id(module)]
         _check(module)
         kind, watch = type(module), Watch(module, self.open)
-        recorded = types.new_class(
-            kind.__name__,
-            (_Recorded, kind),
-            {},
-            lambda names: names.update(_watch=watch, __module__=kind.__module__, __class__=property(partial(_constant, kind))),
-        )
+        names = {"_watch": watch, "__module__": kind.__module__, "__class__": property(partial(_constant, kind))}
+        recorded = types.new_class(kind.__name__, (_Recorded, kind), {}, lambda body: body.update(names))
         shadow: nn.Module = object.__new__(recorded)
         self._known[id(module)] = shadow
         self.watches.append(watch)

@@ -111,7 +111,7 @@ def test_cells_from_the_literature(name: str):
     module = getattr(torchrecurrent, name)(HIDDEN, HIDDEN, dtype=torch.float64)
     found = capture(module, H, None)
     check(module, H, found.state, found.returns)
-    assert all(torch.equal(state, torch.zeros(2, HIDDEN, dtype=torch.float64)) for state in flatten(found.first_state(2)))
+    assert all(torch.equal(state, torch.zeros(2, HIDDEN, dtype=torch.float64)) for state in flatten(found.first_state(found.leaves(), 2)))
 
 
 def test_there_are_41_of_them():
@@ -280,9 +280,9 @@ def test_the_input_has_its_own_product_in_one_of_a_cat():
 
 def test_a_weight_is_not_transposed_twice():
     found = capture(cell(lambda self, x, h: x @ self.x_h.weight.t() + h @ self.h_h.weight.t()), X, H)
-    names = dict(zip(found.names, found.parameters(), strict=True))
+    names = dict(zip(found.names(), found.parameters(found.leaves()), strict=True))
     assert list(names) == ["x_h.weight", "h_h.weight"]
-    assert [parameter.is_leaf for parameter in found.parameters()] == [True, True]
+    assert [parameter.is_leaf for parameter in found.parameters(found.leaves())] == [True, True]
 
 
 def test_what_follows_from_parameters_is_not_in_the_program():
@@ -292,7 +292,7 @@ def test_what_follows_from_parameters_is_not_in_the_program():
 
 def test_several_results_of_parameters_are_computed_once():
     found = capture(cell(lambda self, x, h: torch.cat([a * h[:, :1] for a in self.vector.split([2, 3])], 1)), X, H)
-    first, second = found.parameters()
+    first, second = found.parameters(found.leaves())
     assert first.grad_fn is second.grad_fn
 
 
@@ -658,7 +658,7 @@ def test_tied_parameters():
     module.again = nn.Linear(HIDDEN, HIDDEN, dtype=torch.float64)
     module.again.weight = module.h_h.weight
     found = check(module)
-    assert found.names == ("x_h.weight", "x_h.bias", "h_h.weight", "h_h.bias", "again.bias")
+    assert sorted(found.names()) == ["again.bias", "h_h.bias", "h_h.weight", "x_h.bias", "x_h.weight"]
     module.again.weight = nn.Parameter(module.h_h.weight.detach().clone())
     assert not found.holds()
 
@@ -685,7 +685,7 @@ class Closure(nn.Module):
 def test_modules_and_tensors_in_containers_methods_and_closures():
     module = Closure()
     found = check(module)
-    assert "constants['a']" in found.names
+    assert "constants['a']" in found.names()
     module.constants["a"] = torch.rand(HIDDEN, dtype=torch.float64)
     x, h = random_like(X), random_like(H)
     torch.testing.assert_close(evaluated(found, [x], [h])[0], module(x, h), rtol=1e-12, atol=1e-12)
@@ -737,7 +737,7 @@ def test_parametrizations_are_read_once_and_not_run_in_the_capture():
     found = capture(module, X, H)
     assert torch.equal(torch.get_rng_state(), random_state)
     assert all(torch.equal(a, b) for a, b in zip(state.values(), module.state_dict().values(), strict=True))
-    assert set(found.names) == {"weight_ih", "weight_hh", "bias_ih", "bias_hh"}
+    assert set(found.names()) == {"weight_ih", "weight_hh", "bias_ih", "bias_hh"}
     x, h = random_like(X), random_like(H)
     with parametrize.cached():
         torch.testing.assert_close(evaluated(found, [x], [h])[0], module(x, h), rtol=1e-12, atol=1e-12)
@@ -749,7 +749,7 @@ def test_parameters_that_are_put_in_for_a_call():
     other = {name: torch.randn_like(tensor) for name, tensor in module.named_parameters()}
 
     def read(*_: Any) -> list[Tensor]:
-        return found.parameters()
+        return found.parameters(found.leaves())
 
     module.forward = read
     assert {id(tensor) for tensor in torch.func.functional_call(module, other, (None,))} == {id(tensor) for tensor in other.values()}
@@ -778,7 +778,7 @@ class Learned(nn.Module):
 def test_a_learned_first_state(expand: bool):
     module = Learned(expand)
     found = capture(module, X, None)
-    state = found.first_state(3)
+    state = found.first_state(found.leaves(), 3)
     torch.testing.assert_close(state, torch.sigmoid(module.h0).expand(3, -1))
     state.sum().backward()
     torch.testing.assert_close(module.h0.grad, 3 * torch.sigmoid(module.h0).detach() * torch.sigmoid(-module.h0).detach())
@@ -799,14 +799,16 @@ class Own(nn.Module):
 def test_first_states_of_every_kind():
     found = capture(Own(torch.ones_like, lambda x, h: (h + x, h * 2)), X, None)
     assert (found.returns, found.state) == ("output_and_state", X)
-    assert torch.equal(found.first_state(2), torch.ones(2, INPUT, dtype=torch.float64))
+    assert torch.equal(found.first_state(found.leaves(), 2), torch.ones(2, INPUT, dtype=torch.float64))
     found = capture(Own(lambda x: (torch.zeros_like(x), x.new_full((x.size(0), 1), 3.0)), lambda x, s: (s[0] + x, s[1] * 2)), X, None)
     assert (found.returns, found.state) == ("state", (X, spec(1)))
-    assert torch.equal(found.first_state(2)[1], torch.full((2, 1), 3.0, dtype=torch.float64))
+    assert torch.equal(found.first_state(found.leaves(), 2)[1], torch.full((2, 1), 3.0, dtype=torch.float64))
 
 
 def test_a_given_state_is_no_first_state():
-    assert capture(nn.RNNCell(INPUT, HIDDEN, dtype=torch.float64), X, H).first_state(2) is None
+    found = capture(nn.RNNCell(INPUT, HIDDEN, dtype=torch.float64), X, H)
+    with pytest.raises(AssertionError):
+        found.first_state(found.leaves(), 2)
 
 
 def test_a_state_that_cannot_be_left_out():
