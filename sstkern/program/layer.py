@@ -58,7 +58,8 @@ class Programs:
             if known == refused:
                 raise Unfused(reason)
         try:
-            captured = capture(cell, inputs, state, returns)
+            previous = next((captured for known, captured in self._captures if known == key), None)
+            captured = capture(cell, inputs, state, returns, previous=previous)
         except Unfused as error:
             self._refused = [(refused, str(error)), *self._refused][:KEPT]
             raise

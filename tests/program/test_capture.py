@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import functools
 import inspect
 import random
+import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -14,10 +16,13 @@ import torch
 import torchrecurrent
 from evaluation import evaluated
 from torch import Tensor, nn
+from torch._ops import OpOverload
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations, parametrize
 
 from sstkern.program.capture import Captured, NoDefault, Spec, Unfused, capture
+from sstkern.program.trace import OPERATORS
 from sstkern.structure import Structure, flatten, mapped, split_result
 
 INPUT, HIDDEN = 3, 5
@@ -294,6 +299,30 @@ def test_several_results_of_parameters_are_computed_once():
     found = capture(cell(lambda self, x, h: torch.cat([a * h[:, :1] for a in self.vector.split([2, 3])], 1)), X, H)
     first, second = found.parameters(found.leaves())
     assert first.grad_fn is second.grad_fn
+
+
+@pytest.mark.parametrize("kind", [nn.RNNCell, nn.GRUCell, nn.LSTMCell])
+def test_every_operator_of_torchs_cells_is_in_the_language(kind: type[nn.RNNCellBase]):
+    module = kind(INPUT, HIDDEN)
+    state = torch.rand(4, HIDDEN)
+    given = (state, state) if kind is nn.LSTMCell else state
+    graph = make_fx(lambda *inputs: torch.func.functional_call(module, inputs[0], inputs[1:]))(
+        dict(module.named_parameters()), torch.rand(4, INPUT), given
+    )
+    names = {node.target.overloadpacket.__name__.removesuffix("_") for node in graph.graph.nodes if isinstance(node.target, OpOverload)}
+    assert names & {"addmm", "tanh"} == {"addmm", "tanh"}
+    assert names - set(OPERATORS) == set()
+
+
+def test_it_takes_milliseconds():
+    module = nn.LSTMCell(64, 128)
+    specs = spec(64, dtype=torch.float32), (spec(128, dtype=torch.float32),) * 2
+    times = []
+    for _ in range(10):
+        began = time.perf_counter()
+        capture(module, *specs)
+        times.append(time.perf_counter() - began)
+    assert min(times) < 0.03  # measured: 0.007
 
 
 # Structures.
@@ -840,3 +869,56 @@ def test_a_result_that_may_be_both():
     with pytest.raises(ValueError, match="returns"):
         capture(module, X, None)
     assert capture(module, X, None, "output_and_state").state == X
+
+
+class Cached(nn.Module):
+    """A cell that keeps what it has computed from its parameters."""
+
+    def __init__(self):
+        super().__init__()
+        self.vector = nn.Parameter(torch.rand(HIDDEN, dtype=torch.float64))
+
+    @functools.cached_property
+    def gate(self) -> Tensor:
+        return torch.sigmoid(self.vector)
+
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+        return h * self.gate
+
+
+def test_a_step_that_keeps_what_it_computes():
+    assert "changes self.gate" in refusal(Cached())
+
+
+def test_a_list_of_the_class_that_the_step_fills():
+    module = cell(lambda self, x, h: (self.seen.append(1), h)[1])
+    type(module).seen = []
+    assert "changes self.seen" in refusal(module)
+    assert type(module).seen == []
+
+
+def test_functions_that_cannot_be_seen_through():
+    module = cell(lambda self, x, h: self.scripted(h))
+    module.scripted = torch.jit.script(torch_tanh)
+    assert "ScriptFunction" in refusal(module)
+
+
+def torch_tanh(h: Tensor) -> Tensor:
+    return torch.tanh(h)
+
+
+def test_a_cell_may_ask_for_its_class():
+    module = OfItsClass()
+    check(module)
+    assert capture(module, X, H).program.text == capture(module, X, H).program.text
+
+
+class OfItsClass(nn.Module):
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+        return h * 2 if self.__class__ is OfItsClass and isinstance(self, OfItsClass) else -h
+
+
+def test_memory_that_is_looked_at_otherwise():
+    assert "as_strided" in refusal(cell(lambda self, x, h: h * self.vector.as_strided((1,), (1,), 2)))
+    assert "unsqueeze_" in refusal(cell(lambda self, x, h: (h * 2).unsqueeze_(1)[:, 0]))
+    assert "another dtype" in refusal(cell(lambda self, x, h: (h * 2).view(torch.int64).double()))
