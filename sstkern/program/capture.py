@@ -106,7 +106,9 @@ def _own_state(cell: nn.Module, shadow: Shadow, input: Structure, returns: Retur
         raise NoDefault("the cell cannot be called without a state")
     found = attempted(shadow, flatten(input), lambda batch, _: candidates(shadow, input, returns, batch))
     if len(found) > 1:
-        raise ValueError("returns: the cell's result may be its state or an output and its state; say returns='state' or 'output_and_state'")
+        raise ValueError(
+            "returns: the cell's result may be its state or an output and its state; say returns='state' or 'output_and_state'"
+        )
     if not found:
         raise Unfused("the first state cannot be told from what the cell does without one: give hx, or initial_state")
     kind, state = found[0]

@@ -93,9 +93,10 @@ def first_state(shadow: Shadow, input: Structure, state: Structure, returns: Ret
     values = _first_values(alone, shadow, input, state, returns)
     if values is None:
         raise Unfused("the first state cannot be told from what the cell does without one: give hx, or initial_state")
-    record = alone.trace.record
-    record.result = torch.empty(0)
-    return record.program([len(spec.shape) for spec in flatten(input)], [], values, [])
+    recorded = alone.trace.record.program([len(spec.shape) for spec in flatten(input)], [], values, [])
+    if any(value.kind == "x" for node in recorded.program.nodes for value in node.values()):
+        raise Unfused("the first state follows from the input: give hx, or initial_state")
+    return recorded
 
 
 def _first_values(alone: Run, shadow: Shadow, input: Structure, state: Structure, returns: Returns) -> list[Value] | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import types
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from operator import attrgetter, is_
 from typing import Any
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from sstkern import private
+from sstkern.program.reasons import Unfused
 from sstkern.program.shadow import FRAMEWORK, Source, Watch
 
 _PLAIN = (bool, int, float, str, bytes, type(None), torch.dtype, torch.device)
@@ -38,7 +39,7 @@ class Same:
 def frozen(value: Any, depth: int = _DEPTH) -> Any:
     """What is equal to another's only where a step that reads both does the same: types count, and the sign of zero."""
     if isinstance(value, float):
-        return float, math.copysign(1, value), "nan" if math.isnan(value) else value
+        return type(value), math.copysign(1, value), "nan" if math.isnan(value) else value
     if isinstance(value, _PLAIN):
         return type(value), value
     if isinstance(value, Tensor):
@@ -51,25 +52,35 @@ def frozen(value: Any, depth: int = _DEPTH) -> Any:
         return type(value), [frozen(part, depth - 1) for part in value]
     if isinstance(value, set | frozenset):
         return type(value), set(value)
-    return (*_frozen_callable(value, depth - 1), *_frozen_object(value, depth - 1))
+    return _frozen_callable(value, depth - 1) if callable(value) else _frozen_object(value, depth - 1)
 
 
-def _frozen_callable(value: Any, depth: int) -> Iterable[Any]:
+def _frozen_callable(value: Any, depth: int) -> Any:
     if isinstance(value, types.MethodType):
         return Same(value.__func__), frozen(value.__self__, depth)
     if isinstance(value, partial):
         return frozen(value.func, depth), frozen(value.args, depth), frozen(value.keywords, depth)
     if isinstance(value, types.FunctionType):
         cells = [cell.cell_contents for cell in value.__closure__ or ()]
-        return Same(value.__code__), frozen(value.__defaults__, depth), frozen(cells, depth)
-    return (Same(value),)
+        return Same(value.__code__), frozen(value.__defaults__, depth), frozen(value.__kwdefaults__, depth), frozen(cells, depth)
+    if isinstance(value, type) or not hasattr(value, "__dict__"):
+        return Same(value)
+    return Same(value), frozen(vars(value), depth)
 
 
-def _frozen_object(value: Any, depth: int) -> Iterable[Any]:
-    """The attributes of an object of the user's own, such as a configuration."""
-    if isinstance(value, type | types.ModuleType | types.FunctionType | types.MethodType | partial) or not hasattr(value, "__dict__"):
-        return ()
-    return (frozen(vars(value), depth),)
+def _frozen_object(value: Any, depth: int) -> Any:
+    """An object of the user's own, such as a configuration, by its attributes; else what can be a key, by its value."""
+    if isinstance(value, types.ModuleType):
+        return Same(value)
+    slots = [name for kind in type(value).__mro__ for name in getattr(kind, "__slots__", ()) if hasattr(value, name)]
+    if slots or hasattr(value, "__dict__"):
+        attributes = {**getattr(value, "__dict__", {}), **{name: getattr(value, name) for name in slots}}
+        return Same(value), frozen(attributes, depth)
+    try:
+        hash(value)
+    except TypeError:
+        raise Unfused(f"the step reads a {type(value).__name__}, whose changes cannot be seen: keep a tensor or a list instead") from None
+    return type(value), value
 
 
 class Guard:
@@ -85,6 +96,7 @@ class Guard:
         self._frozen: list[tuple[nn.Module, str, Any]] = []
         self._absent: list[tuple[nn.Module, str]] = []
         self._ties = list(ties)
+        self._dtype = torch.get_default_dtype()
         for watch in watches:
             self._add(watch)
 
@@ -93,7 +105,9 @@ class Guard:
         own = {name: value for name in sorted(watch.read) if (value := _data(module, name)) is not _NO_DATA}
         quick = [name for name, value in own.items() if isinstance(value, _PLAIN) and not _delicate(value)]
         get = attrgetter(*_MODULE, *quick)
-        self._values.append((get, module, get(module)))
+        self._values.append(
+            (get, module, (type(module), module.training, None, *({} for _ in private.HOOKS), *(own[name] for name in quick)))
+        )
         if quick:
             self._types.append((attrgetter(*quick, "__class__"), module, (*(type(own[name]) for name in quick), type)))
         self._frozen += [(module, name, frozen(own[name])) for name in own if name not in quick]
@@ -110,7 +124,7 @@ class Guard:
     def holds(self) -> bool:
         """Whether all is as it was."""
         try:
-            return self._as_it_was() and not private.has_global_hooks()
+            return self._dtype is torch.get_default_dtype() and self._as_it_was() and not private.has_global_hooks()
         except (AttributeError, KeyError, IndexError, TypeError):
             return False
 

@@ -1,4 +1,4 @@
-"""PyTorch's elementwise operators, in the language; one that it does not have is written with those that it has, with the same gradients."""
+"""PyTorch's elementwise operators, in the language: those that it does not have by those that it has, with the same gradients."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from sstkern.program.rows import cut, filled
 Handler = Callable[..., Any]
 Part = Operand | Number
 
-_UNARY = (
-    "neg abs sign reciprocal sqrt rsqrt exp expm1 log log1p sin cos tan atan sinh cosh asinh erf sigmoid tanh relu silu hardsigmoid "
-    "hardswish mish floor ceil trunc logical_not isnan"
-).split()
-_BINARY = "mul pow maximum minimum atan2 lt le gt ge eq ne logical_and logical_or".split()
+_PLAIN = (
+    *("neg", "abs", "sign", "reciprocal", "sqrt", "rsqrt", "exp", "expm1", "log", "log1p", "sin", "cos", "tan", "atan", "sinh", "cosh"),
+    *("asinh", "erf", "sigmoid", "tanh", "relu", "silu", "hardsigmoid", "hardswish", "mish", "floor", "ceil", "trunc", "isnan"),
+    *("maximum", "minimum", "atan2", "lt", "le", "gt", "ge", "eq", "ne", "logical_and", "logical_or", "logical_not"),
+)
 
 
 def _plain(operation: str) -> Handler:
@@ -177,7 +177,7 @@ def _nan_to_num(record: Recording, a: Operand, nan: Number | None, posinf: Numbe
     return record.pointwise("where", record.pointwise("isnan", a), 0.0 if nan is None else nan, high)
 
 
-OPERATORS: dict[str, Handler] = {name: _plain(name) for name in (*_UNARY, *_BINARY)} | {
+OPERATORS: dict[str, Handler] = {name: _plain(name) for name in _PLAIN} | {
     "add": _add,
     "sub": _sub,
     "rsub": _rsub,

@@ -159,11 +159,7 @@ class Replay:
 
     def differs(self, other: Replay) -> bool:
         """Whether two replays do not compute the same."""
-        return (
-            self.wanted != other.wanted
-            or len(self.entries) != len(other.entries)
-            or not all(map(_same, self.entries, other.entries))
-        )
+        return self.wanted != other.wanted or len(self.entries) != len(other.entries) or not all(map(_same, self.entries, other.entries))
 
 
 def _result(call: Call, found: list[Any]) -> Any:

@@ -28,9 +28,10 @@ _SIZES = {"slice": 1, "reshape": 0, "expand": 0, "full": 1}
 
 @dataclass(frozen=True)
 class Operand:
-    """A tensor of the step. shape: as the cell sees it. rows: whether it has a row for each sequence; else value is an entry of the prelude.
+    """A tensor of the step.
 
-    gradient: whether a gradient goes through it.
+    value: what it is; of kind "p" where it follows from parameters only, an entry of the prelude. shape: as the cell sees it. gradient:
+    whether a gradient goes through it. rows: whether it has a row for each sequence.
     """
 
     value: Value
@@ -80,7 +81,9 @@ class Recording:
             self._known[key] = Value("v", len(self.nodes) - 1)
         return self._known[key]
 
-    def call(self, function: Callable[..., Any], *arguments: Any, like: Operand, shape: Sequence[int] | None = None, **options: Any) -> Operand:
+    def call(
+        self, function: Callable[..., Any], *arguments: Any, like: Operand, shape: Sequence[int] | None = None, **options: Any
+    ) -> Operand:
         """Of parameters only, with one result; `like` in what is not said."""
         given = tuple(Ref(part.value.place) if isinstance(part, Operand) else part for part in arguments)
         gradient = any(part.gradient for part in arguments if isinstance(part, Operand))
@@ -104,7 +107,9 @@ class Recording:
         if value.kind != "v":
             return value in self.gradients
         node = self.nodes[value.place]
-        return node.operation not in _STOPS and not any(isinstance(part, torch.dtype) and not part.is_floating_point for part in node.attributes)
+        return node.operation not in _STOPS and not any(
+            isinstance(part, torch.dtype) and not part.is_floating_point for part in node.attributes
+        )
 
     def detached(self, operand: Operand) -> Operand:
         if operand.rows:
@@ -112,6 +117,10 @@ class Recording:
         return replace(self.call(aten.detach.default, operand, like=operand), gradient=False)
 
     # Rows.
+
+    def has_rows(self, shape: Sequence[int]) -> bool:
+        """Whether a tensor of this shape has a dimension of sequences."""
+        return any(size and size % self.batch == 0 for size in shape)
 
     def batch_dim(self, shape: Sequence[int]) -> int:
         """Which dimension is that of the sequences."""
@@ -210,9 +219,7 @@ class Recording:
         wanted: list[int] = []
         places: list[str] = []
 
-        def argument(part: Argument) -> Argument:
-            if not isinstance(part, Value):
-                return part
+        def value(part: Value) -> Value:
             if part not in known:
                 wanted.append(part.place)
                 known[part] = builder.parameter(self._ranks[part])
@@ -222,10 +229,10 @@ class Recording:
             node = self.nodes[at]
             first = _SIZES.get(node.operation, len(node.attributes))
             sizes = [builder.size(size) for size in node.attributes[first:]]  # type: ignore[arg-type]
-            arguments = [argument(part) for part in node.arguments]
+            arguments = [value(part) if isinstance(part, Value) else part for part in node.arguments]
             known[Value("v", at)] = builder.node(node.operation, *arguments, attributes=(*node.attributes[:first], *sizes))
             places.append(self.places[at])
-        program = builder.program([argument(value) for value in outputs], [known[value] for value in after])
+        program = builder.program(list(map(value, outputs)), list(map(value, after)))
         return Recorded(program, tuple(builder.sizes), self.prelude.only(wanted), tuple(places))
 
 
