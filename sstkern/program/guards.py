@@ -93,7 +93,8 @@ class Guard:
         own = {name: value for name in sorted(watch.read) if (value := _data(module, name)) is not _NO_DATA}
         quick = [name for name, value in own.items() if isinstance(value, _PLAIN) and not _delicate(value)]
         get = attrgetter(*_MODULE, *quick)
-        self._values.append((get, module, get(module)))
+        now = (dict(value) if isinstance(value, dict) else value for value in get(module))  # hooks come into the dictionaries that are there
+        self._values.append((get, module, tuple(now)))
         if quick:
             self._types.append((attrgetter(*quick, "__class__"), module, (*(type(own[name]) for name in quick), type)))
         self._frozen += [(module, name, frozen(own[name])) for name in own if name not in quick]
