@@ -134,8 +134,8 @@ def gradcheck(
         function: a module, or any callable of tensors, that returns a tensor or nested tuples of tensors.
         inputs: its arguments; floating-point tensors, in tuples too, are varied. Without any, the module has to have an `input_size` and a
             `hidden_size`, and be called as torch.nn's layers (`nn.RNNBase`'s subclasses, or modules with `num_layers`) or cells are, or be
-            what `sstkern.fuse` makes of a cell with an `input_size`: it is then checked on several shapes, with and without first states, and, where its forward takes `lengths`, with those,
-            one of them 0, and numbers in the padding that no result may depend on.
+            what `sstkern.fuse` makes of a cell with an `input_size`: it is then checked on several shapes, with and without first states,
+            and, where its forward takes `lengths`, with those, one of them 0, and numbers in the padding that no result may depend on.
         reference: computes the same with the same arguments and, if it is a module, parameters of the same names. Ours, by default,
             have the reference engine.
         dtypes: to run in, after float64, with which the others are compared.
@@ -178,8 +178,8 @@ class _Case:
 def _cases(module: Any, shapes: Sequence[tuple[int, int]], seed: int, keywords: Mapping[str, Any]) -> Iterator[_Case]:
     """The inputs of a layer or a cell."""
     fused = isinstance(module, FusedLayer)
-    sized: Any = module.cells[0] if fused else module
-    if not isinstance(sized, nn.Module) or not all(hasattr(sized, name) for name in ("input_size", *([] if fused else ["hidden_size"]))):
+    sized = module.cells[0] if fused else module
+    if not _has(sized, "input_size", *(() if fused else ("hidden_size",))):
         raise TypeError("inputs: none were given, and the function is no module with an input_size and a hidden_size; give its arguments")
     generator = torch.Generator().manual_seed(seed)
     device = next((parameter.device for parameter in module.parameters()), None)
@@ -207,6 +207,10 @@ def _cases(module: Any, shapes: Sequence[tuple[int, int]], seed: int, keywords: 
             padding = padding if time_dim == 0 else padding.T
             given = {**keywords, "lengths": lengths}
             yield _Case(f"T {steps}, B {batch}, hx, lengths {lengths.tolist()}", (x, hx), given, steps, time_dim, padding)
+
+
+def _has(function: object, *sizes: str) -> bool:
+    return isinstance(function, nn.Module) and all(hasattr(function, size) for size in sizes)
 
 
 def _like_states_of(layer: FusedLayer, x: Tensor, random: Callable[..., Tensor]) -> Structure:
