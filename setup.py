@@ -115,7 +115,7 @@ bench = ["matplotlib>=3.8", "onnx>=1.16", "onnxruntime>=1.18", "openvino>=2024.0
 docs = ["mkdocs-material>=9", "mkdocstrings[python]>=1"]
 onnx = ["onnx>=1.16", "onnxscript>=0.5"]
 study = [*train, "jinja2>=3", "latex2mathml>=3.77", "markdown-it-py>=3", "mdit-py-plugins>=0.4"]
-dev = ["clang-format", "hypothesis>=6.100", "mypy", "ninja", "pytest>=8", "pytest-xdist>=3.5", "ruff"]
+dev = ["clang-format", "hypothesis>=6.100", "mypy", "ninja", "pytest>=8", "pytest-xdist>=3.5", "ruff", "torchrecurrent>=0.2.5"]
 
 setup(
     packages=find_packages(include=["sstkern", "sstkern.*"]),

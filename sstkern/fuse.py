@@ -102,8 +102,10 @@ class Direction:
         Raises TypeError or ValueError for an hx that does not fit, or a cell that returns what is no state.
         """
         given = self._given(cell, inputs, batch, hx)
-        run = self.program(cell, inputs, batch, given) or self.stepped(cell)
-        result = run(inputs, given, batch.lengths, padded=not batch.packed, every=every)
+        result = self._as_program(cell, inputs, batch, given, every)
+        if result is None:
+            options = {"returns": self.returns, "reverse": self.reverse, "every": every}
+            result = stepping.layer(cell, inputs, given, batch.lengths, padded=not batch.packed, **options)
         return result._replace(hx_n=mapped(result.hx_n, lambda state: _to_caller(state, batch)))
 
     def _given(self, cell: nn.Module, inputs: Structure, batch: Batch, hx: Structure | None) -> Structure | None:
@@ -118,37 +120,29 @@ class Direction:
         order = batch.order
         return state if state is None or order is None else mapped(state, lambda leaf: leaf.index_select(0, order))
 
-    def program(self, cell: nn.Module, inputs: Structure, batch: Batch, state: Structure | None) -> Callable[..., Result] | None:
-        """What runs sequences like these as a program; None, with the reason noted, where none does.
+    def _as_program(self, cell: nn.Module, inputs: Structure, batch: Batch, state: Structure | None, every: bool) -> Result | None:
+        """The result of the cell's program; None, with the reason noted, where there is none.
 
         inputs: rows of every step, (T, B, ...), with `batch.packed` (N, ...). state: (B, ...), or None where only the cell knows it, by the
-        default of its state. What is returned is called as what `stepped` returns.
+        default of its state.
         """
-        lead = 1 if batch.packed else 2
+        options = {"padded": not batch.packed, "reverse": self.reverse, "recompute": self.recompute, "every": every}
+        if torch.compiler.is_dynamo_compiling():
+            from sstkern.program import compiled  # here: it imports the compiler
+
+            found = compiled.run(self.programs, cell, inputs, state, batch.lengths, self.returns, **options)
+            return None if found is None else Result(*found)
         try:
-            given = None if state is None else layer.specs(state, 1, cell)
-            captured = self.programs.find(cell, layer.specs(inputs, lead, cell), given, self.returns)
+            captured = self.programs.of_call(cell, inputs, state, 1 if batch.packed else 2, self.returns)
         except Unfused as error:
             self.unfused(cell, str(error))
             return None
         except NoDefault as error:
             raise ValueError(f"hx: {type(cell).__name__}'s state has a default, but {error}; give hx, or initial_state to fuse") from error
         self.fused, self.reason = True, None
-
-        def run(inputs: Structure, hx: Structure | None, lengths: Tensor | None, *, padded: bool, every: bool) -> Result:
-            first = captured.first_state(batch.size) if hx is None else hx
-            options = {"padded": padded, "reverse": self.reverse, "recompute": self.recompute, "every": every}
-            return Result(*layer.run(captured, flatten(inputs), flatten(first), lengths, **options))
-
-        return run
-
-    def stepped(self, cell: nn.Module) -> Callable[..., Result]:
-        """What steps the cell in Python."""
-
-        def run(inputs: Structure, hx: Structure | None, lengths: Tensor | None, *, padded: bool, every: bool) -> Result:
-            return stepping.layer(cell, inputs, hx, lengths, padded=padded, returns=self.returns, reverse=self.reverse, every=every)
-
-        return run
+        states = None if state is None else flatten(state)
+        tensors = layer.run(captured, captured.leaves(), flatten(inputs), states, batch.lengths, **options)
+        return Result(*layer.results(tensors, captured.state if state is None else state))
 
     def unfused(self, cell: nn.Module, reason: str) -> None:
         """Notes why a cell is stepped, and says it once. Raises NotFused with strict=True."""
@@ -159,11 +153,13 @@ class Direction:
             self.warned = True
             warnings.warn(f"sstkern steps {type(cell).__name__} in Python, which is slow: {reason}", UserWarning, stacklevel=2)
 
-    def explained(self, cell: nn.Module) -> str:
+    def explained(self, cell: nn.Module, source: bool) -> str:
         name = type(cell).__name__
         if self.reason is not None:
             return f"{name}: stepped in Python: {self.reason}"
-        return f"{name}: runs as a program" if self.fused else f"{name}: has not been called yet"
+        if self.programs.last is None:
+            return f"{name}: has not been called yet"
+        return f"{name}: runs as a program\n{layer.explanation(self.programs.last, cell, source)}"
 
 
 def _to_caller(state: Tensor, batch: Batch) -> Tensor:
@@ -222,9 +218,10 @@ class FusedLayer(nn.Module):
         return "; ".join(reasons) or None
 
     def explain(self, source: bool = False) -> None:
-        """Prints how the cell is run, and where it is stepped in Python, why."""
+        """Prints what the last call ran: what is computed before, in and after the loop over time steps and saved for the backward; or why
+        the cell is stepped in Python. source: with the program's text and that of its derivative."""
         for direction, cell in self._directions():
-            print(direction.explained(cell))
+            print(direction.explained(cell, source))
 
 
 def _every(state: Tensor, batch: Batch) -> Any:
@@ -242,7 +239,7 @@ class Fused(FusedLayer):
         vars(self)["_cell"] = cell  # not as a child: that would put its name before its parameters'
         self.direction = direction
         private.share_members(self, cell)
-        taken = [name for name, module in cell.named_children() if getattr(self, name) is not module]
+        taken = [name for name, module in cell.named_children() if name != "cell" and getattr(self, name) is not module]
         if taken:
             raise ValueError(f"cell: its module '{taken[0]}' has a name that the layer has for something else; give it another one")
 

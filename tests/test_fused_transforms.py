@@ -94,7 +94,8 @@ def test_gradients_of_each_sample(name: str):
 
     found = vmap(grad(loss), in_dims=(None, 1, 0, 0))(weights, x, hx, torch.tensor(LENGTHS))
     for row, length in enumerate(LENGTHS):
-        output, hx_n = layer(mapped(x, lambda t: t[:, row : row + 1]), mapped(hx, lambda t: t[row : row + 1]), lengths=[length])
+        given = mapped(x, lambda t, row=row: t[:, row : row + 1]), mapped(hx, lambda t, row=row: t[row : row + 1])
+        output, hx_n = layer(*given, lengths=[length])
         alone = output.square().sum() + sum(state.sum() for state in flatten(hx_n))
         expected = torch.autograd.grad(alone, list(layer.parameters()), materialize_grads=True)
         torch.testing.assert_close([found[key][row] for key in weights], list(expected), rtol=1e-10, atol=1e-12)

@@ -170,9 +170,10 @@ OWN: dict[str, Entry] = {
     "Autonomous": Entry(cells.Autonomous, one),
     "Dropped": Entry(cells.Dropped, one),
     "LayerNormRNN": Entry(cells.LayerNormRNN, one, unfused="layer_norm"),
-    "FastWeights": Entry(cells.FastWeights, lambda i, h: Row((h, h)), returns="output_and_state", unfused="bmm"),
-    "Spiking": Entry(cells.Spiking, two, unfused="Surrogate"),
-    "ClippedGradients": Entry(cells.ClippedGradients, one, unfused="hook"),
+    "FastWeights": Entry(cells.FastWeights, lambda i, h: Row((h, h)), returns="output_and_state", unfused="matrix products"),
+    "Spiking": Entry(cells.Spiking, two, unfused="autograd.Function"),
+    "Adversarial": Entry(cells.Adversarial, one, unfused="autograd.Function"),
+    "ClippedGradients": Entry(cells.ClippedGradients, one, unfused="requires_grad"),
 }
 OWN |= {f"Activations {name}": Entry(lambda i, h, f=functions: cells.Activations(i, h, f), one) for name, functions in OPTIONS.items()}
 OWN |= {

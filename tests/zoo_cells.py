@@ -271,6 +271,10 @@ class Clockwork(nn.Module):
 # Frameworks
 
 
+def hard_sigmoid(x: Tensor) -> Tensor:
+    return torch.clip(0.2 * x + 0.5, 0.0, 1.0)
+
+
 class KerasLSTM(nn.Module):
     """Keras: kernels (I, 4H), states a list, the result (h, [h, c]); here its first versions' hard sigmoid, and softsign."""
 
@@ -280,7 +284,7 @@ class KerasLSTM(nn.Module):
         self.kernel = nn.Parameter(torch.randn(input_size, 4 * units) / 2)
         self.recurrent_kernel = nn.Parameter(torch.randn(units, 4 * units) / 2)
         self.bias = nn.Parameter(torch.zeros(4 * units))
-        self.activation, self.recurrent_activation = F.softsign, lambda x: torch.clip(0.2 * x + 0.5, 0.0, 1.0)
+        self.activation, self.recurrent_activation = F.softsign, hard_sigmoid
 
     def forward(self, inputs: Tensor, states: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
         h_tm1, c_tm1 = states
@@ -706,6 +710,29 @@ class Spiking(nn.Module):
         spike, v = state
         v = 0.9 * v * (1 - spike) + self.x(x) + self.s(spike)
         return Surrogate.apply(v - 1), v
+
+
+class Reversal(torch.autograd.Function):
+    """The identity, whose derivative is said to be -1."""
+
+    @staticmethod
+    def forward(ctx: Any, v: Tensor) -> Tensor:
+        return v.view_as(v)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return -gradient
+
+
+class Adversarial(nn.Module):
+    """Ganin, Lempitsky 2015: a gradient reversal layer, within the step."""
+
+    def __init__(self, input_size: int, hidden_size: int):
+        super().__init__()
+        self.x, self.h = nn.Linear(input_size, hidden_size), nn.Linear(hidden_size, hidden_size)
+
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+        return torch.tanh(self.x(x) + self.h(Reversal.apply(h)))
 
 
 class ClippedGradients(nn.Module):

@@ -5,7 +5,7 @@ The step runs twice on example tensors, with two numbers of sequences that no wi
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from sstkern.program.prelude import Replay
 from sstkern.program.reasons import NoDefault, Unfused
 from sstkern.program.recording import Recorded
 from sstkern.program.runs import Run, Spec, attempted, same, undisturbed
-from sstkern.program.shadow import Shadow, Source
+from sstkern.program.shadow import Shadow, Source, Watch
 from sstkern.structure import Returns, Structure, flatten
 
 __all__ = ["Captured", "NoDefault", "Spec", "Unfused", "capture"]
@@ -27,31 +27,43 @@ __all__ = ["Captured", "NoDefault", "Spec", "Unfused", "capture"]
 class Captured:
     """A cell's step as a program.
 
-    program: the step. sizes: its arguments `#0`, `#1` ... state: a Spec for each of its states, in the cell's structure. names: of the
-    tensors of the cell that it reads. returns: how it reads what the cell returns.
+    program: the step. sizes: its arguments `#0`, `#1` ... input, state: a Spec for each tensor, in the cell's structure. returns: how it
+    reads what the cell returns. sources: the tensors of the cell that it reads. watches: what else it has read.
     """
 
     program: Program
     sizes: tuple[int, ...]
+    input: Structure
     state: Structure
-    names: tuple[str, ...]
     returns: Returns
-    _sources: tuple[Source, ...]
+    sources: tuple[Source, ...]
+    watches: tuple[Watch, ...]
     _replay: Replay
     _guard: Guard
     _first: FirstState | None
 
-    def parameters(self) -> list[Tensor]:
-        """The tensors of the program's parameters: read from the cell now, and what follows from these alone, with their gradients."""
-        return self._replay.run([source.read() for source in self._sources])
+    def leaves(self) -> list[Tensor]:
+        """The tensors of the cell, read now."""
+        return [source.read() for source in self.sources]
+
+    def parameters(self, leaves: Sequence[Tensor]) -> list[Tensor]:
+        """The tensors of the program's parameters: leaves, and what follows from these alone, with their gradients."""
+        return self._replay.run(leaves[: len(self._replay.leaves())])
 
     def numbers(self) -> list[float]:
         """The program's arguments `$0`, `$1` ... now."""
         return []
 
-    def first_state(self, batch_size: int) -> Structure | None:
-        """The cell's own first state, tensors (batch_size, ...), where it was captured without a given one; else None."""
-        return None if self._first is None else self._first.tensors(batch_size)
+    def first_state(self, leaves: Sequence[Tensor], batch_size: int) -> Structure:
+        """The cell's own first state, tensors (batch_size, ...). Only of what was captured without a given one."""
+        assert self._first is not None
+        return self._first.tensors(leaves[len(self._replay.leaves()) :], batch_size, flatten(self.state)[0].device)
+
+    def names(self, cell: nn.Module) -> list[str]:
+        """Of the program's parameters: a tensor's own, or `p0 of weight, bias` where it is computed from these before the loop."""
+        paths = {id(module): f"{path}." if path else "" for path, module in cell.named_modules()}
+        sources = [f"{paths.get(id(source.owner), '')}{source}" for source in self.sources]
+        return [self._replay.name(place, sources) for place in range(len(self._replay.wanted))]
 
     def holds(self) -> bool:
         """Whether the cell is as it was captured: whether its step is still this program."""
@@ -75,8 +87,8 @@ def capture(cell: nn.Module, input: Structure, state: Structure | None, returns:
             state = first.state
         step = _both(shadow, (input, state), lambda batch: Run(shadow, input, state, batch).recorded(returns))
         guard = Guard(shadow.watches, shadow.ties)
-    sources = _sources(shadow, step)
-    return Captured(step.program, step.sizes, state, tuple(map(str, sources)), returns, sources, step.replay, guard, first)
+    sources = (*_sources(shadow, step), *(() if first is None else first.sources))
+    return Captured(step.program, step.sizes, input, state, returns, sources, tuple(shadow.watches), step.replay, guard, first)
 
 
 def _both(shadow: Shadow, specs: Structure, run: Callable[[int], Recorded]) -> Recorded:

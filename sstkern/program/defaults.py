@@ -7,7 +7,7 @@ else: that is the first state. Which part of what the cell returns is its state 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,10 +35,10 @@ class FirstState:
     sources: tuple[Source, ...]
     replay: Replay
 
-    def tensors(self, batch_size: int) -> Structure:
-        """The state (B, ...) of that many sequences, with gradients to the cell's parameters."""
-        rows = torch.empty(batch_size, 0, device=flatten(self.state)[0].device)
-        parameters = self.replay.run([source.read() for source in self.sources])
+    def tensors(self, leaves: Sequence[Tensor], batch_size: int, device: torch.device) -> Structure:
+        """The state (B, ...) of that many sequences, with gradients to `leaves`, the tensors of the sources."""
+        rows = torch.empty(batch_size, 0, device=device)
+        parameters = self.replay.run(leaves)
         known = {Value("p", place): tensor for place, tensor in enumerate(parameters)}
         for place, node in enumerate(self.program.nodes):
             operation, words = OPERATIONS[node.operation], (*node.arguments, *node.attributes)

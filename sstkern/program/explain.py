@@ -13,7 +13,7 @@ from sstkern.program.values import Node, Value
 _SYMBOLS = {"add": "+", "sub": "-", "mul": "*", "div": "/", "pow": "**", "product": "@", "transposed_product": "@"}
 
 
-def explanation(program: Program, leaves: Leaves, names: Mapping[Value, str], source: bool = False) -> str:
+def explained(program: Program, leaves: Leaves, names: Mapping[Value, str], source: bool = False) -> str:
     """names: the user's, of parameters, inputs and states. source: with the texts of the program and its derivative."""
     parts = partition(program, program.outputs)
     lines = ["inputs"]

@@ -177,8 +177,12 @@ def _clamp(call: Call, a: Value, y: Value) -> Value:
     return call.where(inside)
 
 
+_SIXTH = 0.16666667163372040
+"""As PyTorch has it in the derivative of hardsigmoid: float32's, in every dtype."""
+
+
 def _hardsigmoid(call: Call, a: Value, y: Value) -> Value:
-    return call.do("where", _between(call, a, -3, 3), call.times(1 / 6), 0.0)
+    return call.do("where", _between(call, a, -3, 3), call.times(_SIXTH), 0.0)
 
 
 def _hardswish(call: Call, a: Value, y: Value) -> Value:

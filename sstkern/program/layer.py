@@ -12,8 +12,11 @@ from sstkern import private
 from sstkern.operators import autocasting
 from sstkern.program import operator
 from sstkern.program.capture import Captured, Spec, Unfused, capture
+from sstkern.program.explain import explained
 from sstkern.program.run import Call
-from sstkern.structure import Returns, Structure, flatten, mapped, unflatten
+from sstkern.program.shapes import Kind, Leaves, row_kind
+from sstkern.program.values import Value
+from sstkern.structure import Returns, Structure, flatten, mapped, names, unflatten
 
 KEPT = 16
 """Captures of a layer, of other structures, shapes, dtypes, modes and attributes of its cell."""
@@ -25,10 +28,19 @@ class Programs:
     def __init__(self) -> None:
         self._captures: list[tuple[Any, Captured]] = []
         self._refused: list[tuple[Any, str]] = []
+        self.in_graphs: list[Captured] = []
+        """What graphs of torch.compile's hold."""
+        self.last: Captured | None = None
+        """What the last call ran."""
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy captures its own cell."""
-        return {"_captures": [], "_refused": []}
+        return vars(Programs())
+
+    def of_call(self, cell: nn.Module, inputs: Structure, state: Structure | None, lead: int, returns: Returns) -> Captured:
+        """`find` for tensors, whose first dimensions, `lead` of an input, count rows."""
+        self.last = self.find(cell, _specs(inputs, lead, cell), None if state is None else _specs(state, 1, cell), returns)
+        return self.last
 
     def find(self, cell: nn.Module, inputs: Structure, state: Structure | None, returns: Returns) -> Captured:
         """The program of a step of these Specs, captured if it is not there, or no longer holds.
@@ -66,7 +78,7 @@ def _modes(cell: nn.Module) -> tuple:
     return tuple((module.training, *(bool(vars(module)[hooks]) for hooks in private.HOOKS)) for module in cell.modules())
 
 
-def specs(tensors: Structure, lead: int, cell: nn.Module) -> Structure:
+def _specs(tensors: Structure, lead: int, cell: nn.Module) -> Structure:
     """Of a step's rows of each tensor, whose first `lead` dimensions count rows. Under autocast, which casts them, in the cell's dtype."""
     dtype = next((parameter.dtype for parameter in cell.parameters() if parameter.is_floating_point()), None)
 
@@ -77,21 +89,47 @@ def specs(tensors: Structure, lead: int, cell: nn.Module) -> Structure:
     return mapped(tensors, spec)
 
 
+def explanation(captured: Captured, cell: nn.Module, source: bool) -> str:
+    """The program in words, with the cell's own names."""
+    leaves = Leaves(
+        tuple(Kind(spec.shape, spec.dtype) for spec in flatten(captured.input)),
+        tuple(Kind(spec.shape, spec.dtype) for spec in flatten(captured.state)),
+        tuple(row_kind(parameter, 0) for parameter in captured.parameters(captured.leaves())),
+        captured.sizes,
+    )
+    of_kind = {"x": names(captured.input, "input"), "h": names(captured.state, "state"), "p": captured.names(cell)}
+    known = {Value(kind, place): name for kind, found in of_kind.items() for place, name in enumerate(found)}
+    return explained(captured.program, leaves, known, source)
+
+
 def run(
     captured: Captured,
+    leaves: Sequence[Tensor],
     inputs: Sequence[Tensor],
-    hx: Sequence[Tensor],
+    hx: Sequence[Tensor] | None,
     lengths: Tensor | None,
     *,
     padded: bool,
     reverse: bool,
     recompute: bool,
     every: bool,
-) -> tuple[Tensor, Structure, Structure | None]:
-    """The output, the last states and, if `every`, all states, from inputs (T, B, ...) or (N, ...) and states (B, ...)."""
+) -> list[Tensor]:
+    """The output, the last states and, if `every`, all states.
+
+    leaves: the cell's tensors. inputs: (T, B, ...), or (N, ...). hx: (B, ...) each, or None for the cell's own first state.
+    """
     program = captured.program
     if every:
         program = replace(program, outputs=(*program.outputs, *program.next_states))
+    batch = inputs[0].size(1) if padded or lengths is None else lengths.size(0)
+    first = flatten(captured.first_state(leaves, batch)) if hx is None else hx
     call = Call(program, captured.sizes, tuple(captured.numbers()), reverse, padded, recompute)
-    (output, *states), hx_n = operator.layer(call, inputs, captured.parameters(), hx, lengths)
-    return output, unflatten(captured.state, hx_n), unflatten(captured.state, states) if every else None
+    (output, *states), hx_n = operator.layer(call, inputs, captured.parameters(leaves), first, lengths)
+    return [output, *hx_n, *states]
+
+
+def results(found: Sequence[Tensor], state: Structure) -> tuple[Tensor, Structure, Structure | None]:
+    """What `run` gives, in the structure of the state."""
+    count = len(flatten(state))
+    output, hx_n, states = found[0], found[1 : 1 + count], found[1 + count :]
+    return output, unflatten(state, list(hx_n)), unflatten(state, list(states)) if states else None

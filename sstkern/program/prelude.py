@@ -131,6 +131,17 @@ class Replay:
         """The places of the leaves that it reads, in the order in which `run` takes them."""
         return [entry.place for entry in self.entries if isinstance(entry, Leaf)]
 
+    def name(self, place: int, leaves: Sequence[str]) -> str:
+        """Of a wanted tensor, from the names of the leaves."""
+        used, waiting = set(), [self.wanted[place]]
+        while waiting:
+            used.add(at := waiting.pop())
+            waiting += references(self.entries[at])
+        order = [at for at, entry in enumerate(self.entries) if isinstance(entry, Leaf)]
+        found = [leaves[order.index(at)] for at in sorted(used) if at in order]
+        alone = isinstance(self.entries[self.wanted[place]], Leaf)
+        return found[0] if alone else f"p{place}" + (f" of {', '.join(found)}" if found else "")
+
     def run(self, leaves: Iterable[Tensor]) -> list[Tensor]:
         """The wanted tensors, from those of its leaves."""
         rest = iter(leaves)
