@@ -1,7 +1,10 @@
 """The command `sstkern`: train, evaluate, predict, study, gradcheck, doctor, bench, aot-report."""
 
+import importlib
 import json
+import sys
 from enum import Enum
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -63,7 +66,6 @@ BenchCell = Enum("BenchCell", {name: name for name in (key.partition("_")[0] for
 Phase = Enum("Phase", {name: name for name in ("inference", "training")}, type=str)
 BenchLengths = Enum("BenchLengths", {name: name for name in ("full", "sst2")}, type=str)
 Dtype = Enum("Dtype", {name: name for name in ("float32", "bfloat16")}, type=str)
-CheckedCell = Enum("CheckedCell", {name: name for name in CELLS}, type=str)
 CheckedDtype = Enum("CheckedDtype", {name: name for name in ("float64", "float32", "bfloat16", "float16")}, type=str)
 
 
@@ -86,7 +88,7 @@ for command in COMMANDS:
 
 @app.command()
 def gradcheck(
-    cell: Annotated[CheckedCell, typer.Option(help="Recurrent cell.")] = CheckedCell.lstm,
+    cell: Annotated[str, typer.Option(help=f"Recurrent cell: {', '.join(CELLS)}, or module:Class for one of your own.")] = "lstm",
     engine: Annotated[Engine, typer.Option(help="Engine whose kernels are checked.")] = "cpu",
     dtype: Annotated[
         list[CheckedDtype] | None, typer.Option(help="Number format; can be given again.", show_default="float64, float32, bfloat16")
@@ -103,16 +105,20 @@ def gradcheck(
     from sstkern.testing import Report
     from sstkern.testing import gradcheck as check
 
-    name, _, nonlinearity = cell.value.partition("_")
-    options = {"nonlinearity": nonlinearity} if nonlinearity else {}
+    if cell in CELLS:
+        name, _, nonlinearity = cell.partition("_")
+        options = {"nonlinearity": nonlinearity} if nonlinearity else {}
+        made = [partial(getattr(sstkern, name.upper()), bidirectional=bidirectional, **options) for bidirectional in (False, True)]
+    else:
+        made = [partial(_fused, cell, both) for both in (False, True)]
     dtypes = [getattr(torch, chosen) for chosen in _values(dtype) or ("float64", "float32", "bfloat16")]
     if interpreting() and dtype is None:
         dtypes.remove(torch.bfloat16)  # whose products Triton's interpreter gets wrong
     device = "cuda" if engine == "triton" and triton_problem() is None and not interpreting() else "cpu"
     rows = []
-    for bidirectional in (False, True):
+    for make in made:
         torch.manual_seed(seed)
-        layer = getattr(sstkern, name.upper())(input_size, hidden_size, layers, bidirectional=bidirectional, device=device, **options)
+        layer = make(input_size, hidden_size, layers, device=device)
         elements = 4 if interpreting() else 256
         rows += check(layer, dtypes=dtypes, engine=engine, shapes=[(steps, batch)], elements=elements, seed=seed).rows
     report = Report(tuple(rows))
@@ -124,6 +130,31 @@ def gradcheck(
     typer.echo(f"{len(report.rows)} comparisons, {len(report.wrong)} wrong")
     if not report.ok:
         raise typer.Exit(1)
+
+
+def _fused(name: str, both: bool, input_size: int, hidden_size: int, layers: int, device: str) -> torch.nn.Module:
+    """A layer of somebody's own cell, with both of them another one for the way back. ValueError for a name that leads to none."""
+    if layers != 1:
+        raise ValueError(f"layers: a cell of your own is checked as 1 layer, got {layers}")
+    make = _own_class(name)
+    try:
+        cells = [make(input_size, hidden_size) for _ in range(1 + both)]
+        return sstkern.fuse(*cells).to(device)
+    except TypeError as error:
+        raise ValueError(f"cell: {name}({input_size}, {hidden_size}) makes no cell: {error}") from error
+
+
+def _own_class(name: str) -> Any:
+    module, _, kind = name.partition(":")
+    if not module or not kind:
+        raise ValueError(f"cell: '{name}' is unknown; there are {', '.join(CELLS)}, or module:Class for one of your own")
+    sys.path.insert(0, "")  # the folder one is in, as for `python -m`
+    try:
+        return getattr(importlib.import_module(module), kind)
+    except ImportError as error:
+        raise ValueError(f"cell: {module} cannot be imported: {error}") from error
+    except AttributeError:
+        raise ValueError(f"cell: the module {module} has no {kind}") from None
 
 
 @app.command()

@@ -16,7 +16,7 @@ from sstkern import first_states, private, stepping
 from sstkern.first_states import Initial
 from sstkern.lengths import Batch, Lengths, to_batches
 from sstkern.program import layer
-from sstkern.program.capture import Unfused
+from sstkern.program.capture import NoDefault, Unfused
 from sstkern.stepping import Result
 from sstkern.structure import Returns, Structure, described, flatten, mapped
 
@@ -137,6 +137,8 @@ class Direction:
         except Unfused as error:
             self.unfused(cell, str(error))
             return None
+        except NoDefault as error:
+            raise ValueError(f"hx: {type(cell).__name__}'s state has a default, but {error}; give hx, or initial_state to fuse") from error
         self.fused, self.reason = True, None
         states = None if state is None else flatten(state)
         tensors = layer.run(captured, captured.leaves(), flatten(inputs), states, batch.lengths, **options)
@@ -198,6 +200,11 @@ class FusedLayer(nn.Module):
 
     def _directions(self) -> list[tuple[Direction, nn.Module]]:
         raise NotImplementedError
+
+    @property
+    def cells(self) -> list[nn.Module]:
+        """One, or that of each direction."""
+        return [cell for _, cell in self._directions()]
 
     @property
     def fused(self) -> bool:

@@ -20,6 +20,8 @@ from sstkern import modules
 from sstkern.cells import CELLS, Cell
 from sstkern.engines import backend
 from sstkern.functional import as_hx
+from sstkern.fuse import FusedLayer
+from sstkern.structure import Structure, mapped
 
 STEP = 1e-6  # of the central differences; their error in float64 is then about 1e-10
 NUMERICAL_BOUND = 1e-6
@@ -131,9 +133,9 @@ def gradcheck(
     Args:
         function: a module, or any callable of tensors, that returns a tensor or nested tuples of tensors.
         inputs: its arguments; floating-point tensors, in tuples too, are varied. Without any, the module has to have an `input_size` and a
-            `hidden_size`, and be called as torch.nn's layers (`nn.RNNBase`'s subclasses, or modules with `num_layers`) or cells are:
-            it is then checked on several shapes, with and without first states, and, where its forward takes `lengths`, with those,
-            one of them 0, and numbers in the padding that no result may depend on.
+            `hidden_size`, and be called as torch.nn's layers (`nn.RNNBase`'s subclasses, or modules with `num_layers`) or cells are, or be
+            what `sstkern.fuse` makes of a cell with an `input_size`: it is then checked on several shapes, with and without first states,
+            and, where its forward takes `lengths`, with those, one of them 0, and numbers in the padding that no result may depend on.
         reference: computes the same with the same arguments and, if it is a module, parameters of the same names. Ours, by default,
             have the reference engine.
         dtypes: to run in, after float64, with which the others are compared.
@@ -175,7 +177,9 @@ class _Case:
 
 def _cases(module: Any, shapes: Sequence[tuple[int, int]], seed: int, keywords: Mapping[str, Any]) -> Iterator[_Case]:
     """The inputs of a layer or a cell."""
-    if not _has_sizes(module):
+    fused = isinstance(module, FusedLayer)
+    sized = module.cells[0] if fused else module
+    if not _has(sized, "input_size", *(() if fused else ("hidden_size",))):
         raise TypeError("inputs: none were given, and the function is no module with an input_size and a hidden_size; give its arguments")
     generator = torch.Generator().manual_seed(seed)
     device = next((parameter.device for parameter in module.parameters()), None)
@@ -183,7 +187,7 @@ def _cases(module: Any, shapes: Sequence[tuple[int, int]], seed: int, keywords: 
     def random(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator, dtype=torch.float64).to(device)
 
-    if not isinstance(module, nn.RNNBase) and not hasattr(module, "num_layers"):
+    if not fused and not isinstance(module, nn.RNNBase) and not hasattr(module, "num_layers"):
         sizes = _state_sizes(module, module.hidden_size)
         states = [random(2, size) for size in sizes]
         yield _Case("B 2", (random(2, module.input_size),), keywords)
@@ -191,10 +195,10 @@ def _cases(module: Any, shapes: Sequence[tuple[int, int]], seed: int, keywords: 
         return
     takes_lengths = "lengths" in inspect.signature(module.forward).parameters and "lengths" not in keywords
     for steps, batch in shapes:
-        x, time_dim = random(steps, batch, module.input_size), 0
+        x, time_dim = random(steps, batch, sized.input_size), 0
         if getattr(module, "batch_first", False):
             x, time_dim = x.transpose(0, 1).contiguous(), 1
-        hx = _first_states(module, batch, random)
+        hx = _like_states_of(module, x, random) if fused else _first_states(module, batch, random)
         yield _Case(f"T {steps}, B {batch}", (x,), keywords, steps, time_dim)
         yield _Case(f"T {steps}, B {batch}, hx", (x, hx), keywords, steps, time_dim)
         if takes_lengths and batch > 1:
@@ -205,8 +209,15 @@ def _cases(module: Any, shapes: Sequence[tuple[int, int]], seed: int, keywords: 
             yield _Case(f"T {steps}, B {batch}, hx, lengths {lengths.tolist()}", (x, hx), given, steps, time_dim, padding)
 
 
-def _has_sizes(function: object) -> bool:
-    return isinstance(function, nn.Module) and hasattr(function, "input_size") and hasattr(function, "hidden_size")
+def _has(function: object, *sizes: str) -> bool:
+    return isinstance(function, nn.Module) and all(hasattr(function, size) for size in sizes)
+
+
+def _like_states_of(layer: FusedLayer, x: Tensor, random: Callable[..., Tensor]) -> Structure:
+    """In the structure of the states that the layer has without any."""
+    with torch.no_grad():
+        _, hx_n = _in_dtype(layer, torch.float64)(x)
+    return mapped(hx_n, lambda state: random(*state.shape))
 
 
 def _first_states(module: Any, batch: int, random: Callable[..., Tensor]) -> Tensor | tuple[Tensor, ...]:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from dataclasses import replace
 
 import pytest
@@ -24,7 +25,7 @@ def test_the_commands_have_an_order():
 
 
 def test_every_cell_of_the_registry_can_be_named():
-    assert [cell.value for cell in cli.CheckedCell] == list(CELLS)
+    assert all(name in call("gradcheck", "--help").stdout for name in CELLS)
     assert [cell.value for cell in cli.BenchCell] == ["lstm", "gru", "rnn"]
 
 
@@ -81,6 +82,63 @@ def test_a_wrong_gradient_is_exit_code_1(monkeypatch):
     result = call("gradcheck", "--cell", "gru", "--dtype", "float64")
     assert result.exit_code == 1
     assert {line.split()[2] for line in result.stdout.splitlines() if line.startswith("WRONG")} == {"bias_hh_l0"}
+
+
+OWN = """
+import torch
+from torch import nn
+
+class Leaky(nn.Module):
+    def __init__(self, input_size, hidden_size):
+        super().__init__()
+        self.input_size, self.hidden_size, self.x = input_size, hidden_size, nn.Linear(input_size, hidden_size)
+
+    def forward(self, x, h):
+        return 0.5 * h + torch.tanh(self.x(x))
+
+class Wrong(Leaky):
+    def forward(self, x, h):
+        return super().forward(x.detach(), h)
+
+def sized(size):
+    raise AssertionError
+"""
+
+
+@pytest.fixture
+def own_cells(tmp_path, monkeypatch):
+    (tmp_path / "own_cells_of_a_test.py").write_text(OWN)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    yield "own_cells_of_a_test"
+    sys.modules.pop("own_cells_of_a_test", None)
+
+
+def test_the_gradients_of_a_cell_of_one_s_own_are_checked(own_cells):
+    result = call("gradcheck", "--cell", f"{own_cells}:Leaky", "--dtype", "float64")
+    assert result.exit_code == 0, result.output
+    tensors = {line.split()[2] for line in result.stdout.splitlines() if line.startswith("ok    d ")}
+    assert {"input", "hx", "hx[0]", "hx[1]", "x.weight", "forward_cell.x.bias", "backward_cell.x.weight"} <= tensors
+    result = call("gradcheck", "--cell", f"{own_cells}:Wrong", "--dtype", "float64")
+    assert result.exit_code == 1
+    assert {line.split()[2] for line in result.stdout.splitlines() if line.startswith("WRONG")} == {"input"}
+
+
+@pytest.mark.parametrize(
+    ("cell", "options", "message"),
+    [
+        ("lst", (), "cell: 'lst' is unknown; there are lstm, gru, rnn_tanh, rnn_relu, or module:Class"),
+        (":Leaky", (), "cell: ':Leaky' is unknown"),
+        ("no_such_module:Leaky", (), "cell: no_such_module cannot be imported: No module named 'no_such_module'"),
+        ("own_cells_of_a_test:None_", (), "cell: the module own_cells_of_a_test has no None_"),
+        ("own_cells_of_a_test:sized", (), "cell: own_cells_of_a_test:sized(3, 4) makes no cell: "),
+        ("builtins:range", (), "cell: builtins:range(3, 4) makes no cell: cell: expected a torch.nn.Module"),
+        ("own_cells_of_a_test:Leaky", ("--layers", "2"), "layers: a cell of your own is checked as 1 layer, got 2"),
+    ],
+)
+@pytest.mark.usefixtures("own_cells")
+def test_a_name_that_leads_to_no_cell_is_told_in_a_line(cell, options, message):
+    assert message in told(call("gradcheck", "--cell", cell, *options))
 
 
 def test_an_engine_that_cannot_run_is_told():

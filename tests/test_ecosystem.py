@@ -157,29 +157,36 @@ import sstkern
 dist.init_process_group("gloo")
 rank = dist.get_rank()
 
-def model():
+def lstm():
     torch.manual_seed(0)
     return sstkern.LSTM(4, 6, 2, bidirectional=True, dtype=torch.float64)
+
+def fused():
+    # Two cells are children; one is none, and shares the layer's parameters.
+    torch.manual_seed(0)
+    cells = [torch.nn.GRUCell(size, 6, dtype=torch.float64) for size in (4, 4, 12)]
+    return sstkern.stack([sstkern.fuse(*cells[:2]), sstkern.fuse(cells[2])])
 
 x, lengths = torch.randn(5, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1)), torch.tensor([5, 0, 2, 3])
 
 def loss(model, rows):
     return model(x[:, rows], lengths=lengths[rows])[0].square().sum()
 
-whole = model()
-(loss(whole, slice(0, 4)) / 2).backward()  # of two processes' gradients the mean is taken
-mine = slice(2 * rank, 2 * rank + 2)
+for model in (lstm, fused):
+    whole = model()
+    (loss(whole, slice(0, 4)) / 2).backward()  # of two processes' gradients the mean is taken
+    mine = slice(2 * rank, 2 * rank + 2)
 
-ddp = DistributedDataParallel(model())
-loss(ddp, mine).backward()
-for (name, expected), parameter in zip(whole.named_parameters(), ddp.parameters(), strict=True):
-    torch.testing.assert_close(parameter.grad, expected.grad, msg=f"DDP {name}")
+    ddp = DistributedDataParallel(model())
+    loss(ddp, mine).backward()
+    for (name, expected), parameter in zip(whole.named_parameters(), ddp.parameters(), strict=True):
+        torch.testing.assert_close(parameter.grad, expected.grad, msg=f"DDP {name}")
 
-sharded = fully_shard(model())
-loss(sharded, mine).backward()
-for name, parameter in sharded.named_parameters():
-    torch.testing.assert_close(parameter.grad.full_tensor(), whole.get_parameter(name).grad, msg=f"FSDP {name}")
-assert parameter.grad.to_local().numel() < parameter.grad.numel()
+    sharded = fully_shard(model())
+    loss(sharded, mine).backward()
+    for name, parameter in sharded.named_parameters():
+        torch.testing.assert_close(parameter.grad.full_tensor(), whole.get_parameter(name).grad, msg=f"FSDP {name}")
+    assert parameter.grad.to_local().numel() < parameter.grad.numel()
 print("equal", flush=True)
 dist.destroy_process_group()
 """

@@ -87,8 +87,12 @@ def test_a_tuple_of_inputs_of_every_form(form):
     class OfColumns(nn.Module):
         """With a score (B, 1), as nested tensors have it."""
 
+        def __init__(self):
+            super().__init__()
+            self.step = cell
+
         def forward(self, input, state):
-            return cell((input[0], input[1].squeeze(1)), state)
+            return self.step((input[0], input[1].squeeze(1)), state)
 
     output, hx_n, states = sstkern.fuse(OfColumns())((a, b), hx, return_states=True, **options)
     expected = loop(cell, (x, score.squeeze(2)), hx, lengths, pair=True)
@@ -347,7 +351,13 @@ def test_why_a_cell_is_stepped(capsys):
     layer.explain()
     assert capsys.readouterr().out == "MGU: has not been called yet\n"
     layer(X)
+    assert (layer.fused, layer.reason) == (True, None)
+    layer.cell.register_forward_hook(print)
+    with pytest.warns(UserWarning, match="MGU has hooks"):
+        layer(X)
     assert not layer.fused
+    assert "MGU has hooks" in layer.reason
+    capsys.readouterr()
     layer.explain()
     assert capsys.readouterr().out == f"MGU: stepped in Python: {layer.reason}\n"
 
@@ -597,10 +607,23 @@ def test_one_cell_for_both_ways():
     assert_same(layer(x, lengths=LENGTHS)[0], torch.cat([ahead[0], behind[0]], -1), [x, *cell.parameters()])
 
 
-def test_a_first_state_of_the_cell_s_own_is_learned():
-    layer, x = sstkern.fuse(Learned().double()), randn(4, 5, 3)
-    expected = loop(layer.cell, x, None, [4] * 5)
-    assert_same(layer(x, return_states=True), expected, [x, *layer.parameters()])
+@pytest.mark.parametrize("reverse", [False, True])
+def test_a_first_state_of_the_cell_s_own_is_learned(reverse):
+    layer, x, lengths = sstkern.fuse(Learned().double(), reverse=reverse), randn(4, 5, 3), [2, 4, 1, 4, 1]
+    expected = loop(layer.cell, x, None, lengths, reverse)
+    assert_same(layer(x, lengths=lengths, return_states=True), expected, [x, *layer.parameters()])
+    assert torch.equal(layer(x, lengths=LENGTHS)[1][2], layer.cell.h0)
+
+
+def test_a_default_that_the_cell_cannot_do_without_is_asked_for():
+    class Needy(MGU):
+        def forward(self, x, h=None):
+            return super().forward(x, h)
+
+    layer = sstkern.fuse(Needy())
+    with pytest.raises(ValueError, match=r"hx: Needy's state has a default, but .*; give hx, or initial_state to fuse"):
+        layer(X)
+    assert torch.equal(layer(X, H)[0], sstkern.fuse(layer.cell, initial_state=4)(X)[0])
 
 
 def test_a_layer_is_printed_with_its_cell():

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from plain_cells import MGU, Memory
 from torch import Tensor, nn
 
 import sstkern
@@ -327,3 +328,41 @@ def test_gradients_are_checked_where_they_are_switched_off(off):
         assert_gradients(nn.LSTMCell(2, 3))
         assert_gradients(torch.mul, torch.randn(2), torch.randn(2))
         assert not torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        lambda: sstkern.fuse(MGU()),
+        lambda: sstkern.fuse(nn.LSTMCell(3, 4), batch_first=True, reverse=True),
+        lambda: sstkern.fuse(MGU(3, 2), nn.LSTMCell(3, 4)),
+    ],
+    ids=["one way", "reversed, batch first", "both ways"],
+)
+def test_a_fused_layer_is_checked_without_inputs(layer):
+    report = gradcheck(layer(), shapes=[(4, 3)])
+    assert report.ok, report.table()
+    assert {row.case for row in report.rows} == {"T 4, B 3", "T 4, B 3, hx", "T 4, B 3, hx, lengths [4, 0, 2]"}
+    assert any(row.tensor.startswith("d hx") for row in report.rows)
+
+
+class Detached(MGU):
+    """A gradient is left out."""
+
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+        return super().forward(x, h.detach())
+
+
+def test_a_fused_layer_s_fault_is_found():
+    report = gradcheck(sstkern.fuse(Detached()), shapes=[(4, 3)])
+    assert not report.ok
+    assert {"d hx", "d x_f.weight"} <= {row.tensor for row in report.wrong}
+
+
+def test_a_fused_cell_without_a_size_needs_inputs():
+    layer = sstkern.fuse(Memory())
+    with pytest.raises(TypeError, match="inputs: none were given"):
+        gradcheck(layer)
+    x, score = torch.randn(3, 2, 3), torch.rand(3, 2)
+    hx = torch.randn(2, 4), [torch.randn(2, 4, 3)]
+    assert_gradients(layer, (x, score), hx)
