@@ -259,7 +259,18 @@ class Fused(FusedLayer):
         super().__delattr__(name)
 
     def _run(self, inputs: Structure, batch: Batch, hx: Structure | None, every: bool) -> Result:
+        if "cell" in self._modules:
+            self._check_call()
         return self.direction.run(self.cell, inputs, batch, hx, every)
+
+    def _check_call(self) -> None:
+        """torch.func.functional_call asks the layer for a module by its name. One called "cell" it does not find, but the cell around it, and
+        leaves the tensors there, where nothing reads them."""
+        module = self._modules["cell"]
+        named = {} if module is None else {**module._parameters, **module._buffers}
+        lost = [name for name in named if name in vars(self.cell)]
+        if lost:
+            raise RuntimeError(f"{lost[0]}: torch.func.functional_call does not reach the cell's module 'cell'; give it another name")
 
     def _directions(self) -> list[tuple[Direction, nn.Module]]:
         return [(self.direction, self.cell)]
