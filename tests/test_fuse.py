@@ -5,7 +5,7 @@ import warnings
 
 import pytest
 import torch
-from plain_cells import MGU, Learned, Memory, loop
+from plain_cells import MGU, Learned, Memory, Named, Pair, loop
 from torch import nn
 from torch.nn.utils import parametrizations
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pack_sequence
@@ -366,10 +366,10 @@ def test_why_a_cell_is_stepped(capsys):
 def unfused(monkeypatch):
     """No program holds a cell, for a reason that has to be told."""
 
-    def program(self, cell, *arguments):
+    def as_program(self, cell, *arguments):
         self.unfused(cell, "aten.sort in cells.py:3: sort before the loop")
 
-    monkeypatch.setattr(Direction, "program", program)
+    monkeypatch.setattr(Direction, "_as_program", as_program)
 
 
 @pytest.mark.usefixtures("unfused")
@@ -512,10 +512,24 @@ def test_the_cell_stays():
     class Around(nn.Module):
         def __init__(self):
             super().__init__()
-            self.cell = MGU()
+            self.fused = MGU()
 
-    with pytest.raises(ValueError, match="cell: its module 'cell' has a name that the layer has for something else"):
+    with pytest.raises(ValueError, match="cell: its module 'fused' has a name that the layer has for something else"):
         sstkern.fuse(Around())
+
+
+def test_a_module_called_cell_in_the_cell():
+    """The layer's own name for the cell hides it from those who ask the layer for it."""
+    layer, x, hx = sstkern.fuse(Named().double()), randn(4, 5, 3), Pair(randn(5, 4), randn(5, 4))
+    expected = loop(layer.cell, x, hx, LENGTHS)
+    assert_same(layer(x, hx, lengths=LENGTHS, return_states=True), expected, [x, *hx, *layer.parameters()])
+    named = {name: torch.zeros_like(parameter) for name, parameter in layer.named_parameters()}
+    assert list(named) == ["cell.weight_ih", "cell.weight_hh", "cell.bias_ih", "cell.bias_hh"]
+    with pytest.raises(RuntimeError, match=r"weight_ih: torch\.func\.functional_call does not reach the cell's module 'cell'"):
+        torch.func.functional_call(layer, named, (x, hx))
+    assert torch.equal(layer(x, hx, lengths=LENGTHS)[0], layer(x, hx, lengths=LENGTHS)[0])
+    layer.load_state_dict(named)
+    assert not layer(x, Pair(*[torch.zeros_like(state) for state in hx]))[0].any()
 
 
 @pytest.mark.parametrize("both", [False, True])

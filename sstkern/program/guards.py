@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from sstkern import private
+from sstkern.program.numbers import Numbers, Place
 from sstkern.program.reasons import Unfused
 from sstkern.program.shadow import FRAMEWORK, Source, Watch
 
@@ -86,7 +87,9 @@ def _frozen_object(value: Any, depth: int) -> Any:
 class Guard:
     """Of what the watched modules' step has read, and of what every step rests on."""
 
-    def __init__(self, watches: Sequence[Watch], ties: Sequence[tuple[Source, Source]]) -> None:
+    def __init__(self, watches: Sequence[Watch], ties: Sequence[tuple[Source, Source]], numbers: Numbers) -> None:
+        self._numbers = numbers
+        self._floats: list[tuple[nn.Module, str, float]] = []
         self._values: list[tuple[_Read, nn.Module, tuple]] = []
         self._types: list[tuple[_Read, nn.Module, tuple[type, ...]]] = []
         self._tensors: list[tuple[dict[str, Any], str, tuple]] = []
@@ -103,14 +106,15 @@ class Guard:
     def _add(self, watch: Watch) -> None:
         module = watch.module
         own = {name: value for name in sorted(watch.read) if (value := _data(module, name)) is not _NO_DATA}
-        quick = [name for name, value in own.items() if isinstance(value, _PLAIN) and not _delicate(value)]
+        numbered = [name for name in own if (module, name) in self._numbers.places]
+        quick = [name for name, value in own.items() if isinstance(value, _PLAIN) and not _delicate(value) and name not in numbered]
+        self._floats += [(module, name, value) for name, value in own.items() if type(value) is float]
         get = attrgetter(*_MODULE, *quick)
-        self._values.append(
-            (get, module, (type(module), module.training, None, *({} for _ in private.HOOKS), *(own[name] for name in quick)))
-        )
-        if quick:
-            self._types.append((attrgetter(*quick, "__class__"), module, (*(type(own[name]) for name in quick), type)))
-        self._frozen += [(module, name, frozen(own[name])) for name in own if name not in quick]
+        none: list[dict] = [{} for _ in private.HOOKS]
+        self._values.append((get, module, (type(module), module.training, None, *none, *(own[name] for name in quick))))
+        if typed := [*quick, *numbered]:
+            self._types.append((attrgetter(*typed, "__class__"), module, (*(type(own[name]) for name in typed), type)))
+        self._frozen += [(module, name, frozen(own[name])) for name in own if name not in typed]
         self._absent += [(module, name) for name in sorted(watch.absent)]
         for part in private.PARTS:
             held = vars(module)[part]
@@ -125,8 +129,14 @@ class Guard:
         """Whether all is as it was."""
         try:
             return self._dtype is torch.get_default_dtype() and self._as_it_was() and not private.has_global_hooks()
-        except (AttributeError, KeyError, IndexError, TypeError):
+        except (AttributeError, LookupError, TypeError, ValueError, ArithmeticError):
             return False
+
+    def changing(self) -> set[Place]:
+        """The numbers that have changed, and those that do not matter: what may be an argument of the next capture."""
+        return self._numbers.places | {
+            (module, name) for module, name, value in self._floats if type(now := getattr(module, name, None)) is float and now != value
+        }
 
     def _as_it_was(self) -> bool:
         for get, module, expected in self._values:
@@ -150,6 +160,7 @@ class Guard:
             and all(frozen(getattr(module, name)) == expected for module, name, expected in self._frozen)
             and not any(name in vars(module) or hasattr(type(module), name) for module, name in self._absent)
             and all(first.read() is second.read() for first, second in self._ties)
+            and all(formula.value() == answer for formula, answer in self._numbers.conditions.items())
         )
 
 

@@ -60,7 +60,8 @@ class Programs:
             if known == refused:
                 raise Unfused(reason)
         try:
-            captured = capture(cell, inputs, state, returns)
+            previous = next((captured for known, captured in self._captures if known == key), None)
+            captured = capture(cell, inputs, state, returns, previous=previous)
         except Unfused as error:
             self._refused = [(refused, str(error)), *self._refused][:KEPT]
             raise
@@ -99,7 +100,7 @@ def explanation(captured: Captured, cell: nn.Module, source: bool) -> str:
         tuple(row_kind(parameter, 0) for parameter in captured.parameters(captured.leaves())),
         captured.sizes,
     )
-    of_kind = {"x": names(captured.input, "input"), "h": names(captured.state, "state"), "p": captured.names(cell)}
+    of_kind = {"x": names(captured.input, "input"), "h": names(captured.state, "state"), "p": captured.names()}
     known = {Value(kind, place): name for kind, found in of_kind.items() for place, name in enumerate(found)}
     return explained(captured.program, leaves, known, source)
 

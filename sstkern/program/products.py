@@ -11,7 +11,7 @@ import torch
 
 from sstkern.program.prelude import Call, Ref
 from sstkern.program.reasons import refuse, refuse_mixing
-from sstkern.program.recording import Number, Operand, Recording
+from sstkern.program.recording import Literal, Operand, Recording
 from sstkern.program.values import Value
 
 aten = torch.ops.aten
@@ -67,7 +67,7 @@ def _two_rows(record: Recording) -> NoReturn:
     )
 
 
-def _addmm(record: Recording, bias: Operand, a: Operand, b: Operand, beta: Number, alpha: Number) -> Operand:
+def _addmm(record: Recording, bias: Operand, a: Operand, b: Operand, beta: Literal, alpha: Literal) -> Operand:
     if beta == 0:
         refuse("addmm with beta=0", "use mm")
     result = _mm(record, a, b) if a.rows or b.rows else record.call(aten.mm.default, a, b, like=a, shape=(a.shape[0], b.shape[1]))

@@ -11,14 +11,17 @@ import torch
 from torch import Tensor
 
 from sstkern.program.graph import Builder, Program, needed
+from sstkern.program.numbers import Formula
 from sstkern.program.prelude import Call, Constant, Prelude, Ref, Replay, references
 from sstkern.program.reasons import place, refuse_mixing
-from sstkern.program.values import Argument, Attribute, Node, Value
+from sstkern.program.values import Argument, Attribute, Node, Number, Value
 
 aten = torch.ops.aten
-Number = bool | int | float
+Literal = bool | int | float
 
 _COMPARISONS = {"lt", "le", "gt", "ge", "eq", "ne", "logical_and", "logical_or", "logical_not", "isnan"}
+_NUMBERED = {"add", "sub", "mul", "div", "lt", "le", "gt", "ge", "eq", "ne", "where", "full"}
+"""Operations whose numbers may be arguments of the call."""
 _OF_TENSORS = {"maximum", "minimum", "atan2", "logical_and", "logical_or"}
 """Operations that take no numbers."""
 _STOPS = {*_COMPARISONS, "detach", "full"}
@@ -47,8 +50,8 @@ class Operand:
 class Recording:
     """Of one run with `batch` sequences, a size that no other is a multiple of.
 
-    result: what the operator gave that is being written down, or the first of what it gave. joined: the parts of each `cat`. gradients:
-    the values that take a gradient, without those inside of what one operator of PyTorch's is here.
+    result: what the operator that is being written down gave, or the first of that. joined: the parts of each `cat`. formulas: of the numbers
+    that stand for one. gradients: the values that take a gradient, without those within what is one operator of PyTorch's.
     """
 
     result: Tensor
@@ -56,6 +59,7 @@ class Recording:
     def __init__(self, batch: int, device: torch.device) -> None:
         self.batch = batch
         self.device = device
+        self.formulas: dict[float, Formula] = {}
         self.joined: dict[Value, tuple[Operand, ...]] = {}
         self.prelude = Prelude()
         self.nodes: list[Node] = []
@@ -157,7 +161,7 @@ class Recording:
 
     # Pointwise.
 
-    def pointwise(self, operation: str, *operands: Operand | Number, attributes: Sequence[Attribute] = ()) -> Operand:
+    def pointwise(self, operation: str, *operands: Operand | Literal, attributes: Sequence[Attribute] = ()) -> Operand:
         """An operation on tensors and numbers, broadcast as torch does."""
         tensors = [operand for operand in operands if isinstance(operand, Operand)]
         shape = broadcast([operand.shape for operand in tensors])
@@ -186,7 +190,7 @@ class Recording:
             return self.call(aten._to_copy.default, operand, like=like, dtype=dtype)
         return replace(like, value=self.node("cast", operand.value, attributes=(dtype,)))
 
-    def number(self, operand: Operand) -> Number | None:
+    def number(self, operand: Operand) -> Literal | None:
         """The value of a tensor without dimensions that the step made of a number."""
         entry = None if operand.rows else self.prelude.entries[operand.value.place]
         if isinstance(entry, Constant) and entry.tensor.dim() == 0:
@@ -225,25 +229,48 @@ class Recording:
                 known[part] = builder.parameter(self._ranks[part])
             return known[part]
 
+        numbers: list[Formula] = []
+
+        def argument(part: Argument, operation: str) -> Argument:
+            if isinstance(part, Value):
+                return value(part)
+            if isinstance(part, float) and part in self.formulas and operation in _NUMBERED:
+                formula = self.formulas[part]
+                if formula not in numbers:
+                    numbers.append(formula)
+                    return builder.number(formula.value())
+                return Number(numbers.index(formula))
+            return part
+
         for at in sorted(needed(self.nodes, (*outputs, *after))):
             node = self.nodes[at]
             first = _SIZES.get(node.operation, len(node.attributes))
             sizes = [builder.size(size) for size in node.attributes[first:]]  # type: ignore[arg-type]
-            arguments = [value(part) if isinstance(part, Value) else part for part in node.arguments]
+            arguments = [argument(part, node.operation) for part in node.arguments]
             known[Value("v", at)] = builder.node(node.operation, *arguments, attributes=(*node.attributes[:first], *sizes))
             places.append(self.places[at])
         program = builder.program(list(map(value, outputs)), list(map(value, after)))
-        return Recorded(program, tuple(builder.sizes), self.prelude.only(wanted), tuple(places))
+        return Recorded(program, tuple(builder.sizes), tuple(numbers), self.prelude.only(wanted, self.formulas), tuple(places))
 
 
 @dataclass(frozen=True, eq=False)
 class Recorded:
-    """places: the user's line of each node. replay: what computes the program's parameters."""
+    """numbers: those among the program's arguments. replay: what computes its parameters. places: the user's line of each node."""
 
     program: Program
     sizes: tuple[int, ...]
+    numbers: tuple[Formula, ...]
     replay: Replay
     places: tuple[str, ...]
+
+    def settled(self) -> Recorded:
+        """With its numbers as they are now in place of arguments."""
+
+        def number(part: Any) -> Any:
+            return self.numbers[part.place].value() if isinstance(part, Number) else part
+
+        nodes = tuple(replace(node, arguments=tuple(map(number, node.arguments))) for node in self.program.nodes)
+        return replace(self, program=replace(self.program, nodes=nodes), numbers=(), replay=self.replay.settled())
 
 
 def broadcast(shapes: Sequence[Sequence[int]]) -> tuple[int, ...]:

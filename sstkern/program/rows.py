@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from sstkern.program.reasons import refuse, refuse_mixing
-from sstkern.program.recording import Number, Operand, Recording
+from sstkern.program.recording import Literal, Operand, Recording
 from sstkern.program.values import Value
 
 aten = torch.ops.aten
@@ -154,7 +154,7 @@ def _to_copy(record: Recording, operand: Operand, *_: Any) -> Operand:
     return record.cast(operand, record.result.dtype)
 
 
-def filled(record: Recording, number: Number) -> Operand:
+def filled(record: Recording, number: Literal) -> Operand:
     """The operator's result, which has one number everywhere."""
     result, shape = record.result, tuple(record.result.shape)
     kind = bool if result.dtype == torch.bool else float if result.dtype.is_floating_point else int
@@ -164,7 +164,7 @@ def filled(record: Recording, number: Number) -> Operand:
     return replace(like, value=record.node("full", kind(number), attributes=(result.dtype, *record.own(shape))))
 
 
-def written(record: Recording, source: Number | Operand) -> Operand:
+def written(record: Recording, source: Literal | Operand) -> Operand:
     """What a tensor, `record.result`, holds after a number or another tensor has been copied to it."""
     if not isinstance(source, Operand):
         return filled(record, source)
@@ -174,15 +174,15 @@ def written(record: Recording, source: Number | Operand) -> Operand:
     return record.call(aten.expand.default, cast, shape, like=cast, shape=shape)
 
 
-def _factory(value: Number) -> Callable[..., Operand]:
+def _factory(value: Literal) -> Callable[..., Operand]:
     return lambda record, *_: filled(record, value)
 
 
-def _full(record: Recording, _: Any, value: Number, *__: Any) -> Operand:
+def _full(record: Recording, _: Any, value: Literal, *__: Any) -> Operand:
     return filled(record, value)
 
 
-def _new_full(record: Recording, _: Any, __: Any, value: Number, *___: Any) -> Operand:
+def _new_full(record: Recording, _: Any, __: Any, value: Literal, *___: Any) -> Operand:
     return filled(record, value)
 
 

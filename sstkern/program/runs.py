@@ -70,6 +70,7 @@ class Run:
     def __init__(self, shadow: Shadow, input: Structure, state: Structure | None, batch: int) -> None:
         self.inputs = flatten(input)
         self.trace = Trace(batch, self.inputs[0].device)
+        self.trace.record.formulas = shadow.numbers.formulas
         for at, (tensor, source) in enumerate(zip(shadow.examples, shadow.sources, strict=True)):
             self.trace.leaf(tensor, at, f"self.{source}")
         self.state = None if state is None else _examples(self.trace, state, "h")
@@ -165,7 +166,7 @@ def attempted(shadow: Shadow, specs: Iterable[Spec], run: Callable[[int, int], R
 
 def same(first: Recorded, second: Recorded) -> Recorded:
     """Either of two programs that must be the same. Raises Mixed where they are not."""
-    if (line := _difference(first, second)) is not None:
+    if (line := difference(first, second)) is not None:
         what = "the step is another one with another number of sequences, or at every call"
         raise Mixed(reason(what, "a step may use x.size(0) as a size of new tensors only", line))
     return first
@@ -179,7 +180,7 @@ def _batches(shadow: Shadow, specs: Iterable[Spec]) -> Iterator[tuple[int, int]]
     yield from zip(fit, fit, strict=False)
 
 
-def _difference(first: Recorded, second: Recorded) -> str | None:
+def difference(first: Recorded, second: Recorded) -> str | None:
     """The user's line where two runs are not the same program, None where they are."""
     if first.program.text == second.program.text and first.sizes == second.sizes and not first.replay.differs(second.replay):
         return None

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from sstkern import private
+from sstkern.program.numbers import Formula, Numbers
 from sstkern.program.reasons import Unfused, refuse
 
 FRAMEWORK = frozenset(vars(nn.Module()))
@@ -87,12 +88,13 @@ class _Recorded:
 class Shadow:
     """The shadow of a cell and of every module in it.
 
-    open: whether the step may set attributes of the shadow. root: to be called. sources, examples: of each tensor in it. watches: of each
-    module. ties: pairs of places that hold one tensor.
+    open: whether the step may set attributes of the shadow. numbers: of attributes that are tracked. root: to be called. sources, examples:
+    of each tensor in it. watches: of each module. ties: pairs of places that hold one tensor.
     """
 
-    def __init__(self, cell: nn.Module, open: bool = False) -> None:
+    def __init__(self, cell: nn.Module, open: bool = False, numbers: Numbers | None = None) -> None:
         self.open = open
+        self.numbers = numbers or Numbers()
         self.sources: list[Source] = []
         self.examples: list[Tensor] = []
         self.watches: list[Watch] = []
@@ -113,18 +115,16 @@ class Shadow:
             return self._known[id(module)]
         _check(module)
         kind, watch = type(module), Watch(module, self.open)
-        recorded = types.new_class(
-            kind.__name__,
-            (_Recorded, kind),
-            {},
-            lambda names: names.update(_watch=watch, __module__=kind.__module__, __class__=property(partial(_constant, kind))),
-        )
+        names = {"_watch": watch, "__module__": kind.__module__, "__class__": property(partial(_constant, kind))}
+        recorded = types.new_class(kind.__name__, (_Recorded, kind), {}, lambda body: body.update(names))
         shadow: nn.Module = object.__new__(recorded)
         self._known[id(module)] = shadow
         self.watches.append(watch)
         attributes = vars(shadow)
         for name, value in vars(module).items():
             attributes[name] = value if name in FRAMEWORK else self._copied(value, Source(path, module, name))
+        for _, name in (place for place in self.numbers.places if place[0] is module):
+            attributes[name] = self.numbers.tracked(Formula(getattr, (module, name)))
         for part in private.PARTS:
             attributes[part] = {name: self._copied(value, Source(path, module, name)) for name, value in vars(module)[part].items()}
         for name, value in class_attributes(kind):

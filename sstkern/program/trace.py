@@ -28,11 +28,6 @@ _UNKNOWN = {"empty", "empty_like", "new_empty", "empty_strided", "new_empty_stri
 class Trace(private.DispatchMode):
     """Writes every operator into `record`. What memory holds tells what its tensors are."""
 
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        """torch.compile never comes by here. By default a mode keeps it out, and to that end imports it: 2 seconds."""
-        return False
-
     def __init__(self, batch: int, device: torch.device) -> None:
         super().__init__()
         self.record = Recording(batch, device)
