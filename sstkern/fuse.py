@@ -105,8 +105,8 @@ class Direction:
         given = self._given(cell, inputs, batch, hx)
         result = self._as_program(cell, inputs, batch, given, every)
         if result is None:
-            options = {"returns": self.returns, "reverse": self.reverse, "every": every}
-            result = stepping.layer(cell, inputs, given, batch.lengths, padded=not batch.packed, **options)
+            returns, padded = self.returns, not batch.packed
+            result = stepping.layer(cell, inputs, given, batch.lengths, padded=padded, returns=returns, reverse=self.reverse, every=every)
         return result._replace(hx_n=mapped(result.hx_n, lambda state: _to_caller(state, batch)))
 
     def _given(self, cell: nn.Module, inputs: Structure, batch: Batch, hx: Structure | None) -> Structure | None:
@@ -264,8 +264,8 @@ class Fused(FusedLayer):
         return self._direction.run(self.cell, inputs, batch, hx, every)
 
     def _check_call(self) -> None:
-        """torch.func.functional_call asks the layer for a module by its name. One called "cell" it does not find, but the cell around it, and
-        leaves the tensors there, where nothing reads them."""
+        """torch.func.functional_call asks the layer for a module by its name. One called "cell" it does not find, but the cell around it,
+        and leaves the tensors there, where nothing reads them."""
         module = self._modules["cell"]
         named = {} if module is None else {**module._parameters, **module._buffers}
         lost = [name for name in named if name in vars(self.cell)]

@@ -118,9 +118,7 @@ def check_not_forced() -> None:
     """Raises BackendError within a block that forces a fused engine: for what runs in plain PyTorch only."""
     forced = _blocks.latest if torch.compiler.is_dynamo_compiling() else _forced.name
     if forced not in (None, "reference"):
-        raise BackendError(
-            f"backend: '{forced}' was asked for, but the layer of a cell of one's own runs in plain PyTorch, on 'reference' only"
-        )
+        raise BackendError(f"backend: '{forced}' was asked for, but a cell of one's own runs in plain PyTorch, on 'reference'")
 
 
 def choose(cell: Cell, x: Tensor, others: Sequence[Tensor] = ()) -> str:

@@ -7,6 +7,7 @@ the rest has changed. Imported while that traces: `allow_in_graph` imports the c
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from weakref import WeakValueDictionary
 
 import torch
