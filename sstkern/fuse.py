@@ -12,7 +12,7 @@ from typing import Any, get_args
 import torch
 from torch import Tensor, nn
 
-from sstkern import first_states, private, stepping
+from sstkern import engines, first_states, private, stepping
 from sstkern.first_states import Initial
 from sstkern.lengths import Batch, Lengths, to_batches
 from sstkern.program import layer
@@ -101,6 +101,7 @@ class Direction:
 
         Raises TypeError or ValueError for an hx that does not fit, or a cell that returns what is no state.
         """
+        engines.check_not_forced()
         given = self._given(cell, inputs, batch, hx)
         result = self._as_program(cell, inputs, batch, given, every)
         if result is None:

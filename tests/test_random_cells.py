@@ -48,7 +48,7 @@ def test_a_recipe_is_carried_out():
 def test_recipes_have_everything():
     found: Counter[str] = Counter()
 
-    @settings(max_examples=60, derandomize=True, database=None, deadline=None)
+    @settings(max_examples=40, derandomize=True, database=None, deadline=None)
     @given(recipes())
     def look(recipe: Recipe) -> None:
         found.update(step.operation for step in recipe.steps)

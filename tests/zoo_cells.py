@@ -547,16 +547,27 @@ class Same(nn.Module):
 
 
 class Heads(nn.Module):
-    """Rows of two dimensions: two heads that share one matrix, and are mixed by reshaping."""
+    """Rows of two dimensions, two heads, which a product mixes."""
+
+    def __init__(self, input_size: int, hidden_size: int):
+        super().__init__()
+        self.x, self.h = nn.Linear(input_size, 2 * hidden_size), nn.Linear(2 * hidden_size, 2 * hidden_size)
+        self.gain = nn.Parameter(torch.ones(2, hidden_size))
+
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+        mixed = self.h(h.transpose(1, 2).flatten(1)).view(h.shape)
+        return torch.tanh(self.x(x).view(-1, *h.shape[1:]) + self.gain * h) * torch.sigmoid(mixed)
+
+
+class SharedHeads(nn.Module):
+    """Two heads that share one matrix: a product of rows of two dimensions."""
 
     def __init__(self, input_size: int, hidden_size: int):
         super().__init__()
         self.x, self.h = nn.Linear(input_size, 2 * hidden_size), nn.Linear(hidden_size, hidden_size)
-        self.mix = nn.Linear(2 * hidden_size, 2 * hidden_size)
 
     def forward(self, x: Tensor, h: Tensor) -> Tensor:
-        mixed = self.mix(h.flatten(1)).view(h.shape)
-        return torch.tanh(self.x(x).view(-1, *h.shape[1:]) + self.h(h)) * torch.sigmoid(mixed.transpose(1, 2).reshape(h.shape))
+        return torch.tanh(self.x(x).unflatten(1, (2, -1)) + self.h(h))
 
 
 class Constants(nn.Module):

@@ -114,6 +114,15 @@ def _schedule(name: str, schedule: str | None) -> Iterator[None]:
         launch.force(outer)
 
 
+def check_not_forced() -> None:
+    """Raises BackendError within a block that forces a fused engine: for what runs in plain PyTorch only."""
+    forced = _blocks.latest if torch.compiler.is_dynamo_compiling() else _forced.name
+    if forced not in (None, "reference"):
+        raise BackendError(
+            f"backend: '{forced}' was asked for, but the layer of a cell of one's own runs in plain PyTorch, on 'reference' only"
+        )
+
+
 def choose(cell: Cell, x: Tensor, others: Sequence[Tensor] = ()) -> str:
     """The engine for a layer of `cell` on `x`, with its weights and states as `others`: the forced one, or the fastest that can run it."""
     forced = _blocks.latest if torch.compiler.is_dynamo_compiling() else _forced.name
