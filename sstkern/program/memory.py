@@ -7,6 +7,7 @@ the same values. In place a step may change what it has computed; what else lies
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,10 +20,13 @@ Region = tuple[int, torch.Size, tuple[int, ...], torch.dtype]
 
 @dataclass
 class Held:
-    """value: what a region holds. tensor: one there, so that its memory is not used again. stale: why the value is not known."""
+    """value: what a region holds. tensor: one there, so that its memory is not used again. shape: the tensor's, or that which has its
+    sequences and what is merged with them apart. stale: why the value is not known.
+    """
 
     value: Value | None
     tensor: Tensor
+    shape: tuple[int, ...]
     stale: str = ""
 
 
@@ -51,21 +55,21 @@ class Memory:
     def find(self, tensor: Tensor) -> Held | None:
         return self._held.get(region(tensor))
 
-    def bind(self, tensor: Tensor, value: Value | None, stale: str = "") -> None:
+    def bind(self, tensor: Tensor, value: Value | None, shape: Sequence[int] | None = None, stale: str = "") -> None:
         """The tensor's memory holds the value."""
         place = region(tensor)
         if place not in self._held:
             self._by_storage[storage(tensor)].append(place)
-        self._held[place] = Held(value, tensor, stale)
+        self._held[place] = Held(value, tensor, tuple(tensor.shape if shape is None else shape), stale)
 
-    def write(self, tensor: Tensor, value: Value, reason: str) -> None:
+    def write(self, tensor: Tensor, value: Value, shape: Sequence[int], reason: str) -> None:
         """The tensor's memory holds the value from now on; other regions that share an element with it are stale, for the reason."""
         written = _elements(tensor)
         for place in self._by_storage[storage(tensor)]:
             held = self._held[place]
             if place != region(tensor) and (written & _elements(held.tensor)).any():
                 held.value, held.stale = None, reason
-        self.bind(tensor, value)
+        self.bind(tensor, value, shape)
 
 
 def _elements(tensor: Tensor) -> Tensor:

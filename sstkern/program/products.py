@@ -18,16 +18,16 @@ aten = torch.ops.aten
 
 
 def product(record: Recording, rows: Operand, weight: Operand) -> Operand:
-    """rows (B, I) with a weight (O, I) -> (B, O). Of rows that are joined it is the sum of the parts' products."""
+    """rows (B, ..., I) with a weight (O, I) -> (B, ..., O). Of rows that are joined it is the sum of the parts' products."""
     parts = record.joined.get(rows.value)
     if parts is None:
-        shape, gradient = (rows.shape[0], weight.shape[0]), rows.gradient or weight.gradient
+        shape, gradient = (*rows.shape[:-1], weight.shape[0]), rows.gradient or weight.gradient
         return Operand(record.node("product", rows.value, weight.value), shape, record.result.dtype, gradient)
     products, start = [], 0
     for part in parts:
-        (width,) = record.own(part.shape)
+        width = record.own(part.shape)[-1]
         columns = record.call(aten.slice.Tensor, weight, 1, start, start + width, like=weight, shape=(weight.shape[0], width))
-        products.append(product(record, replace(part, shape=(record.batch, width)), columns))
+        products.append(product(record, replace(part, shape=(*rows.shape[:-1], width)), columns))
         start += width
     return reduce(lambda a, b: record.pointwise("add", a, b), products)
 

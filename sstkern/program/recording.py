@@ -34,13 +34,15 @@ class Operand:
     """A tensor of the step.
 
     value: what it is; of kind "p" where it follows from parameters only, an entry of the prelude. shape: as the cell sees it. gradient:
-    whether a gradient goes through it. rows: whether it has a row for each sequence.
+    whether a gradient goes through it. merged: whether the cell sees the first dimensions as one. rows: whether it has a row for each
+    sequence.
     """
 
     value: Value
     shape: tuple[int, ...]
     dtype: torch.dtype
     gradient: bool
+    merged: bool = False
 
     @property
     def rows(self) -> bool:
@@ -50,8 +52,9 @@ class Operand:
 class Recording:
     """Of one run with `batch` sequences, a size that no other is a multiple of.
 
-    result: what the operator that is being written down gave, or the first of that. joined: the parts of each `cat`. formulas: of the numbers
-    that stand for one. gradients: the values that take a gradient, without those within what is one operator of PyTorch's.
+    result: what the operator that is being written down gave, or the first of that. joined: the parts of a `cat` along the last dimension of
+    rows. formulas: of the numbers that stand for one. gradients: the values that take a gradient, without those within what is one operator
+    of PyTorch's.
     """
 
     result: Tensor
@@ -131,6 +134,11 @@ class Recording:
         if shape.count(self.batch) != 1 or any(size and size % self.batch == 0 for size in shape if size != self.batch):
             refuse_mixing()
         return shape.index(self.batch)
+
+    def merges(self, shape: Sequence[int], result: Sequence[int]) -> bool:
+        """Whether the result has the first dimensions, of which the sequences are the first, as one."""
+        merged = len(shape) - len(result) + 1
+        return shape[0] == self.batch and merged > 1 and (math.prod(shape[:merged]), *shape[merged:]) == tuple(result)
 
     def own(self, shape: Sequence[int]) -> tuple[int, ...]:
         """A row's dimensions."""

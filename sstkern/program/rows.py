@@ -67,6 +67,8 @@ def _view(record: Recording, operand: Operand, _: Any) -> Operand:
     """Whatever the sizes or dimensions given, the result tells the shape."""
     if record.result.dtype != operand.dtype:
         refuse("viewing memory as another dtype", "use .to(dtype)")
+    if record.merges(operand.shape, record.result.shape):
+        return operand
     return record.reshaped(operand, record.result.shape)
 
 
@@ -133,7 +135,8 @@ def _cat(record: Recording, parts: Sequence[Operand], dim: int) -> Operand:
     at, dim = record.own_dim(parts[0].shape, dim), dim % len(parts[0].shape)
     parts = [record.cast(part, record.result.dtype) for part in parts]
     value = record.node("cat", *(part.value for part in parts), attributes=(at,))
-    record.joined[value] = tuple(parts)
+    if at == -1:
+        record.joined[value] = tuple(parts)
     first = parts[0].shape
     shape = (*first[:dim], sum(part.shape[dim] for part in parts), *first[dim + 1 :])
     return Operand(value, shape, record.result.dtype, any(part.gradient for part in parts))

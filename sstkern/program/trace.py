@@ -20,6 +20,8 @@ from sstkern.structure import mapped
 aten = torch.ops.aten
 OPERATORS = rows.OPERATORS | products.OPERATORS | pointwise.OPERATORS
 
+MERGED = {*pointwise.OPERATORS, "mm", "addmm", "view", "_unsafe_view", "clone", "_to_copy"} - {"glu"}
+"""Operators on tensors whose sequences are merged with other dimensions: F.linear does that to a row of more than one dimension."""
 _READS = {"_local_scalar_dense", "is_nonzero", "equal", "allclose"}
 _MEMORY = {"as_strided", "set_", "resize_", "as_strided_scatter"}
 _UNKNOWN = {"empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided"}
@@ -63,7 +65,7 @@ class Trace(private.DispatchMode):
         if held.value is None:
             refuse(held.stale, "use what the change in place gave, or calculate without changes in place")
         gradient = held.value in self.record.gradients
-        operand = Operand(held.value, tuple(tensor.shape), tensor.dtype, gradient)
+        operand = Operand(held.value, held.shape, tensor.dtype, gradient, merged=held.shape != tensor.shape)
         if tensor.requires_grad and not gradient and tensor.is_leaf:
             refuse("the step makes a tensor that requires_grad", "make it a parameter of the cell, before the step")
         return self.record.detached(operand) if gradient and not tensor.requires_grad else operand
@@ -71,7 +73,7 @@ class Trace(private.DispatchMode):
     def result(self, tensor: Any) -> Value:
         """The value of a tensor that the step returns, (B, ...)."""
         operand = self.operand(tensor)
-        if not operand.rows or self.record.batch_dim(operand.shape) != 0:
+        if not operand.rows or operand.merged or self.record.batch_dim(operand.shape) != 0:
             raise Unfused(
                 f"the step returns a tensor {tuple(tensor.shape)} that has no row for each sequence: its first dimension must be theirs"
             )
@@ -107,7 +109,7 @@ class Trace(private.DispatchMode):
         if function is aten.lift_fresh.default:
             self.memory.bind(result, self.record.entry(self.record.prelude.constant(result.clone()), result.shape))
         elif name in _UNKNOWN:
-            self.memory.bind(result, None, "memory that nothing was written to")
+            self.memory.bind(result, None, stale="memory that nothing was written to")
         else:
             self._computed(function, args, kwargs or {}, result)
         return result
@@ -129,16 +131,18 @@ class Trace(private.DispatchMode):
         if held is None or held.value is not None:
             return False
         for view in views:
-            self.memory.bind(view, None, held.stale)
+            self.memory.bind(view, None, stale=held.stale)
         return True
 
     def _bind(self, tensor: Tensor, operand: Operand, written: str = "") -> None:
         """The tensor is what the operand says; where `written` names an operator, it wrote that over something else."""
+        if operand.shape != tensor.shape and not (operand.rows and self.record.merges(operand.shape, tensor.shape)):
+            refuse_mixing()
         self.record.noted(operand)
         if written:
-            self.memory.write(tensor, operand.value, f"a tensor whose memory was changed by {written} on another")
+            self.memory.write(tensor, operand.value, operand.shape, f"a tensor whose memory was changed by {written} on another")
         else:
-            self.memory.bind(tensor, operand.value)
+            self.memory.bind(tensor, operand.value, operand.shape)
 
     def _written_down(self, function: Any, args: Sequence[Any], kwargs: dict[str, Any], result: Any) -> Sequence[Operand | None]:
         """The results of an operator as the language, or the prelude, has them."""
@@ -149,6 +153,8 @@ class Trace(private.DispatchMode):
         name = function.overloadpacket.__name__
         if name not in OPERATORS:
             self._not_in_language(name, results)
+        if name not in MERGED and any(isinstance(part, Operand) and part.merged for part in given):
+            refuse_mixing()
         self.record.result = results[0]
         found = OPERATORS[name](self.record, *private.positional(function, given, kwargs))
         return found if isinstance(found, tuple) else (found,)

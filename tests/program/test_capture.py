@@ -277,6 +277,27 @@ def test_products(name: str):
     assert "product" in operations(check(cell(PRODUCTS[name])))
 
 
+ROWS_OF_TWO: dict[str, Callable[[Cell, Tensor, Tensor], Any]] = {
+    "linear": lambda self, x, h: torch.tanh(self.h_h(h) + self.x_h(x)[:, None]),
+    "linear without bias": lambda self, x, h: F.linear(h, self.h_h.weight) @ self.h_h.weight,
+    "seen as more sequences": lambda self, x, h: torch.sigmoid(self.h_h(h.view(-1, HIDDEN)) * self.vector).view_as(h) + h,
+    "cat": lambda self, x, h: F.linear(torch.cat([h, h * 2], -1), torch.cat([self.h_h.weight, self.h_h.weight], 1)),
+    "cat of dimensions": lambda self, x, h: self.h_h(torch.cat([h, h[:, :1]], 1))[:, 1:],
+    "mixed": lambda self, x, h: h * torch.sigmoid(h.transpose(1, 2).reshape(h.shape)),
+}
+
+
+@pytest.mark.parametrize("name", ROWS_OF_TWO)
+def test_rows_of_two_dimensions(name: str):
+    check(cell(ROWS_OF_TWO[name]), X, spec(2, HIDDEN))
+
+
+def test_sequences_that_are_merged_stay_together():
+    assert_refused(cell(lambda self, x, h: h.view(-1, HIDDEN)[:, :1]), "mixes sequences", state=spec(2, HIDDEN))
+    assert_refused(cell(lambda self, x, h: h.view(-1, HIDDEN) + h[:, :1]), "mixes sequences", state=spec(2, HIDDEN))
+    assert "no row for each sequence" in refusal(cell(lambda self, x, h: h.view(-1, HIDDEN)), X, spec(2, HIDDEN))
+
+
 def test_the_input_has_its_own_product_in_one_of_a_cat():
     found = check(cell(PRODUCTS["cat"]))
     assert [str(node) for node in found.program.nodes[:2]] == ["product x0 p0", "product h0 p1"]
@@ -529,7 +550,7 @@ REFUSED: dict[str, tuple[Callable[..., Any], str]] = {
     "select": (lambda self, x, h: h + h[0], "mixes sequences"),
     "slice": (lambda self, x, h: h + h[:1], "mixes sequences"),
     "flip": (lambda self, x, h: h.flip(0), "flip"),
-    "merged": (lambda self, x, h: h.view(-1), "mixes sequences"),
+    "merged": (lambda self, x, h: h.view(-1)[:HIDDEN], "mixes sequences"),
     "cat of sequences": (lambda self, x, h: torch.cat([h, h], 0)[: h.size(0)], "mixes sequences"),
     "iteration": (lambda self, x, h: torch.stack([2 * row for row in h]), "mixes sequences"),
     "products of rows": (lambda self, x, h: h @ (h.t() @ h), "matrix product of two values"),
