@@ -6,7 +6,8 @@ T time steps, B batch, N the valid steps of all sequences. A state is a tensor (
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from functools import partial
 from typing import Any, get_args
 
 import torch
@@ -104,8 +105,8 @@ class Direction:
         given = self._given(cell, inputs, batch, hx)
         result = self._as_program(cell, inputs, batch, given, every)
         if result is None:
-            options = {"returns": self.returns, "reverse": self.reverse, "every": every}
-            result = stepping.layer(cell, inputs, given, batch.lengths, padded=not batch.packed, **options)
+            step = partial(stepping.layer, padded=not batch.packed, returns=self.returns, reverse=self.reverse, every=every)
+            result = step(cell, inputs, given, batch.lengths)
         return result._replace(hx_n=mapped(result.hx_n, lambda state: _to_caller(state, batch)))
 
     def _given(self, cell: nn.Module, inputs: Structure, batch: Batch, hx: Structure | None) -> Structure | None:
@@ -264,8 +265,8 @@ class Fused(FusedLayer):
         return self.direction.run(self.cell, inputs, batch, hx, every)
 
     def _check_call(self) -> None:
-        """torch.func.functional_call asks the layer for a module by its name. One called "cell" it does not find, but the cell around it, and
-        leaves the tensors there, where nothing reads them."""
+        """torch.func.functional_call asks the layer for a module by its name. One called "cell" it does not find, but the cell around it,
+        and leaves the tensors there, where nothing reads them."""
         module = self._modules["cell"]
         named = {} if module is None else {**module._parameters, **module._buffers}
         lost = [name for name in named if name in vars(self.cell)]
@@ -303,11 +304,9 @@ class Fused(FusedLayer):
     def _load_from_state_dict(self, *arguments: Any) -> None:
         self.cell._load_from_state_dict(*arguments)
 
-    def __getstate__(self) -> dict[str, Any]:
-        return private.without_members(self)
-
-    def __setstate__(self, state: Mapping[str, Any]) -> None:
-        vars(self).update(state)
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Of a copy, whose cell may have been copied in a way of its own."""
+        super().__setstate__(state)
         private.share_members(self, self.cell)
 
     def _get_name(self) -> str:
