@@ -202,8 +202,7 @@ class FusedLayer(nn.Module):
     def _directions(self) -> list[tuple[Direction, nn.Module]]:
         raise NotImplementedError
 
-    @property
-    def cells(self) -> list[nn.Module]:
+    def _cells(self) -> list[nn.Module]:
         """One, or that of each direction."""
         return [cell for _, cell in self._directions()]
 
@@ -238,7 +237,7 @@ class Fused(FusedLayer):
     def __init__(self, cell: nn.Module, direction: Direction, batch_first: bool):
         super().__init__(batch_first)
         vars(self)["_cell"] = cell  # not as a child: that would put its name before its parameters'
-        self.direction = direction
+        self._direction = direction
         private.share_members(self, cell)
         taken = [name for name, module in cell.named_children() if name != "cell" and getattr(self, name) is not module]
         if taken:
@@ -262,7 +261,7 @@ class Fused(FusedLayer):
     def _run(self, inputs: Structure, batch: Batch, hx: Structure | None, every: bool) -> Result:
         if "cell" in self._modules:
             self._check_call()
-        return self.direction.run(self.cell, inputs, batch, hx, every)
+        return self._direction.run(self.cell, inputs, batch, hx, every)
 
     def _check_call(self) -> None:
         """torch.func.functional_call asks the layer for a module by its name. One called "cell" it does not find, but the cell around it,
@@ -274,7 +273,7 @@ class Fused(FusedLayer):
             raise RuntimeError(f"{lost[0]}: torch.func.functional_call does not reach the cell's module 'cell'; give it another name")
 
     def _directions(self) -> list[tuple[Direction, nn.Module]]:
-        return [(self.direction, self.cell)]
+        return [(self._direction, self.cell)]
 
     def train(self, mode: bool = True) -> Fused:
         """Also of the cell itself, which is no child."""
@@ -322,7 +321,7 @@ class FusedBothWays(FusedLayer):
     def __init__(self, forward_cell: nn.Module, backward_cell: nn.Module, directions: list[Direction], batch_first: bool):
         super().__init__(batch_first)
         self.forward_cell, self.backward_cell = forward_cell, backward_cell
-        self.directions = directions
+        self._both = directions
 
     def _run(self, inputs: Structure, batch: Batch, hx: Structure | None, every: bool) -> Result:
         if hx is not None and (not isinstance(hx, tuple | list) or len(hx) != 2):
@@ -337,4 +336,4 @@ class FusedBothWays(FusedLayer):
         return Result(torch.cat(outputs, dim=-1), last, states if every else None)
 
     def _directions(self) -> list[tuple[Direction, nn.Module]]:
-        return list(zip(self.directions, (self.forward_cell, self.backward_cell), strict=True))
+        return list(zip(self._both, (self.forward_cell, self.backward_cell), strict=True))

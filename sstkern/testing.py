@@ -178,7 +178,7 @@ class _Case:
 def _cases(module: Any, shapes: Sequence[tuple[int, int]], seed: int, keywords: Mapping[str, Any]) -> Iterator[_Case]:
     """The inputs of a layer or a cell."""
     fused = isinstance(module, FusedLayer)
-    sized = module.cells[0] if fused else module
+    sized = module._cells()[0] if fused else module
     if not _has(sized, "input_size", *(() if fused else ("hidden_size",))):
         raise TypeError("inputs: none were given, and the function is no module with an input_size and a hidden_size; give its arguments")
     generator = torch.Generator().manual_seed(seed)

@@ -53,7 +53,7 @@ class Rows:
         if self.places is not None:
             return tensor[self.places]
         if self.valid is not None:
-            tensor = torch.where(self.valid.reshape(*self.valid.shape, *[1] * (tensor.dim() - 2)), tensor, 0)
+            tensor = tensor.masked_fill(~self.valid.reshape(*self.valid.shape, *[1] * (tensor.dim() - 2)), 0)
         return tensor.flatten(0, 1)
 
     def restored(self, rows: Tensor) -> Tensor:

@@ -11,10 +11,21 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from sstkern.program.reasons import refuse
-from sstkern.program.sizes import known, shape
+from sstkern.program.sizes import shape
+
+
+def _getter(name: str) -> Callable[..., Any]:
+    """What torch gives a mode as the function where a property is read."""
+    return getattr(Tensor, name).__get__
+
+
+def _setter(name: str) -> Callable[..., Any]:
+    return getattr(Tensor, name).__set__
+
 
 _VALUES = "torch.where, or a number of the cell, does without"
 _LAYOUT = "how a tensor lies in memory differs between a step alone and a loop; do without, or call .contiguous()"
+_NO_GRADIENTS = "a step may not depend on gradients"
 _REFUSED: dict[Callable[..., Any], tuple[str, str]] = {
     Tensor.tolist: ("the step reads the value of a tensor with .tolist()", _VALUES),
     Tensor.numpy: ("the step turns a tensor into a NumPy array", "calculate with torch"),
@@ -27,13 +38,15 @@ _REFUSED: dict[Callable[..., Any], tuple[str, str]] = {
     Tensor.untyped_storage: ("the step asks for a tensor's storage", _LAYOUT),
     Tensor.register_hook: ("the step registers a hook on a tensor", "change gradients outside the cell"),
     Tensor.requires_grad_: ("the step changes requires_grad", "say outside the cell what wants gradients"),
-    Tensor.requires_grad.__set__: ("the step changes requires_grad", "say outside the cell what wants gradients"),
     Tensor.backward: ("the step calls backward()", "differentiate outside the cell"),
-    Tensor.data.__set__: ("the step sets .data", "calculate a new tensor"),
-    Tensor.grad.__get__: ("the step reads .grad", "a step may not depend on gradients"),
-    Tensor.grad_fn.__get__: ("the step reads .grad_fn", "a step may not depend on gradients"),
-    Tensor.is_leaf.__get__: ("the step reads .is_leaf", "a step may not depend on gradients"),
+    _getter("grad"): ("the step reads .grad", _NO_GRADIENTS),
+    _getter("grad_fn"): ("the step reads .grad_fn", _NO_GRADIENTS),
+    _getter("is_leaf"): ("the step reads .is_leaf", _NO_GRADIENTS),
+    _setter("requires_grad"): ("the step changes requires_grad", "say outside the cell what wants gradients"),
+    _setter("data"): ("the step sets .data", "calculate a new tensor"),
 }
+_SIZES = {_getter("shape"), Tensor.size, Tensor.numel}
+_REQUIRES_GRAD = _getter("requires_grad")
 
 
 class Calls(TorchFunctionMode):
@@ -53,24 +66,22 @@ class Calls(TorchFunctionMode):
         result = function(*args, **(kwargs or {}))
         if function in _SIZES:
             return self._sizes(result)
-        if function == Tensor.requires_grad.__get__ and self._rows(args[0]):
+        if function is Tensor.__len__ and self._rows(args[0]):  # len() gives a plain int, which could be calculated with
+            refuse("the step asks for len() of an input or a state", "use .size(0)")
+        if function == _REQUIRES_GRAD and self._rows(args[0]):
             refuse("the step reads requires_grad of an input or a state", "a step may not depend on gradients")
         return result
 
     def _sizes(self, result: Any) -> Any:
-        return self._size(result) if isinstance(result, int) else shape(result, self.batch)
-
-    def _size(self, size: int) -> int:
-        return known(size, size > 0 and size % self.batch == 0)
+        return shape(result, self.batch) if isinstance(result, tuple) else shape((result,), self.batch)[0]
 
     def _rows(self, tensor: Tensor) -> bool:
         return any(size and size % self.batch == 0 for size in tensor.shape)
 
 
-_SIZES = {Tensor.shape.__get__, Tensor.size, Tensor.__len__, Tensor.numel, Tensor.nelement}  # type: ignore[attr-defined]
-
-
-def _lstm_cell(x: Tensor, states: Sequence[Tensor], w_ih: Tensor, w_hh: Tensor, b_ih: Any = None, b_hh: Any = None) -> tuple[Tensor, Tensor]:
+def _lstm_cell(
+    x: Tensor, states: Sequence[Tensor], w_ih: Tensor, w_hh: Tensor, b_ih: Any = None, b_hh: Any = None
+) -> tuple[Tensor, Tensor]:
     """torch.lstm_cell, which on a GPU is one kernel."""
     h, c = states
     i, f, g, o = (F.linear(x, w_ih, b_ih) + F.linear(h, w_hh, b_hh)).chunk(4, 1)

@@ -14,37 +14,33 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sstkern.program.graph import Program
 from sstkern.program.language import OPERATIONS, resolved
-from sstkern.program.prelude import Call, Constant, Leaf, Pick, Ref, Replay
+from sstkern.program.prelude import Call, Constant, Leaf, Pick, Ref
 from sstkern.program.reasons import NoDefault, Unfused
 from sstkern.program.recording import Recorded, Recording
 from sstkern.program.runs import Failed, Run, Spec
-from sstkern.program.shadow import Shadow, Source
+from sstkern.program.shadow import Shadow
 from sstkern.program.values import Value
 from sstkern.structure import Returns, Structure, flatten, mapped, unflatten
 
 
 @dataclass(frozen=True, eq=False)
 class FirstState:
-    """state: Specs in the cell's structure. program: its outputs are the state's tensors."""
+    """state: Specs in the cell's structure. recorded: a program whose outputs are the state's tensors."""
 
     state: Structure
-    program: Program
-    sizes: tuple[int, ...]
-    sources: tuple[Source, ...]
-    replay: Replay
+    recorded: Recorded
 
     def tensors(self, leaves: Sequence[Tensor], batch_size: int, device: torch.device) -> Structure:
         """The state (B, ...) of that many sequences, with gradients to `leaves`, the tensors of the sources."""
-        rows = torch.empty(batch_size, 0, device=device)
-        parameters = self.replay.run(leaves)
-        known = {Value("p", place): tensor for place, tensor in enumerate(parameters)}
-        for place, node in enumerate(self.program.nodes):
+        rows, program = torch.empty(batch_size, 0, device=device), self.recorded.program
+        numbers = [formula.value() for formula in self.recorded.numbers]
+        known = {Value("p", place): tensor for place, tensor in enumerate(self.recorded.replay.run(leaves))}
+        for place, node in enumerate(program.nodes):
             operation, words = OPERATIONS[node.operation], (*node.arguments, *node.attributes)
-            parts = [known[word] if isinstance(word, Value) else resolved(word, self.sizes, ()) for word in words]
+            parts = [known[word] if isinstance(word, Value) else resolved(word, self.recorded.sizes, numbers) for word in words]
             known[Value("v", place)] = operation.compute(*([rows] if operation.makes_rows else []), *parts)
-        return unflatten(self.state, [known[value] for value in self.program.outputs])
+        return unflatten(self.state, [known[value] for value in program.outputs])
 
 
 def can_do_without(cell: nn.Module) -> bool:
@@ -93,9 +89,10 @@ def first_state(shadow: Shadow, input: Structure, state: Structure, returns: Ret
     values = _first_values(alone, shadow, input, state, returns)
     if values is None:
         raise Unfused("the first state cannot be told from what the cell does without one: give hx, or initial_state")
-    record = alone.trace.record
-    record.result = torch.empty(0)
-    return record.program([len(spec.shape) for spec in flatten(input)], [], values, [])
+    recorded = alone.trace.record.program([len(spec.shape) for spec in flatten(input)], [], values, [])
+    if any(value.kind == "x" for node in recorded.program.nodes for value in node.values()):
+        raise Unfused("the first state follows from the input: give hx, or initial_state")
+    return recorded
 
 
 def _first_values(alone: Run, shadow: Shadow, input: Structure, state: Structure, returns: Returns) -> list[Value] | None:

@@ -27,7 +27,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Container, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 import torch
@@ -65,6 +65,14 @@ class Program:
 
     def __hash__(self) -> int:
         return hash(self.text)
+
+    def cast(self, before: torch.dtype, after: torch.dtype) -> Program:
+        """The program whose own tensors are of another dtype."""
+
+        def changed(node: Node) -> Node:
+            return replace(node, attributes=tuple(after if part is before else part for part in node.attributes))
+
+        return replace(self, nodes=tuple(map(changed, self.nodes)))
 
     @staticmethod
     def parse(text: str) -> Program:

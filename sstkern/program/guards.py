@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import types
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from operator import attrgetter, is_
 from typing import Any
@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from sstkern import private
+from sstkern.program.numbers import Numbers, Place
+from sstkern.program.reasons import Unfused
 from sstkern.program.shadow import FRAMEWORK, Source, Watch
 
 _PLAIN = (bool, int, float, str, bytes, type(None), torch.dtype, torch.device)
@@ -38,7 +40,7 @@ class Same:
 def frozen(value: Any, depth: int = _DEPTH) -> Any:
     """What is equal to another's only where a step that reads both does the same: types count, and the sign of zero."""
     if isinstance(value, float):
-        return float, math.copysign(1, value), "nan" if math.isnan(value) else value
+        return type(value), math.copysign(1, value), "nan" if math.isnan(value) else value
     if isinstance(value, _PLAIN):
         return type(value), value
     if isinstance(value, Tensor):
@@ -51,31 +53,43 @@ def frozen(value: Any, depth: int = _DEPTH) -> Any:
         return type(value), [frozen(part, depth - 1) for part in value]
     if isinstance(value, set | frozenset):
         return type(value), set(value)
-    return (*_frozen_callable(value, depth - 1), *_frozen_object(value, depth - 1))
+    return _frozen_callable(value, depth - 1) if callable(value) else _frozen_object(value, depth - 1)
 
 
-def _frozen_callable(value: Any, depth: int) -> Iterable[Any]:
+def _frozen_callable(value: Any, depth: int) -> Any:
     if isinstance(value, types.MethodType):
         return Same(value.__func__), frozen(value.__self__, depth)
     if isinstance(value, partial):
         return frozen(value.func, depth), frozen(value.args, depth), frozen(value.keywords, depth)
     if isinstance(value, types.FunctionType):
         cells = [cell.cell_contents for cell in value.__closure__ or ()]
-        return Same(value.__code__), frozen(value.__defaults__, depth), frozen(cells, depth)
-    return (Same(value),)
+        return Same(value.__code__), frozen(value.__defaults__, depth), frozen(value.__kwdefaults__, depth), frozen(cells, depth)
+    if isinstance(value, type) or not hasattr(value, "__dict__"):
+        return Same(value)
+    return Same(value), frozen(vars(value), depth)
 
 
-def _frozen_object(value: Any, depth: int) -> Iterable[Any]:
-    """The attributes of an object of the user's own, such as a configuration."""
-    if isinstance(value, type | types.ModuleType | types.FunctionType | types.MethodType | partial) or not hasattr(value, "__dict__"):
-        return ()
-    return (frozen(vars(value), depth),)
+def _frozen_object(value: Any, depth: int) -> Any:
+    """An object of the user's own, such as a configuration, by its attributes; else what can be a key, by its value."""
+    if isinstance(value, types.ModuleType):
+        return Same(value)
+    slots = [name for kind in type(value).__mro__ for name in getattr(kind, "__slots__", ()) if hasattr(value, name)]
+    if slots or hasattr(value, "__dict__"):
+        attributes = {**getattr(value, "__dict__", {}), **{name: getattr(value, name) for name in slots}}
+        return Same(value), frozen(attributes, depth)
+    try:
+        hash(value)
+    except TypeError:
+        raise Unfused(f"the step reads a {type(value).__name__}, whose changes cannot be seen: keep a tensor or a list instead") from None
+    return type(value), value
 
 
 class Guard:
     """Of what the watched modules' step has read, and of what every step rests on."""
 
-    def __init__(self, watches: Sequence[Watch], ties: Sequence[tuple[Source, Source]]) -> None:
+    def __init__(self, watches: Sequence[Watch], ties: Sequence[tuple[Source, Source]], numbers: Numbers) -> None:
+        self._numbers = numbers
+        self._floats: list[tuple[nn.Module, str, float]] = []
         self._values: list[tuple[_Read, nn.Module, tuple]] = []
         self._types: list[tuple[_Read, nn.Module, tuple[type, ...]]] = []
         self._tensors: list[tuple[dict[str, Any], str, tuple]] = []
@@ -85,19 +99,22 @@ class Guard:
         self._frozen: list[tuple[nn.Module, str, Any]] = []
         self._absent: list[tuple[nn.Module, str]] = []
         self._ties = list(ties)
+        self._dtype = torch.get_default_dtype()
         for watch in watches:
             self._add(watch)
 
     def _add(self, watch: Watch) -> None:
         module = watch.module
         own = {name: value for name in sorted(watch.read) if (value := _data(module, name)) is not _NO_DATA}
-        quick = [name for name, value in own.items() if isinstance(value, _PLAIN) and not _delicate(value)]
+        numbered = [name for name in own if (module, name) in self._numbers.places]
+        quick = [name for name, value in own.items() if isinstance(value, _PLAIN) and not _delicate(value) and name not in numbered]
+        self._floats += [(module, name, value) for name, value in own.items() if type(value) is float]
         get = attrgetter(*_MODULE, *quick)
-        now = (dict(value) if isinstance(value, dict) else value for value in get(module))  # hooks come into the dictionaries that are there
-        self._values.append((get, module, tuple(now)))
-        if quick:
-            self._types.append((attrgetter(*quick, "__class__"), module, (*(type(own[name]) for name in quick), type)))
-        self._frozen += [(module, name, frozen(own[name])) for name in own if name not in quick]
+        none: list[dict] = [{} for _ in private.HOOKS]
+        self._values.append((get, module, (type(module), module.training, None, *none, *(own[name] for name in quick))))
+        if typed := [*quick, *numbered]:
+            self._types.append((attrgetter(*typed, "__class__"), module, (*(type(own[name]) for name in typed), type)))
+        self._frozen += [(module, name, frozen(own[name])) for name in own if name not in typed]
         self._absent += [(module, name) for name in sorted(watch.absent)]
         for part in private.PARTS:
             held = vars(module)[part]
@@ -111,9 +128,15 @@ class Guard:
     def holds(self) -> bool:
         """Whether all is as it was."""
         try:
-            return self._as_it_was() and not private.has_global_hooks()
-        except (AttributeError, KeyError, IndexError, TypeError):
+            return self._dtype is torch.get_default_dtype() and self._as_it_was() and not private.has_global_hooks()
+        except (AttributeError, LookupError, TypeError, ValueError, ArithmeticError):
             return False
+
+    def changing(self) -> set[Place]:
+        """The numbers that have changed, and those that do not matter: what may be an argument of the next capture."""
+        return self._numbers.places | {
+            (module, name) for module, name, value in self._floats if type(now := getattr(module, name, None)) is float and now != value
+        }
 
     def _as_it_was(self) -> bool:
         for get, module, expected in self._values:
@@ -137,6 +160,7 @@ class Guard:
             and all(frozen(getattr(module, name)) == expected for module, name, expected in self._frozen)
             and not any(name in vars(module) or hasattr(type(module), name) for module, name in self._absent)
             and all(first.read() is second.read() for first, second in self._ties)
+            and all(formula.value() == answer for formula, answer in self._numbers.conditions.items())
         )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from sstkern import private
@@ -13,6 +14,7 @@ from sstkern.operators import autocasting
 from sstkern.program import operator
 from sstkern.program.capture import Captured, Spec, Unfused, capture
 from sstkern.program.explain import explained
+from sstkern.program.graph import Program
 from sstkern.program.run import Call
 from sstkern.program.shapes import Kind, Leaves, row_kind
 from sstkern.program.values import Value
@@ -58,7 +60,8 @@ class Programs:
             if known == refused:
                 raise Unfused(reason)
         try:
-            captured = capture(cell, inputs, state, returns)
+            previous = next((captured for known, captured in self._captures if known == key), None)
+            captured = capture(cell, inputs, state, returns, previous=previous)
         except Unfused as error:
             self._refused = [(refused, str(error)), *self._refused][:KEPT]
             raise
@@ -97,7 +100,7 @@ def explanation(captured: Captured, cell: nn.Module, source: bool) -> str:
         tuple(row_kind(parameter, 0) for parameter in captured.parameters(captured.leaves())),
         captured.sizes,
     )
-    of_kind = {"x": names(captured.input, "input"), "h": names(captured.state, "state"), "p": captured.names(cell)}
+    of_kind = {"x": names(captured.input, "input"), "h": names(captured.state, "state"), "p": captured.names()}
     known = {Value(kind, place): name for kind, found in of_kind.items() for place, name in enumerate(found)}
     return explained(captured.program, leaves, known, source)
 
@@ -119,6 +122,8 @@ def run(
     leaves: the cell's tensors. inputs: (T, B, ...), or (N, ...). hx: (B, ...) each, or None for the cell's own first state.
     """
     program = captured.program
+    if autocasting(inputs[0]):
+        program = _autocast(program, flatten(captured.state)[0].dtype, inputs[0].device.type)
     if every:
         program = replace(program, outputs=(*program.outputs, *program.next_states))
     batch = inputs[0].size(1) if padded or lengths is None else lengths.size(0)
@@ -126,6 +131,11 @@ def run(
     call = Call(program, captured.sizes, tuple(captured.numbers()), reverse, padded, recompute)
     (output, *states), hx_n = operator.layer(call, inputs, captured.parameters(leaves), first, lengths)
     return [output, *hx_n, *states]
+
+
+def _autocast(program: Program, dtype: torch.dtype, device: str) -> Program:
+    """The operator casts all tensors; those that the step makes in their dtype have to follow."""
+    return program if dtype == torch.float64 else program.cast(dtype, torch.get_autocast_dtype(device))
 
 
 def results(found: Sequence[Tensor], state: Structure) -> tuple[Tensor, Structure, Structure | None]:

@@ -1,4 +1,4 @@
-"""PyTorch's elementwise operators, in the language; one that it does not have is written with those that it has, with the same gradients."""
+"""PyTorch's elementwise operators, in the language: those that it does not have by those that it has, with the same gradients."""
 
 from __future__ import annotations
 
@@ -9,32 +9,32 @@ from typing import Any
 import torch
 
 from sstkern.program.reasons import refuse
-from sstkern.program.recording import Number, Operand, Recording
+from sstkern.program.recording import Literal, Operand, Recording
 from sstkern.program.rows import cut, filled
 
 Handler = Callable[..., Any]
-Part = Operand | Number
+Part = Operand | Literal
 
-_UNARY = (
-    "neg abs sign reciprocal sqrt rsqrt exp expm1 log log1p sin cos tan atan sinh cosh asinh erf sigmoid tanh relu silu hardsigmoid "
-    "hardswish mish floor ceil trunc logical_not isnan"
-).split()
-_BINARY = "mul pow maximum minimum atan2 lt le gt ge eq ne logical_and logical_or".split()
+_PLAIN = (
+    *("neg", "abs", "sign", "reciprocal", "sqrt", "rsqrt", "exp", "expm1", "log", "log1p", "sin", "cos", "tan", "atan", "sinh", "cosh"),
+    *("asinh", "erf", "sigmoid", "tanh", "relu", "silu", "hardsigmoid", "hardswish", "mish", "floor", "ceil", "trunc", "isnan"),
+    *("maximum", "minimum", "atan2", "lt", "le", "gt", "ge", "eq", "ne", "logical_and", "logical_or", "logical_not"),
+)
 
 
 def _plain(operation: str) -> Handler:
     return lambda record, *operands: record.pointwise(operation, *operands)
 
 
-def _add(record: Recording, a: Part, b: Part, alpha: Number = 1) -> Operand:
+def _add(record: Recording, a: Part, b: Part, alpha: Literal = 1) -> Operand:
     return record.pointwise("add", a, b if alpha == 1 else record.pointwise("mul", b, alpha))
 
 
-def _sub(record: Recording, a: Part, b: Part, alpha: Number = 1) -> Operand:
+def _sub(record: Recording, a: Part, b: Part, alpha: Literal = 1) -> Operand:
     return record.pointwise("sub", a, b if alpha == 1 else record.pointwise("mul", b, alpha))
 
 
-def _rsub(record: Recording, a: Operand, b: Part, alpha: Number = 1) -> Operand:
+def _rsub(record: Recording, a: Operand, b: Part, alpha: Literal = 1) -> Operand:
     return _sub(record, b, a, alpha)
 
 
@@ -79,15 +79,15 @@ def _masked_fill(record: Recording, a: Operand, mask: Operand, value: Part) -> O
     return record.pointwise("where", mask, value, a)
 
 
-def _addcmul(record: Recording, a: Operand, b: Operand, c: Operand, value: Number) -> Operand:
+def _addcmul(record: Recording, a: Operand, b: Operand, c: Operand, value: Literal) -> Operand:
     return record.pointwise("add", a, record.pointwise("mul", _scaled(record, b, value), c))
 
 
-def _addcdiv(record: Recording, a: Operand, b: Operand, c: Operand, value: Number) -> Operand:
+def _addcdiv(record: Recording, a: Operand, b: Operand, c: Operand, value: Literal) -> Operand:
     return record.pointwise("add", a, _scaled(record, record.pointwise("div", b, c), value))
 
 
-def _scaled(record: Recording, a: Operand, value: Number) -> Operand:
+def _scaled(record: Recording, a: Operand, value: Literal) -> Operand:
     return a if value == 1 else record.pointwise("mul", a, value)
 
 
@@ -103,7 +103,7 @@ def _lerp(record: Recording, a: Operand, b: Operand, weight: Part) -> Operand:
     return record.pointwise("sub", b, record.pointwise("mul", difference, 1 - weight))
 
 
-def _softplus(record: Recording, a: Operand, beta: Number, threshold: Number) -> Operand:
+def _softplus(record: Recording, a: Operand, beta: Literal, threshold: Literal) -> Operand:
     return record.pointwise("softplus", a, attributes=(float(beta), float(threshold)))
 
 
@@ -115,15 +115,15 @@ def _gelu(record: Recording, a: Operand, approximate: str) -> Operand:
     return record.pointwise("gelu", a, attributes=(approximate,))
 
 
-def _elu(record: Recording, a: Operand, alpha: Number, scale: Number, input_scale: Number) -> Operand:
+def _elu(record: Recording, a: Operand, alpha: Literal, scale: Literal, input_scale: Literal) -> Operand:
     return record.pointwise("elu", a, attributes=(float(alpha), float(scale), float(input_scale)))
 
 
-def _celu(record: Recording, a: Operand, alpha: Number) -> Operand:
+def _celu(record: Recording, a: Operand, alpha: Literal) -> Operand:
     return _elu(record, a, alpha, 1, 1 / alpha)
 
 
-def _leaky_relu(record: Recording, a: Operand, slope: Number) -> Operand:
+def _leaky_relu(record: Recording, a: Operand, slope: Literal) -> Operand:
     return record.pointwise("leaky_relu", a, attributes=(float(slope),))
 
 
@@ -131,7 +131,7 @@ def _prelu(record: Recording, a: Operand, weight: Operand) -> Operand:
     return record.pointwise("where", record.pointwise("gt", a, 0), a, record.pointwise("mul", weight, a))
 
 
-def _hardtanh(record: Recording, a: Operand, low: Number, high: Number) -> Operand:
+def _hardtanh(record: Recording, a: Operand, low: Literal, high: Literal) -> Operand:
     return record.pointwise("hardtanh", a, attributes=(float(low), float(high)))
 
 
@@ -146,16 +146,16 @@ def _clamp_max(record: Recording, a: Operand, high: Part) -> Operand:
     return _clamp(record, a, None, high)
 
 
-def _threshold(record: Recording, a: Operand, threshold: Number, value: Number) -> Operand:
+def _threshold(record: Recording, a: Operand, threshold: Literal, value: Literal) -> Operand:
     return record.pointwise("where", record.pointwise("le", a, threshold), value, a)
 
 
-def _softshrink(record: Recording, a: Operand, limit: Number) -> Operand:
+def _softshrink(record: Recording, a: Operand, limit: Literal) -> Operand:
     below = record.pointwise("where", record.pointwise("lt", a, -limit), record.pointwise("add", a, limit), record.pointwise("mul", a, 0.0))
     return record.pointwise("where", record.pointwise("gt", a, limit), record.pointwise("sub", a, limit), below)
 
 
-def _hardshrink(record: Recording, a: Operand, limit: Number) -> Operand:
+def _hardshrink(record: Recording, a: Operand, limit: Literal) -> Operand:
     within = record.pointwise("logical_and", record.pointwise("ge", a, -limit), record.pointwise("le", a, limit))
     return record.pointwise("where", within, 0.0, a)
 
@@ -170,14 +170,14 @@ def _isinf(record: Recording, a: Operand) -> Operand:
     return record.pointwise("eq", record.pointwise("abs", a), math.inf)
 
 
-def _nan_to_num(record: Recording, a: Operand, nan: Number | None, posinf: Number | None, neginf: Number | None) -> Operand:
+def _nan_to_num(record: Recording, a: Operand, nan: Literal | None, posinf: Literal | None, neginf: Literal | None) -> Operand:
     most = torch.finfo(a.dtype).max
     low = record.pointwise("where", record.pointwise("eq", a, -math.inf), -most if neginf is None else neginf, a)
     high = record.pointwise("where", record.pointwise("eq", a, math.inf), most if posinf is None else posinf, low)
     return record.pointwise("where", record.pointwise("isnan", a), 0.0 if nan is None else nan, high)
 
 
-OPERATORS: dict[str, Handler] = {name: _plain(name) for name in (*_UNARY, *_BINARY)} | {
+OPERATORS: dict[str, Handler] = {name: _plain(name) for name in _PLAIN} | {
     "add": _add,
     "sub": _sub,
     "rsub": _rsub,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from sstkern.program.numbers import Formula, value
 
 
 @dataclass(frozen=True)
@@ -51,13 +53,11 @@ class Pick:
 Entry = Leaf | Constant | Call | Pick
 
 
-def refer(argument: Any, change: Callable[[Ref], Any]) -> Any:
-    """An argument, lists within it too, with its references changed."""
-    if isinstance(argument, Ref):
-        return change(argument)
+def changed(argument: Any, change: Callable[[Any], Any]) -> Any:
+    """An argument, or what is in a list of them, changed."""
     if isinstance(argument, tuple):
-        return tuple(refer(part, change) for part in argument)
-    return argument
+        return tuple(changed(part, change) for part in argument)
+    return change(argument)
 
 
 class Prelude:
@@ -89,8 +89,8 @@ class Prelude:
             self._known[key] = len(self.entries) - 1
         return self._known[key]
 
-    def only(self, wanted: Sequence[int]) -> Replay:
-        """What computes the wanted entries."""
+    def only(self, wanted: Sequence[int], formulas: Mapping[float, Formula]) -> Replay:
+        """What computes the wanted entries; formulas: of the numbers that stand for some."""
         used: set[int] = set()
         waiting = list(wanted)
         while waiting:
@@ -99,24 +99,36 @@ class Prelude:
                 used.add(place)
                 waiting += references(self.entries[place])
         order = {place: position for position, place in enumerate(sorted(used))}
-        return Replay(tuple(_renamed(self.entries[place], order) for place in order), tuple(order[place] for place in wanted))
+
+        def renamed(part: Any) -> Any:
+            if isinstance(part, Ref):
+                return Ref(order[part.place])
+            return formulas.get(part, part) if isinstance(part, float) else part
+
+        entries = tuple(_with(self.entries[place], renamed) for place in order)
+        return Replay(entries, tuple(order[place] for place in wanted))
 
 
 def references(entry: Entry) -> list[int]:
     """The places of the entries that one follows from."""
-    if isinstance(entry, Pick):
-        return [entry.source.place]
     found: list[int] = []
-    if isinstance(entry, Call):
-        refer(entry.arguments, lambda reference: found.append(reference.place))
+
+    def note(part: Any) -> Any:
+        if isinstance(part, Ref):
+            found.append(part.place)
+        return part
+
+    _with(entry, note)
     return found
 
 
-def _renamed(entry: Entry, order: dict[int, int]) -> Entry:
+def _with(entry: Entry, change: Callable[[Any], Any]) -> Entry:
+    """An entry with other arguments."""
     if isinstance(entry, Pick):
-        return Pick(Ref(order[entry.source.place]), entry.index)
+        return Pick(change(entry.source), entry.index)
     if isinstance(entry, Call):
-        return Call(entry.function, refer(entry.arguments, lambda reference: Ref(order[reference.place])), entry.options)
+        options = tuple((name, change(part)) for name, part in entry.options)
+        return Call(entry.function, changed(entry.arguments, change), options)
     return entry
 
 
@@ -157,17 +169,20 @@ class Replay:
                 found.append(_result(entry, found))
         return [found[place] for place in self.wanted]
 
+    def settled(self) -> Replay:
+        """With the numbers that its formulas give now."""
+        return Replay(tuple(_with(entry, value) for entry in self.entries), self.wanted)
+
     def differs(self, other: Replay) -> bool:
         """Whether two replays do not compute the same."""
-        return (
-            self.wanted != other.wanted
-            or len(self.entries) != len(other.entries)
-            or not all(map(_same, self.entries, other.entries))
-        )
+        return self.wanted != other.wanted or len(self.entries) != len(other.entries) or not all(map(_same, self.entries, other.entries))
 
 
 def _result(call: Call, found: list[Any]) -> Any:
-    return call.function(*refer(call.arguments, lambda reference: found[reference.place]), **dict(call.options))
+    def given(part: Any) -> Any:
+        return found[part.place] if isinstance(part, Ref) else value(part)
+
+    return call.function(*changed(call.arguments, given), **{name: value(part) for name, part in call.options})
 
 
 def _same(a: Entry, b: Entry) -> bool:

@@ -9,10 +9,10 @@ from typing import Any, NoReturn
 
 import torch
 
-from sstkern.program.values import Value
 from sstkern.program.prelude import Call, Ref
 from sstkern.program.reasons import refuse, refuse_mixing
-from sstkern.program.recording import Number, Operand, Recording
+from sstkern.program.recording import Literal, Operand, Recording
+from sstkern.program.values import Value
 
 aten = torch.ops.aten
 
@@ -62,20 +62,18 @@ def _mm(record: Recording, a: Operand, b: Operand) -> Operand:
 
 
 def _two_rows(record: Recording) -> NoReturn:
-    refuse("a matrix product of two values that differ between sequences", "a product is of a row with a parameter; multiply rows elementwise")
+    refuse(
+        "a matrix product of two values that differ between sequences", "a product is of a row with a parameter; multiply rows elementwise"
+    )
 
 
-def _addmm(record: Recording, bias: Operand, a: Operand, b: Operand, beta: Number, alpha: Number) -> Operand:
-    result = _mm(record, a, b) if a.rows or b.rows else _parameters(record, a, b)
+def _addmm(record: Recording, bias: Operand, a: Operand, b: Operand, beta: Literal, alpha: Literal) -> Operand:
+    if beta == 0:
+        refuse("addmm with beta=0", "use mm")
+    result = _mm(record, a, b) if a.rows or b.rows else record.call(aten.mm.default, a, b, like=a, shape=(a.shape[0], b.shape[1]))
     if alpha != 1:
         result = record.pointwise("mul", result, alpha)
-    if beta == 0:
-        return result
     return record.pointwise("add", result, bias if beta == 1 else record.pointwise("mul", bias, beta))
-
-
-def _parameters(record: Recording, a: Operand, b: Operand) -> Operand:
-    return record.call(aten.mm.default, a, b, like=a, shape=(a.shape[0], b.shape[1]))
 
 
 def _mv(record: Recording, a: Operand, b: Operand) -> Operand:

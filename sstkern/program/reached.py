@@ -8,9 +8,9 @@ from typing import Any
 from torch import Tensor
 from torch.autograd.function import BackwardCFunction
 
-from sstkern.program.values import Value
 from sstkern.program.reasons import Unfused
 from sstkern.program.trace import Trace
+from sstkern.program.values import Value
 
 
 def check_gradients(trace: Trace, results: Sequence[Tensor], values: Sequence[Value]) -> None:
@@ -21,7 +21,9 @@ def check_gradients(trace: Trace, results: Sequence[Tensor], values: Sequence[Va
             name = type(function).__name__.removesuffix("Backward")
             raise Unfused(f"{name} is a torch.autograd.Function, whose derivative is its own: calculate with PyTorch's operators")
     if {id(leaf) for leaf in leaves} != {id(trace.examples[value]) for value in trace.sources(values)}:
-        raise Unfused("the step makes a parameter, or changes what wants a gradient: parameters must be the cell's, and be there before the step")
+        raise Unfused(
+            "the step makes a parameter, or changes what wants a gradient: parameters must be the cell's, and be there before the step"
+        )
 
 
 def _reached(results: Sequence[Tensor]) -> tuple[list[Tensor], list[Any]]:

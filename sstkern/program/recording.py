@@ -11,14 +11,17 @@ import torch
 from torch import Tensor
 
 from sstkern.program.graph import Builder, Program, needed
+from sstkern.program.numbers import Formula
 from sstkern.program.prelude import Call, Constant, Prelude, Ref, Replay, references
 from sstkern.program.reasons import place, refuse_mixing
-from sstkern.program.values import Argument, Attribute, Node, Value
+from sstkern.program.values import Argument, Attribute, Node, Number, Value
 
 aten = torch.ops.aten
-Number = bool | int | float
+Literal = bool | int | float
 
 _COMPARISONS = {"lt", "le", "gt", "ge", "eq", "ne", "logical_and", "logical_or", "logical_not", "isnan"}
+_NUMBERED = {"add", "sub", "mul", "div", "lt", "le", "gt", "ge", "eq", "ne", "where", "full"}
+"""Operations whose numbers may be arguments of the call."""
 _OF_TENSORS = {"maximum", "minimum", "atan2", "logical_and", "logical_or"}
 """Operations that take no numbers."""
 _STOPS = {*_COMPARISONS, "detach", "full"}
@@ -28,9 +31,10 @@ _SIZES = {"slice": 1, "reshape": 0, "expand": 0, "full": 1}
 
 @dataclass(frozen=True)
 class Operand:
-    """A tensor of the step. shape: as the cell sees it. rows: whether it has a row for each sequence; else value is an entry of the prelude.
+    """A tensor of the step.
 
-    gradient: whether a gradient goes through it.
+    value: what it is; of kind "p" where it follows from parameters only, an entry of the prelude. shape: as the cell sees it. gradient:
+    whether a gradient goes through it. rows: whether it has a row for each sequence.
     """
 
     value: Value
@@ -46,8 +50,8 @@ class Operand:
 class Recording:
     """Of one run with `batch` sequences, a size that no other is a multiple of.
 
-    result: what the operator gave that is being written down, or the first of what it gave. joined: the parts of each `cat`. gradients:
-    the values that take a gradient, without those inside of what one operator of PyTorch's is here.
+    result: what the operator that is being written down gave, or the first of that. joined: the parts of each `cat`. formulas: of the numbers
+    that stand for one. gradients: the values that take a gradient, without those within what is one operator of PyTorch's.
     """
 
     result: Tensor
@@ -55,6 +59,7 @@ class Recording:
     def __init__(self, batch: int, device: torch.device) -> None:
         self.batch = batch
         self.device = device
+        self.formulas: dict[float, Formula] = {}
         self.joined: dict[Value, tuple[Operand, ...]] = {}
         self.prelude = Prelude()
         self.nodes: list[Node] = []
@@ -80,7 +85,9 @@ class Recording:
             self._known[key] = Value("v", len(self.nodes) - 1)
         return self._known[key]
 
-    def call(self, function: Callable[..., Any], *arguments: Any, like: Operand, shape: Sequence[int] | None = None, **options: Any) -> Operand:
+    def call(
+        self, function: Callable[..., Any], *arguments: Any, like: Operand, shape: Sequence[int] | None = None, **options: Any
+    ) -> Operand:
         """Of parameters only, with one result; `like` in what is not said."""
         given = tuple(Ref(part.value.place) if isinstance(part, Operand) else part for part in arguments)
         gradient = any(part.gradient for part in arguments if isinstance(part, Operand))
@@ -104,7 +111,9 @@ class Recording:
         if value.kind != "v":
             return value in self.gradients
         node = self.nodes[value.place]
-        return node.operation not in _STOPS and not any(isinstance(part, torch.dtype) and not part.is_floating_point for part in node.attributes)
+        return node.operation not in _STOPS and not any(
+            isinstance(part, torch.dtype) and not part.is_floating_point for part in node.attributes
+        )
 
     def detached(self, operand: Operand) -> Operand:
         if operand.rows:
@@ -112,6 +121,10 @@ class Recording:
         return replace(self.call(aten.detach.default, operand, like=operand), gradient=False)
 
     # Rows.
+
+    def has_rows(self, shape: Sequence[int]) -> bool:
+        """Whether a tensor of this shape has a dimension of sequences."""
+        return any(size and size % self.batch == 0 for size in shape)
 
     def batch_dim(self, shape: Sequence[int]) -> int:
         """Which dimension is that of the sequences."""
@@ -148,7 +161,7 @@ class Recording:
 
     # Pointwise.
 
-    def pointwise(self, operation: str, *operands: Operand | Number, attributes: Sequence[Attribute] = ()) -> Operand:
+    def pointwise(self, operation: str, *operands: Operand | Literal, attributes: Sequence[Attribute] = ()) -> Operand:
         """An operation on tensors and numbers, broadcast as torch does."""
         tensors = [operand for operand in operands if isinstance(operand, Operand)]
         shape = broadcast([operand.shape for operand in tensors])
@@ -177,7 +190,7 @@ class Recording:
             return self.call(aten._to_copy.default, operand, like=like, dtype=dtype)
         return replace(like, value=self.node("cast", operand.value, attributes=(dtype,)))
 
-    def number(self, operand: Operand) -> Number | None:
+    def number(self, operand: Operand) -> Literal | None:
         """The value of a tensor without dimensions that the step made of a number."""
         entry = None if operand.rows else self.prelude.entries[operand.value.place]
         if isinstance(entry, Constant) and entry.tensor.dim() == 0:
@@ -210,33 +223,54 @@ class Recording:
         wanted: list[int] = []
         places: list[str] = []
 
-        def argument(part: Argument) -> Argument:
-            if not isinstance(part, Value):
-                return part
+        def value(part: Value) -> Value:
             if part not in known:
                 wanted.append(part.place)
                 known[part] = builder.parameter(self._ranks[part])
             return known[part]
 
+        numbers: list[Formula] = []
+
+        def argument(part: Argument, operation: str) -> Argument:
+            if isinstance(part, Value):
+                return value(part)
+            if isinstance(part, float) and part in self.formulas and operation in _NUMBERED:
+                formula = self.formulas[part]
+                if formula not in numbers:
+                    numbers.append(formula)
+                    return builder.number(formula.value())
+                return Number(numbers.index(formula))
+            return part
+
         for at in sorted(needed(self.nodes, (*outputs, *after))):
             node = self.nodes[at]
             first = _SIZES.get(node.operation, len(node.attributes))
             sizes = [builder.size(size) for size in node.attributes[first:]]  # type: ignore[arg-type]
-            arguments = [argument(part) for part in node.arguments]
+            arguments = [argument(part, node.operation) for part in node.arguments]
             known[Value("v", at)] = builder.node(node.operation, *arguments, attributes=(*node.attributes[:first], *sizes))
             places.append(self.places[at])
-        program = builder.program([argument(value) for value in outputs], [known[value] for value in after])
-        return Recorded(program, tuple(builder.sizes), self.prelude.only(wanted), tuple(places))
+        program = builder.program(list(map(value, outputs)), list(map(value, after)))
+        return Recorded(program, tuple(builder.sizes), tuple(numbers), self.prelude.only(wanted, self.formulas), tuple(places))
 
 
 @dataclass(frozen=True, eq=False)
 class Recorded:
-    """places: the user's line of each node. replay: what computes the program's parameters."""
+    """numbers: those among the program's arguments. replay: what computes its parameters. places: the user's line of each node."""
 
     program: Program
     sizes: tuple[int, ...]
+    numbers: tuple[Formula, ...]
     replay: Replay
     places: tuple[str, ...]
+
+    def settled(self) -> Recorded:
+        """With its numbers as they are now in place of arguments."""
+
+        def number(part: Any) -> Any:
+            return self.numbers[part.place].value() if isinstance(part, Number) else part
+
+        nodes = tuple(replace(node, arguments=tuple(map(number, node.arguments))) for node in self.program.nodes)
+        return replace(self, program=replace(self.program, nodes=nodes), numbers=(), replay=self.replay.settled())
 
 
 def broadcast(shapes: Sequence[Sequence[int]]) -> tuple[int, ...]:

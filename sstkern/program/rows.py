@@ -9,10 +9,9 @@ from typing import Any
 
 import torch
 
-from sstkern.program.values import Value
 from sstkern.program.reasons import refuse, refuse_mixing
-from sstkern.program.recording import Number, Operand, Recording
-
+from sstkern.program.recording import Literal, Operand, Recording
+from sstkern.program.values import Value
 
 aten = torch.ops.aten
 
@@ -155,39 +154,36 @@ def _to_copy(record: Recording, operand: Operand, *_: Any) -> Operand:
     return record.cast(operand, record.result.dtype)
 
 
-def filled(record: Recording, number: Number) -> Operand:
+def filled(record: Recording, number: Literal) -> Operand:
     """The operator's result, which has one number everywhere."""
-    result = record.result
+    result, shape = record.result, tuple(record.result.shape)
     kind = bool if result.dtype == torch.bool else float if result.dtype.is_floating_point else int
-    made = record.node("full", kind(number), attributes=(result.dtype, *record.own(result.shape)))
-    return Operand(made, tuple(result.shape), result.dtype, False)
+    like = Operand(Value("p", 0), shape, result.dtype, False)
+    if not record.has_rows(shape):
+        return record.call(aten.full.default, shape, kind(number), like=like, dtype=result.dtype, device=result.device)
+    return replace(like, value=record.node("full", kind(number), attributes=(result.dtype, *record.own(shape))))
 
 
-def written(record: Recording, source: Number | Operand) -> Operand:
+def written(record: Recording, source: Literal | Operand) -> Operand:
     """What a tensor, `record.result`, holds after a number or another tensor has been copied to it."""
-    target = record.result
-    rows = any(size and size % record.batch == 0 for size in target.shape)
-    if isinstance(source, Operand):
-        cast = record.cast(source, target.dtype)
-        like = replace(cast, shape=tuple(target.shape))
-        return expanded(record, cast, target.shape) if rows else record.call(aten.expand.default, cast, like.shape, like=like)
-    if rows:
+    if not isinstance(source, Operand):
         return filled(record, source)
-    like = Operand(Value("p", 0), tuple(target.shape), target.dtype, False)
-    return record.call(aten.full.default, like.shape, source, like=like, dtype=target.dtype, device=target.device)
+    shape, cast = tuple(record.result.shape), record.cast(source, record.result.dtype)
+    if record.has_rows(shape):
+        return expanded(record, cast, shape)
+    return record.call(aten.expand.default, cast, shape, like=cast, shape=shape)
 
 
-def _factory(value: Number) -> Callable[..., Operand]:
+def _factory(value: Literal) -> Callable[..., Operand]:
     return lambda record, *_: filled(record, value)
 
 
-def _full(record: Recording, _: Any, value: Number, *__: Any) -> Operand:
+def _full(record: Recording, _: Any, value: Literal, *__: Any) -> Operand:
     return filled(record, value)
 
 
-def _new_full(record: Recording, _: Any, __: Any, value: Number, *___: Any) -> Operand:
+def _new_full(record: Recording, _: Any, __: Any, value: Literal, *___: Any) -> Operand:
     return filled(record, value)
-
 
 
 OPERATORS: dict[str, Callable[..., Any]] = {

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from sstkern.engines.loop import MaskedStates, PackedStates, recurrence
 from sstkern.engines.rows import Rows
@@ -151,13 +152,13 @@ def _scan(
     reverse: bool,
 ) -> tuple[list[Tensor], Sequence[Tensor]]:
     """Rows of the outputs and the last states. inputs: rows (N, ...)."""
-    parts, code = partition(program, tuple(outputs)), _Code(call, program)
+    parts, code = partition(program, tuple(outputs)), _Code(call, program, parameters)
     before, core, after = (code.instructions(places) for places in (parts.before, parts.core, parts.after))
     taken = [code.slot[value] for value in parts.to_core] or [code.rows]  # without any, a step would not be seen
     given = [code.slot[value] for value in parts.from_core]
     old = [code.slot[Value("h", place)] for place in range(len(program.states))]
     new = [code.slot[value] for value in program.next_states]
-    values = code.values(parameters, inputs)
+    values = code.values(inputs)
     _run(before, values)
 
     def step(given_rows: Sequence[Tensor], states: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
@@ -182,16 +183,46 @@ class _Code:
     """A program's nodes as instructions over one list: inputs, states, parameters and results, then rows of any kind and what is no
     tensor."""
 
-    def __init__(self, call: Call, program: Program):
+    def __init__(self, call: Call, program: Program, parameters: Sequence[Tensor]):
         counts = len(program.inputs), len(program.states), len(program.parameters), len(program.nodes)
         values = [Value(kind, place) for kind, count in zip("xhpv", counts, strict=True) for place in range(count)]
         self.slot = {value: place for place, value in enumerate(values)}
         self.rows = len(values)
-        self.program, self.call = program, call
+        self.program, self.call, self.parameters = program, call, parameters
         self.others: list[Any] = []
 
     def instructions(self, places: Sequence[int]) -> list[Instruction]:
-        return [self._instruction(place) for place in places]
+        """The nodes at these places, a product with the parameter that is added to it in one, as torch.nn has it: one rounding less."""
+        joined = {place: found for place in places if (found := self._biased(place)) is not None}
+        left = {product for product, _ in joined.values()}
+        return [
+            self._linear(place, *joined[place]) if place in joined else self._instruction(place) for place in places if place not in left
+        ]
+
+    def _biased(self, place: int) -> tuple[int, Value] | None:
+        """The product and the vector that a node adds, if nothing else needs the product."""
+        node = self.program.nodes[place]
+        if node.operation != "add" or len(node.values()) < 2:
+            return None
+        for product, bias in (node.values(), node.values()[::-1]):
+            if bias.kind == "p" and product.kind == "v" and self._takes_bias(product, self.parameters[bias.place]):
+                return product.place, bias
+        return None
+
+    def _takes_bias(self, value: Value, bias: Tensor) -> bool:
+        node = self.program.nodes[value.place]
+        if node.operation != "product" or not self._used_once(value):
+            return False
+        weight = self.parameters[node.values()[1].place]
+        return bias.dtype == weight.dtype and bias.shape == weight.shape[:1]
+
+    def _used_once(self, value: Value) -> bool:
+        program = self.program
+        return sum(value in node.values() for node in program.nodes) == 1 and value not in (*program.outputs, *program.next_states)
+
+    def _linear(self, place: int, product: int, bias: Value) -> Instruction:
+        slots = [self.slot[value] for value in (*self.program.nodes[product].values(), bias)]
+        return self.slot[Value("v", place)], F.linear, _picked(slots)
 
     def _instruction(self, place: int) -> Instruction:
         node = self.program.nodes[place]
@@ -206,10 +237,10 @@ class _Code:
         self.others.append(resolved(part, self.call.sizes, self.call.numbers))
         return self.rows + len(self.others)
 
-    def values(self, parameters: Sequence[Tensor], inputs: Sequence[Tensor]) -> list[Any]:
+    def values(self, inputs: Sequence[Tensor]) -> list[Any]:
         """The list. Instructions are made before it: they bring what is no tensor."""
         found: list[Any] = [None] * (self.rows + 1)
-        for kind, tensors in (("x", inputs), ("p", parameters)):
+        for kind, tensors in (("x", inputs), ("p", self.parameters)):
             for place, tensor in enumerate(tensors):
                 found[self.slot[Value(kind, place)]] = tensor
         found[self.rows] = inputs[0]

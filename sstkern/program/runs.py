@@ -14,11 +14,11 @@ from torch import Tensor
 
 from sstkern import private
 from sstkern.program.calls import Calls
-from sstkern.program.guards import frozen
+from sstkern.program.guards import Same, frozen
 from sstkern.program.reached import check_gradients
 from sstkern.program.reasons import Mixed, Unfused, place_of, reason
 from sstkern.program.recording import Recorded
-from sstkern.program.shadow import FRAMEWORK, UNCHANGED, Shadow, example
+from sstkern.program.shadow import FRAMEWORK, UNCHANGED, Shadow, class_attributes, example
 from sstkern.program.trace import Trace
 from sstkern.program.values import Value
 from sstkern.structure import Returns, Structure, flatten, mapped, split_result
@@ -65,11 +65,12 @@ def undisturbed(device: torch.device) -> Iterator[None]:
 
 
 class Run:
-    """One run of a step with `batch` sequences. trace: what it computed. result: what it returned. state: the examples that it was given."""
+    """One run of a step with `batch` sequences. trace: what it computed. result: what it returned. state: the examples that it got."""
 
     def __init__(self, shadow: Shadow, input: Structure, state: Structure | None, batch: int) -> None:
         self.inputs = flatten(input)
         self.trace = Trace(batch, self.inputs[0].device)
+        self.trace.record.formulas = shadow.numbers.formulas
         for at, (tensor, source) in enumerate(zip(shadow.examples, shadow.sources, strict=True)):
             self.trace.leaf(tensor, at, f"self.{source}")
         self.state = None if state is None else _examples(self.trace, state, "h")
@@ -113,8 +114,7 @@ def _examples(trace: Trace, structure: Structure, kind: str) -> Structure:
         if 0 in spec.shape:
             raise Unfused(f"{'a state' if kind == 'h' else 'an input'} {spec}: rows must have elements")
         tensor = example((trace.record.batch, *spec.shape), spec.dtype, spec.device, random)
-        trace.rows(tensor.requires_grad_(spec.dtype.is_floating_point), kind, next(places))
-        return tensor
+        return trace.rows(tensor.requires_grad_(spec.dtype.is_floating_point), kind, next(places))
 
     return mapped(structure, made)
 
@@ -130,20 +130,28 @@ def _returned(shadow: Shadow, trace: Trace, given: tuple[Structure, ...]) -> Str
         places = [place_of(frame) for frame, _ in traceback.walk_tb(error.__traceback__)]
         line = next((line for line in reversed(places) if line), "")
         raise Failed(reason(f"the step raised {type(error).__name__}: {error}", "it must run on any values", line)) from error
-    for (_, name), now in _contents(shadow).items():
-        if before[_, name] != now:
+    after = _contents(shadow)
+    for at, name in {**before, **after}:
+        if before.get((at, name)) != after.get((at, name)):
             raise Unfused(f"the step changes self.{name}: {UNCHANGED}")
     return result
 
 
 def _contents(shadow: Shadow) -> dict[tuple[int, str], Any]:
-    """What the cell holds that can be changed without an attribute being set."""
+    """What the cell holds, which can be changed without an attribute being set."""
     return {
-        (at, name): frozen(value)
+        (at, name): _content(value)
         for at, module in enumerate(shadow.modules())
-        for name, value in vars(module).items()
-        if name not in FRAMEWORK and not isinstance(value, bool | int | float | str | Tensor)
+        for name, value in (*vars(module).items(), *class_attributes(type(module)))
+        if name not in FRAMEWORK
     }
+
+
+def _content(value: Any) -> Any:
+    try:
+        return Same(value) if isinstance(value, Tensor) else frozen(value)
+    except Unfused:  # of what cannot be watched
+        return Same(value)
 
 
 def attempted(shadow: Shadow, specs: Iterable[Spec], run: Callable[[int, int], Result]) -> Result:
@@ -158,9 +166,9 @@ def attempted(shadow: Shadow, specs: Iterable[Spec], run: Callable[[int, int], R
 
 def same(first: Recorded, second: Recorded) -> Recorded:
     """Either of two programs that must be the same. Raises Mixed where they are not."""
-    if (line := _difference(first, second)) is not None:
-        what = "the step depends on the number of sequences, x.size(0)"
-        raise Mixed(reason(what, "a step may use it as a size of new tensors only", line))
+    if (line := difference(first, second)) is not None:
+        what = "the step is another one with another number of sequences, or at every call"
+        raise Mixed(reason(what, "a step may use x.size(0) as a size of new tensors only", line))
     return first
 
 
@@ -172,7 +180,7 @@ def _batches(shadow: Shadow, specs: Iterable[Spec]) -> Iterator[tuple[int, int]]
     yield from zip(fit, fit, strict=False)
 
 
-def _difference(first: Recorded, second: Recorded) -> str | None:
+def difference(first: Recorded, second: Recorded) -> str | None:
     """The user's line where two runs are not the same program, None where they are."""
     if first.program.text == second.program.text and first.sizes == second.sizes and not first.replay.differs(second.replay):
         return None

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import types
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from sstkern import private
+from sstkern.program.numbers import Formula, Numbers
 from sstkern.program.reasons import Unfused, refuse
 
 FRAMEWORK = frozenset(vars(nn.Module()))
@@ -27,8 +28,9 @@ UNCHANGED = "a step may not change the cell; keep what changes in the state"
 
 @dataclass(frozen=True)
 class Source:
-    """Where a tensor of the cell is read at each call: an attribute of a module, or what its containers hold."""
+    """Where a tensor of the cell is read at each call: an attribute of a module, or what its containers hold. path: of the module."""
 
+    path: str
     owner: nn.Module
     name: str
     steps: tuple[Any, ...] = ()
@@ -40,14 +42,15 @@ class Source:
         return found
 
     def __str__(self) -> str:
-        return self.name + "".join(f"[{step!r}]" for step in self.steps)
+        return f"{self.path}{self.name}" + "".join(f"[{step!r}]" for step in self.steps)
 
 
 @dataclass
 class Watch:
-    """What a module's step has read: attributes that were there, and such that were not."""
+    """What a module's step has read: attributes that were there, and such that were not. open: whether it may set attributes."""
 
     module: nn.Module
+    open: bool
     read: set[str] = field(default_factory=set)
     absent: set[str] = field(default_factory=set)
 
@@ -73,8 +76,10 @@ class _Recorded:
             type(self)._watch.absent.add(name)
             raise
 
-    def __setattr__(self, name: str, _: Any) -> None:
-        refuse(f"the step sets self.{name}", UNCHANGED)
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not type(self)._watch.open:
+            refuse(f"the step sets self.{name}", UNCHANGED)
+        super().__setattr__(name, value)
 
     def __delattr__(self, name: str) -> None:
         refuse(f"the step deletes self.{name}", UNCHANGED)
@@ -83,10 +88,13 @@ class _Recorded:
 class Shadow:
     """The shadow of a cell and of every module in it.
 
-    root: to be called. sources, examples: of each tensor in it. watches: of each module. ties: pairs of places that hold one tensor.
+    open: whether the step may set attributes of the shadow. numbers: of attributes that are tracked. root: to be called. sources, examples:
+    of each tensor in it. watches: of each module. ties: pairs of places that hold one tensor.
     """
 
-    def __init__(self, cell: nn.Module) -> None:
+    def __init__(self, cell: nn.Module, open: bool = False, numbers: Numbers | None = None) -> None:
+        self.open = open
+        self.numbers = numbers or Numbers()
         self.sources: list[Source] = []
         self.examples: list[Tensor] = []
         self.watches: list[Watch] = []
@@ -94,46 +102,53 @@ class Shadow:
         self._random = torch.Generator().manual_seed(0)
         self._known: dict[int, Any] = {}
         self._tensors: dict[int, int] = {}
-        self.root = self._module(cell)
+        if private.has_global_hooks():
+            raise Unfused("there are hooks of all modules (register_module_forward_hook and its like): a program would not call them")
+        self.root = self._module(cell, "")
 
     def modules(self) -> list[nn.Module]:
         """The shadows, in the order of `watches`."""
         return [self._known[id(watch.module)] for watch in self.watches]
 
-    def _module(self, module: nn.Module) -> nn.Module:
+    def _module(self, module: nn.Module, path: str) -> nn.Module:
         if id(module) in self._known:
             return self._known[id(module)]
         _check(module)
-        watch = Watch(module)
-        kind = type(module)
-        recorded = types.new_class(kind.__name__, (_Recorded, kind), {}, lambda names: names.update(_watch=watch, __module__=kind.__module__))
-        shadow = self._known[id(module)] = object.__new__(recorded)
+        kind, watch = type(module), Watch(module, self.open)
+        names = {"_watch": watch, "__module__": kind.__module__, "__class__": property(partial(_constant, kind))}
+        recorded = types.new_class(kind.__name__, (_Recorded, kind), {}, lambda body: body.update(names))
+        shadow: nn.Module = object.__new__(recorded)
+        self._known[id(module)] = shadow
         self.watches.append(watch)
         attributes = vars(shadow)
         for name, value in vars(module).items():
-            attributes[name] = value if name in FRAMEWORK else self._copied(value, Source(module, name))
+            attributes[name] = value if name in FRAMEWORK else self._copied(value, Source(path, module, name))
+        for _, name in (place for place in self.numbers.places if place[0] is module):
+            attributes[name] = self.numbers.tracked(Formula(getattr, (module, name)))
         for part in private.PARTS:
-            attributes[part] = {name: self._copied(value, Source(module, name)) for name, value in vars(module)[part].items()}
-        for name, value in _class_attributes(kind):
-            setattr(recorded, name, self._copied(value, Source(module, name)))
+            attributes[part] = {name: self._copied(value, Source(path, module, name)) for name, value in vars(module)[part].items()}
+        for name, value in class_attributes(kind):
+            setattr(recorded, name, self._copied(value, Source(path, module, name)))
         if parametrize.is_parametrized(module):
-            self._parametrized(module, shadow)
+            self._parametrized(module, path, recorded)
         return shadow
 
-    def _parametrized(self, module: nn.Module, shadow: nn.Module) -> None:
+    def _parametrized(self, module: nn.Module, path: str, recorded: type) -> None:
         """Parametrized tensors are read from the module; here they are examples of what the parametrization gives."""
-        for name, parametrization in attributes_of(shadow, "_modules")["parametrizations"].items():
+        for name, parametrization in attributes_of(module, "_modules")["parametrizations"].items():
             with torch.random.fork_rng():
-                value = parametrization()
-            example = self._example(value.detach().requires_grad_(value.requires_grad), Source(module, name))
-            setattr(type(shadow), name, property(lambda _, example=example: example))
+                value = Shadow(parametrization, open=True).root()
+            example = self._example(value.detach().requires_grad_(value.requires_grad), Source(path, module, name))
+            setattr(recorded, name, property(partial(_constant, example)))
 
     def _copied(self, value: Any, source: Source) -> Any:
         """A value of an attribute: containers copied, tensors as examples, modules as shadows."""
         if isinstance(value, nn.Module):
-            return self._module(value)
+            return self._module(value, f"{source}.")
         if isinstance(value, Tensor):
             return self._shared(value, source)
+        if isinstance(value, torch.jit.ScriptFunction):
+            raise Unfused(f"self.{source} is a ScriptFunction, whose operators cannot be seen: use the function that it was made from")
         if isinstance(value, types.MethodType):
             return types.MethodType(value.__func__, self._copied(value.__self__, source))
         if isinstance(value, types.FunctionType) and value.__closure__:
@@ -145,7 +160,7 @@ class Shadow:
 
     def _container(self, value: Any, source: Source) -> Any:
         def within(step: Any, part: Any) -> Any:
-            return self._copied(part, Source(source.owner, source.name, (*source.steps, step)))
+            return self._copied(part, replace(source, steps=(*source.steps, step)))
 
         if id(value) in self._known:
             return self._known[id(value)]
@@ -169,7 +184,7 @@ class Shadow:
         cells = []
         for cell in function.__closure__ or ():
             content = cell.cell_contents
-            cells.append(types.CellType(self._module(content)) if isinstance(content, nn.Module) else cell)
+            cells.append(types.CellType(self._module(content, f"{source}.")) if isinstance(content, nn.Module) else cell)
         made = types.FunctionType(function.__code__, function.__globals__, function.__name__, function.__defaults__, tuple(cells))
         made.__kwdefaults__ = function.__kwdefaults__
         return made
@@ -190,8 +205,12 @@ class Shadow:
         return example
 
 
+def _constant(value: Any, _: Any) -> Any:
+    return value
+
+
 def attributes_of(module: nn.Module, part: str) -> dict[str, Any]:
-    """One of a module's own dicts, also where it is a shadow."""
+    """One of a module's own dicts."""
     return vars(module)[part]
 
 
@@ -204,10 +223,14 @@ def _check(module: nn.Module) -> None:
         raise Unfused(f"{name} is compiled: fuse its original module, and compile the layer")
     for hooks in private.HOOKS:
         if vars(module)[hooks]:
-            raise Unfused(f"{name} has hooks ({hooks.strip('_')}): put them on the layer, or remove them; weight_norm is there as a parametrization")
+            if any(map(nn.parameter.is_lazy, vars(module)["_parameters"].values())):
+                raise Unfused(f"{name} is not initialized yet: call the cell once before fusing it")
+            raise Unfused(
+                f"{name} has hooks ({hooks.strip('_')}): put them on the layer, or remove them; weight_norm is there as a parametrization"
+            )
 
 
-def _class_attributes(kind: type) -> Iterator[tuple[str, Any]]:
+def class_attributes(kind: type) -> Iterator[tuple[str, Any]]:
     """Tensors, modules and containers that a class and its bases hold for all their modules."""
     seen = set()
     for base in kind.__mro__:
@@ -221,8 +244,6 @@ def _class_attributes(kind: type) -> Iterator[tuple[str, Any]]:
 
 def example_of(tensor: Tensor, source: Any, random: torch.Generator) -> Tensor:
     """A fresh tensor of the same shape, dtype, device and wish for a gradient."""
-    if isinstance(tensor, nn.parameter.UninitializedTensorMixin):
-        raise Unfused(f"{source} is not initialized yet: call the cell once before fusing it")
     if type(tensor) not in (Tensor, nn.Parameter, nn.Buffer) and not private.is_fake(tensor):
         raise Unfused(f"{source} is a {type(tensor).__name__}: parameters must be plain tensors")
     if tensor.layout != torch.strided or tensor.is_complex():

@@ -10,27 +10,23 @@ from torch import Tensor
 
 from sstkern import private
 from sstkern.program import pointwise, products, rows
-from sstkern.program.values import Value
 from sstkern.program.memory import Memory
 from sstkern.program.prelude import Ref
 from sstkern.program.reasons import Unfused, refuse, refuse_mixing
 from sstkern.program.recording import Operand, Recording
+from sstkern.program.values import Value
 from sstkern.structure import mapped
 
 aten = torch.ops.aten
 OPERATORS = rows.OPERATORS | products.OPERATORS | pointwise.OPERATORS
 
 _READS = {"_local_scalar_dense", "is_nonzero", "equal", "allclose"}
+_MEMORY = {"as_strided", "set_", "resize_", "as_strided_scatter"}
 _UNKNOWN = {"empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided"}
 
 
 class Trace(private.DispatchMode):
     """Writes every operator into `record`. What memory holds tells what its tensors are."""
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        """torch.compile never comes by here. By default a mode keeps it out, and to that end imports it: 2 seconds."""
-        return False
 
     def __init__(self, batch: int, device: torch.device) -> None:
         super().__init__()
@@ -40,18 +36,20 @@ class Trace(private.DispatchMode):
 
     # Examples.
 
-    def rows(self, example: Tensor, kind: str, place: int) -> None:
-        """An example of an input ("x") or a state ("h")."""
-        self._example(example, Value(kind, place), "its input" if kind == "x" else "its state")
+    def rows(self, example: Tensor, kind: str, place: int) -> Tensor:
+        """An example of an input ("x") or a state ("h"). The step gets a copy: autograd forbids changes in place of the example itself."""
+        copy = example.clone()
+        self._example(example, Value(kind, place), copy, "its input" if kind == "x" else "its state")
+        return copy
 
     def leaf(self, example: Tensor, place: int, name: str) -> None:
         """An example of a tensor that the cell has."""
-        self._example(example, self.record.entry(self.record.prelude.leaf(place), example.shape), name)
+        self._example(example, self.record.entry(self.record.prelude.leaf(place), example.shape), example, name)
 
-    def _example(self, example: Tensor, value: Value, name: str) -> None:
+    def _example(self, example: Tensor, value: Value, given: Tensor, name: str) -> None:
         self.examples[value] = example
-        self.memory.bind(example, value)
-        self.memory.protect(example, name)
+        self.memory.bind(given, value)
+        self.memory.protect(given, name)
         if example.requires_grad:
             self.record.gradients.add(value)
 
@@ -66,15 +64,17 @@ class Trace(private.DispatchMode):
             refuse(held.stale, "use what the change in place gave, or calculate without changes in place")
         gradient = held.value in self.record.gradients
         operand = Operand(held.value, tuple(tensor.shape), tensor.dtype, gradient)
-        if tensor.requires_grad and not gradient:
-            refuse("a gradient of its own (torch.autograd.Function or requires_grad_)", "use PyTorch's operators, whose gradients are known")
+        if tensor.requires_grad and not gradient and tensor.is_leaf:
+            refuse("the step makes a tensor that requires_grad", "make it a parameter of the cell, before the step")
         return self.record.detached(operand) if gradient and not tensor.requires_grad else operand
 
     def result(self, tensor: Any) -> Value:
         """The value of a tensor that the step returns, (B, ...)."""
         operand = self.operand(tensor)
         if not operand.rows or self.record.batch_dim(operand.shape) != 0:
-            raise Unfused(f"the step returns a tensor {tuple(tensor.shape)} that has no row for each sequence: its first dimension must be theirs")
+            raise Unfused(
+                f"the step returns a tensor {tuple(tensor.shape)} that has no row for each sequence: its first dimension must be theirs"
+            )
         return operand.value
 
     def sources(self, values: Sequence[Value]) -> set[Value]:
@@ -95,8 +95,12 @@ class Trace(private.DispatchMode):
             return function(*args)
         if torch.Tag.nondeterministic_seeded in function.tags:
             refuse(f"{name} draws random numbers", "a step may not; for dropout call .eval(), or drop a layer's inputs outside the cell")
+        if name in _MEMORY or torch.Tag.inplace_view in function.tags or any(isinstance(part, Tensor) for part in (kwargs or {}).values()):
+            refuse(f"{name} cannot be seen through", "write it with what docs/language.md lists")
         if name in _READS:
-            refuse("the step reads the value of a tensor, as bool(), int(), float() and .item() do", "use torch.where, or a number of the cell")
+            refuse(
+                "the step reads the value of a tensor, as bool(), int(), float() and .item() do", "use torch.where, or a number of the cell"
+            )
         if private.changes_arguments(function):
             return self._in_place(function, name, args, kwargs or {})
         result = function(*args, **(kwargs or {}))
@@ -151,8 +155,9 @@ class Trace(private.DispatchMode):
 
     def _of_rows(self, given: Sequence[Any], results: Sequence[Any]) -> bool:
         parts = [part for argument in given for part in (argument if isinstance(argument, tuple) else (argument,))]
-        sizes = [size for result in results if isinstance(result, Tensor) for size in result.shape]
-        return any(isinstance(part, Operand) and part.rows for part in parts) or any(size and size % self.record.batch == 0 for size in sizes)
+        if any(isinstance(part, Operand) and part.rows for part in parts):
+            return True
+        return any(isinstance(result, Tensor) and self.record.has_rows(result.shape) for result in results)
 
     def _argument(self, argument: Any) -> Any:
         if isinstance(argument, Tensor):

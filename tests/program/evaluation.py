@@ -16,7 +16,7 @@ def evaluated(captured: Captured, inputs: Sequence[Tensor], states: Sequence[Ten
     program, sizes, numbers = captured.program, captured.sizes, captured.numbers()
     known = {Value("x", place): tensor for place, tensor in enumerate(inputs)}
     known |= {Value("h", place): tensor for place, tensor in enumerate(states)}
-    known |= {Value("p", place): tensor for place, tensor in enumerate(captured.parameters())}
+    known |= {Value("p", place): tensor for place, tensor in enumerate(captured.parameters(captured.leaves()))}
     for place, node in enumerate(program.nodes):
         operation, words = OPERATIONS[node.operation], (*node.arguments, *node.attributes)
         parts = [known[word] if isinstance(word, Value) else resolved(word, sizes, numbers) for word in words]
