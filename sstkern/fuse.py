@@ -107,6 +107,7 @@ class Direction:
         if result is None:
             step = partial(stepping.layer, padded=not batch.packed, returns=self.returns, reverse=self.reverse, every=every)
             result = step(cell, inputs, given, batch.lengths)
+            self._warn(cell)  # not of a call that fails, which says itself what is wrong
         return result._replace(hx_n=mapped(result.hx_n, lambda state: _to_caller(state, batch)))
 
     def _given(self, cell: nn.Module, inputs: Structure, batch: Batch, hx: Structure | None) -> Structure | None:
@@ -146,13 +147,16 @@ class Direction:
         return Result(*layer.results(tensors, captured.state if state is None else state))
 
     def unfused(self, cell: nn.Module, reason: str) -> None:
-        """Notes why a cell is stepped, and says it once. Raises NotFused with strict=True."""
+        """Notes why a cell is stepped. Raises NotFused with strict=True."""
         self.fused, self.reason = False, reason
         if self.strict:
             raise NotFused(f"{type(cell).__name__} cannot be run as a program: {reason}")
-        if not self.warned:
+
+    def _warn(self, cell: nn.Module) -> None:
+        """Says once why a cell is stepped."""
+        if self.reason is not None and not self.warned:
             self.warned = True
-            warnings.warn(f"sstkern steps {type(cell).__name__} in Python, which is slow: {reason}", UserWarning, stacklevel=2)
+            warnings.warn(f"sstkern steps {type(cell).__name__} in Python, which is slow: {self.reason}", UserWarning, stacklevel=2)
 
     def explained(self, cell: nn.Module, source: bool) -> str:
         name = type(cell).__name__

@@ -395,6 +395,19 @@ def test_a_stepped_cell_is_told_once_a_layer():
     assert layer.reason == "aten.sort in cells.py:3: sort before the loop"
 
 
+def test_a_call_that_fails_is_told_by_its_error_alone():
+    layer = sstkern.fuse(MGU())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(RuntimeError, match="input: expected dtype"):
+            layer(X.double())
+        with pytest.raises(RuntimeError, match="mat1 and mat2 shapes cannot be multiplied"):
+            layer(X, torch.zeros(2, 7))
+    layer.cell.register_forward_hook(lambda *arguments: None)
+    with pytest.warns(UserWarning, match="steps MGU in Python.*hooks"):
+        layer(X)
+
+
 @pytest.mark.usefixtures("unfused")
 def test_strict_raises_instead():
     for layer in (sstkern.fuse(MGU(), strict=True), sstkern.fuse(MGU(), MGU(), strict=True)):
