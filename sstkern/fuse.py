@@ -6,7 +6,8 @@ T time steps, B batch, N the valid steps of all sequences. A state is a tensor (
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from functools import partial
 from typing import Any, get_args
 
 import torch
@@ -105,8 +106,9 @@ class Direction:
         given = self._given(cell, inputs, batch, hx)
         result = self._as_program(cell, inputs, batch, given, every)
         if result is None:
-            returns, padded = self.returns, not batch.packed
-            result = stepping.layer(cell, inputs, given, batch.lengths, padded=padded, returns=returns, reverse=self.reverse, every=every)
+            step = partial(stepping.layer, padded=not batch.packed, returns=self.returns, reverse=self.reverse, every=every)
+            result = step(cell, inputs, given, batch.lengths)
+            self._warn(cell)  # not of a call that fails, which says itself what is wrong
         return result._replace(hx_n=mapped(result.hx_n, lambda state: _to_caller(state, batch)))
 
     def _given(self, cell: nn.Module, inputs: Structure, batch: Batch, hx: Structure | None) -> Structure | None:
@@ -146,13 +148,16 @@ class Direction:
         return Result(*layer.results(tensors, captured.state if state is None else state))
 
     def unfused(self, cell: nn.Module, reason: str) -> None:
-        """Notes why a cell is stepped, and says it once. Raises NotFused with strict=True."""
+        """Notes why a cell is stepped. Raises NotFused with strict=True."""
         self.fused, self.reason = False, reason
         if self.strict:
             raise NotFused(f"{type(cell).__name__} cannot be run as a program: {reason}")
-        if not self.warned:
+
+    def _warn(self, cell: nn.Module) -> None:
+        """Says once why a cell is stepped."""
+        if self.reason is not None and not self.warned:
             self.warned = True
-            warnings.warn(f"sstkern steps {type(cell).__name__} in Python, which is slow: {reason}", UserWarning, stacklevel=2)
+            warnings.warn(f"sstkern steps {type(cell).__name__} in Python, which is slow: {self.reason}", UserWarning, stacklevel=2)
 
     def explained(self, cell: nn.Module, source: bool) -> str:
         name = type(cell).__name__
@@ -303,11 +308,9 @@ class Fused(FusedLayer):
     def _load_from_state_dict(self, *arguments: Any) -> None:
         self.cell._load_from_state_dict(*arguments)
 
-    def __getstate__(self) -> dict[str, Any]:
-        return private.without_members(self)
-
-    def __setstate__(self, state: Mapping[str, Any]) -> None:
-        vars(self).update(state)
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Of a copy, whose cell may have been copied in a way of its own."""
+        super().__setstate__(state)
         private.share_members(self, self.cell)
 
     def _get_name(self) -> str:

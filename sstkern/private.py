@@ -151,11 +151,6 @@ def share_members(module: nn.Module, of: nn.Module) -> None:
     vars(module).update({name: vars(of)[name] for name in _MEMBERS})
 
 
-def without_members(module: nn.Module) -> dict[str, Any]:
-    """What else the module keeps."""
-    return {name: value for name, value in vars(module).items() if name not in _MEMBERS}
-
-
 def positional(function: Any, arguments: Sequence[Any], options: dict[str, Any]) -> list[Any]:
     """All of an operator's arguments in the order of its schema, the defaults too. An operator's schema has no public name."""
     rest = function._schema.arguments[len(arguments) :]

@@ -84,8 +84,7 @@ class _Step:
     """A step of the cell, of rows and flat states, as `recurrence` takes one."""
 
     def __init__(self, cell: nn.Module, inputs: Structure, hx: Structure | None, returns: Returns, every: bool):
-        self.cell, self.inputs, self.returns, self.every = cell, inputs, returns, every
-        self.state = hx  # for its structure: the caller's, then the cell's own, which may be a named tuple
+        self.cell, self.inputs, self.state, self.returns, self.every = cell, inputs, hx, returns, every
 
     def structured(self, leaves: list[Tensor]) -> Structure:
         """The state's structure of other leaves."""
@@ -99,7 +98,7 @@ class _Step:
     def __call__(self, rows: Parts, states: Tensors) -> tuple[Tensors, Tensors]:
         before = self.structured([state.clone() for state in states])
         output, after = split_result(self._called(rows, before), self.state, self.returns)
-        leaves, self.state = flatten(after), after
+        leaves = flatten(after)
         for name, old, new in zip(names(after, "state"), states, leaves, strict=True):
             if not isinstance(new, Tensor) or new.shape != old.shape:
                 found = f"shape {tuple(new.shape)}" if isinstance(new, Tensor) else described(new)

@@ -229,6 +229,17 @@ def test_torch_s_cells_begin_with_zeros_whatever_the_lengths():
         assert all(leaf[1:].all() for leaf in flatten(hx_n))
 
 
+def test_a_subclass_of_torch_s_cells_has_a_default_of_its_own():
+    class Own(nn.GRUCell):
+        def forward(self, x, h=None):
+            return super().forward(x, torch.ones(x.size(0), 5, dtype=x.dtype) if h is None else h)
+
+    x = torch.randn(4, 2, 3)
+    cell = Own(3, 5)
+    expected = loop(cell, x, torch.ones(2, 5), [4, 4])
+    torch.testing.assert_close(sstkern.fuse(cell)(x, return_states=True), expected)
+
+
 def test_a_subclass_of_lstm_cell_has_two_states():
     class Own(nn.LSTMCell):
         def forward(self, x, state):
@@ -384,6 +395,19 @@ def test_a_stepped_cell_is_told_once_a_layer():
     assert layer.reason == "aten.sort in cells.py:3: sort before the loop"
 
 
+def test_a_call_that_fails_is_told_by_its_error_alone():
+    layer = sstkern.fuse(MGU())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(RuntimeError, match="input: expected dtype"):
+            layer(X.double())
+        with pytest.raises(RuntimeError, match="mat1 and mat2 shapes cannot be multiplied"):
+            layer(X, torch.zeros(2, 7))
+    layer.cell.register_forward_hook(lambda *arguments: None)
+    with pytest.warns(UserWarning, match="steps MGU in Python.*hooks"):
+        layer(X)
+
+
 @pytest.mark.usefixtures("unfused")
 def test_strict_raises_instead():
     for layer in (sstkern.fuse(MGU(), strict=True), sstkern.fuse(MGU(), MGU(), strict=True)):
@@ -459,11 +483,13 @@ def test_the_state_dict_of_a_model_around_it():
 
 def test_hooks_of_the_cell_s_state_dict():
     cell, seen = MGU(), []
+    cell.register_state_dict_pre_hook(lambda *arguments: seen.append("before saving"))
     cell.register_state_dict_post_hook(lambda module, state, prefix, metadata: state.update(added=torch.ones(1)))
     cell.register_load_state_dict_pre_hook(lambda module, state, *rest: seen.append(module) or state.pop("added"))
+    cell.register_load_state_dict_post_hook(lambda *arguments: seen.append("after loading"))
     layer = sstkern.fuse(cell)
     layer.load_state_dict(layer.state_dict())
-    assert seen == [cell]
+    assert seen == ["before saving", cell, "after loading"]
 
 
 def test_what_changes_the_one_changes_the_other():
@@ -483,6 +509,9 @@ def test_what_changes_the_one_changes_the_other():
     assert seen == [cell.linear, cell, layer]
     cell.weight = nn.Parameter(torch.zeros(3, 3, dtype=torch.float64))
     assert layer.weight is cell.weight
+    layer.register_buffer("later", torch.zeros(1), persistent=False)
+    assert cell.later is layer.later
+    assert "later" not in cell.state_dict()
     layer.requires_grad_(False)
     assert not any(parameter.requires_grad for parameter in cell.parameters())
 
@@ -554,6 +583,21 @@ def test_copies_are_layers_of_their_own(way, both):
     assert not other(x)[0].any()  # its cell's parameters are those that it shows
     assert torch.equal(layer(x)[0], expected)
     assert list(other.state_dict()) == list(layer.state_dict())
+
+
+def test_a_copy_of_a_cell_that_copies_itself():
+    class Copying(MGU):
+        def __deepcopy__(self, memo):
+            other = Copying()
+            other.load_state_dict(self.state_dict())
+            return other
+
+    layer = sstkern.fuse(Copying())
+    other = copy.deepcopy(layer)
+    with torch.no_grad():
+        other.x_f.weight.zero_()
+    assert not other.cell.x_f.weight.any()
+    assert layer.cell.x_f.weight.any()
 
 
 def test_a_copy_of_a_model_that_holds_the_cell_too():

@@ -84,8 +84,10 @@ def test_dropout_is_between_layers_in_training(form):
     torch.manual_seed(1)
     dropped = nn.functional.dropout(middle.flatten(0, 1), 0.5).unflatten(0, (4, 3))
     assert (dropped == 0).any()
+    after = torch.get_rng_state()
     torch.manual_seed(1)
     torch.testing.assert_close(output(layer, given), second(dropped)[0])
+    assert torch.equal(torch.get_rng_state(), after)
     torch.testing.assert_close(output(layer.eval(), given), second(middle)[0])
     assert repr(layer).startswith("Stack(\n  dropout=0.5\n  (0): FusedMGU(")
 
