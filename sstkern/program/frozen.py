@@ -89,7 +89,8 @@ class _Frozen:
 
     def _object(self, value: Any) -> Any:
         """An object of the user's own, such as a configuration, by its attributes; else what can be a key, by its value."""
-        if attributes := self._attributes(value):
+        attributes = self._attributes(value)
+        if attributes or hasattr(value, "__dict__"):
             return Same(value), attributes
         try:
             hash(value)
