@@ -5,7 +5,7 @@ torch.compile traces these functions as it does torch's own.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import cache
 from typing import Any, TypeVar
 
 import torch
@@ -157,13 +157,13 @@ def positional(function: Any, arguments: Sequence[Any], options: dict[str, Any])
     return [*arguments, *(options.get(argument.name, argument.default_value) for argument in rest)]
 
 
-@lru_cache(maxsize=None)
+@cache
 def changes_arguments(function: Any) -> bool:
     """Whether an operator writes to its arguments."""
     return function._schema.is_mutable
 
 
-@lru_cache(maxsize=None)
+@cache
 def functional(function: Any) -> Any:
     """The operator that computes what one in place writes, or None. In public they are told by their names."""
     packet = getattr(torch.ops.aten, function.overloadpacket.__name__.removesuffix("_"), None)

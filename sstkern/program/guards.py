@@ -4,84 +4,20 @@ from __future__ import annotations
 
 import inspect
 import math
-import types
 from collections.abc import Callable, Sequence
-from functools import partial
 from operator import attrgetter, is_
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from sstkern import private
+from sstkern.program.frozen import PLAIN, TENSOR, frozen
 from sstkern.program.numbers import Numbers, Place
-from sstkern.program.reasons import Unfused
 from sstkern.program.shadow import FRAMEWORK, Source, Watch
 
-_PLAIN = (bool, int, float, str, bytes, type(None), torch.dtype, torch.device)
 _MODULE = ("__class__", "training", private.COMPILED, *private.HOOKS)
-_TENSOR = attrgetter("shape", "dtype", "device", "requires_grad")
-_DEPTH = 4
 _Read = Callable[[Any], Any]
-
-
-class Same:
-    """Equal to the same object only."""
-
-    def __init__(self, found: object) -> None:
-        self.found = found
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Same) and self.found is other.found
-
-    __hash__ = None  # type: ignore[assignment]
-
-
-def frozen(value: Any, depth: int = _DEPTH) -> Any:
-    """What is equal to another's only where a step that reads both does the same: types count, and the sign of zero."""
-    if isinstance(value, float):
-        return type(value), math.copysign(1, value), "nan" if math.isnan(value) else value
-    if isinstance(value, _PLAIN):
-        return type(value), value
-    if isinstance(value, Tensor):
-        return _TENSOR(value)
-    if isinstance(value, nn.Module) or depth == 0:
-        return Same(value)
-    if isinstance(value, dict):
-        return type(value), [(frozen(key, depth - 1), frozen(part, depth - 1)) for key, part in value.items()]
-    if isinstance(value, list | tuple):
-        return type(value), [frozen(part, depth - 1) for part in value]
-    if isinstance(value, set | frozenset):
-        return type(value), set(value)
-    return _frozen_callable(value, depth - 1) if callable(value) else _frozen_object(value, depth - 1)
-
-
-def _frozen_callable(value: Any, depth: int) -> Any:
-    if isinstance(value, types.MethodType):
-        return Same(value.__func__), frozen(value.__self__, depth)
-    if isinstance(value, partial):
-        return frozen(value.func, depth), frozen(value.args, depth), frozen(value.keywords, depth)
-    if isinstance(value, types.FunctionType):
-        cells = [cell.cell_contents for cell in value.__closure__ or ()]
-        return Same(value.__code__), frozen(value.__defaults__, depth), frozen(value.__kwdefaults__, depth), frozen(cells, depth)
-    if isinstance(value, type) or not hasattr(value, "__dict__"):
-        return Same(value)
-    return Same(value), frozen(vars(value), depth)
-
-
-def _frozen_object(value: Any, depth: int) -> Any:
-    """An object of the user's own, such as a configuration, by its attributes; else what can be a key, by its value."""
-    if isinstance(value, types.ModuleType):
-        return Same(value)
-    slots = [name for kind in type(value).__mro__ for name in getattr(kind, "__slots__", ()) if hasattr(value, name)]
-    if slots or hasattr(value, "__dict__"):
-        attributes = {**getattr(value, "__dict__", {}), **{name: getattr(value, name) for name in slots}}
-        return Same(value), frozen(attributes, depth)
-    try:
-        hash(value)
-    except TypeError:
-        raise Unfused(f"the step reads a {type(value).__name__}, whose changes cannot be seen: keep a tensor or a list instead") from None
-    return type(value), value
 
 
 class Guard:
@@ -107,7 +43,7 @@ class Guard:
         module = watch.module
         own = {name: value for name in sorted(watch.read) if (value := _data(module, name)) is not _NO_DATA}
         numbered = [name for name in own if (module, name) in self._numbers.places]
-        quick = [name for name, value in own.items() if isinstance(value, _PLAIN) and not _delicate(value) and name not in numbered]
+        quick = [name for name, value in own.items() if isinstance(value, PLAIN) and not _delicate(value) and name not in numbered]
         self._floats += [(module, name, value) for name, value in own.items() if type(value) is float]
         get = attrgetter(*_MODULE, *quick)
         none: list[dict] = [{} for _ in private.HOOKS]
@@ -122,7 +58,7 @@ class Guard:
         self._modules.append((vars(module)[part], list(vars(module)[part].values())))
         for part in private.PARTS[:2]:
             held = vars(module)[part]
-            self._tensors += [(held, name, _TENSOR(tensor)) for name, tensor in held.items() if tensor is not None]
+            self._tensors += [(held, name, TENSOR(tensor)) for name, tensor in held.items() if tensor is not None]
             self._none += [(held, name) for name, tensor in held.items() if tensor is None]
 
     def holds(self) -> bool:
@@ -149,7 +85,7 @@ class Guard:
             if list(held) != names:
                 return False
         for held, name, expected in self._tensors:
-            if _TENSOR(held[name]) != expected:
+            if TENSOR(held[name]) != expected:
                 return False
         return self._less_often()
 

@@ -52,9 +52,9 @@ class Operand:
 class Recording:
     """Of one run with `batch` sequences, a size that no other is a multiple of.
 
-    result: what the operator that is being written down gave, or the first of that. joined: the parts of a `cat` along the last dimension of
-    rows. formulas: of the numbers that stand for one. gradients: the values that take a gradient, without those within what is one operator
-    of PyTorch's.
+    result: what the operator that is being written down gave, or the first of that. joined: the parts of a `cat` along the last dimension
+    of rows. formulas: of the numbers that stand for one. gradients: the values that take a gradient, without those within what is one of
+    PyTorch's operators.
     """
 
     result: Tensor

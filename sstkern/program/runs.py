@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sstkern import private
 from sstkern.program.calls import Calls
-from sstkern.program.guards import Same, frozen
+from sstkern.program.frozen import Same, frozen
 from sstkern.program.reached import check_gradients
 from sstkern.program.reasons import Mixed, Unfused, place_of, reason
 from sstkern.program.recording import Recorded

@@ -135,7 +135,7 @@ class Shadow:
 
     def _parametrized(self, module: nn.Module, path: str, recorded: type) -> None:
         """Parametrized tensors are read from the module; here they are examples of what the parametrization gives."""
-        for name, parametrization in attributes_of(module, "_modules")["parametrizations"].items():
+        for name, parametrization in vars(module)[private.PARTS[2]]["parametrizations"].items():
             with torch.random.fork_rng():
                 value = Shadow(parametrization, open=True).root()
             example = self._example(value.detach().requires_grad_(value.requires_grad), Source(path, module, name))
@@ -209,11 +209,6 @@ def _constant(value: Any, _: Any) -> Any:
     return value
 
 
-def attributes_of(module: nn.Module, part: str) -> dict[str, Any]:
-    """One of a module's own dicts."""
-    return vars(module)[part]
-
-
 def _check(module: nn.Module) -> None:
     """Raises Unfused for modules whose code cannot be seen, or that do more than their forward says."""
     name = type(module).__name__
@@ -223,7 +218,7 @@ def _check(module: nn.Module) -> None:
         raise Unfused(f"{name} is compiled: fuse its original module, and compile the layer")
     for hooks in private.HOOKS:
         if vars(module)[hooks]:
-            if any(map(nn.parameter.is_lazy, vars(module)["_parameters"].values())):
+            if any(map(nn.parameter.is_lazy, vars(module)[private.PARTS[0]].values())):
                 raise Unfused(f"{name} is not initialized yet: call the cell once before fusing it")
             raise Unfused(
                 f"{name} has hooks ({hooks.strip('_')}): put them on the layer, or remove them; weight_norm is there as a parametrization"

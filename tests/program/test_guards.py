@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
@@ -18,8 +18,15 @@ ROW = Spec((HIDDEN,), torch.float32, torch.device("cpu"))
 
 
 @dataclass
+class Deep:
+    deeper: dict[str, float] = field(default_factory=lambda: {"gain": 1.0})
+
+
+@dataclass
 class Config:
     gain: float = 1.0
+    more: list[list[Deep]] = field(default_factory=lambda: [[Deep()]])
+    itself: list[Any] = field(default_factory=list)
 
 
 class Slots:
@@ -40,6 +47,7 @@ class Cell(nn.Module):
         self.alpha, self.power, self.flag, self.zero, self.nothing = 0.5, 2, True, 0.0, None
         self.sizes, self.table, self.nested = [1.0, 2.0], {"a": 1.0}, ([1.0], {"b": (2.0,)})
         self.config, self.slots = Config(), Slots()
+        self.config.itself.append(self.config)
         self.function = self.closure(3.0)
         self.mask = torch.ones(HIDDEN)
         self.masks = [torch.ones(HIDDEN)]
@@ -84,6 +92,7 @@ CHANGES: dict[str, Callable[[Cell], Any]] = {
     "a dict": lambda module: module.table.update(a=2.0),
     "within containers": lambda module: module.nested[0].__setitem__(0, 5.0),
     "a configuration": lambda module: setattr(module.config, "gain", 2.0),
+    "deep in a configuration": lambda module: module.config.more[0][0].deeper.__setitem__("gain", 2.0),
     "an object with slots": lambda module: setattr(module.slots, "gain", 2.0),
     "a class attribute hidden by one of its own": set_attribute("slope", 0.2),
     "an attribute that was not there": set_attribute("later", 1),
@@ -153,6 +162,13 @@ def test_what_cannot_be_watched_is_refused():
     module = Cell()
     module.sizes = bytearray(b"ab")
     with pytest.raises(Unfused, match="bytearray"):
+        capture(module, ROW, ROW)
+
+
+def test_what_holds_too_much_is_refused():
+    module = Cell()
+    module.sizes = [1.0] * 2000
+    with pytest.raises(Unfused, match="more than 1000"):
         capture(module, ROW, ROW)
 
 
