@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from math import prod
 from typing import Any, NoReturn, overload
 
-from sstkern.program.reasons import Mixed, refuse
+from sstkern.program.capture.reasons import Mixed, refuse
 
 
 def _number(self: Any, *_: Any) -> NoReturn:

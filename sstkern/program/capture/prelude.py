@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sstkern.program.numbers import Formula, value
+from sstkern.program.capture.numbers import Formula, value
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrizations, parametrize
 
 from sstkern.program.capture import Captured, NoDefault, Spec, Unfused, capture
-from sstkern.program.trace import OPERATORS
+from sstkern.program.capture.trace import OPERATORS
 from sstkern.structure import Structure, flatten, mapped, split_result
 
 INPUT, HIDDEN = 3, 5

@@ -8,8 +8,8 @@ from typing import Any
 from torch import Tensor
 from torch.autograd.function import BackwardCFunction
 
-from sstkern.program.reasons import Unfused
-from sstkern.program.trace import Trace
+from sstkern.program.capture.reasons import Unfused
+from sstkern.program.capture.trace import Trace
 from sstkern.program.values import Value
 
 

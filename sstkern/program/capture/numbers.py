@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 from torch import nn
 
-from sstkern.program.reasons import Unfused
+from sstkern.program.capture.reasons import Unfused
 
 Place = tuple[nn.Module, str]
 """An attribute of a module."""

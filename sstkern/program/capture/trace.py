@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from sstkern import private
-from sstkern.program import pointwise, products, rows
-from sstkern.program.memory import Memory
-from sstkern.program.prelude import Ref
-from sstkern.program.reasons import Unfused, refuse, refuse_mixing
-from sstkern.program.recording import Operand, Recording
+from sstkern.program.capture import pointwise, products, rows
+from sstkern.program.capture.memory import Memory
+from sstkern.program.capture.prelude import Ref
+from sstkern.program.capture.reasons import Unfused, refuse, refuse_mixing
+from sstkern.program.capture.recording import Operand, Recording
 from sstkern.program.values import Value
 from sstkern.structure import mapped
 

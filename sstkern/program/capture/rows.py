@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from sstkern.program.reasons import refuse, refuse_mixing
-from sstkern.program.recording import Literal, Operand, Recording
+from sstkern.program.capture.reasons import refuse, refuse_mixing
+from sstkern.program.capture.recording import Literal, Operand, Recording
 from sstkern.program.values import Value
 
 aten = torch.ops.aten

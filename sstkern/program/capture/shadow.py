@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from sstkern import private
-from sstkern.program.numbers import Formula, Numbers
-from sstkern.program.reasons import Unfused, refuse
+from sstkern.program.capture.numbers import Formula, Numbers
+from sstkern.program.capture.reasons import Unfused, refuse
 
 FRAMEWORK = frozenset(vars(nn.Module()))
 """Attributes that every module has. What they say is compared apart from what a step reads."""

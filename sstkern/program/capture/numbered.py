@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterable
 
 from torch import nn
 
-from sstkern.program.numbers import Numbers, Place, large, small
-from sstkern.program.reasons import Unfused
-from sstkern.program.recording import Recorded
-from sstkern.program.runs import Spec, attempted, difference
-from sstkern.program.shadow import Shadow
+from sstkern.program.capture.numbers import Numbers, Place, large, small
+from sstkern.program.capture.reasons import Unfused
+from sstkern.program.capture.recording import Recorded
+from sstkern.program.capture.runs import Spec, attempted, difference
+from sstkern.program.capture.shadow import Shadow
 
 
 def with_numbers(

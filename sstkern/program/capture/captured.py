@@ -10,15 +10,15 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from sstkern.program.defaults import FirstState, can_do_without, candidates, first_state
+from sstkern.program.capture.defaults import FirstState, can_do_without, candidates, first_state
+from sstkern.program.capture.guards import Guard
+from sstkern.program.capture.numbered import with_numbers
+from sstkern.program.capture.numbers import Numbers
+from sstkern.program.capture.reasons import NoDefault, Unfused
+from sstkern.program.capture.recording import Recorded
+from sstkern.program.capture.runs import Run, Spec, attempted, same, undisturbed
+from sstkern.program.capture.shadow import Shadow, Source, Watch
 from sstkern.program.graph import Program
-from sstkern.program.guards import Guard
-from sstkern.program.numbered import with_numbers
-from sstkern.program.numbers import Numbers
-from sstkern.program.reasons import NoDefault, Unfused
-from sstkern.program.recording import Recorded
-from sstkern.program.runs import Run, Spec, attempted, same, undisturbed
-from sstkern.program.shadow import Shadow, Source, Watch
 from sstkern.structure import Returns, Structure, flatten
 
 __all__ = ["Captured", "NoDefault", "Spec", "Unfused", "capture"]

@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 from sstkern import private
-from sstkern.program.frozen import PLAIN, TENSOR, frozen
-from sstkern.program.numbers import Numbers, Place
-from sstkern.program.shadow import FRAMEWORK, Source, Watch
+from sstkern.program.capture.frozen import PLAIN, TENSOR, frozen
+from sstkern.program.capture.numbers import Numbers, Place
+from sstkern.program.capture.shadow import FRAMEWORK, Source, Watch
 
 _MODULE = ("__class__", "training", private.COMPILED, *private.HOOKS)
 _Read = Callable[[Any], Any]

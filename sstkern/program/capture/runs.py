@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from sstkern import private
-from sstkern.program.calls import Calls
-from sstkern.program.frozen import Same, frozen
-from sstkern.program.reached import check_gradients
-from sstkern.program.reasons import Mixed, Unfused, place_of, reason
-from sstkern.program.recording import Recorded
-from sstkern.program.shadow import FRAMEWORK, UNCHANGED, Shadow, class_attributes, example
-from sstkern.program.trace import Trace
+from sstkern.program.capture.calls import Calls
+from sstkern.program.capture.frozen import Same, frozen
+from sstkern.program.capture.reached import check_gradients
+from sstkern.program.capture.reasons import Mixed, Unfused, place_of, reason
+from sstkern.program.capture.recording import Recorded
+from sstkern.program.capture.shadow import FRAMEWORK, UNCHANGED, Shadow, class_attributes, example
+from sstkern.program.capture.trace import Trace
 from sstkern.program.values import Value
 from sstkern.structure import Returns, Structure, flatten, mapped, split_result
 

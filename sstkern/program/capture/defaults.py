@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sstkern.program.capture.prelude import Call, Constant, Leaf, Pick, Ref
+from sstkern.program.capture.reasons import NoDefault, Unfused
+from sstkern.program.capture.recording import Recorded, Recording
+from sstkern.program.capture.runs import Failed, Run, Spec
+from sstkern.program.capture.shadow import Shadow
 from sstkern.program.language import OPERATIONS, resolved
-from sstkern.program.prelude import Call, Constant, Leaf, Pick, Ref
-from sstkern.program.reasons import NoDefault, Unfused
-from sstkern.program.recording import Recorded, Recording
-from sstkern.program.runs import Failed, Run, Spec
-from sstkern.program.shadow import Shadow
 from sstkern.program.values import Value
 from sstkern.structure import Returns, Structure, flatten, mapped, unflatten
 

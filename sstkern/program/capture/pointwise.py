@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from sstkern.program.reasons import refuse
-from sstkern.program.recording import Literal, Operand, Recording
-from sstkern.program.rows import cut, filled
+from sstkern.program.capture.reasons import refuse
+from sstkern.program.capture.recording import Literal, Operand, Recording
+from sstkern.program.capture.rows import cut, filled
 
 Handler = Callable[..., Any]
 Part = Operand | Literal

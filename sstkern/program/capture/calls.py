@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from sstkern.program.reasons import refuse
-from sstkern.program.sizes import shape
+from sstkern.program.capture.reasons import refuse
+from sstkern.program.capture.sizes import shape
 
 
 def _getter(name: str) -> Callable[..., Any]:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sstkern.program.reasons import Unfused
+from sstkern.program.capture.reasons import Unfused
 
 PLAIN = (bool, int, float, str, bytes, type(None), torch.dtype, torch.device)
 """Types whose values are compared, and told by ==, but for the sign of zero."""

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sstkern.program.capture.numbers import Formula
+from sstkern.program.capture.prelude import Call, Constant, Prelude, Ref, Replay, references
+from sstkern.program.capture.reasons import place, refuse_mixing
 from sstkern.program.graph import Builder, Program, needed
-from sstkern.program.numbers import Formula
-from sstkern.program.prelude import Call, Constant, Prelude, Ref, Replay, references
-from sstkern.program.reasons import place, refuse_mixing
 from sstkern.program.values import Argument, Attribute, Node, Number, Value
 
 aten = torch.ops.aten

@@ -9,9 +9,9 @@ from typing import Any, NoReturn
 
 import torch
 
-from sstkern.program.prelude import Call, Ref
-from sstkern.program.reasons import refuse, refuse_mixing
-from sstkern.program.recording import Literal, Operand, Recording
+from sstkern.program.capture.prelude import Call, Ref
+from sstkern.program.capture.reasons import refuse, refuse_mixing
+from sstkern.program.capture.recording import Literal, Operand, Recording
 from sstkern.program.values import Value
 
 aten = torch.ops.aten
