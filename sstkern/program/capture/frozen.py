@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 import types
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -89,6 +90,8 @@ class _Frozen:
 
     def _object(self, value: Any) -> Any:
         """An object of the user's own, such as a configuration, by its attributes; else what can be a key, by its value."""
+        if isinstance(value, random.Random) or type(value).__module__.startswith("numpy.random"):
+            raise Unfused(f"the step reads a {type(value).__name__}, which draws random numbers: give them to the layer as an input")
         attributes = self._attributes(value)
         if attributes or hasattr(value, "__dict__"):
             return Same(value), attributes

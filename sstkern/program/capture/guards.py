@@ -34,6 +34,9 @@ class Guard:
         self._modules: list[tuple[dict[str, Any], list[Any]]] = []
         self._frozen: list[tuple[nn.Module, str, Any]] = []
         self._absent: list[tuple[nn.Module, str]] = []
+        self._empty: list[dict[str, Any]] = []
+        self._attributes: list[tuple[dict[str, Any], int, frozenset[str]]] = []
+        self._methods: dict[tuple, tuple[type, _Read, Any]] = {}
         self._ties = list(ties)
         self._dtype = torch.get_default_dtype()
         for watch in watches:
@@ -52,10 +55,19 @@ class Guard:
             self._types.append((attrgetter(*typed, "__class__"), module, (*(type(own[name]) for name in typed), type)))
         self._frozen += [(module, name, frozen(own[name])) for name in own if name not in typed]
         self._absent += [(module, name) for name in sorted(watch.absent)]
+        methods = _methods(module, watch.read)
+        self._attributes.append((vars(module), len(vars(module)), methods))  # a new one may hide a method
+        if methods:
+            read = attrgetter("__class__", *sorted(methods))
+            self._methods[type(module), methods] = type(module), read, read(type(module))
         for part in private.PARTS:
             held = vars(module)[part]
-            self._names.append((held, list(held)))
-        self._modules.append((vars(module)[part], list(vars(module)[part].values())))
+            if held:
+                self._names.append((held, list(held)))
+            else:
+                self._empty.append(held)
+        if modules := vars(module)[private.PARTS[2]]:
+            self._modules.append((modules, list(modules.values())))
         for part in private.PARTS[:2]:
             held = vars(module)[part]
             self._tensors += [(held, name, TENSOR(tensor)) for name, tensor in held.items() if tensor is not None]
@@ -75,6 +87,10 @@ class Guard:
         }
 
     def _as_it_was(self) -> bool:
+        """Plain loops: any() and all() over generators take a third more."""
+        for held in self._empty:
+            if held:
+                return False
         for get, module, expected in self._values:
             if get(module) != expected:
                 return False
@@ -87,12 +103,20 @@ class Guard:
         for held, name, expected in self._tensors:
             if TENSOR(held[name]) != expected:
                 return False
+        for held, count, methods in self._attributes:
+            if len(held) != count and not methods.isdisjoint(held):
+                return False
+        for kind, get, expected in self._methods.values():
+            if get(kind) != expected:
+                return False
         return self._less_often()
 
     def _less_often(self) -> bool:
+        for held, modules in self._modules:
+            if not all(map(is_, held.values(), modules)):
+                return False
         return (
-            all(all(map(is_, held.values(), expected)) for held, expected in self._modules)
-            and all(held[name] is None for held, name in self._none)
+            all(held[name] is None for held, name in self._none)
             and all(frozen(getattr(module, name)) == expected for module, name, expected in self._frozen)
             and not any(name in vars(module) or hasattr(type(module), name) for module, name in self._absent)
             and all(first.read() is second.read() for first, second in self._ties)
@@ -111,6 +135,12 @@ def _data(module: nn.Module, name: str) -> Any:
         return vars(module)[name]
     found = inspect.getattr_static(type(module), name, _NO_DATA)
     return _NO_DATA if hasattr(type(found), "__get__") else found
+
+
+def _methods(module: nn.Module, names: set[str]) -> frozenset[str]:
+    """Those of the names that are methods or properties of the module's class."""
+    mine = (name for name in names - FRAMEWORK if name not in vars(module))
+    return frozenset(name for name in mine if hasattr(type(inspect.getattr_static(type(module), name, None)), "__get__"))
 
 
 def _delicate(value: Any) -> bool:

@@ -18,6 +18,7 @@ from sstkern.program.capture.frozen import Same, frozen
 from sstkern.program.capture.reached import check_gradients
 from sstkern.program.capture.reasons import Mixed, Unfused, place_of, reason
 from sstkern.program.capture.recording import Recorded
+from sstkern.program.capture.restored import no_random_numbers, restored
 from sstkern.program.capture.shadow import FRAMEWORK, UNCHANGED, Shadow, class_attributes, example
 from sstkern.program.capture.trace import Trace
 from sstkern.program.values import Value
@@ -122,15 +123,16 @@ def _examples(trace: Trace, structure: Structure, kind: str) -> Structure:
 def _returned(shadow: Shadow, trace: Trace, given: tuple[Structure, ...]) -> Structure:
     before = _contents(shadow)
     try:
-        with Calls(trace.record.batch), trace:
+        with restored(shadow.modules()), no_random_numbers(), Calls(trace.record.batch), trace:
             result = shadow.root(*given)
+            after = _contents(shadow)
     except Unfused:
         raise
     except Exception as error:
         places = [place_of(frame) for frame, _ in traceback.walk_tb(error.__traceback__)]
         line = next((line for line in reversed(places) if line), "")
-        raise Failed(reason(f"the step raised {type(error).__name__}: {error}", "it must run on any values", line)) from error
-    after = _contents(shadow)
+        said = next(iter(str(error).splitlines()), "")
+        raise Failed(reason(f"the step raised {type(error).__name__}: {said}", "it must run on any values", line)) from error
     for at, name in {**before, **after}:
         if before.get((at, name)) != after.get((at, name)):
             raise Unfused(f"the step changes self.{name}: {UNCHANGED}")

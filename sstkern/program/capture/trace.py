@@ -115,6 +115,8 @@ class Trace(private.DispatchMode):
         return result
 
     def _computed(self, function: Any, args: Sequence[Any], kwargs: dict[str, Any], result: Any) -> None:
+        if result is None and not self._of_rows(list(map(self._argument, args)), ()):
+            return  # a check of parameters, such as torch.linalg's
         results = [result] if isinstance(result, Tensor) else list(result)
         if function.is_view and self._seen(args[0], results):
             return
