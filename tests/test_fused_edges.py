@@ -366,12 +366,8 @@ ROUNDED_CELLS = ["LSTMCell", "GRUCell", "MGU", "MultiplicativeLSTM", "RecurrentH
 
 @pytest.mark.parametrize("name", ROUNDED_CELLS)
 def test_rounding_is_no_larger_than_the_loops(name: str):
-    """A parameter's gradient is one product over the rows of all steps, where the loop adds up a product of each step: of 100 rows that
-    had up to 1.3 times the loop's error, of 6,400 0.8 times."""
     ours, loops = (torch.tensor(found).mean(0) for found in zip(*(errors(ZOO[name], seed) for seed in range(6)), strict=True))
-    results = len(ours) - len(list(ZOO[name].cell().parameters()))
-    assert (ours[:results] <= 1.1 * loops[:results] + 1e-8).all(), (ours / loops).tolist()
-    assert (ours[results:] <= 1.4 * loops[results:] + 1e-8).all(), (ours / loops).tolist()
+    assert (ours <= 1.1 * loops + 1e-8).all(), (ours / loops).tolist()
 
 
 @pytest.mark.parametrize("name", SOME)
