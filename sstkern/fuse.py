@@ -108,7 +108,8 @@ class Direction:
         if result is None:
             step = partial(stepping.layer, padded=not batch.packed, returns=self.returns, reverse=self.reverse, every=every)
             result = step(cell, inputs, given, batch.lengths)
-            self._warn(cell)  # not of a call that fails, which says itself what is wrong
+            if not torch.compiler.is_dynamo_compiling():
+                self._warn(cell)  # not of a call that fails, which says itself what is wrong
         return result._replace(hx_n=mapped(result.hx_n, lambda state: _to_caller(state, batch)))
 
     def _given(self, cell: nn.Module, inputs: Structure, batch: Batch, hx: Structure | None) -> Structure | None:
@@ -133,7 +134,7 @@ class Direction:
         if torch.compiler.is_dynamo_compiling():
             from sstkern.program import compiled  # here: it imports the compiler
 
-            found = compiled.run(self.programs, cell, inputs, state, batch.lengths, self.returns, **options)
+            found = compiled.run(self, cell, inputs, state, batch.lengths, **options)
             return None if found is None else Result(*found)
         try:
             captured = self.programs.of_call(cell, inputs, state, 1 if batch.packed else 2, self.returns)
@@ -153,11 +154,18 @@ class Direction:
         if self.strict:
             raise NotFused(f"{type(cell).__name__} cannot be run as a program: {reason}")
 
+    def refused(self, cell: nn.Module, reason: str) -> None:
+        """`unfused`, and says it at once."""
+        self.unfused(cell, reason)
+        self._warn(cell)
+
     def _warn(self, cell: nn.Module) -> None:
         """Says once why a cell is stepped."""
         if self.reason is not None and not self.warned:
             self.warned = True
-            warnings.warn(f"sstkern steps {type(cell).__name__} in Python, which is slow: {self.reason}", UserWarning, stacklevel=2)
+            warnings.warn(
+                f"sstkern steps {type(cell).__name__} in Python, which is slow: {self.reason}", UserWarning, stacklevel=7
+            )  # the layer's caller
 
     def explained(self, cell: nn.Module, source: bool) -> str:
         name = type(cell).__name__

@@ -180,6 +180,26 @@ def test_compiled_into_one_graph(name: str):
     assert len(set(graphs.sizes)) == 1  # whatever the number of steps
 
 
+def test_a_compiled_layer_tells_what_is_no_program():
+    layer, (x, hx) = sstkern.fuse(ZOO["LayerNormRNN"].cell()), ZOO["LayerNormRNN"].drawn(4, 3)
+    with pytest.warns(UserWarning, match="layer_norm is not in the language"):
+        output, _ = torch.compile(layer, backend="aot_eager")(x, hx)
+    assert "layer_norm" in layer.reason
+    torch.testing.assert_close(output, layer(x, hx)[0], rtol=1e-12, atol=1e-14)
+    with pytest.raises(Exception, match="layer_norm is not in the language"):
+        torch.compile(sstkern.fuse(ZOO["LayerNormRNN"].cell(), strict=True), backend="aot_eager")(x, hx)
+
+
+def test_a_compiled_layer_under_autocast_is_a_program():
+    layer, x = sstkern.fuse(torch.nn.GRUCell(3, 5), strict=True), torch.randn(4, 2, 3)
+    compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
+    for given in (x, x.bfloat16()):
+        with torch.autocast("cpu", torch.bfloat16):
+            found, expected = compiled(given)[0], layer(given)[0]
+        assert found.dtype == torch.bfloat16
+        assert torch.equal(found, expected)
+
+
 def test_compiled_by_inductor():
     torch._dynamo.reset()
     layer, x, hx = made("MGU")

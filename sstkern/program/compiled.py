@@ -8,6 +8,7 @@ the rest has changed. Imported while that traces: `allow_in_graph` imports the c
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Protocol
 from weakref import WeakValueDictionary
 
 import torch
@@ -23,13 +24,21 @@ _PLAIN = (bool, int, float, str, type(None))
 _known: WeakValueDictionary[int, Captured] = WeakValueDictionary()
 
 
+class Direction(Protocol):
+    """What a program is looked for in, and told why there is none."""
+
+    programs: layer.Programs
+    returns: Returns
+
+    def refused(self, cell: nn.Module, reason: str) -> None: ...
+
+
 def run(
-    programs: layer.Programs,
+    direction: Direction,
     cell: nn.Module,
     inputs: Structure,
     hx: Structure | None,
     lengths: Tensor | None,
-    returns: Returns,
     *,
     padded: bool,
     reverse: bool,
@@ -37,7 +46,7 @@ def run(
     every: bool,
 ) -> tuple[Tensor, Structure, Structure | None] | None:
     """As `layer.run`; None where no program holds the cell, or a graph cannot read what it rests on."""
-    key = _found(programs, cell, _kinds(inputs, 2 if padded else 1), None if hx is None else _kinds(hx, 1), returns)
+    key = _found(direction, cell, _kinds(inputs, 2 if padded else 1), None if hx is None else _kinds(hx, 1))
     if key == _NONE:
         return None
     _read(cell, key)
@@ -52,25 +61,35 @@ def _kinds(tensors: Structure, lead: int) -> Structure:
 
     def kind(tensor: Tensor) -> dict:
         shape = tuple([len(range(size)) for size in tensor.shape[lead:]])
-        return {"shape": shape, "dtype": tensor.dtype, "device": str(tensor.device)}
+        return {"shape": shape, "dtype": tensor.dtype, "device": str(tensor.device), "cast": layer.is_cast(tensor)}
 
     return mapped(tensors, kind)
 
 
-def _specs(kinds: Structure) -> Structure:
-    return mapped(kinds, lambda kind: Spec(kind["shape"], kind["dtype"], torch.device(kind["device"])))
+def _specs(kinds: Structure, cell: nn.Module) -> Structure:
+    dtype = layer.cast_dtype(cell)
+
+    def spec(kind: dict) -> Spec:
+        return Spec(kind["shape"], dtype if kind["cast"] and dtype else kind["dtype"], torch.device(kind["device"]))
+
+    return mapped(kinds, spec)
 
 
 @private.constant
-def _found(programs: layer.Programs, cell: nn.Module, inputs: Structure, state: Structure | None, returns: Returns) -> int:
+def _found(direction: Direction, cell: nn.Module, inputs: Structure, state: Structure | None) -> int:
     """A program's number, for the functions below."""
     try:
-        captured = programs.find(cell, _specs(inputs), None if state is None else _specs(state), returns)
-    except Unfused:
+        given = None if state is None else _specs(state, cell)
+        captured = direction.programs.find(cell, _specs(inputs, cell), given, direction.returns)
+    except Unfused as error:
+        direction.refused(cell, str(error))
         return _NONE
     if None in _paths(captured, cell):
+        direction.refused(
+            cell, "torch.compile cannot follow a tensor of the cell that is in a list or dict: make it an attribute or a buffer"
+        )
         return _NONE
-    programs.in_graphs.append(captured)
+    direction.programs.in_graphs.append(captured)
     _known[id(captured)] = captured
     return id(captured)
 

@@ -82,14 +82,23 @@ def _modes(cell: nn.Module) -> tuple:
 
 
 def _specs(tensors: Structure, lead: int, cell: nn.Module) -> Structure:
-    """Of a step's rows of each tensor, whose first `lead` dimensions count rows. Under autocast, which casts them, in the cell's dtype."""
-    dtype = next((parameter.dtype for parameter in cell.parameters() if parameter.is_floating_point()), None)
+    """Of a step's rows of each tensor, whose first `lead` dimensions count rows."""
+    dtype = cast_dtype(cell)
 
     def spec(tensor: Tensor) -> Spec:
-        cast = dtype is not None and tensor.is_floating_point() and autocasting(tensor)
-        return Spec(tuple(tensor.shape[lead:]), dtype if cast and dtype else tensor.dtype, tensor.device)
+        return Spec(tuple(tensor.shape[lead:]), dtype if is_cast(tensor) and dtype else tensor.dtype, tensor.device)
 
     return mapped(tensors, spec)
+
+
+def is_cast(tensor: Tensor) -> bool:
+    """Whether autocast changes a tensor's dtype: it then has that of the cell while the step is captured."""
+    return tensor.is_floating_point() and autocasting(tensor)
+
+
+def cast_dtype(cell: nn.Module) -> torch.dtype | None:
+    """The dtype of the cell's first parameter."""
+    return next((parameter.dtype for parameter in cell.parameters() if parameter.is_floating_point()), None)
 
 
 def explanation(captured: Captured, cell: nn.Module, source: bool) -> str:
