@@ -13,6 +13,7 @@ from sstkern import private
 from sstkern.operators import autocasting
 from sstkern.program import operator
 from sstkern.program.capture import Captured, Spec, Unfused, capture
+from sstkern.program.capture.runs import seen
 from sstkern.program.explain import explained
 from sstkern.program.graph import Program
 from sstkern.program.run import Call
@@ -29,7 +30,7 @@ class Programs:
 
     def __init__(self) -> None:
         self._captures: list[tuple[Any, Captured]] = []
-        self._refused: list[tuple[Any, str]] = []
+        self._refused: dict[Any, list[tuple[Any, str]]] = {}
         self.in_graphs: list[Captured] = []
         """What graphs of torch.compile's hold."""
         self.last: Captured | None = None
@@ -55,15 +56,17 @@ class Programs:
                 if place:
                     self._captures.insert(0, self._captures.pop(place))
                 return captured
-        refused = key, _modes(cell)
-        for known, reason in self._refused:
-            if known == refused:
-                raise Unfused(reason)
+        refused = self._refused.setdefault(key, [])
+        now = seen(cell)
+        if reason := next((reason for cell_then, reason in refused if cell_then == now), None):
+            raise Unfused(reason)
+        if len(refused) == KEPT:  # a cell that counts, say
+            raise Unfused(refused[-1][1])
         try:
             previous = next((captured for known, captured in self._captures if known == key), None)
             captured = capture(cell, inputs, state, returns, previous=previous)
         except Unfused as error:
-            self._refused = [(refused, str(error)), *self._refused][:KEPT]
+            refused.append((now, str(error)))
             raise
         self._captures = [(key, captured), *self._captures][:KEPT]
         return captured
@@ -74,11 +77,6 @@ def _key(specs: Structure) -> Any:
     if isinstance(specs, tuple | list):
         return type(specs), *map(_key, specs)
     return specs
-
-
-def _modes(cell: nn.Module) -> tuple:
-    """What may let a step be captured that was refused before: another mode, hooks that are gone."""
-    return tuple((module.training, *(bool(vars(module)[hooks]) for hooks in private.HOOKS)) for module in cell.modules())
 
 
 def _specs(tensors: Structure, lead: int, cell: nn.Module) -> Structure:

@@ -144,7 +144,8 @@ def _setup_forward(ctx, inputs, output):
 def _forward_gradient(ctx, grad_outputs, grad_hx, _grad_saved):
     inputs, parameters, hx, lengths, saved = _parts(ctx.saved_tensors, ctx.counts[:3])
     found: Sequence[Sequence[Tensor | None]] = [[None] * len(part) for part in (inputs, parameters, hx)]
-    needs = [need for part in ctx.needs_input_grad[_FIELDS : _FIELDS + 3] for need in part]
+    wanted = [need for part in ctx.needs_input_grad[_FIELDS : _FIELDS + 3] for need in part]
+    needs = [need and there for need, there in zip(wanted, run.reached(_call(*ctx.call), inputs, parameters, hx), strict=True)]
     if any(gradient is not None for gradient in (*grad_outputs, *grad_hx)):
         grad_outputs = [
             torch.zeros(shape, dtype=dtype, device=device) if gradient is None else gradient

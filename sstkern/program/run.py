@@ -113,6 +113,13 @@ def backward(
     return [*dinputs, *dparameters, *(rows.back(state) if need else None for state, need in zip(before, of_states, strict=True))]
 
 
+def reached(call: Call, inputs: Sequence[Tensor], parameters: Sequence[Tensor], hx: Sequence[Tensor]) -> list[bool]:
+    """Which of the tensors any gradient gets to. One that is read behind a detach() only has none, which is not one of zeros."""
+    derivative = derive(call.program, leaves(call, inputs, parameters, hx), call.recompute)
+    summed = {part.parameter for part in derivative.sums}
+    return [*(place is not None for place in derivative.inputs), *(place in summed for place in range(len(parameters))), *[True] * len(hx)]
+
+
 def leaves(call: Call, inputs: Sequence[Tensor], parameters: Sequence[Tensor], hx: Sequence[Tensor]) -> Leaves:
     lead = 2 if call.padded else 1
     return Leaves(
@@ -175,6 +182,7 @@ def _scan(
         now = values.copy()
         for slot, tensor in zip((*taken, *old), (*given_rows, *states), strict=True):
             now[slot] = tensor
+        now[code.rows] = states[0]
         _run(core, now)
         return tuple([now[slot] for slot in given]), tuple([now[slot] for slot in new])
 

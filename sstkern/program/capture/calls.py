@@ -10,8 +10,11 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from sstkern import functional
+from sstkern.cells import CELLS, Cell
 from sstkern.program.capture.reasons import refuse
 from sstkern.program.capture.sizes import shape
+from sstkern.weights import by_direction
 
 
 def _getter(name: str) -> Callable[..., Any]:
@@ -63,6 +66,8 @@ class Calls(TorchFunctionMode):
             return _lstm_cell(*args, **(kwargs or {}))
         if function is torch.gru_cell:
             return _gru_cell(*args, **(kwargs or {}))
+        if function is functional.cell_step:
+            return _cell_step(*args, **(kwargs or {}))
         result = function(*args, **(kwargs or {}))
         if function in _SIZES:
             return self._sizes(result)
@@ -87,6 +92,17 @@ def _lstm_cell(
     i, f, g, o = (F.linear(x, w_ih, b_ih) + F.linear(h, w_hh, b_hh)).chunk(4, 1)
     c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
     return torch.sigmoid(o) * torch.tanh(c), c
+
+
+def _cell_step(
+    cell: str | Cell, input: Tensor, hx: Sequence[Tensor] | None, weights: Sequence[Tensor], bias: bool = True
+) -> tuple[Tensor, ...]:
+    """`sstkern.functional.cell_step`, which is an operator."""
+    cell = CELLS[cell] if isinstance(cell, str) else cell
+    (mine,) = by_direction(cell, weights, bias, False)
+    states = [input.new_zeros(input.size(0), mine.weight_hh.size(1)) for _ in cell.states] if hx is None else hx
+    gates = F.linear(input, mine.weight_ih, mine.bias_ih), F.linear(states[0], mine.weight_hh, mine.bias_hh)
+    return tuple(cell.step(*gates, tuple(states), mine.parameters))
 
 
 def _gru_cell(x: Tensor, h: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Any = None, b_hh: Any = None) -> Tensor:

@@ -50,6 +50,8 @@ def _div(record: Recording, a: Part, b: Part, rounding_mode: str | None = None) 
 
 
 def _pow(record: Recording, a: Part, b: Part) -> Operand:
+    if not isinstance(a, Operand) and a <= 0:
+        refuse("a number that is not positive to the power of a tensor", "multiply, or use torch.where")
     return record.pointwise("mul", a, a) if not isinstance(b, Operand) and b == 2 else record.pointwise("pow", a, b)
 
 

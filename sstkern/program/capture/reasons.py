@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import inspect
 import os
+from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
 import torch
 
-_OURS = (os.path.dirname(torch.__file__) + os.sep, os.path.dirname(os.path.dirname(__file__)) + os.sep)
+_OURS = (os.path.dirname(torch.__file__) + os.sep, str(Path(__file__).parents[2]) + os.sep)
 
 
 class Unfused(Exception):
@@ -32,11 +33,16 @@ def place() -> str:
 def place_of(frame: FrameType | None) -> str:
     """The same, from a frame outwards."""
     while frame is not None:
-        file = frame.f_code.co_filename
-        if not file.startswith(_OURS) and not file.startswith("<"):
-            return f"{file}:{frame.f_lineno}"
+        if users(frame):
+            return f"{frame.f_code.co_filename}:{frame.f_lineno}"
         frame = frame.f_back
     return ""
+
+
+def users(frame: FrameType) -> bool:
+    """Whether a frame is of code that is neither PyTorch's nor this package's."""
+    file = frame.f_code.co_filename
+    return not file.startswith(_OURS) and not file.startswith("<")
 
 
 def refuse(what: str, advice: str, error: type[Unfused] = Unfused) -> NoReturn:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import sys
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import ModuleType
@@ -33,7 +34,7 @@ def _keep(value: Any, found: dict[int, Callable[[], None]]) -> None:
         return
     if isinstance(value, tuple):
         parts: Iterable[Any] = value
-    elif isinstance(value, list):
+    elif isinstance(value, list | deque):
         parts, found[id(value)] = list(value), _putting_back(value.clear, value.extend, list(value))
     elif isinstance(value, dict) or hasattr(value, "__dict__"):
         attributes = value if isinstance(value, dict) else vars(value)

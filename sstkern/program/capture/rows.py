@@ -81,12 +81,11 @@ def _permute(record: Recording, operand: Operand, dims: Sequence[int]) -> Operan
     dims = [dim % count for dim in dims]
     batch = record.batch_dim(operand.shape)
     order = [record.own_dim(operand.shape, dim) + count - 1 for dim in dims if dim != batch]
-    value = operand.value
-    for at in range(len(order)):  # by exchanges
-        other = order.index(at)
-        if other != at:
+    value, now = operand.value, sorted(order)
+    for at, wanted in enumerate(order):  # by exchanges
+        if (other := now.index(wanted)) != at:
             value = record.node("transpose", value, attributes=(at - len(order), other - len(order)))
-            order[other], order[at] = order[at], at
+            now[at], now[other] = now[other], now[at]
     return replace(operand, value=value, shape=tuple(operand.shape[dim] for dim in dims))
 
 

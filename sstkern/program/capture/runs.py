@@ -10,7 +10,7 @@ from itertools import combinations_with_replacement, islice
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sstkern import private
 from sstkern.program.capture.calls import Calls
@@ -147,6 +147,16 @@ def _contents(shadow: Shadow) -> dict[tuple[int, str], Any]:
         for name, value in (*vars(module).items(), *class_attributes(type(module)))
         if name not in FRAMEWORK
     }
+
+
+def seen(cell: nn.Module) -> Any:
+    """What of a cell may let a step be captured that was refused before, to be compared: modes, attributes, modules, hooks."""
+
+    def of(module: nn.Module) -> tuple:
+        own = {name: _content(value) for name, value in vars(module).items() if name not in FRAMEWORK}
+        return type(module), module.training, [bool(vars(module)[hooks]) for hooks in private.HOOKS], own
+
+    return list(map(of, cell.modules()))
 
 
 def _content(value: Any) -> Any:

@@ -5,6 +5,7 @@ The user's modules are not touched, nor their tensors, nor anything that they ho
 
 from __future__ import annotations
 
+import sys
 import types
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ from torch.nn.utils import parametrize
 
 from sstkern import private
 from sstkern.program.capture.numbers import Formula, Numbers
-from sstkern.program.capture.reasons import Unfused, refuse
+from sstkern.program.capture.reasons import Unfused, refuse, users
 
 FRAMEWORK = frozenset(vars(nn.Module()))
 """Attributes that every module has. What they say is compared apart from what a step reads."""
@@ -65,6 +66,8 @@ class _Recorded:
 
     def __getattribute__(self, name: str) -> Any:
         value = super().__getattribute__(name)
+        if name == "__dict__" and users(sys._getframe(1)):
+            refuse("the step reads self.__dict__, as vars(self) does", "read an attribute by its name")
         if name not in FRAMEWORK and not name.startswith("__"):
             type(self)._watch.read.add(name)
         return value
