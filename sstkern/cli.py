@@ -120,7 +120,9 @@ def gradcheck(
         torch.manual_seed(seed)
         layer = make(input_size, hidden_size, layers, device=device)
         elements = 4 if interpreting() else 256
-        rows += check(layer, dtypes=dtypes, engine=engine if cell in CELLS else None, shapes=[(steps, batch)], elements=elements, seed=seed).rows
+        rows += check(
+            layer, dtypes=dtypes, engine=engine if cell in CELLS else None, shapes=[(steps, batch)], elements=elements, seed=seed
+        ).rows
     report = Report(tuple(rows))
     typer.echo(report.table())
     if plot is not None:

@@ -7,8 +7,9 @@ the rest has changed. Imported while that traces: `allow_in_graph` imports the c
 
 from __future__ import annotations
 
+import types
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Any, NamedTuple, Protocol
 from weakref import WeakValueDictionary
 
 import torch
@@ -81,13 +82,11 @@ def _found(direction: Direction, cell: nn.Module, inputs: Structure, state: Stru
     try:
         given = None if state is None else _specs(state, cell)
         captured = direction.programs.find(cell, _specs(inputs, cell), given, direction.returns)
+        if None in _paths(captured, cell):
+            raise Unfused("torch.compile cannot follow a tensor of the cell that is in a list or dict: make it an attribute or a buffer")
+        list(_reads(captured, cell))
     except Unfused as error:
         direction.refused(cell, str(error))
-        return _NONE
-    if None in _paths(captured, cell):
-        direction.refused(
-            cell, "torch.compile cannot follow a tensor of the cell that is in a list or dict: make it an attribute or a buffer"
-        )
         return _NONE
     direction.programs.in_graphs.append(captured)
     _known[id(captured)] = captured
@@ -147,43 +146,98 @@ def _leaf(key: int, place: int, cell: nn.Module) -> str:
     return name
 
 
-def _reads(key: int, cell: nn.Module) -> list[tuple[str, bool | int | float | str | None]]:
-    """What else the step reads of the cell: names and values."""
+class _Read(NamedTuple):
+    """Something that a step has read of the cell. name: of the attribute, with those of the modules around it. steps: indices into what it
+    holds. kind: "value" where it is compared, "there" where it is only looked at, which is enough for torch.compile to watch a function,
+    "absent" for what was not there."""
+
+    name: str
+    kind: str
+    steps: tuple[int | str, ...] = ()
+    value: Any = None
+
+
+def _reads(captured: Captured, cell: nn.Module) -> Iterator[_Read]:
+    """Raises Unfused for what a graph cannot watch."""
     prefixes = {id(module): f"{name}." if name else "" for name, module in cell.named_modules()}
-    found = [
-        (f"{prefixes[id(watch.module)]}{name}", getattr(watch.module, name))
-        for watch in _known[key].watches
-        if id(watch.module) in prefixes
-        for name in (*sorted(watch.read), "training")
-    ]
-    return [(name, value) for name, value in found if isinstance(value, _PLAIN)]
+    for watch in captured.watches:
+        if not watch.read:
+            continue
+        if id(watch.module) not in prefixes:
+            raise Unfused(
+                f"torch.compile cannot watch a {type(watch.module).__name__} in a list or dict: use nn.ModuleList or nn.ModuleDict"
+            )
+        prefix = prefixes[id(watch.module)]
+        yield _Read(f"{prefix}training", "value", value=watch.module.training)
+        yield from (_Read(f"{prefix}{name}", "absent") for name in sorted(watch.absent))
+        for name in sorted(watch.read):
+            yield from _within(f"{prefix}{name}", (), getattr(watch.module, name))
+
+
+def _within(name: str, steps: tuple[int | str, ...], value: Any) -> Iterator[_Read]:
+    if isinstance(value, _PLAIN):
+        yield _Read(name, "value", steps, value)
+    elif isinstance(value, list | tuple):
+        for place, part in enumerate(value):
+            yield from _within(name, (*steps, place), part)
+    elif type(value) is dict and all(isinstance(key, str) for key in value):
+        for key, part in value.items():
+            yield from _within(name, (*steps, key), part)
+    elif isinstance(value, types.FunctionType | types.BuiltinFunctionType | torch.dtype):
+        yield _Read(name, "there", steps)
+    elif not isinstance(value, Tensor | nn.Module | types.MethodType):
+        raise Unfused(f"torch.compile cannot watch self.{name}, a {type(value).__name__}: keep numbers, strings, lists or functions")
 
 
 @private.constant
 def _count(key: int, cell: nn.Module) -> int:
-    return len(_reads(key, cell))
+    return len(list(_reads(_known[key], cell)))
 
 
 @private.constant
 def _name(key: int, cell: nn.Module, place: int) -> str:
-    return _reads(key, cell)[place][0]
+    return list(_reads(_known[key], cell))[place].name
+
+
+@private.constant
+def _kind(key: int, cell: nn.Module, place: int) -> str:
+    return list(_reads(_known[key], cell))[place].kind
+
+
+@private.constant
+def _depth(key: int, cell: nn.Module, place: int) -> int:
+    return len(list(_reads(_known[key], cell))[place].steps)
+
+
+@private.constant
+def _step(key: int, cell: nn.Module, place: int, at: int) -> int | str:
+    return list(_reads(_known[key], cell))[place].steps[at]
 
 
 @private.constant
 def _value(key: int, cell: nn.Module, place: int) -> bool | int | float | str | None:
-    return _reads(key, cell)[place][1]
+    return list(_reads(_known[key], cell))[place].value
 
 
 def _read(cell: nn.Module, key: int) -> None:
     """Reads it, for the graph to depend on it."""
     for place in range(_count(key, cell)):
-        if _at(cell, _name(key, cell, place)) != _value(key, cell, place):
+        path, _, name = _name(key, cell, place).rpartition(".")
+        module, kind = _at(cell, path), _kind(key, cell, place)
+        if kind == "absent":
+            same = not hasattr(module, name)
+        else:
+            found = getattr(module, name)
+            for at in range(_depth(key, cell, place)):
+                found = found[_step(key, cell, place, at)]
+            same = found is not None if kind == "there" else found == _value(key, cell, place)
+        if not same:
             raise AssertionError("the cell changed while it was traced")
 
 
 def _at(cell: nn.Module, name: str):
     found = cell
-    for part in name.split("."):
+    for part in name.split(".") if name else ():
         found = getattr(found, part)
     return found
 

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sstkern import private
 from sstkern.operators import autocasting
 from sstkern.program import operator
 from sstkern.program.capture import Captured, Spec, Unfused, capture
@@ -42,8 +41,9 @@ class Programs:
 
     def of_call(self, cell: nn.Module, inputs: Structure, state: Structure | None, lead: int, returns: Returns) -> Captured:
         """`find` for tensors, whose first dimensions, `lead` of an input, count rows."""
-        self.last = self.find(cell, _specs(inputs, lead, cell), None if state is None else _specs(state, 1, cell), returns)
-        return self.last
+        found = self.find(cell, _specs(inputs, lead, cell), None if state is None else _specs(state, 1, cell), returns)
+        self.last = found
+        return found
 
     def find(self, cell: nn.Module, inputs: Structure, state: Structure | None, returns: Returns) -> Captured:
         """The program of a step of these Specs, captured if it is not there, or no longer holds.
@@ -51,10 +51,11 @@ class Programs:
         Raises Unfused, also for what was refused before, and NoDefault for a state that was not given and that the cell does not know.
         """
         key = _key(inputs), _key(state)
-        for place, (known, captured) in enumerate(self._captures):
+        captures = self._captures  # never changed in place: another thread may go through it
+        for place, (known, captured) in enumerate(captures):
             if known == key and captured.holds():
                 if place:
-                    self._captures.insert(0, self._captures.pop(place))
+                    self._captures = [captures[place], *captures[:place], *captures[place + 1 :]]
                 return captured
         refused = self._refused.setdefault(key, [])
         now = seen(cell)

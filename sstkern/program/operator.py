@@ -54,12 +54,13 @@ def _call(program: str, sizes: Sequence[int], numbers: Sequence[float], *flags: 
 
 def _forward(*arguments):
     *fields, inputs, parameters, hx, lengths, saved_rows = arguments
-    call = _call(*fields)
-    if saved_rows is None:
-        return *_apart([*inputs, *hx], *run.layer(call, inputs, parameters, hx, lengths)), []
-    outputs, hx_n, saved = run.forward_and_saved(call, inputs, parameters, hx, lengths)
-    rows = _all_rows(call, inputs[0]) if saved_rows == ALL_ROWS else saved_rows
-    return _apart([*inputs, *hx], outputs, hx_n, [_filled(tensor, rows) for tensor in saved])
+    call, given = _call(*fields), [*inputs, *parameters, *hx]
+    with private.below_views():  # a view could not be changed in place by the caller
+        if saved_rows is None:
+            return *_apart(given, *run.layer(call, inputs, parameters, hx, lengths)), []
+        outputs, hx_n, saved = run.forward_and_saved(call, inputs, parameters, hx, lengths)
+        rows = _all_rows(call, inputs[0]) if saved_rows == ALL_ROWS else saved_rows
+        return _apart(given, outputs, hx_n, [_filled(tensor, rows) for tensor in saved])
 
 
 def _all_rows(call: Call, x: Tensor) -> int:
@@ -76,8 +77,8 @@ def _apart(given: Sequence[Tensor], *results: Sequence[Tensor]) -> tuple[list[Te
     taken = {_memory(tensor) for tensor in given}
 
     def own(tensor: Tensor) -> Tensor:
-        if _memory(tensor) in taken:
-            return tensor.clone()
+        if _memory(tensor) in taken or 0 in tensor.stride():
+            return tensor.clone(memory_format=torch.contiguous_format)
         taken.add(_memory(tensor))
         return tensor
 
@@ -90,13 +91,14 @@ def _memory(tensor: Tensor) -> int:
 
 def _backward(*arguments):
     *fields, inputs, parameters, hx, lengths, saved, grad_outputs, grad_hx, needs = arguments
-    call = _call(*fields)
-    if saved:
-        saved = [tensor[: _rows(call, inputs[0], lengths)] for tensor in saved]
-    else:  # the forward was told that there is no backward
-        saved = run.forward_and_saved(call, inputs, parameters, hx, lengths)[2]
-    found = run.backward(call, inputs, parameters, hx, lengths, saved, grad_outputs, grad_hx, needs)
-    return _apart([*inputs, *parameters, *hx, *grad_outputs, *grad_hx], [gradient for gradient in found if gradient is not None])[0]
+    call, given = _call(*fields), [*inputs, *parameters, *hx, *grad_outputs, *grad_hx]
+    with private.below_views():
+        if saved:
+            saved = [tensor[: _rows(call, inputs[0], lengths)] for tensor in saved]
+        else:  # the forward was told that there is no backward
+            saved = run.forward_and_saved(call, inputs, parameters, hx, lengths)[2]
+        found = run.backward(call, inputs, parameters, hx, lengths, saved, grad_outputs, grad_hx, needs)
+        return _apart(given, [gradient for gradient in found if gradient is not None])[0]
 
 
 def _rows(call: Call, x: Tensor, lengths: Tensor | None) -> int:

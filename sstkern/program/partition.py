@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from sstkern.program.graph import Program, Value, needed
+from sstkern.program.language import OPERATIONS
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,10 @@ class Parts:
 def partition(program: Program, outputs: tuple[Value, ...]) -> Parts:
     """For those of the outputs that are wanted."""
     nodes = program.nodes
+    rows: set[Value] = {Value("x", place) for place in range(len(program.inputs))}
+    for place, node in enumerate(nodes):  # what follows from parameters only has no rows to cut by steps
+        if OPERATIONS[node.operation].makes_rows or any(value in rows or value.kind == "h" for value in node.values()):
+            rows.add(Value("v", place))
     stateful: set[Value] = {Value("h", place) for place in range(len(program.states))}
     for place, node in enumerate(nodes):
         if any(value in stateful for value in node.values()):
@@ -44,7 +49,7 @@ def partition(program: Program, outputs: tuple[Value, ...]) -> Parts:
         tuple(before),
         tuple(core),
         tuple(after),
-        _distinct(value for value in to_core if value not in stateful and value.kind != "p"),
+        _distinct(value for value in to_core if value not in stateful and value in rows),
         _distinct(value for value in from_core if value in of_core or value.kind == "h"),
     )
 

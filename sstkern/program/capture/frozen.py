@@ -90,6 +90,8 @@ class _Frozen:
 
     def _object(self, value: Any) -> Any:
         """An object of the user's own, such as a configuration, by its attributes; else what can be a key, by its value."""
+        if hasattr(value, "__next__"):
+            raise Unfused(f"the step reads a {type(value).__name__}, which goes on with every step: give what it yields as an input")
         if isinstance(value, random.Random) or type(value).__module__.startswith("numpy.random"):
             raise Unfused(f"the step reads a {type(value).__name__}, which draws random numbers: give them to the layer as an input")
         attributes = self._attributes(value)

@@ -26,6 +26,7 @@ class Guard:
     def __init__(self, watches: Sequence[Watch], ties: Sequence[tuple[Source, Source]], numbers: Numbers) -> None:
         self._numbers = numbers
         self._floats: list[tuple[nn.Module, str, float]] = []
+        self._sorts: list[tuple[nn.Module, str, tuple]] = []
         self._values: list[tuple[_Read, nn.Module, tuple]] = []
         self._types: list[tuple[_Read, nn.Module, tuple[type, ...]]] = []
         self._tensors: list[tuple[dict[str, Any], str, tuple]] = []
@@ -47,6 +48,7 @@ class Guard:
         own = {name: value for name in sorted(watch.read) if (value := _data(module, name)) is not _NO_DATA}
         numbered = [name for name in own if (module, name) in self._numbers.places]
         quick = [name for name, value in own.items() if isinstance(value, PLAIN) and not _delicate(value) and name not in numbered]
+        self._sorts += [(module, name, _sort(own[name])) for name in numbered]
         self._floats += [(module, name, value) for name, value in own.items() if type(value) is float]
         get = attrgetter(*_MODULE, *quick)
         none: list[dict] = [{} for _ in private.HOOKS]
@@ -57,9 +59,9 @@ class Guard:
         self._absent += [(module, name) for name in sorted(watch.absent)]
         methods = _methods(module, watch.read)
         self._attributes.append((vars(module), len(vars(module)), methods))  # a new one may hide a method
-        if methods:
-            read = attrgetter("__class__", *sorted(methods))
-            self._methods[type(module), methods] = type(module), read, read(type(module))
+        if names := methods | (_of_class(type(module)) if watch.read else frozenset()):
+            read = attrgetter("__class__", *sorted(names))
+            self._methods[type(module), names] = type(module), read, read(type(module))
         for part in private.PARTS:
             held = vars(module)[part]
             if held:
@@ -120,6 +122,7 @@ class Guard:
             and all(frozen(getattr(module, name)) == expected for module, name, expected in self._frozen)
             and not any(name in vars(module) or hasattr(type(module), name) for module, name in self._absent)
             and all(first.read() is second.read() for first, second in self._ties)
+            and all(_sort(getattr(module, name)) == expected for module, name, expected in self._sorts)
             and all(formula.value() == answer for formula, answer in self._numbers.conditions.items())
         )
 
@@ -141,6 +144,17 @@ def _methods(module: nn.Module, names: set[str]) -> frozenset[str]:
     """Those of the names that are methods or properties of the module's class."""
     mine = (name for name in names - FRAMEWORK if name not in vars(module))
     return frozenset(name for name in mine if hasattr(type(inspect.getattr_static(type(module), name, None)), "__get__"))
+
+
+def _of_class(kind: type) -> frozenset[str]:
+    """Plain attributes of the user's classes, which a step can read without its module: type(self).scale."""
+    own = (base for base in kind.__mro__ if not f"{base.__module__}.".startswith(("torch.", "builtins.")))
+    return frozenset(name for base in own for name, value in vars(base).items() if isinstance(value, PLAIN) and not name.startswith("__"))
+
+
+def _sort(number: float) -> tuple[bool, bool]:
+    """What math can ask of a number without our seeing it: isinf, isfinite, isnan."""
+    return math.isfinite(number), math.isnan(number)
 
 
 def _delicate(value: Any) -> bool:

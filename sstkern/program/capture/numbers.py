@@ -127,3 +127,5 @@ for _name in ("eq", "ne", "lt", "le", "gt", "ge"):
 Tracked.__bool__ = _compared(bool)  # type: ignore[method-assign]
 for _name in ("float", "int", "index", "round", "trunc", "floor", "ceil", "hash", "str", "repr", "format", "floordiv", "mod", "divmod"):
     setattr(Tracked, f"__{_name}__", _unseen)
+for _name in ("is_integer", "as_integer_ratio", "hex"):
+    setattr(Tracked, _name, _unseen)

@@ -50,6 +50,8 @@ def _div(record: Recording, a: Part, b: Part, rounding_mode: str | None = None) 
 
 
 def _pow(record: Recording, a: Part, b: Part) -> Operand:
+    if isinstance(a, Operand) and a.dtype == torch.bool:
+        refuse("a power of a bool", "use .to(dtype) first")
     if not isinstance(a, Operand) and a <= 0:
         refuse("a number that is not positive to the power of a tensor", "multiply, or use torch.where")
     return record.pointwise("mul", a, a) if not isinstance(b, Operand) and b == 2 else record.pointwise("pow", a, b)
@@ -138,6 +140,8 @@ def _hardtanh(record: Recording, a: Operand, low: Literal, high: Literal) -> Ope
 
 
 def _clamp(record: Recording, a: Operand, low: Part | None = None, high: Part | None = None) -> Operand:
+    if not a.dtype.is_floating_point:
+        refuse("clamp of integers", "use torch.maximum and torch.minimum, or .to(dtype) first")
     if isinstance(low, Operand) or isinstance(high, Operand):
         refuse("clamp between tensors", "use torch.maximum and torch.minimum")
     low, high = -math.inf if low is None else float(low), math.inf if high is None else float(high)

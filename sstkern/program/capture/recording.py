@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sstkern.program.capture.numbers import Formula
 from sstkern.program.capture.prelude import Call, Constant, Prelude, Ref, Replay, references
-from sstkern.program.capture.reasons import place, refuse_mixing
+from sstkern.program.capture.reasons import place, refuse, refuse_mixing
 from sstkern.program.graph import Builder, Program, needed
 from sstkern.program.values import Argument, Attribute, Node, Number, Value
 
@@ -188,6 +188,9 @@ class Recording:
                 return number
             if operand.dtype.is_floating_point and operand.dtype not in dtypes:
                 operand = self.cast(operand, next(dtype for dtype in dtypes if dtype.is_floating_point))
+        one = not operand.rows and operand.shape != () and math.prod(operand.shape) == 1
+        if one and operand.dtype.is_floating_point and operand.dtype not in dtypes:
+            refuse(f"a parameter of {operand.dtype} with a row of {dtypes[0]}", "use one dtype")
         return self._aligned(operand, shape)
 
     def cast(self, operand: Operand, dtype: torch.dtype) -> Operand:
@@ -285,6 +288,8 @@ def broadcast(shapes: Sequence[Sequence[int]]) -> tuple[int, ...]:
     result = [1] * max(map(len, shapes))
     for shape in shapes:
         for at, size in enumerate(shape, len(result) - len(shape)):
+            if size != 1 and result[at] not in (1, size):  # of what the cell sees flattened, each in another way
+                refuse_mixing()
             result[at] = size if result[at] == 1 else result[at]
     return tuple(result)
 

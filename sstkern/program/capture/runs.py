@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import combinations_with_replacement, islice
 from typing import Any, TypeVar
@@ -53,7 +53,9 @@ class Failed(Unfused):
 
 @contextmanager
 def undisturbed(device: torch.device) -> Iterator[None]:
-    """No trace, transform, autocast, inference mode or no_grad of the caller's."""
+    """No trace, transform, autocast, inference mode, no_grad or hooks of saved tensors of the caller's."""
+    # Within torch.func's transforms there are no such hooks, and none can be set.
+    hooks = nullcontext() if private.transforms_active() else torch.autograd.graph.saved_tensors_hooks(_same, _same)
     with (
         private.untraced(),
         private.without_transforms_active(),
@@ -61,8 +63,13 @@ def undisturbed(device: torch.device) -> Iterator[None]:
         torch.enable_grad(),
         torch.autocast("cpu", enabled=False),
         torch.autocast(device.type, enabled=False),
+        hooks,
     ):
         yield
+
+
+def _same(tensor: Tensor) -> Tensor:
+    return tensor
 
 
 class Run:

@@ -5,7 +5,7 @@ The user's modules are not touched, nor their tensors, nor anything that they ho
 
 from __future__ import annotations
 
-import sys
+import inspect
 import types
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -66,7 +66,7 @@ class _Recorded:
 
     def __getattribute__(self, name: str) -> Any:
         value = super().__getattribute__(name)
-        if name == "__dict__" and users(sys._getframe(1)):
+        if name == "__dict__" and _of_the_users(inspect.currentframe()):
             refuse("the step reads self.__dict__, as vars(self) does", "read an attribute by its name")
         if name not in FRAMEWORK and not name.startswith("__"):
             type(self)._watch.read.add(name)
@@ -86,6 +86,12 @@ class _Recorded:
 
     def __delattr__(self, name: str) -> None:
         refuse(f"the step deletes self.{name}", UNCHANGED)
+
+
+def _of_the_users(frame: types.FrameType | None) -> bool:
+    """Whether it is called by the user's own code. functools writes what it caches, which is found otherwise."""
+    caller = None if frame is None else frame.f_back
+    return caller is not None and users(caller) and caller.f_globals.get("__name__") != "functools"
 
 
 class Shadow:

@@ -178,6 +178,10 @@ class Trace(private.DispatchMode):
 
     def _of_parameters(self, function: Any, given: Sequence[Any], kwargs: dict[str, Any], result: Any) -> Sequence[Operand | None]:
         parts = [part for argument in given for part in (argument if isinstance(argument, tuple) else (argument,))]
+        masks = (part for part in parts if isinstance(part, Operand) and part.dtype in (torch.bool, torch.uint8))
+        name = function.overloadpacket.__name__
+        if torch.Tag.dynamic_output_shape in function.tags or (name.startswith("index") and next(masks, None) is not None):
+            refuse(f"{name} gives a tensor whose size depends on values", "choose with torch.where")
         gradient = any(isinstance(part, Operand) and part.gradient for part in parts)
         prelude = self.record.prelude
         at = prelude.call(function, *mapped(tuple(given), _reference), **kwargs)
