@@ -141,9 +141,10 @@ def _fused(name: str, both: bool, input_size: int, hidden_size: int, layers: int
     make = _own_class(name)
     try:
         cells = [make(input_size, hidden_size) for _ in range(1 + both)]
+        layer = sstkern.fuse(*cells).to(device)
         for cell in cells:
             cell.input_size = input_size  # by which the check makes inputs
-        return sstkern.fuse(*cells).to(device)
+        return layer
     except TypeError as error:
         raise ValueError(f"cell: {name}({input_size}, {hidden_size}) makes no cell: {error}") from error
 

@@ -1,5 +1,7 @@
 """Never a wrong number: what changes between calls is seen, and what a program cannot hold is stepped."""
 
+import collections
+import math
 import random
 import types
 from collections.abc import Callable
@@ -130,6 +132,63 @@ def test_a_change_after_the_first_call_is_seen(change: str):
         assert_is_the_loop(layer)
     after = layer(torch.ones(1, 2, 4).double(), torch.ones(2, 4).double())
     assert change in ("what wants a gradient", "a backward hook") or not torch.equal(before[0], after[0])
+
+
+def test_a_number_that_is_asked_by_math_is_seen():
+    class Clipped(Base):
+        def shown(self, v: Tensor, h: Tensor) -> Tensor:
+            return v if math.isinf(self.number) else v.clamp(-self.number, self.number) * h
+
+    layer = sstkern.fuse(fresh(Clipped))
+    for number in (0.25, 0.125, 0.0625, math.inf, 0.25, math.nan):
+        layer.cell.number = number
+        found, _ = layer(torch.ones(1, 2, 4).double(), torch.ones(2, 4).double())
+        expected = layer.cell(torch.ones(2, 4).double(), torch.ones(2, 4).double())
+        torch.testing.assert_close(found[0], expected, rtol=1e-12, atol=1e-14, equal_nan=True)
+
+
+def test_attributes_behind_the_modules_back():
+    class Behind(Base):
+        def shown(self, v: Tensor, h: Tensor) -> Tensor:
+            return v * type(self).number
+
+    layer = sstkern.fuse(fresh(Behind))
+    assert_is_the_loop(layer)
+    assert layer.fused
+    type(layer.cell).number = 0.75
+    assert_is_the_loop(layer)
+    for read in (lambda self: vars(self)["config"].a, lambda self: self.__dict__["config"].a):
+        layer = sstkern.fuse(fresh(type("Named", (Base,), {"shown": lambda self, v, h, read=read: v * read(self)})))
+        assert_is_the_loop(layer)
+        assert "self.__dict__" in layer.reason
+        layer.cell.config.a = 0.75
+        assert_is_the_loop(layer)
+
+
+def test_what_was_refused_is_tried_again_when_the_cell_has_changed():
+    class Normed(Base):
+        def shown(self, v: Tensor, h: Tensor) -> Tensor:
+            return torch.layer_norm(v, (4,)) if self.flag else v
+
+    layer = sstkern.fuse(fresh(Normed))
+    assert_is_the_loop(layer)
+    assert "layer_norm" in layer.reason
+    layer.cell.flag = False
+    assert_is_the_loop(layer)
+    assert layer.fused
+
+
+def test_objects_that_a_refused_step_changes_count_its_own_steps_only():
+    class Counting(Base):
+        def shown(self, v: Tensor, h: Tensor) -> Tensor:
+            self.config.a += 1
+            self.seen.append(1)
+            return v
+
+    layer = sstkern.fuse(fresh(Counting))
+    layer.cell.seen = collections.deque()
+    layer(torch.ones(5, 2, 4).double(), torch.ones(2, 4).double())
+    assert (layer.cell.config.a, len(layer.cell.seen)) == (5.5, 5)
 
 
 def test_an_array_that_changes_is_seen():

@@ -1,5 +1,7 @@
 """Layers of own cells at the edges: memory, widths, what wants a gradient, nothing to do, padding, ties, NaN, and rounding."""
 
+import copy
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -7,8 +9,9 @@ from typing import Any
 import pytest
 import torch
 import zoo_cells
-from each_alone import assert_is_the_loop, gradients_of, step, wanted
+from each_alone import assert_is_the_loop, gradients_of, loop, step, wanted
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from zoo import ZOO, Entry
 
 import sstkern
@@ -389,3 +392,95 @@ def test_a_named_tuple_comes_back():
     assert isinstance(hx_n, zoo_cells.State)
     assert isinstance(states, zoo_cells.State)
     assert states.c.shape == (4, 3, 5)
+
+
+# Steps of few lines
+
+
+STEPS: dict[str, Callable[[Any, Tensor, Tensor], Tensor]] = {
+    **{
+        f"permute {order}": lambda cell, x, h, order=order: torch.tanh(x.view(-1, 2, 3, 4).permute(0, *order).reshape(h.shape) + h)
+        for order in itertools.permutations((1, 2, 3))
+    },
+    "movedim": lambda cell, x, h: (x + h).view(-1, 2, 3, 4).movedim(3, 1).flatten(1).tanh(),
+    "einsum": lambda cell, x, h: torch.einsum("bi,ijk->bjk", h[:, :2], cell.kernel).flatten(1).tanh() + x,
+    "expand": lambda cell, x, h: torch.tanh(h[:, :1].expand(-1, 24) + x),
+    "expand as": lambda cell, x, h: torch.tanh(x + h[:, 5:6].expand_as(x)),
+    "repeat": lambda cell, x, h: torch.tanh(h[:, :12].repeat(1, 2) + x),
+    "a parameter as a power": lambda cell, x, h: (h.abs() + 0.1) ** cell.power + 0.1 * x,
+    "a row to a parameter's power": lambda cell, x, h: torch.tanh((x.abs() + 0.1) ** cell.power) + 0.1 * h,
+    "a parameter as the output": lambda cell, x, h: cell.power.expand(x.size(0), 24),
+    "a parameter behind detach": lambda cell, x, h: torch.tanh(x + h * cell.power.detach()),
+}
+
+
+class OfAStep(nn.Module):
+    def __init__(self, step: Callable):
+        super().__init__()
+        self.step, self.kernel, self.power = step, nn.Parameter(torch.randn(2, 6, 4)), nn.Parameter(torch.rand(24) + 1)
+        self.joined = nn.Parameter(torch.randn(24, 48) / 7)
+
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+        return self.step(self, x, h)
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_a_step_of_few_lines(name: str):
+    torch.manual_seed(0)
+    layer = sstkern.fuse(OfAStep(STEPS[name]).double(), strict=True)
+    x, h = (torch.randn(*shape, 24, dtype=torch.float64, requires_grad=True) for shape in ((4, 3), (3,)))
+    assert_is_the_loop(layer, x, h, [4, 0, 1])
+
+
+@pytest.mark.parametrize("name", ["a parameter as the output", "expand"])
+def test_an_output_is_the_callers_own(name: str):
+    layer = sstkern.fuse(OfAStep(STEPS[name]), strict=True)
+    before = layer.cell.power.detach().clone()
+    output, h_n = layer(torch.ones(1, 1, 24), torch.ones(1, 24, requires_grad=True))
+    output.mul_(2.0)  # as an in-place activation does
+    h_n.mul_(3.0)
+    assert torch.equal(layer.cell.power, before)
+    (output.sum() + h_n.sum()).backward()
+
+
+def test_a_parameter_that_no_gradient_reaches_has_none():
+    layer = sstkern.fuse(OfAStep(STEPS["a parameter behind detach"]), strict=True)
+    layer(torch.ones(2, 1, 24), torch.ones(1, 24, requires_grad=True))[0].sum().backward()
+    assert layer.cell.power.grad is None
+
+
+def test_our_own_cells_are_steps_too():
+    torch.manual_seed(0)
+    for cell in (sstkern.LSTMCell(3, 4), sstkern.GRUCell(3, 4), sstkern.RNNCell(3, 4, nonlinearity="relu")):
+        layer, x = sstkern.fuse(cell.double(), strict=True), torch.randn(4, 2, 3, dtype=torch.float64)
+        h = torch.randn(2, 4, dtype=torch.float64)
+        assert_is_the_loop(layer, x, (h, h + 1) if isinstance(cell, nn.LSTMCell) else h, [4, 2])
+
+
+def test_checkpoint_captures_within():
+    layer, (x, hx) = layer_of("MGU"), ZOO["MGU"].drawn(4, 3)
+    for _ in range(2):
+        output, _ = checkpoint(layer, x, hx, use_reentrant=False)
+        found = torch.autograd.grad(output.sum(), list(layer.parameters()))
+        assert all(map(torch.equal, found, torch.autograd.grad(layer(x, hx)[0].sum(), list(layer.parameters()))))
+        layer.eval()
+
+
+BFLOAT16 = {
+    "cat": lambda cell, x, h: torch.tanh(nn.functional.linear(torch.cat([x, h], 1), cell.joined)),
+    "lerp": lambda cell, x, h: torch.lerp(h, x, 0.3),
+    "addcmul": lambda cell, x, h: torch.addcmul(x, h, cell.power, value=0.3),
+}
+
+
+@pytest.mark.parametrize("name", BFLOAT16)
+def test_bfloat16_rounds_no_more_than_the_loop(name: str):
+    """Within a call it is float32."""
+    torch.manual_seed(0)
+    cell = OfAStep(BFLOAT16[name]).bfloat16()
+    x, h = torch.randn(20, 8, 24).bfloat16(), torch.randn(8, 24).bfloat16()
+    exact = loop(copy.deepcopy(cell).double(), x.double(), h.double(), [20] * 8)[0]
+    rounded = loop(cell, x, h, [20] * 8)[0].double()
+    ours = sstkern.fuse(cell, strict=True)(x, h)[0]
+    assert ours.dtype == torch.bfloat16
+    assert (ours.double() - exact).norm() <= 1.1 * (rounded - exact).norm()

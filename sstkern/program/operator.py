@@ -7,7 +7,6 @@ T time steps, B batch, N rows, as in `run`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -16,7 +15,6 @@ from torch.func import vmap
 from sstkern import engines, operators, private
 from sstkern.lengths import ALL_ROWS
 from sstkern.program import run
-from sstkern.program.derive import derive
 from sstkern.program.graph import Program
 from sstkern.program.run import Call
 from sstkern.program.shapes import Kind, result_kinds
@@ -49,7 +47,8 @@ def _flat(call: Call) -> tuple:
 
 
 def _call(program: str, sizes: Sequence[int], numbers: Sequence[float], *flags: bool) -> Call:
-    return Call(Program.parse(program), tuple(sizes), tuple(numbers), *flags)
+    reverse, padded, recompute = flags
+    return Call(Program.parse(program), tuple(sizes), tuple(numbers), reverse, padded, recompute)
 
 
 def _forward(*arguments):
@@ -120,8 +119,7 @@ def _fake_forward(*arguments):
     if saved_rows is None:
         return outputs, hx_n, []
     rows = _all_rows(call, x) if saved_rows == ALL_ROWS else saved_rows
-    kept = derive(call.program, leaves, call.recompute).kept
-    return outputs, hx_n, [_like(x, (rows,), kind) for kind in result_kinds(replace(call.program, outputs=kept), leaves)]
+    return outputs, hx_n, [_like(x, (rows,), kind) for kind in run.kept_kinds(call, leaves)]
 
 
 def _like(x: Tensor, lead: Sequence[int], kind: Kind) -> Tensor:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from functools import reduce
+from dataclasses import replace
+from functools import lru_cache, reduce
 from operator import itemgetter
 from typing import Any, NamedTuple
 
@@ -22,7 +23,7 @@ from sstkern.program.derive import Derivative, Sum, derive
 from sstkern.program.graph import Argument, Attribute, Program, Value
 from sstkern.program.language import OPERATIONS, resolved
 from sstkern.program.partition import partition
-from sstkern.program.shapes import Leaves, row_kind
+from sstkern.program.shapes import Kind, Leaves, result_kinds, row_kind
 
 
 class Call(NamedTuple):
@@ -30,6 +31,7 @@ class Call(NamedTuple):
 
     sizes, numbers: those that the program's text names. reverse: from the last step to the first. padded: whether inputs and outputs are
     (T, B, ...), else (N, ...). recompute: whether the backward computes all that it needs again from the states before each step.
+    narrow: what the program was before `widened`.
     """
 
     program: Program
@@ -38,6 +40,7 @@ class Call(NamedTuple):
     reverse: bool
     padded: bool
     recompute: bool = False
+    narrow: Program | None = None
 
 
 def layer(
@@ -48,15 +51,15 @@ def layer(
     inputs: (T, B, ...), or (N, ...) with falling lengths. hx: (B, ...) each. lengths: int64 (B,), or None where every sequence has T steps.
     What an input holds past a length is not read; within torch.func.vmap over the lengths it is, as zeros, and has no part in a result.
     """
-    return _forward(call, inputs, parameters, hx, lengths, ())[:2]
+    outputs, last, _ = _forward(call, inputs, parameters, hx, lengths, kept=False)
+    return outputs, last
 
 
 def forward_and_saved(
     call: Call, inputs: Sequence[Tensor], parameters: Sequence[Tensor], hx: Sequence[Tensor], lengths: Tensor | None
 ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
     """As `layer`, and what `backward` needs besides: rows (N, ...) each."""
-    derivative = derive(call.program, leaves(call, inputs, parameters, hx), call.recompute)
-    return _forward(call, inputs, parameters, hx, lengths, derivative.kept)
+    return _forward(call, inputs, parameters, hx, lengths, kept=True)
 
 
 def _forward(
@@ -65,13 +68,22 @@ def _forward(
     parameters: Sequence[Tensor],
     hx: Sequence[Tensor],
     lengths: Tensor | None,
-    kept: tuple[Value, ...],
+    kept: bool,
 ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    narrow = leaves(call, inputs, parameters, hx)
+    call, kinds = widened(call, narrow)
     rows, outputs = Rows(inputs, lengths, call.padded), call.program.outputs
-    given, states = [rows.of(tensor) for tensor in inputs], rows.states(hx, call.reverse)
-    found, last = _scan(call, call.program, (*outputs, *kept), rows, given, parameters, states, call.reverse)
-    results, saved = found[: len(outputs)], found[len(outputs) :]
-    return [rows.restored(output) for output in results], [rows.back(state) for state in last], saved
+    given, states = [rows.of(_wide(tensor, call)) for tensor in inputs], rows.states([_wide(state, call) for state in hx], call.reverse)
+    values = *outputs, *(derive(call.program, kinds, call.recompute).kept if kept else ())
+    wide = [_wide(parameter, call) for parameter in parameters]
+    found, last = _scan(call, call.program, values, rows, given, wide, states, call.reverse)
+    results = zip(found, result_kinds(call.narrow or call.program, narrow), strict=False)
+    finals = zip(last, hx, strict=True)
+    return (
+        [rows.restored(output.to(kind.dtype)) for output, kind in results],
+        [rows.back(state).to(before.dtype) for state, before in finals],
+        found[len(outputs) :],
+    )
 
 
 def backward(
@@ -90,19 +102,24 @@ def backward(
     saved: from `forward_and_saved`.
     """
     rows = Rows(inputs, lengths, call.padded)
-    derivative = derive(call.program, leaves(call, inputs, parameters, hx), call.recompute)
+    call, kinds = widened(call, leaves(call, inputs, parameters, hx))
+    derivative = derive(call.program, kinds, call.recompute)
     of_inputs, of_parameters = needs[: len(inputs)], needs[len(inputs) : len(inputs) + len(parameters)]
     sums = [part for part in derivative.sums if of_parameters[part.parameter]]
     wanted = _wanted(derivative, of_inputs, sums)
     given = derivative.inputs_of_backward(
-        [rows.of(tensor) for tensor in inputs], len(hx), saved, [rows.of(gradient) for gradient in grad_outputs]
+        [rows.of(_wide(tensor, call)) for tensor in inputs],
+        len(hx),
+        saved,
+        [rows.of(_wide(gradient, call)) for gradient in grad_outputs],
     )
     outputs = [derivative.backward.outputs[place] for place in wanted]
-    states = rows.states(grad_hx, not call.reverse)
-    found, before = _scan(call, derivative.backward, outputs, rows, given, parameters, states, not call.reverse)
+    states = rows.states([_wide(gradient, call) for gradient in grad_hx], not call.reverse)
+    wide = [_wide(parameter, call) for parameter in parameters]
+    found, before = _scan(call, derivative.backward, outputs, rows, given, wide, states, not call.reverse)
     at = dict(zip(wanted, found, strict=True))
     dinputs = [
-        (torch.zeros_like(tensor) if place is None else rows.restored(at[place])) if need else None
+        (torch.zeros_like(tensor) if place is None else rows.restored(at[place]).to(tensor.dtype)) if need else None
         for tensor, place, need in zip(inputs, derivative.inputs, of_inputs, strict=True)
     ]
     dparameters = [
@@ -110,7 +127,8 @@ def backward(
         for place, (parameter, need) in enumerate(zip(parameters, of_parameters, strict=True))
     ]
     of_states = needs[len(inputs) + len(parameters) :]
-    return [*dinputs, *dparameters, *(rows.back(state) if need else None for state, need in zip(before, of_states, strict=True))]
+    dhx = [rows.back(state).to(given.dtype) if need else None for state, given, need in zip(before, hx, of_states, strict=True)]
+    return [*dinputs, *dparameters, *dhx]
 
 
 def reached(call: Call, inputs: Sequence[Tensor], parameters: Sequence[Tensor], hx: Sequence[Tensor]) -> list[bool]:
@@ -128,6 +146,35 @@ def leaves(call: Call, inputs: Sequence[Tensor], parameters: Sequence[Tensor], h
         tuple(row_kind(tensor, 0) for tensor in parameters),
         call.sizes,
     )
+
+
+@lru_cache(maxsize=256)
+def widened(call: Call, kinds: Leaves) -> tuple[Call, Leaves]:
+    """A call whose tensors are all of one 16-bit dtype, in float32: what it computes and saves, its states and sums within the call."""
+    dtypes = {kind.dtype for part in kinds[:3] for kind in part if kind.dtype.is_floating_point}
+    if len(dtypes) != 1 or not dtypes <= _NARROW:
+        return call, kinds
+    (narrow,) = dtypes
+
+    def wide(part: tuple[Kind, ...]) -> tuple[Kind, ...]:
+        return tuple(kind._replace(dtype=torch.float32 if kind.dtype == narrow else kind.dtype) for kind in part)
+
+    inputs, states, parameters = map(wide, kinds[:3])
+    program = call.program.cast(narrow, torch.float32)
+    return call._replace(program=program, narrow=call.program), Leaves(inputs, states, parameters, kinds.sizes)
+
+
+_NARROW = {torch.bfloat16, torch.float16}
+
+
+def _wide(tensor: Tensor, call: Call) -> Tensor:
+    return tensor.float() if call.narrow is not None and tensor.dtype in _NARROW else tensor
+
+
+def kept_kinds(call: Call, kinds: Leaves) -> tuple[Kind, ...]:
+    """Of what `forward_and_saved` saves."""
+    call, kinds = widened(call, kinds)
+    return result_kinds(replace(call.program, outputs=derive(call.program, kinds, call.recompute).kept), kinds)
 
 
 def _wanted(derivative: Derivative, of_inputs: Sequence[bool], sums: Sequence[Sum]) -> list[int]:

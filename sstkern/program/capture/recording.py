@@ -121,7 +121,9 @@ class Recording:
     def detached(self, operand: Operand) -> Operand:
         if operand.rows:
             return replace(operand, value=self.node("detach", operand.value), gradient=False)
-        return replace(self.call(aten.detach.default, operand, like=operand), gradient=False)
+        found = self.call(aten.detach.default, operand, like=operand)
+        self.gradients.discard(found.value)
+        return replace(found, gradient=False)
 
     # Rows.
 
