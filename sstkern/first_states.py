@@ -57,6 +57,12 @@ def first_state(cell: nn.Module, initial: Initial | None, batch_size: int, like:
     )
 
 
+def is_guess(cell: nn.Module, initial: Initial | None) -> bool:
+    """Whether `first_state` can only go by the cell's hidden_size."""
+    said = initial is not None or _has_default(cell) or callable(getattr(cell, "get_initial_state", None))
+    return not said and not isinstance(cell, nn.LSTMCell) and known_widths(cell, initial) is None
+
+
 def known_widths(cell: nn.Module, initial: Initial | None) -> Structure | None:
     """The widths of the cell's states, where the layer was told them, or the cell is torch.nn's or ours."""
     if initial is not None:

@@ -17,7 +17,7 @@ from sstkern import engines, first_states, private, stepping
 from sstkern.first_states import Initial
 from sstkern.lengths import Batch, Lengths, to_batches
 from sstkern.program import layer
-from sstkern.program.capture import NoDefault, Unfused
+from sstkern.program.capture import Mixed, NoDefault, Unfused
 from sstkern.stepping import Result
 from sstkern.structure import Returns, Structure, described, flatten, mapped
 
@@ -104,10 +104,18 @@ class Direction:
         """
         engines.check_not_forced()
         given = self._given(cell, inputs, batch, hx)
-        result = self._as_program(cell, inputs, batch, given, every)
+        guessed = hx is None and first_states.is_guess(cell, self.initial_state)
+        result = self._as_program(cell, inputs, batch, given, every, guessed)
         if result is None:
             step = partial(stepping.layer, padded=not batch.packed, returns=self.returns, reverse=self.reverse, every=every)
-            result = step(cell, inputs, given, batch.lengths)
+            try:
+                result = step(cell, inputs, given, batch.lengths)
+            except (TypeError, ValueError) as error:
+                if hx is not None or self.initial_state is not None:
+                    raise
+                raise type(error)(
+                    f"{error} (no hx was given: the state was {described(given)}, as the cell says; see initial_state)"
+                ) from error
             if not torch.compiler.is_dynamo_compiling():
                 self._warn(cell)  # not of a call that fails, which says itself what is wrong
         return result._replace(hx_n=mapped(result.hx_n, lambda state: _to_caller(state, batch)))
@@ -124,11 +132,13 @@ class Direction:
         order = batch.order
         return state if state is None or order is None else mapped(state, lambda leaf: leaf.index_select(0, order))
 
-    def _as_program(self, cell: nn.Module, inputs: Structure, batch: Batch, state: Structure | None, every: bool) -> Result | None:
+    def _as_program(
+        self, cell: nn.Module, inputs: Structure, batch: Batch, state: Structure | None, every: bool, guessed: bool
+    ) -> Result | None:
         """The result of the cell's program; None, with the reason noted, where there is none.
 
         inputs: rows of every step, (T, B, ...), with `batch.packed` (N, ...). state: (B, ...), or None where only the cell knows it, by the
-        default of its state.
+        default of its state. guessed: whether it is zeros because nothing said what it is.
         """
         options = {"padded": not batch.packed, "reverse": self.reverse, "recompute": self.recompute, "every": every}
         if torch.compiler.is_dynamo_compiling():
@@ -139,6 +149,11 @@ class Direction:
         try:
             captured = self.programs.of_call(cell, inputs, state, 1 if batch.packed else 2, self.returns)
         except Unfused as error:
+            if guessed and isinstance(error, Mixed):  # one that unpacks its state unpacks sequences, where there are as many
+                raise ValueError(
+                    f"hx: {type(cell).__name__} was given zeros of its hidden_size, one Tensor, as its state, and {error}; if its state is "
+                    "another one, give hx, or initial_state to fuse"
+                ) from error
             self.unfused(cell, str(error))
             return None
         except NoDefault as error:

@@ -686,3 +686,23 @@ def test_a_default_that_the_cell_cannot_do_without_is_asked_for():
 
 def test_a_layer_is_printed_with_its_cell():
     assert repr(sstkern.fuse(nn.GRUCell(3, 4))) == "FusedGRUCell(3, 4)"
+
+
+def test_a_state_that_is_guessed_wrong_is_told():
+    """With two sequences `h, c = state` unpacks a tensor of them."""
+
+    class OfTwo(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.hidden_size, self.x = 4, nn.Linear(3, 4)
+
+        def forward(self, x, state):
+            h, c = state
+            h = torch.tanh(self.x(x) + h)
+            return h, c + h
+
+    layer = sstkern.fuse(OfTwo())
+    for batch in (2, 3):
+        with pytest.raises(ValueError, match=r"give hx, or initial_state to fuse|see initial_state"):
+            layer(torch.randn(5, batch, 3))
+    assert sstkern.fuse(OfTwo(), initial_state=(4, 4))(torch.randn(5, 2, 3))[0].shape == (5, 2, 4)

@@ -29,7 +29,7 @@ class Programs:
 
     def __init__(self) -> None:
         self._captures: list[tuple[Any, Captured]] = []
-        self._refused: dict[Any, list[tuple[Any, str]]] = {}
+        self._refused: dict[Any, list[tuple[Any, type[Unfused], str]]] = {}
         self.in_graphs: list[Captured] = []
         """What graphs of torch.compile's hold."""
         self.last: Captured | None = None
@@ -59,15 +59,17 @@ class Programs:
                 return captured
         refused = self._refused.setdefault(key, [])
         now = seen(cell)
-        if reason := next((reason for cell_then, reason in refused if cell_then == now), None):
-            raise Unfused(reason)
-        if len(refused) == KEPT:  # a cell that counts, say
-            raise Unfused(refused[-1][1])
+        known = next((error for cell_then, *error in refused if cell_then == now), None)
+        if known is None and len(refused) == KEPT:  # a cell that counts, say
+            _, *known = refused[-1]
+        if known is not None:
+            kind, reason = known
+            raise kind(reason)
         try:
             previous = next((captured for known, captured in self._captures if known == key), None)
             captured = capture(cell, inputs, state, returns, previous=previous)
         except Unfused as error:
-            refused.append((now, str(error)))
+            refused.append((now, type(error), str(error)))  # not the error, which holds the run's tensors
             raise
         self._captures = [(key, captured), *self._captures][:KEPT]
         return captured
