@@ -77,12 +77,12 @@ class Call:
         return output, *hx_n
 
     def run_operator(self) -> tuple[Tensor, ...]:
-        output, hx_n, _ = torch.ops.sstkern.layer(*self.arguments(), saved_rows(self.x, self.lengths))
+        output, hx_n, _ = torch.ops.sstkern.layer(*self.arguments(), saved_rows(self.x.dim() == 2, self.lengths))
         return output, *hx_n
 
     def backward_arguments(self) -> tuple:
         detached = [tensor.detach() for tensor in self.inputs]
-        output, hx_n, saved = torch.ops.sstkern.layer(*self.arguments(detached), saved_rows(self.x, self.lengths))
+        output, hx_n, saved = torch.ops.sstkern.layer(*self.arguments(detached), saved_rows(self.x.dim() == 2, self.lengths))
         gradients = torch.ones_like(output), [torch.ones_like(state) for state in hx_n]
         return *self.arguments(detached), output, saved, *gradients, [True] * len(detached), None
 
@@ -157,7 +157,7 @@ def test_a_trace_takes_other_sizes(packed):
 def test_opcheck(cell, bidirectional, bias, projected, lengths, dtype):
     call = Call(cell, bidirectional, bias, projected, lengths, dtype)
     detached = [tensor.detach() for tensor in call.inputs]
-    opcheck(torch.ops.sstkern.layer.default, (*call.arguments(), saved_rows(call.x, call.lengths)))
+    opcheck(torch.ops.sstkern.layer.default, (*call.arguments(), saved_rows(call.x.dim() == 2, call.lengths)))
     opcheck(torch.ops.sstkern.layer.default, (*call.arguments(detached), None))
     opcheck(torch.ops.sstkern.layer_backward.default, call.backward_arguments())
 

@@ -126,7 +126,7 @@ class Concurrent:
     def forward(self, disturbance: Disturbance) -> tuple[list[Tensor], list[Tensor]]:
         """The results, and what is saved."""
         with self.concurrently(disturbance):
-            output, hx_n, saved = layer.forward(*self.arguments, saved_rows(self.arguments[1], self.arguments[4]))
+            output, hx_n, saved = layer.forward(*self.arguments, saved_rows(self.arguments[1].dim() == 2, self.arguments[4]))
         return [output, *hx_n], saved
 
     def backward(self, output: Tensor, saved: list[Tensor], disturbance: Disturbance) -> list[Tensor]:
