@@ -140,11 +140,11 @@ class Direction:
         inputs: rows of every step, (T, B, ...), with `batch.packed` (N, ...). state: (B, ...), or None where only the cell knows it, by the
         default of its state. guessed: whether it is zeros because nothing said what it is.
         """
-        options = {"padded": not batch.packed, "reverse": self.reverse, "recompute": self.recompute, "every": every}
+        options = layer.Options(not batch.packed, self.reverse, self.recompute, every)
         if torch.compiler.is_dynamo_compiling():
             from sstkern.program import compiled  # here: it imports the compiler
 
-            found = compiled.run(self, cell, inputs, state, batch.lengths, **options)
+            found = compiled.run(self, cell, inputs, state, batch.lengths, options)
             return None if found is None else Result(*found)
         try:
             captured = self.programs.of_call(cell, inputs, state, 1 if batch.packed else 2, self.returns)
@@ -160,7 +160,7 @@ class Direction:
             raise ValueError(f"hx: {type(cell).__name__}'s state has a default, but {error}; give hx, or initial_state to fuse") from error
         self.fused, self.reason = True, None
         states = None if state is None else flatten(state)
-        tensors = layer.run(captured, captured.leaves(), flatten(inputs), states, batch.lengths, **options)
+        tensors = layer.run(captured, captured.leaves(), flatten(inputs), states, batch.lengths, options)
         return Result(*layer.results(tensors, captured.state if state is None else state))
 
     def unfused(self, cell: nn.Module, reason: str) -> None:

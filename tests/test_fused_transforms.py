@@ -200,6 +200,37 @@ def test_a_compiled_layer_under_autocast_is_a_program():
         assert torch.equal(found, expected)
 
 
+class Reading(nn.Module):
+    """Of a list, a dict, a function, an attribute that may not be there, and a module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden_size, self.numbers, self.known, self.way, self.act = 4, [0.5], {"a": 0.5}, torch.tanh, nn.Tanh()
+
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+        return self.act(self.way(x + h * self.numbers[0]) * self.known["a"] * getattr(self, "late", 1.0))
+
+
+READ: dict[str, Callable[[Any], Any]] = {
+    "a list": lambda cell: cell.numbers.__setitem__(0, 0.25),
+    "a dict": lambda cell: cell.known.__setitem__("a", 0.25),
+    "a function": lambda cell: setattr(cell, "way", torch.sigmoid),
+    "an attribute that was not there": lambda cell: setattr(cell, "late", 0.25),
+    "a module": lambda cell: setattr(cell, "act", nn.ReLU()),
+}
+
+
+@pytest.mark.parametrize("change", READ)
+def test_a_compiled_layer_sees_what_its_step_reads(change: str):
+    torch._dynamo.reset()
+    layer, x = sstkern.fuse(Reading(), strict=True), torch.randn(3, 2, 4)
+    compiled = torch.compile(layer, backend="eager", fullgraph=True)
+    before, _ = compiled(x)
+    READ[change](layer.cell)
+    assert torch.equal(compiled(x)[0], layer(x)[0])
+    assert not torch.equal(compiled(x)[0], before)
+
+
 def test_compiled_by_inductor():
     torch._dynamo.reset()
     layer, x, hx = made("MGU")

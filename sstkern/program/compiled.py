@@ -40,20 +40,16 @@ def run(
     inputs: Structure,
     hx: Structure | None,
     lengths: Tensor | None,
-    *,
-    padded: bool,
-    reverse: bool,
-    recompute: bool,
-    every: bool,
+    options: layer.Options,
 ) -> tuple[Tensor, Structure, Structure | None] | None:
     """As `layer.run`; None where no program holds the cell, or a graph cannot read what it rests on."""
-    key = _found(direction, cell, _kinds(inputs, 2 if padded else 1), None if hx is None else _kinds(hx, 1))
+    key = _found(direction, cell, _kinds(inputs, 2 if options.padded else 1), None if hx is None else _kinds(hx, 1))
     if key == _NONE:
         return None
     _read(cell, key)
     leaves = [_at(cell, _leaf(key, place, cell)) for place in range(_leaves(key))]
     states = None if hx is None else flatten(hx)
-    found = _in_graph(key, leaves, flatten(inputs), states, lengths, padded, reverse, recompute, every)
+    found = _in_graph(key, leaves, flatten(inputs), states, lengths, tuple(options))
     return layer.results(found, _structure(_form(key)) if hx is None else hx)
 
 
@@ -249,10 +245,6 @@ def _in_graph(
     inputs: list[Tensor],
     hx: list[Tensor] | None,
     lengths: Tensor | None,
-    padded: bool,
-    reverse: bool,
-    recompute: bool,
-    every: bool,
+    options: tuple[bool, ...],
 ) -> list[Tensor]:
-    options = {"padded": padded, "reverse": reverse, "recompute": recompute, "every": every}
-    return layer.run(_known[key], leaves, inputs, hx, lengths, **options)
+    return layer.run(_known[key], leaves, inputs, hx, lengths, layer.Options(*options))

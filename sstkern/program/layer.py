@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -115,30 +115,35 @@ def explanation(captured: Captured, cell: nn.Module, source: bool) -> str:
     return explained(captured.program, leaves, known, source)
 
 
+class Options(NamedTuple):
+    """padded, reverse, recompute: as `run.Call` has them. every: whether all states are wanted."""
+
+    padded: bool
+    reverse: bool
+    recompute: bool
+    every: bool
+
+
 def run(
     captured: Captured,
     leaves: Sequence[Tensor],
     inputs: Sequence[Tensor],
     hx: Sequence[Tensor] | None,
     lengths: Tensor | None,
-    *,
-    padded: bool,
-    reverse: bool,
-    recompute: bool,
-    every: bool,
+    options: Options,
 ) -> list[Tensor]:
-    """The output, the last states and, if `every`, all states.
+    """The output, the last states and, if `options.every`, all states.
 
     leaves: the cell's tensors. inputs: (T, B, ...), or (N, ...). hx: (B, ...) each, or None for the cell's own first state.
     """
     program = captured.program
     if autocasting(inputs[0]):
         program = _autocast(program, flatten(captured.state)[0].dtype, inputs[0].device.type)
-    if every:
+    if options.every:
         program = replace(program, outputs=(*program.outputs, *program.next_states))
-    batch = inputs[0].size(1) if padded or lengths is None else lengths.size(0)
+    batch = inputs[0].size(1) if options.padded or lengths is None else lengths.size(0)
     first = flatten(captured.first_state(leaves, batch)) if hx is None else hx
-    call = Call(program, captured.sizes, tuple(captured.numbers()), reverse, padded, recompute)
+    call = Call(program, captured.sizes, tuple(captured.numbers()), options.reverse, options.padded, options.recompute)
     (output, *states), hx_n = operator.layer(call, inputs, captured.parameters(leaves), first, lengths)
     return [output, *hx_n, *states]
 
