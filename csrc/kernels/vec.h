@@ -133,31 +133,31 @@ inline void transpose(Vec<T> (&rows)[Simd<T>::width]) {
 // the LSTM's took 93 cycles a vector by itself and takes 59 side by side with three others (AMD EPYC, AVX2).
 constexpr int kVectors = 4;
 
-template <class T>
+template <class T, int Count = kVectors>
 struct Vectors {
-  Vec<T> part[kVectors];
+  Vec<T> part[Count];
 };
 
-template <class T, class F>
-inline Vectors<T> each(const F& f) {
-  Vectors<T> result;
+template <class T, int Count = kVectors, class F>
+inline Vectors<T, Count> each(const F& f) {
+  Vectors<T, Count> result;
 #pragma GCC unroll 8
-  for (int i = 0; i < kVectors; ++i) result.part[i] = f(i);
+  for (int i = 0; i < Count; ++i) result.part[i] = f(i);
   return result;
 }
 
-#define SSTKERN_VECTORS_OPERATOR(op)                                        \
-  template <class T>                                                        \
-  inline Vectors<T> operator op(const Vectors<T>& a, const Vectors<T>& b) { \
-    return each<T>([&](int i) { return a.part[i] op b.part[i]; });          \
-  }                                                                         \
-  template <class T>                                                        \
-  inline Vectors<T> operator op(const Vectors<T>& a, T b) {                 \
-    return each<T>([&](int i) { return a.part[i] op b; });                  \
-  }                                                                         \
-  template <class T>                                                        \
-  inline Vectors<T> operator op(T a, const Vectors<T>& b) {                 \
-    return each<T>([&](int i) { return a op b.part[i]; });                  \
+#define SSTKERN_VECTORS_OPERATOR(op)                                                             \
+  template <class T, int Count>                                                                  \
+  inline Vectors<T, Count> operator op(const Vectors<T, Count>& a, const Vectors<T, Count>& b) { \
+    return each<T, Count>([&](int i) { return a.part[i] op b.part[i]; });                        \
+  }                                                                                              \
+  template <class T, int Count>                                                                  \
+  inline Vectors<T, Count> operator op(const Vectors<T, Count>& a, T b) {                        \
+    return each<T, Count>([&](int i) { return a.part[i] op b; });                                \
+  }                                                                                              \
+  template <class T, int Count>                                                                  \
+  inline Vectors<T, Count> operator op(T a, const Vectors<T, Count>& b) {                        \
+    return each<T, Count>([&](int i) { return a op b.part[i]; });                                \
   }
 SSTKERN_VECTORS_OPERATOR(+)
 SSTKERN_VECTORS_OPERATOR(-)
@@ -165,24 +165,24 @@ SSTKERN_VECTORS_OPERATOR(*)
 SSTKERN_VECTORS_OPERATOR(/)
 #undef SSTKERN_VECTORS_OPERATOR
 
-template <class T>
-inline Vectors<T> absolute(const Vectors<T>& x) {
+template <class T, int Count>
+inline Vectors<T, Count> absolute(const Vectors<T, Count>& x) {
   using Bits = typename Simd<T>::Bits;
   const Bits sign = (Bits)(broadcast<T>(T(-0.0)));
-  return each<T>([&](int i) { return (Vec<T>)((Bits)x.part[i] & ~sign); });
+  return each<T, Count>([&](int i) { return (Vec<T>)((Bits)x.part[i] & ~sign); });
 }
 
-template <class T>
-inline Vectors<T> copy_sign(const Vectors<T>& magnitude, const Vectors<T>& sign_of) {
+template <class T, int Count>
+inline Vectors<T, Count> copy_sign(const Vectors<T, Count>& magnitude, const Vectors<T, Count>& sign_of) {
   using Bits = typename Simd<T>::Bits;
   const Bits sign = (Bits)(broadcast<T>(T(-0.0)));
-  return each<T>([&](int i) { return (Vec<T>)(((Bits)magnitude.part[i] & ~sign) | ((Bits)sign_of.part[i] & sign)); });
+  return each<T, Count>([&](int i) { return (Vec<T>)(((Bits)magnitude.part[i] & ~sign) | ((Bits)sign_of.part[i] & sign)); });
 }
 
 // A NaN in x stays.
-template <class T>
-inline Vectors<T> at_most(const Vectors<T>& x, T limit) {
-  return each<T>([&](int i) { return x.part[i] > broadcast<T>(limit) ? broadcast<T>(limit) : x.part[i]; });
+template <class T, int Count>
+inline Vectors<T, Count> at_most(const Vectors<T, Count>& x, T limit) {
+  return each<T, Count>([&](int i) { return x.part[i] > broadcast<T>(limit) ? broadcast<T>(limit) : x.part[i]; });
 }
 
 // of[i] = 1 / i!
@@ -196,42 +196,42 @@ struct InverseFactorials {
 };
 
 // exp(x) = scale * (1 + fraction) with scale = 2^n and |x - n ln 2| <= ln(2) / 2; x within +-exp_limit.
-template <class T>
+template <class T, int Count>
 struct ScaledExp {
-  Vectors<T> scale, fraction;
+  Vectors<T, Count> scale, fraction;
 };
 
-template <class T>
-SSTKERN_INLINE ScaledExp<T> scaled_exp(const Vectors<T>& x) {
+template <class T, int Count>
+SSTKERN_INLINE ScaledExp<T, Count> scaled_exp(const Vectors<T, Count>& x) {
   using R = Real<T>;
   using Bits = typename Simd<T>::Bits;
   const Vec<T> magic = broadcast<T>(R::round_magic);
-  const Vectors<T> shifted = x * R::log2_e + R::round_magic;
-  const Vectors<T> n = shifted - R::round_magic;
-  const Vectors<T> r = (x - n * R::ln2_high) - n * R::ln2_low;
+  const Vectors<T, Count> shifted = x * R::log2_e + R::round_magic;
+  const Vectors<T, Count> n = shifted - R::round_magic;
+  const Vectors<T, Count> r = (x - n * R::ln2_high) - n * R::ln2_low;
   static constexpr InverseFactorials<T> taylor;
   const Vec<T> last = broadcast<T>(taylor.of[R::taylor_terms]);
-  Vectors<T> sum = each<T>([&](int) { return last; });
+  Vectors<T, Count> sum = each<T, Count>([&](int) { return last; });
 #pragma GCC unroll 16
   for (int i = R::taylor_terms - 1; i >= 2; --i) sum = sum * r + taylor.of[i];
   const auto scale = [&](int i) { return (Vec<T>)(((Bits)shifted.part[i] - (Bits)magic + R::exponent_bias) << R::mantissa_bits); };
-  return {each<T>(scale), r * r * sum + r};
+  return {each<T, Count>(scale), r * r * sum + r};
 }
 
 // 0 below -exp_limit, where exp(-x) would overflow: 0 and 1 far out, whose derivative is 0 for an infinite x too.
-template <class T>
-SSTKERN_INLINE Vectors<T> sigmoid(const Vectors<T>& x) {
-  const ScaledExp<T> e = scaled_exp<T>(at_most<T>(x, Real<T>::exp_limit) * T(-1));
-  const Vectors<T> y = T(1) / (e.scale * e.fraction + (e.scale + T(1)));
-  return each<T>([&](int i) { return x.part[i] < broadcast<T>(-Real<T>::exp_limit) ? Vec<T>{} : y.part[i]; });
+template <class T, int Count>
+SSTKERN_INLINE Vectors<T, Count> sigmoid(const Vectors<T, Count>& x) {
+  const ScaledExp<T, Count> e = scaled_exp<T>(at_most<T>(x, Real<T>::exp_limit) * T(-1));
+  const Vectors<T, Count> y = T(1) / (e.scale * e.fraction + (e.scale + T(1)));
+  return each<T, Count>([&](int i) { return x.part[i] < broadcast<T>(-Real<T>::exp_limit) ? Vec<T>{} : y.part[i]; });
 }
 
 // (exp(2|x|) - 1) / (exp(2|x|) + 1) with the sign of x; exp(.) - 1 without cancellation keeps small x accurate. With exp(2x) for negative
 // x, where the divisor is close to 1, an RNN's output has 4% more error.
-template <class T>
-SSTKERN_INLINE Vectors<T> tanh(const Vectors<T>& x) {
-  const ScaledExp<T> e = scaled_exp<T>(at_most<T>(absolute<T>(x), Real<T>::tanh_limit) * T(2));
-  const Vectors<T> minus_one = e.scale * e.fraction + (e.scale - T(1));
+template <class T, int Count>
+SSTKERN_INLINE Vectors<T, Count> tanh(const Vectors<T, Count>& x) {
+  const ScaledExp<T, Count> e = scaled_exp<T>(at_most<T>(absolute<T>(x), Real<T>::tanh_limit) * T(2));
+  const Vectors<T, Count> minus_one = e.scale * e.fraction + (e.scale - T(1));
   return copy_sign<T>(minus_one / (minus_one + T(2)), x);
 }
 
