@@ -19,7 +19,7 @@ SSTKERN_INLINE Vectors<T, Count> log1p_exp(const Vectors<T, Count>& x) {
 
 template <class T, int Count>
 SSTKERN_INLINE Vectors<T, Count> log_sigmoid(const Vectors<T, Count>& x) {
-  return neg<T>(log1p_exp<T>(neg<T>(x)));
+  return at_most<T>(x, T(0)) - log1p<T>(exp<T>(neg<T>(absolute<T>(x))));
 }
 
 template <class T, int Count>
@@ -28,12 +28,16 @@ SSTKERN_INLINE Vectors<T, Count> softplus(const Vectors<T, Count>& x, T beta, T 
   return where<T>(gt<T>(scaled, threshold), x, log1p_exp<T>(scaled) / beta);
 }
 
-// tanh(log(1 + e)) = e (e + 2) / (e (e + 2) + 2) with e = exp(x), which rounds to 1 from tanh_limit on.
+// x tanh(log(1 + exp(x))). With e = exp(-|x|) the factor is 1 - 2 e^2 / (1 + 2 e (1 + e)) for positive x and e - e^2 (1 + e) / (2 + e (2 +
+// e)) for negative x: small corrections, whose errors count little.
 template <class T, int Count>
 SSTKERN_INLINE Vectors<T, Count> mish(const Vectors<T, Count>& x) {
-  const auto e = exp<T>(at_most<T>(x, Real<T>::tanh_limit));
-  const auto n = e * (e + T(2));
-  return x * (n / (n + T(2)));
+  const auto negative = lt<T>(x, T(0));
+  const auto e = exp<T>(neg<T>(absolute<T>(x)));
+  const auto more = e + T(1);
+  const auto below = where<T>(negative, e * (e + T(2)) + T(2), e * more * T(2) + T(1));
+  const auto correction = e * where<T>(negative, more, T(2)) / below;
+  return x * (where<T>(negative, e, T(1)) - e * correction);
 }
 
 template <class T, int Count>

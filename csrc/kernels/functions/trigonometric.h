@@ -27,7 +27,7 @@ struct Angles<float> {
 
 template <>
 struct Angles<double> {
-  static constexpr double largest = 1647099.0;
+  static constexpr double largest = 102943.0;
   static constexpr int exact = 1;
   static constexpr double half_pi[] = {0x1.921fb544p+0, 0x1.0b4611a6p-34, 0x1.3198a2e037073p-69};
   static constexpr double sine[] = {-0.16666666666666632,  0.008333333333322455,    -0.00019841269829813296,

@@ -1,0 +1,112 @@
+"""A shared library of the elementwise functions of csrc/kernels/functions.h, called over arrays."""
+
+import ctypes
+import os
+import subprocess
+from pathlib import Path
+
+import numpy as np
+
+KERNELS = Path(__file__).parents[2] / "csrc" / "kernels"
+COUNTS = (1, 4)
+TYPES = {"float": np.float32, "double": np.float64}
+_SAME_NAME = (
+    "neg abs sign reciprocal sqrt rsqrt relu floor ceil round trunc exp expm1 log log1p sin cos tan atan sinh cosh asinh erf sigmoid tanh silu "
+    "mish log_sigmoid hardsigmoid hardswish gelu gelu_tanh"
+)
+_COMPARISONS = "lt le gt ge eq ne"
+
+EXPRESSIONS = {
+    **{name: f"{name}<T>(x)" for name in _SAME_NAME.split()},
+    **{name: f"{name}<T>(x, y)" for name in ("maximum", "minimum", "atan2", "pow")},
+    **{f"{name}_number": f"{name}<T>(x, n)" for name in ("maximum", "minimum", "atan2", "pow")},
+    **{f"number_{name}": f"{name}<T>(n, x)" for name in ("maximum", "minimum", "atan2", "pow")},
+    **{name: f"numbers<T>({name}<T>(x, y))" for name in (*_COMPARISONS.split(), "logical_and", "logical_or")},
+    **{f"{name}_number": f"numbers<T>({name}<T>(x, n))" for name in _COMPARISONS.split()},
+    **{f"number_{name}": f"numbers<T>({name}<T>(n, x))" for name in _COMPARISONS.split()},
+    "add": "x + y",
+    "sub": "x - y",
+    "mul": "x * y",
+    "div": "x / y",
+    "square": "pow<T>(x, T(2))",
+    "softplus": "softplus<T>(x, T(1), T(20))",
+    "steep_softplus": "softplus<T>(x, T(3), T(2))",
+    "elu": "elu<T>(x, T(1.5), T(1.25), T(0.75))",
+    "leaky_relu": "leaky_relu<T>(x, T(0.125))",
+    "hardtanh": "hardtanh<T>(x, T(-0.5), T(2))",
+    "clamp": "clamp<T>(x, T(-0.5), T(2))",
+    "clamp_below": "clamp<T>(x, T(-__builtin_inf()), T(2))",
+    "clamp_crossed": "clamp<T>(x, T(2), T(-0.5))",
+    "logical_not": "numbers<T>(logical_not<T>(x))",
+    "mask_not": "numbers<T>(logical_not<T>(lt<T>(x, y)))",
+    "mask_and": "numbers<T>(logical_and<T>(lt<T>(x, y), y))",
+    "mask_or": "numbers<T>(logical_or<T>(x, lt<T>(x, y)))",
+    "isnan": "numbers<T>(isnan<T>(x))",
+    "truth": "numbers<T>(truth<T>(x))",
+    "where": "where<T>(lt<T>(x, y), x, y)",
+    "where_number": "where<T>(lt<T>(x, y), x, n)",
+    "where_numbers": "where<T>(lt<T>(x, y), n, T(2))",
+    "number_where": "where<T>(lt<T>(x, y), n, y)",
+    "where_mask": "numbers<T>(where<T>(lt<T>(x, y), truth<T>(y), isnan<T>(x)))",
+}
+"""Of Vectors x and y and a number n. What gives a mask is made 0 and 1."""
+
+_UNIT = """
+#include "levels/{level}.h"
+#include "functions.h"
+
+namespace sstkern {{
+namespace SSTKERN_LEVEL {{
+
+template <class T, int Count, class F>
+inline void over(const T* x, const T* y, T* out, int64_t size, const F& f) {{
+  constexpr int width = Simd<T>::width;
+  for (int64_t at = 0; at < size; at += Count * width) {{
+    const auto of = [&](const T* from) {{ return each<T, Count>([&](int i) {{ return load(from + at + i * width); }}); }};
+    const Vectors<T, Count> result = f(of(x), of(y));
+    for (int i = 0; i < Count; ++i) store(out + at + i * width, result.part[i]);
+  }}
+}}
+
+#define ENTRY(name, T_, Count_, ...)                                                                                            \\
+  extern "C" __attribute__((visibility("default"))) void name##_##T_##_##Count_(const T_* x, const T_* y, T_ n, T_* out, int64_t size) {{ \\
+    using T = T_;                                                                                                               \\
+    using V = Vectors<T, Count_>;                                                                                               \\
+    over<T, Count_>(x, y, out, size, [&](const V& x, const V& y) {{ return (void)n, (void)y, __VA_ARGS__; }});                   \\
+  }}
+{entries}
+
+constexpr CellKernels cells[] = {{{{}}}};
+
+}}
+}}
+
+#include "levels/end.h"
+"""
+
+
+def compiled(level: str, folder: Path, counts: tuple[int, ...] = COUNTS) -> Path:
+    """A shared library of all functions for a level, for both types."""
+    entries = [f"ENTRY({name}, {kind}, {count}, {text})" for name, text in EXPRESSIONS.items() for kind in TYPES for count in counts]
+    (folder / "functions.cpp").write_text(_UNIT.format(level=level, entries="\n".join(entries)))
+    flags = ["-std=c++17", "-O3", "-shared", "-fPIC", "-fvisibility=hidden", "-DSSTKERN_CELL_LIBRARY", "-Wall", "-Werror"]
+    command = [os.environ.get("CXX", "c++"), *flags, f"-I{KERNELS}", "functions.cpp", "-o", "functions.so", "-lm"]
+    subprocess.run(command, cwd=folder, check=True, timeout=300)
+    return folder / "functions.so"
+
+
+class Functions:
+    """The functions of a library, by name, over arrays of any size."""
+
+    def __init__(self, library: Path):
+        self.library = ctypes.CDLL(str(library))
+
+    def __call__(self, name: str, x: np.ndarray, y: np.ndarray | float = 0.0, n: float = 0.0, count: int = 4) -> np.ndarray:
+        (kind,) = [kind for kind, dtype in TYPES.items() if dtype == x.dtype]
+        size, step = x.size, 4 * 64 // x.itemsize  # of vectors of 64 bytes at most
+        x, y = (np.resize(np.ascontiguousarray(np.broadcast_to(v, x.shape), x.dtype), -(-size // step) * step) for v in (x, y))
+        out = np.empty_like(x)
+        number = (ctypes.c_float if kind == "float" else ctypes.c_double)(n)
+        pointers = [ctypes.c_void_p(array.ctypes.data) for array in (x, y)]
+        getattr(self.library, f"{name}_{kind}_{count}")(*pointers, number, ctypes.c_void_p(out.ctypes.data), ctypes.c_int64(len(x)))
+        return out[:size]
