@@ -45,7 +45,7 @@ class LayerBackward {
       return Memory{std::vector<BackwardRow<T>>(share.count), std::vector<const T*>(share.count), std::vector<T*>(share.count),
                     std::vector<T>(room)};
     };
-    run_plan(a_, make_plan(a_), memory_for, [&](int64_t direction, const Share& share, Memory& memory) {
+    run_plan(a_.work(), make_plan(a_.work()), memory_for, [&](int64_t direction, const Share& share, Memory& memory) {
       a_.kernels.backward(calls_[direction], share, {memory.rows.data(), memory.left.data(), memory.right.data(), memory.room.data()});
     });
   }

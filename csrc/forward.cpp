@@ -45,7 +45,7 @@ class LayerForward {
       : a_(a),
         save_(saved_rows.has_value()),
         rows_(rows(a, saved_rows)),
-        plan_(make_plan(a)),
+        plan_(make_plan(a.work())),
         output_(a.empty(a.rounded() ? std::vector<int64_t>{rows_, a.output_features()} : a.shape(a.output_features()))),
         h_n_(a.empty({a.size.directions, a.size.batch, a.size.output})),
         states_n_(a.empty({a.size.directions, a.size.batch, a.states()})) {
@@ -55,7 +55,7 @@ class LayerForward {
 
   LayerResult run() {
     const auto memory_for = [&](const Share& share) { return ForwardMemory<T>(a_, share); };
-    run_plan(a_, plan_, memory_for, [&](int64_t direction, const Share& share, ForwardMemory<T>& memory) {
+    run_plan(a_.work(), plan_, memory_for, [&](int64_t direction, const Share& share, ForwardMemory<T>& memory) {
       a_.kernels.forward(calls_[direction], share, memory.work());
     });
     std::vector<at::Tensor> hx_n{a_.as_given(h_n_)};

@@ -10,20 +10,21 @@
 
 namespace sstkern {
 
-namespace {
-
 template <class T>
-void all_weight_gradients(const Arguments<T>& a, const at::Tensor& left, const std::vector<WeightGradient<T>>& weights) {
-  const int64_t rows = left.size(0), gates = left.size(1), count = static_cast<int64_t>(weights.size());
+void all_weight_gradients(const Products<T>& products, const T* left, int64_t rows, int64_t gates,
+                          const std::vector<WeightGradient<T>>& weights) {
+  const int64_t count = static_cast<int64_t>(weights.size());
   int64_t columns = 0;
   for (const WeightGradient<T>& weight : weights) columns += weight.columns;
   constexpr int64_t block = 24;  // gates: whole tiles, whatever their height
   const int64_t grain = std::max<int64_t>(1, kThreadWork / std::max<int64_t>(1, block * rows * columns));
   parallel_for((gates + block - 1) / block, grain, [&](int64_t begin, int64_t end) {
-    const std::unique_ptr<T[]> work(new T[a.products.gradient_work(weights.data(), count)]);
-    a.products.weight_gradients(read<T>(left), gates, rows, weights.data(), count, begin * block, std::min(gates, end * block), work.get());
+    const std::unique_ptr<T[]> work(new T[products.gradient_work(weights.data(), count)]);
+    products.weight_gradients(left, gates, rows, weights.data(), count, begin * block, std::min(gates, end * block), work.get());
   });
 }
+
+namespace {
 
 // A group's rows are brought together.
 template <class T>
@@ -99,7 +100,7 @@ void weight_gradients(const Arguments<T>& a, const at::Tensor& left, const std::
   if (groups)
     grouped_weight_gradients(a, left, weights, *groups);
   else
-    all_weight_gradients(a, left, weights);
+    all_weight_gradients(a.products, read<T>(left), left.size(0), left.size(1), weights);
 }
 
 template <class T>
@@ -119,6 +120,7 @@ at::Tensor row_sums(const Arguments<T>& a, const at::Tensor& left, const std::op
 }
 
 #define SSTKERN_INSTANTIATE(T)                                                                                  \
+  template void all_weight_gradients(const Products<T>&, const T*, int64_t, int64_t, const std::vector<WeightGradient<T>>&); \
   template at::Tensor input_gradient(const Arguments<T>&, const std::vector<at::Tensor>&);                      \
   template void weight_gradients(const Arguments<T>&, const at::Tensor&, const std::vector<WeightGradient<T>>&, \
                                  const std::optional<Groups>&);                                                 \

@@ -15,6 +15,11 @@ using Groups = std::vector<std::vector<int64_t>>;
 template <class T>
 at::Tensor input_gradient(const Arguments<T>& a, const std::vector<at::Tensor>& dgates);
 
+// Gradients of weights whose products' gradients are `left`, `gates` numbers for each of `rows` rows.
+template <class T>
+void all_weight_gradients(const Products<T>& products, const T* left, int64_t rows, int64_t gates,
+                          const std::vector<WeightGradient<T>>& weights);
+
 // Gradients of weights whose products' gradients are `left` (rows, .). With groups those of a group follow those of the group before.
 template <class T>
 void weight_gradients(const Arguments<T>& a, const at::Tensor& left, const std::vector<WeightGradient<T>>& weights,

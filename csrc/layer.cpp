@@ -32,7 +32,7 @@ LayerResult layer(std::string_view cell, const at::Tensor& x, at::TensorList wei
   return in_compute_type(x, [&](auto type) {
     const Arguments<decltype(type)> arguments(cell, x, weights, hx, lengths, has_bias, bidirectional);
     LayerResult result = run_forward(arguments, saved_rows);
-    ++forward_runs;
+    count_run(false);
     return result;
   });
 }
@@ -50,10 +50,12 @@ std::vector<at::Tensor> layer_backward(std::string_view cell, const at::Tensor& 
     std::optional<Groups> rows_of_groups;
     if (groups.has_value()) rows_of_groups = arguments.schedule.rows_of_groups(*groups);
     std::vector<at::Tensor> gradients = run_backward(arguments, given, rows_of_groups);
-    ++backward_runs;
+    count_run(true);
     return gradients;
   });
 }
+
+void count_run(bool backward) { ++(backward ? backward_runs : forward_runs); }
 
 std::vector<int64_t> cpu_runs() { return {forward_runs, backward_runs, latest_threads()}; }
 

@@ -22,6 +22,9 @@ std::vector<at::Tensor> layer_backward(std::string_view cell, const at::Tensor& 
                                        const at::Tensor& output, at::TensorList saved, const std::optional<at::Tensor>& grad_output,
                                        at::TensorList grad_hx, const c10::List<bool>& needs, std::optional<int64_t> groups);
 
+// Notes a call that ran.
+void count_run(bool backward);
+
 // What ran in this process so far: forward calls, backward calls, and how many threads shared the latest call's time loop.
 std::vector<int64_t> cpu_runs();
 

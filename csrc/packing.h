@@ -34,7 +34,7 @@ at::Tensor pack_units(const Arguments<T>& a, const at::Tensor& weight) {
   const PanelShape shape = a.kernels.shape;
   const int64_t depth = weight.size(1);
   return pack(a, a.products.unit_panels(shape, a.size.hidden), a.products.unit_panel(shape, depth), [&](int64_t begin, int64_t end, T* to) {
-    a.products.pack_units(shape, read<T>(weight), a.size.hidden, depth, begin, end, to);
+    a.products.pack_units(shape, read<T>(weight), depth, 1, a.size.hidden, depth, begin, end, to);
   });
 }
 

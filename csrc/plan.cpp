@@ -19,20 +19,19 @@ constexpr int64_t kManyRows = 48;
 
 }  // namespace
 
-template <class T>
-Plan::Plan(const Arguments<T>& a, int64_t threads)
-    : directions_(a.size.directions), together_(threads % directions_ == 0 ? directions_ : 1) {
+Plan::Plan(const LoopWork& work, int64_t threads)
+    : directions_(work.directions), together_(threads % directions_ == 0 ? directions_ : 1) {
   const int64_t each = threads / together_;
-  const bool large = a.gates() * a.size.output * static_cast<int64_t>(sizeof(T)) > kSmallWeights;
-  int64_t ranges = std::clamp<int64_t>(a.size.batch / (large ? kManyRows : kThreadRows), 1, each);
+  const bool large = work.weight_bytes > kSmallWeights;
+  int64_t ranges = std::clamp<int64_t>(work.schedule.batch() / (large ? kManyRows : kThreadRows), 1, each);
   while (each % ranges != 0) --ranges;
   parts_ = each / ranges;
-  const int64_t step = a.schedule.rows() * a.gates() * a.size.output / (std::max<int64_t>(1, a.size.steps) * ranges);
+  const int64_t step = work.schedule.rows() * work.multiply_adds / (std::max<int64_t>(1, work.steps) * ranges);
   if (step < parts_ * kStepWork) {
     parts_ = 1;
     ranges = each;
   }
-  bounds_ = a.schedule.split(ranges);
+  bounds_ = work.schedule.split(ranges);
   const int64_t expected = step / kSlowest;
   for (int64_t i = 0; i < together_ * this->ranges(); ++i) barriers_.push_back(std::make_unique<Barrier>(parts_, expected));
 }
@@ -49,19 +48,13 @@ Share Plan::share(int64_t thread) const {
   return {bounds_[range], bounds_[range + 1] - bounds_[range], thread % parts_, parts_, barrier, wait};
 }
 
-template <class T>
-Plan make_plan(const Arguments<T>& a) {
+Plan make_plan(const LoopWork& work) {
   // Packing an element takes about as long as four multiply-adds.
-  const int64_t work = a.size.directions * a.gates() * (a.schedule.rows() * a.size.output + 4 * (a.size.input + a.size.output));
-  return Plan(a, std::clamp<int64_t>(work / kThreadWork, 1, at::in_parallel_region() ? 1 : at::get_num_threads()));
+  const int64_t all = work.directions * (work.schedule.rows() * work.multiply_adds + 4 * work.packed);
+  return Plan(work, std::clamp<int64_t>(all / kThreadWork, 1, at::in_parallel_region() ? 1 : at::get_num_threads()));
 }
 
 int64_t latest_threads() { return latest; }
 void note_threads(int64_t threads) { latest = threads; }
-
-template Plan::Plan(const Arguments<float>&, int64_t);
-template Plan::Plan(const Arguments<double>&, int64_t);
-template Plan make_plan(const Arguments<float>&);
-template Plan make_plan(const Arguments<double>&);
 
 }  // namespace sstkern

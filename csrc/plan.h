@@ -7,7 +7,7 @@
 #include <memory>
 #include <vector>
 
-#include "arguments.h"
+#include "schedule.h"
 #include "team.h"
 
 namespace sstkern {
@@ -17,12 +17,20 @@ constexpr int64_t kThreadWork = 1 << 17;
 // Rows of the batch a thread should have at least where it has them to itself: so many keep the multiply-add units busy.
 constexpr int64_t kThreadRows = 4;
 
+// What a call's time loop has to do.
+struct LoopWork {
+  const BatchSchedule& schedule;
+  int64_t directions, steps;
+  int64_t multiply_adds;  // of a row's products at a time step
+  int64_t weight_bytes;   // of the weights of these, of one direction
+  int64_t packed;         // elements packed before
+};
+
 // Rows of a batch are independent: a thread takes a range of positions through all time steps and waits for nobody. Where that leaves
 // threads without rows, several take the same range, each a part of the hidden units.
 class Plan {
  public:
-  template <class T>
-  Plan(const Arguments<T>& a, int64_t threads);
+  Plan(const LoopWork& work, int64_t threads);
 
   int64_t threads() const { return together_ * ranges() * parts_; }
 
@@ -51,8 +59,7 @@ class Plan {
 };
 
 // For as many threads as the call is worth.
-template <class T>
-Plan make_plan(const Arguments<T>& a);
+Plan make_plan(const LoopWork& work);
 
 // How many threads shared the latest call's time loop.
 int64_t latest_threads();
@@ -60,8 +67,8 @@ void note_threads(int64_t threads);
 
 // Runs run(direction, share, memory) for all of the plan, or, where OpenMP has fewer threads to give, of a plan for one. The threads'
 // memory(share) is made before: what it may throw could not leave a parallel region.
-template <class T, class Memory, class Run>
-void run_plan(const Arguments<T>& a, const Plan& plan, const Memory& memory_for, const Run& run) {
+template <class Memory, class Run>
+void run_plan(const LoopWork& work, const Plan& plan, const Memory& memory_for, const Run& run) {
   std::vector<decltype(memory_for(Share{}))> memory;
   for (int64_t thread = 0; thread < plan.threads(); ++thread) memory.push_back(memory_for(plan.share(thread)));
   const auto run_thread = [&](const Plan& plan, int64_t thread) {
@@ -75,7 +82,7 @@ void run_plan(const Arguments<T>& a, const Plan& plan, const Memory& memory_for,
   });
   note_threads(complete ? plan.threads() : 1);
   if (complete) return;
-  const Plan alone(a, 1);
+  const Plan alone(work, 1);
   memory[0] = memory_for(alone.share(0));
   run_thread(alone, 0);
 }

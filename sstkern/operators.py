@@ -34,6 +34,14 @@ _library.define("cpu_patience(int microseconds) -> int")
 _library.define("cpu_cell(str cell) -> int[]")
 _library.define("cpu_cell_levels(str cell) -> str[]")
 _library.define("load_cpu_cells(str path) -> str[]")
+_library.define("load_program_library(str path) -> int")
+_library.define("make_program(int library, int[] description) -> int")
+_library.define("forget_program(int program) -> ()")
+# See csrc/program_call.h.
+_library.define(
+    "run_program(int program, Tensor[] inputs, Tensor[] weights, Tensor[] vectors, Tensor[] states, Tensor? lengths, float[] numbers, "
+    "bool reverse, bool padded, int? saved_rows, bool backward) -> (Tensor[] outputs, Tensor[] last, Tensor[] sums)"
+)
 # What no kernel can exceed with this many threads: float32 multiply-adds, in GFLOP/s, and reading `bytes` again and again, in GB/s.
 _library.define("cpu_peak() -> float")
 _library.define("cpu_bandwidth(int bytes) -> float")

@@ -65,8 +65,10 @@ struct Products {
   int factor_parts;  // numbers that a product's factor is made of (factor.h)
   int plain_panel;   // columns of a plain product's panel
 
-  // Packs panels begin..end-1 of a weight (gates * H, depth): panel p holds the units from p * blocks * width on, zero past H.
-  void (*pack_units)(PanelShape shape, const T* weight, int64_t hidden_size, int64_t depth, int64_t begin, int64_t end, T* packed);
+  // Packs panels begin..end-1 of weight(unit, k) = weight[unit * unit_stride + k * depth_stride] of gates * H units: panel p holds those
+  // from p * blocks * width on of each gate, zero past H.
+  void (*pack_units)(PanelShape shape, const T* weight, int64_t unit_stride, int64_t depth_stride, int64_t hidden_size, int64_t depth,
+                     int64_t begin, int64_t end, T* packed);
   // sums[row][column] = start[column] + the product of `count` rows of factors with a panel; aligned vectors.
   void (*panel_product)(PanelShape shape, T* sums, int64_t count, const T* const* rows, int64_t depth, const T* packed, const T* start);
   // Packs panels begin..end-1 of matrix(k, column) = from[k * depth_stride + column * column_stride].
@@ -198,7 +200,7 @@ struct Kernels {
 };
 
 // Raised with every change of these structures: a cell compiled apart is refused unless it has the same.
-constexpr int kKernelsVersion = 2;
+constexpr int kKernelsVersion = 3;
 
 // A cell's kernels for one instruction set.
 struct CellKernels {
@@ -221,6 +223,38 @@ struct LevelProducts {
 struct CellLibrary {
   int version;
   const CellKernels* cells;
+  int64_t count;
+};
+
+// Products whose sums one loop of a program reads, at most (sstkern/program/lower.py).
+constexpr int kMostProducts = 8;
+
+// A vector of units of one row, as a program's loop computes them.
+template <class T>
+struct Units {
+  void* const* slots;  // where each of the row's values is
+  int64_t unit;
+  const T* sums[kMostProducts];  // of this vector's gates, one after the other; aligned
+};
+
+// What is the same for all rows: where windows of values begin, the program's numbers, and its vectors without rows.
+template <class T>
+struct UnitsGiven {
+  const int64_t* starts;
+  const T* numbers;
+  const T* const* vectors;
+};
+
+// Computes `count` vectors of a loop over `units` units.
+template <class T>
+using UnitsFunction = void (*)(const UnitsGiven<T>&, const Units<T>*, int64_t count, int64_t units);
+
+// What a library has that is compiled from a program, by the name sstkern_program; one of the types is null.
+struct ProgramLibrary {
+  int version;
+  const char* level;
+  const UnitsFunction<float>* of_float;
+  const UnitsFunction<double>* of_double;
   int64_t count;
 };
 

@@ -14,7 +14,8 @@ namespace SSTKERN_LEVEL {
 // Each panel is [tile][factors of the depth][column of the tile][width]. Column c of a panel is gate c % gates of its block of units
 // c / gates.
 template <class T, int Tile>
-inline void pack_units_in(PanelShape shape, const T* weight, int64_t hidden_size, int64_t depth, int64_t begin, int64_t end, T* packed) {
+inline void pack_units_in(PanelShape shape, const T* weight, int64_t unit_stride, int64_t depth_stride, int64_t hidden_size, int64_t depth,
+                          int64_t begin, int64_t end, T* packed) {
   constexpr int width = Simd<T>::width;
   const int64_t size = shape.columns() * width * factors(depth);
   for (int64_t panel = begin; panel < end; ++panel, packed += size)
@@ -22,7 +23,7 @@ inline void pack_units_in(PanelShape shape, const T* weight, int64_t hidden_size
       for (int gate = 0; gate < shape.gates; ++gate, ++c) {
         const int64_t unit = (panel * shape.blocks + block) * width;
         T* const to = packed + (c / Tile * Tile * factors(depth) + c % Tile) * width;
-        pack_column<T, Tile>(weight + (gate * hidden_size + unit) * depth, depth, hidden_size - unit, 1, depth, to);
+        pack_column<T, Tile>(weight + (gate * hidden_size + unit) * unit_stride, depth, hidden_size - unit, depth_stride, unit_stride, to);
       }
 }
 
@@ -37,8 +38,11 @@ inline void panel_product_in(int columns, T* sums, int64_t count, const T* const
 }
 
 template <class T>
-void pack_units(PanelShape shape, const T* weight, int64_t hidden_size, int64_t depth, int64_t begin, int64_t end, T* packed) {
-  in_tiles(shape.columns(), [&](auto tile) { pack_units_in<T, tile.size>(shape, weight, hidden_size, depth, begin, end, packed); });
+void pack_units(PanelShape shape, const T* weight, int64_t unit_stride, int64_t depth_stride, int64_t hidden_size, int64_t depth,
+                int64_t begin, int64_t end, T* packed) {
+  in_tiles(shape.columns(), [&](auto tile) {
+    pack_units_in<T, tile.size>(shape, weight, unit_stride, depth_stride, hidden_size, depth, begin, end, packed);
+  });
 }
 
 template <class T>

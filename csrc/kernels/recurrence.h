@@ -97,7 +97,7 @@ inline bool meet(Share& share) {
 template <class T, class Cell>
 inline const T* panel_of(const Forward<T>& f, const T* packed, const T* weight, int64_t depth, int64_t panel, T* room) {
   if (packed) return packed + panel * f.products->unit_panel(kShape<Cell>, depth);
-  f.products->pack_units(kShape<Cell>, weight, f.hidden_size, depth, panel, panel + 1, room);
+  f.products->pack_units(kShape<Cell>, weight, depth, 1, f.hidden_size, depth, panel, panel + 1, room);
   return room;
 }
 

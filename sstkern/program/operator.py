@@ -14,7 +14,7 @@ from torch.func import vmap
 
 from sstkern import engines, operators, private
 from sstkern.lengths import ALL_ROWS
-from sstkern.program import run
+from sstkern.program import on_cpu, run
 from sstkern.program.graph import Program
 from sstkern.program.run import Call
 from sstkern.program.shapes import Kind, result_kinds
@@ -55,6 +55,8 @@ def _forward(*arguments):
     *fields, inputs, parameters, hx, lengths, saved_rows = arguments
     call, given = _call(*fields), [*inputs, *parameters, *hx]
     with private.below_views():  # a view could not be changed in place by the caller
+        if on_cpu.runs(call, given):
+            return _apart(given, *on_cpu.forward(call, inputs, parameters, hx, lengths, saved_rows))
         if saved_rows is None:
             return *_apart(given, *run.layer(call, inputs, parameters, hx, lengths)), []
         outputs, hx_n, saved = run.forward_and_saved(call, inputs, parameters, hx, lengths)
@@ -92,11 +94,13 @@ def _backward(*arguments):
     *fields, inputs, parameters, hx, lengths, saved, grad_outputs, grad_hx, needs = arguments
     call, given = _call(*fields), [*inputs, *parameters, *hx, *grad_outputs, *grad_hx]
     with private.below_views():
+        native = on_cpu.runs(call, given)
         if saved:
             saved = [tensor[: _rows(call, inputs[0], lengths)] for tensor in saved]
         else:  # the forward was told that there is no backward
             saved = run.forward_and_saved(call, inputs, parameters, hx, lengths)[2]
-        found = run.backward(call, inputs, parameters, hx, lengths, saved, grad_outputs, grad_hx, needs)
+        gradients = on_cpu.backward if native else run.backward
+        found = gradients(call, inputs, parameters, hx, lengths, saved, grad_outputs, grad_hx, needs)
         return _apart(given, [gradient for gradient in found if gradient is not None])[0]
 
 

@@ -73,10 +73,10 @@ def _forward(
     narrow = leaves(call, inputs, parameters, hx)
     call, kinds = widened(call, narrow)
     rows, outputs = Rows(inputs, lengths, call.padded), call.program.outputs
-    given, states = [rows.of(_wide(tensor, call)) for tensor in inputs], rows.states([_wide(state, call) for state in hx], call.reverse)
+    given, states = [rows.of(wide(tensor, call)) for tensor in inputs], rows.states([wide(state, call) for state in hx], call.reverse)
     values = *outputs, *(derive(call.program, kinds, call.recompute).kept if kept else ())
-    wide = [_wide(parameter, call) for parameter in parameters]
-    found, last = _scan(call, call.program, values, rows, given, wide, states, call.reverse)
+    weights = [wide(parameter, call) for parameter in parameters]
+    found, last = _scan(call, call.program, values, rows, given, weights, states, call.reverse)
     results = zip(found, result_kinds(call.narrow or call.program, narrow), strict=False)
     finals = zip(last, hx, strict=True)
     return (
@@ -108,22 +108,22 @@ def backward(
     sums = [part for part in derivative.sums if of_parameters[part.parameter]]
     wanted = _wanted(derivative, of_inputs, sums)
     given = derivative.inputs_of_backward(
-        [rows.of(_wide(tensor, call)) for tensor in inputs],
+        [rows.of(wide(tensor, call)) for tensor in inputs],
         len(hx),
         saved,
-        [rows.of(_wide(gradient, call)) for gradient in grad_outputs],
+        [rows.of(wide(gradient, call)) for gradient in grad_outputs],
     )
     outputs = [derivative.backward.outputs[place] for place in wanted]
-    states = rows.states([_wide(gradient, call) for gradient in grad_hx], not call.reverse)
-    wide = [_wide(parameter, call) for parameter in parameters]
-    found, before = _scan(call, derivative.backward, outputs, rows, given, wide, states, not call.reverse)
+    states = rows.states([wide(gradient, call) for gradient in grad_hx], not call.reverse)
+    weights = [wide(parameter, call) for parameter in parameters]
+    found, before = _scan(call, derivative.backward, outputs, rows, given, weights, states, not call.reverse)
     at = dict(zip(wanted, found, strict=True))
     dinputs = [
         (torch.zeros_like(tensor) if place is None else rows.restored(at[place]).to(tensor.dtype)) if need else None
         for tensor, place, need in zip(inputs, derivative.inputs, of_inputs, strict=True)
     ]
     dparameters = [
-        _summed(parameter, [part for part in sums if part.parameter == place], at) if need else None
+        summed(parameter, [_sum_over_rows(part, at) for part in sums if part.parameter == place]) if need else None
         for place, (parameter, need) in enumerate(zip(parameters, of_parameters, strict=True))
     ]
     of_states = needs[len(inputs) + len(parameters) :]
@@ -167,7 +167,8 @@ def widened(call: Call, kinds: Leaves) -> tuple[Call, Leaves]:
 _NARROW = {torch.bfloat16, torch.float16}
 
 
-def _wide(tensor: Tensor, call: Call) -> Tensor:
+def wide(tensor: Tensor, call: Call) -> Tensor:
+    """As `widened` has it."""
     return tensor.float() if call.narrow is not None and tensor.dtype in _NARROW else tensor
 
 
@@ -184,17 +185,18 @@ def _wanted(derivative: Derivative, of_inputs: Sequence[bool], sums: Sequence[Su
     return list(dict.fromkeys(found))
 
 
-def _summed(parameter: Tensor, parts: Sequence[Sum], rows: dict[int, Tensor]) -> Tensor:
-    """A parameter's gradient: sums over rows, in the order of the program."""
-    total: Tensor | None = None
-    for part in parts:
-        gradients = rows[part.gradients]
-        if part.operands is None:
-            found = gradients.sum_to_size(parameter.shape)
-        else:
-            found = _product_over_rows(gradients.flatten(0, -2), rows[part.operands].flatten(0, -2))
-        total = found if total is None else total + found
-    return torch.zeros_like(parameter) if total is None else total.to(parameter.dtype)
+def summed(parameter: Tensor, parts: Sequence[Tensor]) -> Tensor:
+    """A parameter's gradient of its parts, in the order of the program."""
+    if not parts:
+        return torch.zeros_like(parameter)
+    return reduce(torch.add, [part.sum_to_size(parameter.shape) for part in parts]).to(parameter.dtype)
+
+
+def _sum_over_rows(part: Sum, rows: dict[int, Tensor]) -> Tensor:
+    gradients = rows[part.gradients]
+    if part.operands is None:
+        return gradients.sum(0)
+    return _product_over_rows(gradients.flatten(0, -2), rows[part.operands].flatten(0, -2))
 
 
 def _product_over_rows(gradients: Tensor, operands: Tensor) -> Tensor:

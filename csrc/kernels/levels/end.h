@@ -10,7 +10,9 @@
 #endif
 #endif
 
-#if defined(SSTKERN_PRODUCTS)
+#if defined(SSTKERN_PROGRAM)  // written by sstkern/program/cpp.py; a library of its own
+extern "C" __attribute__((visibility("default"))) const sstkern::ProgramLibrary sstkern_program = sstkern::SSTKERN_LEVEL::program;
+#elif defined(SSTKERN_PRODUCTS)
 static const bool registered = (sstkern::register_products(sstkern::SSTKERN_LEVEL::level_products), true);
 #else
 namespace sstkern {

@@ -1,0 +1,236 @@
+#include "program.h"
+
+#include <c10/util/Exception.h>
+#include <dlfcn.h>
+
+#include <algorithm>
+#include <mutex>
+#include <unordered_map>
+
+#include "capability.h"
+#include "registry.h"
+
+namespace sstkern {
+
+namespace {
+
+// Numbers of a description, one after the other.
+class Reader {
+ public:
+  explicit Reader(c10::IntArrayRef numbers) : numbers_(numbers) {}
+
+  int64_t number() {
+    TORCH_CHECK_VALUE(at_ < numbers_.size(), "program: its description ends early");
+    return numbers_[at_++];
+  }
+  int64_t count() {
+    const int64_t found = number();
+    TORCH_CHECK_VALUE(found >= 0 && found <= static_cast<int64_t>(numbers_.size()), "program: a count of its description is ", found);
+    return found;
+  }
+  int64_t below(int64_t end, const char* what) {
+    const int64_t found = number();
+    TORCH_CHECK_VALUE(found >= 0 && found < end, "program: ", what, " ", found, " of its description does not exist; there are ", end);
+    return found;
+  }
+  template <class T, class Read>
+  std::vector<T> list(const Read& read) {
+    std::vector<T> found(count());
+    for (T& one : found) one = read();
+    return found;
+  }
+  bool ended() const { return at_ == numbers_.size(); }
+
+ private:
+  c10::IntArrayRef numbers_;
+  size_t at_ = 0;
+};
+
+class ProgramReader {
+ public:
+  ProgramReader(Program& program, c10::IntArrayRef description) : p_(program), read_(description) {}
+
+  void run() {
+    for (int64_t* const count : {&p_.inputs, &p_.states, &p_.outputs, &p_.weights, &p_.vectors, &p_.numbers}) *count = read_.count();
+    p_.slots = read_.list<Slot>([this] { return slot(); });
+    p_.starts = read_.list<int64_t>([this] { return read_.count(); });
+    for (size_t phase = 0; phase < p_.phases.size(); ++phase) {
+      p_.attached[phase] = attached_ = read_.count();
+      p_.phases[phase] = read_.list<ProgramStage>([this] { return stage(); });
+    }
+    p_.sums = read_.list<RowSum>([this] { return sum(); });
+    TORCH_CHECK_VALUE(read_.ended(), "program: its description goes on after its end");
+  }
+
+ private:
+  Slot slot() {
+    const auto kind = static_cast<SlotKind>(read_.below(6, "kind of slot"));
+    const int64_t most = kind == SlotKind::input                                    ? p_.inputs
+                         : kind == SlotKind::before || kind == SlotKind::after ? p_.states
+                         : kind == SlotKind::output                                 ? p_.outputs
+                                                                                    : 1;
+    const int64_t place = read_.below(most, "place of a slot"), width = read_.number();
+    TORCH_CHECK_VALUE(width >= 0, "program: a slot has width ", width);
+    const bool boolean = read_.below(2, "flag") != 0, rows_only = read_.below(2, "flag") != 0;
+    return {kind, place, width, boolean, rows_only};
+  }
+
+  SlotStart start() {
+    const int64_t slot = read_.below(static_cast<int64_t>(p_.slots.size()), "slot");
+    return {slot, read_.number()};
+  }
+
+  // Throws unless the row has so many numbers from there on.
+  SlotStart row(int64_t width, const SlotStart& at, bool booleans = false) const {
+    const Slot& slot = p_.slots[at.slot];
+    TORCH_CHECK_VALUE(at.start >= 0 && width >= 0 && at.start + width <= slot.width && (booleans || !slot.boolean), "program: ", width,
+                      " numbers from ", at.start, " on are not in slot ", at.slot, " of ", slot.width);
+    return at;
+  }
+
+  ProgramProduct product() {
+    const SlotStart operand = start();
+    const int64_t rows = read_.count(), depth = read_.number(), columns = read_.number(), weight = read_.below(p_.weights, "weight");
+    TORCH_CHECK_VALUE(depth >= 0 && columns >= 0, "program: a product of ", depth, " by ", columns);
+    row(rows * depth, operand);
+    return {operand, rows, depth, columns, weight, read_.below(2, "flag") != 0};
+  }
+
+  PlainProduct plain() {
+    const ProgramProduct found = product();
+    const SlotStart target = start();
+    return {found, row(found.rows * found.columns, target)};
+  }
+
+  AttachedProduct attached(int64_t units) {
+    const ProgramProduct found = product();
+    const int64_t gates = read_.count();
+    const bool ahead = read_.below(2, "flag") != 0;
+    TORCH_CHECK_VALUE(gates > 0 && gates * units == found.columns && found.rows == 1, "program: ", gates, " gates of ", units,
+                      " units are not ", found.columns, " columns");
+    const SlotKind kind = p_.slots[found.operand.slot].kind;
+    TORCH_CHECK_VALUE(!ahead || kind == SlotKind::input || kind == SlotKind::rows, "program: a step's rows are not there ahead of it");
+    return {found, static_cast<int>(gates), ahead, read_.below(attached_, "attached product")};
+  }
+
+  UnitsLoop loop() {
+    const int64_t function = read_.below(p_.library->count, "function"), units = read_.number();
+    TORCH_CHECK_VALUE(units >= 0, "program: a loop over ", units, " units");
+    UnitsLoop found{function, units, read_.list<AttachedProduct>([this, units] { return attached(units); })};
+    TORCH_CHECK_VALUE(found.attached.size() <= kMostProducts, "program: ", found.attached.size(), " products are attached to a loop");
+    return found;
+  }
+
+  MovedRow move() {
+    MovedRow found;
+    int64_t total = 0;
+    for (int64_t sources = read_.count(); sources > 0; --sources) {
+      const SlotStart from = start();
+      found.widths.push_back(read_.number());
+      found.sources.push_back(row(found.widths.back(), from, true));
+      total += found.widths.back();
+    }
+    found.target = start();
+    found.begin.push_back(0);
+    for (int64_t left = read_.count(); left > 0; --left) {
+      for (int64_t count = read_.count(); count > 0; --count) found.places.push_back(read_.below(total, "number of a row"));
+      found.begin.push_back(static_cast<int64_t>(found.places.size()));
+    }
+    row(static_cast<int64_t>(found.begin.size()) - 1, found.target, true);
+    for (const SlotStart& from : found.sources)
+      TORCH_CHECK_VALUE(p_.slots[from.slot].boolean == p_.slots[found.target.slot].boolean, "program: bools moved among numbers");
+    return found;
+  }
+
+  ProgramStage stage() {
+    ProgramStage found;
+    found.plain = read_.list<PlainProduct>([this] { return plain(); });
+    found.moves = read_.list<MovedRow>([this] { return move(); });
+    found.loops = read_.list<UnitsLoop>([this] { return loop(); });
+    return found;
+  }
+
+  RowSum sum() {
+    RowSum found{};
+    found.left = read_.below(static_cast<int64_t>(p_.slots.size()), "slot");
+    found.left_width = read_.count();
+    found.rows = read_.count();
+    found.right = {read_.number(), read_.number()};
+    found.right_width = read_.count();
+    const Slot& left = p_.slots[found.left];
+    TORCH_CHECK_VALUE(left.kind == SlotKind::rows && left.width == found.rows * found.left_width && !left.boolean,
+                      "program: a sum of rows that are not there");
+    if (found.right.slot < 0) return found;
+    TORCH_CHECK_VALUE(found.right.slot < static_cast<int64_t>(p_.slots.size()), "program: slot ", found.right.slot);
+    const SlotKind kind = p_.slots[found.right.slot].kind;
+    TORCH_CHECK_VALUE(kind == SlotKind::rows || kind == SlotKind::input || kind == SlotKind::output, "program: a sum of rows of a step");
+    row(found.rows * found.right_width, found.right);
+    return found;
+  }
+
+  Program& p_;
+  Reader read_;
+  int64_t attached_ = 0;
+};
+
+struct Programs {
+  std::mutex mutex;
+  std::vector<std::shared_ptr<const ProgramLibrary>> libraries;
+  std::unordered_map<int64_t, std::shared_ptr<const Program>> programs;
+  int64_t next = 0;
+};
+
+Programs& all() {
+  static Programs one;
+  return one;
+}
+
+}  // namespace
+
+int64_t load_program_library(const std::string& path) {
+  void* const handle = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
+  const char* const error = handle ? nullptr : dlerror();
+  TORCH_CHECK_VALUE(handle, "program: cannot load ", path, ": ", error ? error : "unknown error");
+  const auto* const library = static_cast<const ProgramLibrary*>(dlsym(handle, "sstkern_program"));
+  TORCH_CHECK_VALUE(library, "program: ", path, " has none: it lacks the symbol sstkern_program");
+  TORCH_CHECK_VALUE(library->version == kKernelsVersion, "program: compiled with version ", library->version,
+                    " of csrc/kernels/kernels.h, and this build has version ", kKernelsVersion);
+  const auto& levels = allowed_levels(at::kBFloat16);
+  TORCH_CHECK_VALUE(std::find(levels.begin(), levels.end(), library->level) != levels.end() && products_of(library->level),
+                    "program: compiled for '", library->level, "', which this process does not use");
+  Programs& programs = all();
+  const std::lock_guard lock(programs.mutex);
+  programs.libraries.emplace_back(library, [](const ProgramLibrary*) {});  // stays loaded
+  return static_cast<int64_t>(programs.libraries.size()) - 1;
+}
+
+int64_t make_program(int64_t library, c10::IntArrayRef description) {
+  Programs& programs = all();
+  const auto program = std::make_shared<Program>();
+  {
+    const std::lock_guard lock(programs.mutex);
+    TORCH_CHECK_VALUE(library >= 0 && library < static_cast<int64_t>(programs.libraries.size()), "program: there is no library ", library);
+    program->library = programs.libraries[library];
+  }
+  program->products = products_of(program->library->level);
+  ProgramReader(*program, description).run();
+  const std::lock_guard lock(programs.mutex);
+  programs.programs.emplace(programs.next, program);
+  return programs.next++;
+}
+
+void forget_program(int64_t program) {
+  Programs& programs = all();
+  const std::lock_guard lock(programs.mutex);
+  programs.programs.erase(program);
+}
+
+std::shared_ptr<const Program> find_program(int64_t program) {
+  Programs& programs = all();
+  const std::lock_guard lock(programs.mutex);
+  const auto found = programs.programs.find(program);
+  TORCH_CHECK_VALUE(found != programs.programs.end(), "program: there is no program ", program);
+  return found->second;
+}
+
+}  // namespace sstkern

@@ -1,0 +1,94 @@
+// A program of sstkern/program/lower.py: what it does before, in and after the loop over time steps, and the functions of its loops.
+#pragma once
+
+#include <c10/util/ArrayRef.h>
+
+#include <array>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "kernels.h"
+
+namespace sstkern {
+
+// Whose rows a slot holds: of the sequences' inputs and outputs, of their states before and after a step, of all time steps, or of one.
+enum class SlotKind { input, before, after, output, rows, step };
+
+struct Slot {
+  SlotKind kind;
+  int64_t place, width;
+  bool boolean;
+  bool rows_only;  // of an input or output: whether it has valid rows only where the call's tensors are padded
+};
+
+struct SlotStart {
+  int64_t slot, start;
+};
+
+struct ProgramProduct {
+  SlotStart operand;
+  int64_t rows, depth, columns, weight;
+  bool transposed;
+};
+
+struct PlainProduct {
+  ProgramProduct product;
+  SlotStart target;
+};
+
+struct AttachedProduct {
+  ProgramProduct product;
+  int gates;
+  bool ahead;
+  int64_t number;  // of this product, among all attached ones of its phase
+};
+
+struct UnitsLoop {
+  int64_t function, units;
+  std::vector<AttachedProduct> attached;
+};
+
+struct MovedRow {
+  std::vector<SlotStart> sources;
+  std::vector<int64_t> widths;
+  SlotStart target;
+  // places[begin[i]..begin[i + 1]-1]: what number i of the target is the sum of, in the sources' numbers, one after the other.
+  std::vector<int64_t> begin, places;
+};
+
+struct ProgramStage {
+  std::vector<PlainProduct> plain;
+  std::vector<MovedRow> moves;
+  std::vector<UnitsLoop> loops;
+};
+
+struct RowSum {
+  int64_t left, left_width;
+  SlotStart right;  // slot -1: none
+  int64_t right_width, rows;
+};
+
+struct Program {
+  int64_t inputs, states, outputs, weights, vectors, numbers;
+  std::vector<Slot> slots;
+  std::vector<int64_t> starts;
+  std::array<std::vector<ProgramStage>, 3> phases;
+  std::array<int64_t, 3> attached;  // products of each phase
+  std::vector<RowSum> sums;
+  std::shared_ptr<const ProgramLibrary> library;
+  const struct LevelProducts* products;
+};
+
+// Loads a library that was compiled from a program's text and returns its number. Throws ValueError where it cannot be loaded, or is not for
+// an instruction set of this process or has other headers.
+int64_t load_program_library(const std::string& path);
+
+// Makes a program of a library and what `sstkern/program/native.py` describes, and returns its number. Throws ValueError for a description
+// that would have it read or write outside its rows.
+int64_t make_program(int64_t library, c10::IntArrayRef description);
+void forget_program(int64_t program);
+
+std::shared_ptr<const Program> find_program(int64_t program);
+
+}  // namespace sstkern

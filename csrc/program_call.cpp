@@ -1,0 +1,715 @@
+#include "program_call.h"
+
+#include <ATen/ops/empty.h>
+#include <ATen/ops/zeros.h>
+#include <c10/util/Exception.h>
+
+#include <algorithm>
+#include <cstring>
+
+#include "arguments.h"
+#include "forked.h"
+#include "gradients.h"
+#include "layer.h"
+#include "plan.h"
+#include "program.h"
+
+namespace sstkern {
+
+namespace {
+
+// Rows that the phases before and after the loop take at once.
+constexpr int64_t kPhaseRows = 96;
+// Vectors of units that a loop's function is given at once.
+constexpr int64_t kPlaces = 64;
+
+// Where a slot's rows are.
+struct Place {
+  char* base;
+  int64_t item;   // bytes of a number
+  Layout layout;  // of inputs, outputs and rows
+};
+
+// A weight packed for a product: by units for attached ones, in plain panels for others.
+template <class T>
+struct Packed {
+  at::Tensor memory;
+  const T* at;
+  PanelShape shape;
+  int64_t panels, panel_size;
+};
+
+template <class T>
+struct Ahead {
+  const AttachedProduct* product;
+  const Packed<T>* packed;
+  int64_t first;  // of its sums, in the chunk's
+};
+
+// Vectors of units of a panel: whole tiles for every product that is attached to loops of these units (gemm.h).
+int common_blocks(const std::vector<int>& gates, bool sixteen_registers) {
+  const auto whole = [&](int columns) { return sixteen_registers ? columns % 2 == 0 : columns % 3 == 0 || columns % 4 == 0; };
+  for (int blocks = 1; blocks < 12; ++blocks) {
+    const bool fits = std::all_of(gates.begin(), gates.end(), [&](int count) {
+      return whole(count * blocks) && (blocks == 1 || count * blocks >= 4);
+    });
+    if (fits) return blocks;
+  }
+  return 12;
+}
+
+template <class T>
+class ProgramCall {
+ public:
+  ProgramCall(const Program& program, at::TensorList inputs, at::TensorList weights, at::TensorList vectors, at::TensorList states,
+              const std::optional<at::Tensor>& lengths, at::ArrayRef<double> numbers, bool reverse, bool padded,
+              std::optional<int64_t> saved_rows)
+      : p_(program),
+        products_(products(program)),
+        inputs_(inputs.vec()),
+        weights_(weights.vec()),
+        reverse_(reverse),
+        padded_(padded),
+        batch_(batch(lengths)),
+        schedule_(lengths, steps(lengths), batch_),
+        view_(schedule_.view()),
+        numbers_(numbers.begin(), numbers.end()) {
+    check(vectors, states);
+    rows_ = schedule_.rows();
+    saved_rows_ = saved_rows.value_or(rows_);
+    if (saved_rows_ == -1) saved_rows_ = view_.steps * batch_;
+    TORCH_CHECK_VALUE(saved_rows_ >= rows_, "saved_rows: expected at least ", rows_, ", the number of valid time steps, got ", saved_rows_);
+    for (const at::Tensor& vector : vectors) {
+      vectors_.push_back(vector.to(type()).contiguous());
+      vector_data_.push_back(read<T>(vectors_.back()));
+    }
+    for (const at::Tensor& state : states) states_.push_back(state.contiguous());
+    given_ = {p_.starts.data(), numbers_.data(), vector_data_.data()};
+    functions_ = functions(*p_.library);
+    make_places();
+    pack_weights();
+  }
+
+  ProgramResult run() {
+    over_rows(p_.phases[0], 0);
+    const Plan plan = make_plan(work());
+    const auto memory_for = [&](const Share& share) { return Memory(*this, p_.phases[1], 1, std::max<int64_t>(1, share.count)); };
+    run_plan(work(), plan, memory_for, [&](int64_t, const Share& share, Memory& memory) { Loop(*this, share, memory).run(); });
+    over_rows(p_.phases[2], 2);
+    for (at::Tensor& output : unused_) output.zero_();
+    return {std::move(outputs_), std::move(last_), sums()};
+  }
+
+ private:
+  static at::ScalarType type() { return std::is_same_v<T, float> ? at::kFloat : at::kDouble; }
+  static const Products<T>& products(const Program& program) {
+    if constexpr (std::is_same_v<T, float>)
+      return program.products->of_float;
+    else
+      return program.products->of_double;
+  }
+  static const UnitsFunction<T>* functions(const ProgramLibrary& library) {
+    if constexpr (std::is_same_v<T, float>)
+      return library.of_float;
+    else
+      return library.of_double;
+  }
+
+  int64_t batch(const std::optional<at::Tensor>& lengths) const {
+    TORCH_CHECK(!inputs_.empty(), "inputs: expected one at least");
+    const int64_t dimensions = padded_ ? 3 : 2;
+    TORCH_CHECK(inputs_[0].dim() == dimensions, "inputs: expected ", dimensions, " dimensions, got shape ", inputs_[0].sizes());
+    if (!padded_) check_packed_lengths(lengths, inputs_[0].size(0));
+    return padded_ ? inputs_[0].size(1) : lengths->size(0);
+  }
+
+  int64_t steps(const std::optional<at::Tensor>& lengths) const {
+    if (padded_) return inputs_[0].size(0);
+    return lengths->numel() ? lengths->max().item<int64_t>() : 0;
+  }
+
+  void check(at::TensorList vectors, at::TensorList states) {
+    const auto count = [](const char* what, size_t given, int64_t expected) {
+      TORCH_CHECK(static_cast<int64_t>(given) == expected, "program: expected ", expected, " ", what, ", got ", given);
+    };
+    count("inputs", inputs_.size(), p_.inputs);
+    count("weights", weights_.size(), p_.weights);
+    count("vectors", vectors.size(), p_.vectors);
+    count("states", states.size(), p_.states);
+    count("numbers", numbers_.size(), p_.numbers);
+    for (const Slot& slot : p_.slots) {
+      if (slot.kind == SlotKind::input) check_input(slot);
+      if (slot.kind == SlotKind::before) check_tensor("state", states[slot.place], {batch_, slot.width}, slot.boolean);
+    }
+    for (const std::vector<ProgramStage>& phase : p_.phases)
+      for (const ProgramStage& stage : phase) {
+        for (const PlainProduct& plain : stage.plain) check_weight(plain.product);
+        for (const UnitsLoop& loop : stage.loops)
+          for (const AttachedProduct& attached : loop.attached) check_weight(attached.product);
+      }
+  }
+
+  static void check_tensor(const char* what, const at::Tensor& tensor, at::IntArrayRef shape, bool boolean) {
+    const at::ScalarType expected = boolean ? at::kBool : type();
+    TORCH_CHECK(tensor.sizes() == shape && tensor.scalar_type() == expected && tensor.device().is_cpu(), "program: a ", what,
+                ": expected shape ", shape, " and dtype ", expected, " on the CPU, got ", tensor.sizes(), " and ", tensor.scalar_type(),
+                " on ", tensor.device());
+  }
+
+  void check_input(const Slot& slot) {
+    at::Tensor& x = inputs_[slot.place];
+    if (padded_ && !slot.rows_only)
+      check_tensor("input", x, {schedule_.view().steps, batch_, slot.width}, slot.boolean);
+    else
+      check_tensor("row input", x, {x.dim() > 0 ? x.size(0) : 0, slot.width}, slot.boolean);
+    TORCH_CHECK((padded_ && !slot.rows_only) || x.size(0) >= schedule_.rows(), "program: an input has ", x.size(0), " rows of ",
+                schedule_.rows());
+    if (x.stride(-1) != 1 && x.size(-1) > 1) x = x.contiguous();
+  }
+
+  void check_weight(const ProgramProduct& product) {
+    const std::array<int64_t, 2> shape = product.transposed ? std::array<int64_t, 2>{product.depth, product.columns}
+                                                            : std::array<int64_t, 2>{product.columns, product.depth};
+    check_tensor("weight", weights_[product.weight], shape, false);
+  }
+
+  at::Tensor empty(at::IntArrayRef shape, bool boolean = false) const { return at::empty(shape, boolean ? at::kBool : type()); }
+  at::Tensor zeros(at::IntArrayRef shape, bool boolean = false) const { return at::zeros(shape, boolean ? at::kBool : type()); }
+
+  // Memory for every slot, and the results.
+  void make_places() {
+    outputs_.resize(p_.outputs);
+    last_.resize(p_.states);
+    std::vector<at::Tensor> after(p_.states);
+    for (const Slot& slot : p_.slots)
+      if (slot.kind == SlotKind::after) {
+        after[slot.place] = keep(empty({2, batch_, slot.width}, slot.boolean));
+        last_[slot.place] = empty({batch_, slot.width}, slot.boolean);
+      }
+    for (const Slot& slot : p_.slots) {
+      const int64_t item = slot.boolean ? 1 : static_cast<int64_t>(sizeof(T));
+      at::Tensor memory;
+      Layout layout{true, 0, slot.width};
+      if (slot.kind == SlotKind::input) {
+        memory = inputs_[slot.place];
+        layout = padded_ && !slot.rows_only ? Layout{false, memory.stride(0), memory.stride(1)} : Layout{true, 0, memory.stride(0)};
+      } else if (slot.kind == SlotKind::output) {
+        const bool padded = padded_ && !slot.rows_only;
+        memory = outputs_[slot.place] = padded ? output(slot) : rows_output(slot);
+        if (padded) layout = {false, batch_ * slot.width, slot.width};
+      } else if (slot.kind == SlotKind::rows) {
+        memory = keep(empty({rows_, slot.width}, slot.boolean));
+      } else if (slot.kind == SlotKind::step) {
+        memory = keep(empty({batch_, slot.width}, slot.boolean));
+      } else {
+        memory = after[slot.place];
+      }
+      places_.push_back({static_cast<char*>(memory.data_ptr()), item, layout});
+    }
+  }
+
+  at::Tensor output(const Slot& slot) const {
+    const std::array<int64_t, 3> shape{view_.steps, batch_, slot.width};
+    return schedule_.full() ? empty(shape, slot.boolean) : zeros(shape, slot.boolean);
+  }
+
+  at::Tensor rows_output(const Slot& slot) {
+    const int64_t rows = slot.rows_only ? saved_rows_ : rows_;
+    at::Tensor found = empty({rows, slot.width}, slot.boolean);
+    if (rows > rows_) unused_.push_back(found.narrow(0, rows_, rows - rows_));
+    return found;
+  }
+
+  at::Tensor keep(at::Tensor tensor) {
+    kept_.push_back(std::move(tensor));
+    return kept_.back();
+  }
+
+  LoopWork work() const {
+    int64_t multiply_adds = 0, packed = 0;
+    for (const ProgramStage& stage : p_.phases[1]) {
+      const auto add = [&](const ProgramProduct& product, bool ahead) {
+        packed += product.depth * product.columns;
+        if (!ahead) multiply_adds += product.rows * product.depth * product.columns;
+      };
+      for (const PlainProduct& plain : stage.plain) add(plain.product, false);
+      for (const UnitsLoop& loop : stage.loops)
+        for (const AttachedProduct& attached : loop.attached) add(attached.product, attached.ahead);
+    }
+    // A unit's own work is about that of 16 multiply-adds.
+    for (const ProgramStage& stage : p_.phases[1])
+      for (const UnitsLoop& loop : stage.loops) multiply_adds += 16 * loop.units;
+    return {schedule_, 1, view_.steps, multiply_adds, multiply_adds * static_cast<int64_t>(sizeof(T)), packed};
+  }
+
+  // --- weights ---
+
+  void pack_weights() {
+    const bool sixteen = products_.plain_panel / products_.width == 2;
+    int64_t columns = 1;
+    for (size_t phase = 0; phase < p_.phases.size(); ++phase) {
+      attached_[phase].resize(p_.attached[phase]);
+      for (const ProgramStage& stage : p_.phases[phase]) {
+        for (const PlainProduct& plain : stage.plain) plain_.emplace(&plain, pack_plain(plain.product));
+        for (const UnitsLoop& loop : stage.loops) {
+          const int blocks = blocks_of(p_.phases[phase], loop.units, sixteen);
+          blocks_.emplace(&loop, blocks);
+          for (const AttachedProduct& attached : loop.attached) {
+            Packed<T>& packed = attached_[phase][attached.number];
+            if (packed.at == nullptr) packed = pack_units(attached, loop.units, blocks);
+            columns = std::max<int64_t>(columns, packed.shape.columns());
+          }
+        }
+      }
+    }
+    zeros_ = zeros({columns * products_.width});
+  }
+
+  static int blocks_of(const std::vector<ProgramStage>& stages, int64_t units, bool sixteen) {
+    std::vector<int> gates;
+    for (const ProgramStage& stage : stages)
+      for (const UnitsLoop& loop : stage.loops)
+        for (const AttachedProduct& attached : loop.attached)
+          if (loop.units == units) gates.push_back(attached.gates);
+    return gates.empty() ? 4 : common_blocks(gates, sixteen);
+  }
+
+  template <class Run>
+  Packed<T> pack(PanelShape shape, int64_t panels, int64_t size, const Run& run) {
+    at::Tensor memory = empty({std::max<int64_t>(1, panels * size)});
+    T* const to = write<T>(memory);
+    parallel_for(panels, std::max<int64_t>(1, (int64_t{1} << 15) / std::max<int64_t>(1, size)),
+                 [&](int64_t begin, int64_t end) { run(begin, end, to + begin * size); });
+    return {memory, to, shape, panels, size};
+  }
+
+  Packed<T> pack_units(const AttachedProduct& attached, int64_t units, int blocks) {
+    const PanelShape shape{attached.gates, blocks};
+    const ProgramProduct& product = attached.product;
+    const at::Tensor& weight = weights_[product.weight];
+    const int64_t unit_stride = weight.stride(product.transposed ? 1 : 0), depth_stride = weight.stride(product.transposed ? 0 : 1);
+    return pack(shape, products_.unit_panels(shape, units), products_.unit_panel(shape, product.depth), [&](int64_t begin, int64_t end, T* to) {
+      products_.pack_units(shape, read<T>(weight), unit_stride, depth_stride, units, product.depth, begin, end, to);
+    });
+  }
+
+  Packed<T> pack_plain(const ProgramProduct& product) {
+    const at::Tensor& weight = weights_[product.weight];
+    const int64_t depth_stride = weight.stride(product.transposed ? 0 : 1), column_stride = weight.stride(product.transposed ? 1 : 0);
+    return pack({1, 1}, products_.plain_panels(product.columns), products_.packed_plain(product.depth), [&](int64_t begin, int64_t end, T* to) {
+      products_.pack_plain(read<T>(weight), product.depth, product.columns, depth_stride, column_stride, begin, end, to);
+    });
+  }
+
+  // --- rows ---
+
+  bool first_step(int64_t t, int64_t p) const { return reverse_ ? t == view_.length[p] - 1 : t == 0; }
+
+  // The address of a slot's row of position p at time step t, which is visited as number s.
+  void* address(size_t slot, int64_t s, int64_t t, int64_t p) const {
+    const Place& place = places_[slot];
+    const Slot& what = p_.slots[slot];
+    switch (what.kind) {
+      case SlotKind::input:
+      case SlotKind::output:
+      case SlotKind::rows:
+        return place.base + place.item * place.layout.at(view_, t, p);
+      case SlotKind::step:
+        return place.base + place.item * p * what.width;
+      case SlotKind::before:
+        if (first_step(t, p))
+          return static_cast<char*>(states_[what.place].data_ptr()) + place.item * view_.order[p] * what.width;
+        return place.base + place.item * ((((s + 1) & 1) * batch_ + p) * what.width);
+      case SlotKind::after:
+        return place.base + place.item * (((s & 1) * batch_ + p) * what.width);
+    }
+    return nullptr;
+  }
+
+  // A thread's own.
+  struct Memory {
+    Memory(const ProgramCall& call, const std::vector<ProgramStage>& stages, size_t phase, int64_t rows)
+        : addresses(rows * call.p_.slots.size()) {
+      int64_t most = 1, sums_size = 1, chunk = 0, depth = 1;
+      std::vector<bool> seen(call.p_.attached[phase]);
+      for (const ProgramStage& stage : stages) {
+        for (const PlainProduct& plain : stage.plain) {
+          most = std::max(most, rows * plain.product.rows);
+          depth = std::max(depth, plain.product.depth);
+        }
+        for (const UnitsLoop& loop : stage.loops) {
+          int64_t columns = 0;
+          for (const AttachedProduct& attached : loop.attached) {
+            const Packed<T>& packed = call.attached_[phase][attached.number];
+            columns += packed.shape.columns();
+            if (!attached.ahead || seen[attached.number]) continue;
+            seen[attached.number] = true;
+            ahead.push_back({&attached, &packed, chunk});
+            chunk += packed.panels * packed.shape.columns() * call.products_.width * kChunkRows;
+          }
+          sums_size = std::max(sums_size, columns * call.products_.width * kBlockRows);
+        }
+      }
+      most = std::max(most, std::max(rows, kChunkRows));
+      left.resize(most);
+      right.resize(most);
+      sums = call.empty({sums_size});
+      chunk_sums = call.empty({std::max<int64_t>(1, chunk)});
+      room = call.empty({std::max<int64_t>(1, call.products_.factor_room(kBlockRows, depth))});
+      places.resize(kPlaces);
+    }
+    std::vector<void*> addresses;
+    std::vector<const T*> left;
+    std::vector<T*> right;
+    at::Tensor sums, chunk_sums, room;
+    std::vector<Units<T>> places;
+    std::vector<Ahead<T>> ahead;
+  };
+
+  // Runs stages on `count` rows, whose addresses are in a thread's memory.
+  class Runner {
+   public:
+    Runner(const ProgramCall& call, Memory& memory, size_t phase) : call_(call), m_(memory), phase_(phase) {}
+
+    // ahead: the number of the first of these rows in the chunk whose products are made, or -1.
+    void stage(const ProgramStage& stage, int64_t count, const Share& share, int64_t ahead) {
+      count_ = count;
+      for (const PlainProduct& plain : stage.plain) this->plain(plain, share);
+      for (const MovedRow& move : stage.moves) this->move(move, share);
+      for (const UnitsLoop& loop : stage.loops) this->loop(loop, share, ahead);
+    }
+
+   private:
+    static int64_t part(const Share& share, int64_t count, int64_t end) { return count * (share.part + end) / share.parts; }
+
+    T* at(const SlotStart& where, int64_t row) const {
+      return static_cast<T*>(m_.addresses[row * call_.p_.slots.size() + where.slot]) + where.start;
+    }
+
+    void plain(const PlainProduct& plain, const Share& share) {
+      const ProgramProduct& product = plain.product;
+      const Packed<T>& packed = call_.plain_.at(&plain);
+      int64_t count = 0;
+      for (int64_t row = 0; row < count_; ++row)
+        for (int64_t r = 0; r < product.rows; ++r, ++count) {
+          m_.left[count] = at(product.operand, row) + r * product.depth;
+          m_.right[count] = at(plain.target, row) + r * product.columns;
+        }
+      call_.products_.plain_product(m_.left.data(), m_.right.data(), count, product.depth, product.columns, part(share, packed.panels, 0),
+                                    part(share, packed.panels, 1), packed.at, false, write<T>(m_.room));
+    }
+
+    void move(const MovedRow& move, const Share& share) {
+      const bool boolean = call_.p_.slots[move.target.slot].boolean;
+      for (int64_t row = part(share, count_, 0); row < part(share, count_, 1); ++row)
+        boolean ? move_row<bool, bool>(move, row) : move_row<T, double>(move, row);
+    }
+
+    template <class Number, class Sum>
+    void move_row(const MovedRow& move, int64_t row) {
+      void* const* const rows = m_.addresses.data() + row * call_.p_.slots.size();
+      const auto number = [&](int64_t place) {
+        size_t source = 0;
+        for (; place >= move.widths[source]; ++source) place -= move.widths[source];
+        return static_cast<const Number*>(rows[move.sources[source].slot])[move.sources[source].start + place];
+      };
+      Number* const to = static_cast<Number*>(rows[move.target.slot]) + move.target.start;
+      for (size_t i = 0; i + 1 < move.begin.size(); ++i) {
+        Sum sum{};
+        for (int64_t k = move.begin[i]; k < move.begin[i + 1]; ++k) sum += number(move.places[k]);
+        to[i] = static_cast<Number>(sum);
+      }
+    }
+
+    void loop(const UnitsLoop& loop, const Share& share, int64_t ahead) {
+      const int64_t width = call_.products_.width, units = loop.units, blocks = call_.blocks_.at(&loop);
+      const int64_t panels = (units + blocks * width - 1) / (blocks * width);
+      // The sums of panels of few rows are kept until there are enough vectors to compute side by side.
+      const int64_t together = loop.attached.empty() ? 1 : std::max<int64_t>(1, kBlockRows / std::max<int64_t>(1, count_));
+      const int64_t end = part(share, panels, 1);
+      for (int64_t panel = part(share, panels, 0); panel < end; panel += together) {
+        const int64_t last = std::min(end, panel + together);
+        for (int64_t first = 0; first < count_; first += kBlockRows)
+          block(loop, panel, last, first, std::min(kBlockRows, count_ - first), ahead);
+      }
+      flush(loop);
+    }
+
+    // Some panels of `count` rows from `first` on.
+    void block(const UnitsLoop& loop, int64_t panel, int64_t end, int64_t first, int64_t count, int64_t ahead) {
+      const int64_t width = call_.products_.width, blocks = call_.blocks_.at(&loop);
+      T* sums = write<T>(m_.sums);
+      for (; panel < end; ++panel) {
+        std::array<const T*, kMostProducts> of{};
+        std::array<int64_t, kMostProducts> stride{}, gates{};
+        for (size_t k = 0; k < loop.attached.size(); ++k) {
+          const AttachedProduct& attached = loop.attached[k];
+          const Packed<T>& packed = call_.attached_[phase_][attached.number];
+          gates[k] = attached.gates * width;
+          stride[k] = packed.shape.columns() * width;
+          if (attached.ahead && ahead >= 0) {
+            of[k] = ahead_sums(attached) + (panel * kChunkRows + ahead + first) * stride[k];
+            continue;
+          }
+          for (int64_t r = 0; r < count; ++r) m_.left[r] = at(attached.product.operand, first + r);
+          product(packed, attached.product.depth, panel, count, sums);
+          of[k] = sums;
+          sums += count * stride[k];
+        }
+        for (int64_t b = 0; b < blocks && (panel * blocks + b) * width < loop.units; ++b)
+          for (int64_t r = 0; r < count; ++r) {
+            Units<T>& place = m_.places[filled_++];
+            place.slots = m_.addresses.data() + (first + r) * call_.p_.slots.size();
+            place.unit = (panel * blocks + b) * width;
+            for (size_t k = 0; k < loop.attached.size(); ++k) place.sums[k] = of[k] + r * stride[k] + b * gates[k];
+            if (filled_ == kPlaces) flush(loop);
+          }
+      }
+      if (!loop.attached.empty()) flush(loop);  // the next sums take these sums' place
+    }
+
+    void flush(const UnitsLoop& loop) {
+      if (filled_ > 0) call_.functions_[loop.function](call_.given_, m_.places.data(), filled_, loop.units);
+      filled_ = 0;
+    }
+
+    const T* ahead_sums(const AttachedProduct& attached) const {
+      for (const Ahead<T>& one : m_.ahead)
+        if (one.product->number == attached.number) return read<T>(m_.chunk_sums) + one.first;
+      return nullptr;
+    }
+
+   public:
+    // The sums of `count` rows, whose operands are in memory.left, with a panel.
+    void product(const Packed<T>& packed, int64_t depth, int64_t panel, int64_t count, T* sums) const {
+      call_.products_.panel_product(packed.shape, sums, count, m_.left.data(), depth, packed.at + panel * packed.panel_size,
+                                    read<T>(call_.zeros_));
+    }
+
+   private:
+    const ProgramCall& call_;
+    Memory& m_;
+    const size_t phase_;
+    int64_t count_ = 0, filled_ = 0;
+  };
+
+  // A phase that needs no loop over time steps: all rows, some at a time.
+  void over_rows(const std::vector<ProgramStage>& stages, size_t phase) {
+    if (stages.empty() || rows_ == 0) return;
+    const int64_t blocks = (rows_ + kPhaseRows - 1) / kPhaseRows;
+    parallel_for(blocks, 1, [&](int64_t begin, int64_t end) {
+      Memory memory(*this, stages, phase, kPhaseRows);
+      Runner runner(*this, memory, phase);
+      for (int64_t first = begin * kPhaseRows; first < std::min(rows_, end * kPhaseRows); first += kPhaseRows) {
+        const int64_t count = std::min(kPhaseRows, rows_ - first);
+        address_rows(memory, first, count);
+        for (const ProgramStage& stage : stages) runner.stage(stage, count, Share{0, count, 0, 1, nullptr, nullptr}, -1);
+      }
+    });
+  }
+
+  void address_rows(Memory& memory, int64_t first, int64_t count) const {
+    int64_t t = std::upper_bound(view_.offset, view_.offset + view_.steps, first) - view_.offset - 1;
+    for (int64_t r = 0; r < count; ++r) {
+      while (first + r >= view_.offset[t] + view_.active[t]) ++t;
+      for (size_t slot = 0; slot < places_.size(); ++slot)
+        memory.addresses[r * places_.size() + slot] = row_address(slot, t, first + r - view_.offset[t]);
+    }
+  }
+
+  // Of what has rows of all time steps.
+  void* row_address(size_t slot, int64_t t, int64_t p) const {
+    const SlotKind kind = p_.slots[slot].kind;
+    return kind == SlotKind::input || kind == SlotKind::output || kind == SlotKind::rows ? address(slot, 0, t, p) : nullptr;
+  }
+
+  // A thread's share of the loop over time steps.
+  class Loop {
+   public:
+    Loop(const ProgramCall& call, const Share& share, Memory& memory)
+        : call_(call), share_(share), m_(memory), runner_(call, memory, 1) {}
+
+    void run() {
+      const int64_t steps = call_.view_.steps;
+      int64_t ahead = -1, chunk_end = 0;
+      for (int64_t s = 0; s < steps; ++s) {
+        const int64_t t = time_step(s), active = active_rows(t);
+        if (s == chunk_end) {
+          chunk_end = make_ahead(s);
+          ahead = chunk_end > s + 1 ? 0 : -1;
+        }
+        address(s, t, active);
+        const int64_t parts = share_.parts;
+        for (const ProgramStage& stage : call_.p_.phases[1]) {
+          // Who goes on alone lacks what the others had made ahead.
+          runner_.stage(stage, active, share_, share_.parts == parts ? ahead : -1);
+          if (!meet()) return;
+        }
+        if (ahead >= 0) ahead += active;
+        if (share_.parts != parts) chunk_end = s + 1;
+      }
+      finish();
+    }
+
+   private:
+    int64_t time_step(int64_t s) const { return call_.reverse_ ? call_.view_.steps - 1 - s : s; }
+    int64_t active_rows(int64_t t) const { return std::clamp<int64_t>(call_.view_.active[t] - share_.first, 0, share_.count); }
+
+    bool meet() {
+      if (!share_.barrier) return true;
+      const Meeting meeting = share_.wait(*share_.barrier, share_.part);
+      if (meeting == Meeting::alone) share_ = {share_.first, share_.count, 0, 1, nullptr, nullptr};
+      return meeting != Meeting::leave;
+    }
+
+    void address(int64_t s, int64_t t, int64_t active) {
+      const size_t slots = call_.places_.size();
+      for (int64_t i = 0; i < active; ++i)
+        for (size_t slot = 0; slot < slots; ++slot) m_.addresses[i * slots + slot] = call_.address(slot, s, t, share_.first + i);
+    }
+
+    // Makes the products of as many time steps from number `begin` on as have kChunkRows rows, if these are several. Returns where they end.
+    int64_t make_ahead(int64_t begin) {
+      int64_t end = begin, count = 0;
+      do {
+        const int64_t active = active_rows(time_step(end));
+        if (end > begin && count + active > kChunkRows) break;
+        count += active;
+      } while (++end < call_.view_.steps);
+      if (end == begin + 1) return end;
+      for (const Ahead<T>& one : m_.ahead) make_ahead(one, begin, end, count);
+      return end;
+    }
+
+    void make_ahead(const Ahead<T>& one, int64_t begin, int64_t end, int64_t count) {
+      const ProgramProduct& product = one.product->product;
+      int64_t row = 0;
+      for (int64_t s = begin; s < end; ++s) {
+        const int64_t t = time_step(s), active = active_rows(t);
+        for (int64_t i = 0; i < active; ++i, ++row)
+          m_.left[row] = static_cast<const T*>(call_.row_address(product.operand.slot, t, share_.first + i)) + product.operand.start;
+      }
+      const Packed<T>& packed = *one.packed;
+      T* const sums = write<T>(m_.chunk_sums) + one.first;
+      const int64_t panel_sums = kChunkRows * packed.shape.columns() * call_.products_.width;
+      for (int64_t panel = packed.panels * share_.part / share_.parts; panel < packed.panels * (share_.part + 1) / share_.parts; ++panel)
+        runner_.product(packed, product.depth, panel, count, sums + panel * panel_sums);
+    }
+
+    // The last states of this thread's positions.
+    void finish() {
+      const Schedule& schedule = call_.view_;
+      const int64_t begin = share_.first + share_.count * share_.part / share_.parts;
+      const int64_t end = share_.first + share_.count * (share_.part + 1) / share_.parts;
+      for (size_t slot = 0; slot < call_.places_.size(); ++slot) {
+        const Slot& what = call_.p_.slots[slot];
+        if (what.kind != SlotKind::after) continue;
+        const int64_t size = call_.places_[slot].item * what.width;
+        char* const to = static_cast<char*>(call_.last_[what.place].data_ptr());
+        const char* const from = static_cast<const char*>(call_.states_[what.place].data_ptr());
+        for (int64_t p = begin; p < end; ++p) {
+          const int64_t b = schedule.order[p], length = schedule.length[p];
+          const int64_t last = call_.reverse_ ? schedule.steps - 1 : length - 1;
+          std::memcpy(to + b * size, length == 0 ? from + b * size : call_.address(slot, last, 0, p), size);
+        }
+      }
+    }
+
+    const ProgramCall& call_;
+    Share share_;
+    Memory& m_;
+    Runner runner_;
+  };
+
+  // --- sums over rows ---
+
+  std::vector<at::Tensor> sums() {
+    std::vector<at::Tensor> found(p_.sums.size());
+    std::vector<std::vector<const T*>> right(p_.sums.size());
+    for (size_t i = 0; i < found.size(); ++i) {
+      const RowSum& sum = p_.sums[i];
+      if (found[i].defined()) continue;
+      if (sum.right.slot < 0) {
+        found[i] = vector_sum(sum);
+        continue;
+      }
+      // All products with the same gradients at once.
+      std::vector<WeightGradient<T>> weights;
+      for (size_t k = i; k < found.size(); ++k) {
+        const RowSum& other = p_.sums[k];
+        if (other.left != sum.left || other.left_width != sum.left_width || other.right.slot < 0 || found[k].defined()) continue;
+        found[k] = rows_ ? empty({other.left_width, other.right_width}) : zeros({other.left_width, other.right_width});
+        right[k] = rows_of(other);
+        weights.push_back({right[k].data(), other.right_width, write<T>(found[k])});
+      }
+      all_weight_gradients(products_, reinterpret_cast<const T*>(places_[sum.left].base), rows_ * sum.rows, sum.left_width, weights);
+    }
+    return found;
+  }
+
+  std::vector<const T*> rows_of(const RowSum& sum) const {
+    std::vector<const T*> found;
+    found.reserve(rows_ * sum.rows);
+    for (int64_t t = 0; t < view_.steps; ++t)
+      for (int64_t p = 0; p < view_.active[t]; ++p)
+        for (int64_t r = 0; r < sum.rows; ++r)
+          found.push_back(static_cast<const T*>(row_address(sum.right.slot, t, p)) + sum.right.start + r * sum.right_width);
+    return found;
+  }
+
+  // In runs of 64 rows, and these then among themselves, as the products' sums are.
+  at::Tensor vector_sum(const RowSum& sum) const {
+    const int64_t width = sum.left_width;
+    at::Tensor found = zeros({width});
+    T* const to = write<T>(found);
+    const T* const from = reinterpret_cast<const T*>(places_[sum.left].base);
+    const int64_t grain = std::max<int64_t>(16, kThreadWork / std::max<int64_t>(1, rows_));
+    parallel_for(width, grain, [&](int64_t begin, int64_t end) {
+      std::vector<T> run(end - begin);
+      for (int64_t first = 0; first < rows_; first += 64) {
+        std::fill(run.begin(), run.end(), T(0));
+        for (int64_t r = first; r < std::min(rows_, first + 64); ++r)
+          for (int64_t i = begin; i < end; ++i) run[i - begin] += from[r * width + i];
+        for (int64_t i = begin; i < end; ++i) to[i] += run[i - begin];
+      }
+    });
+    return found;
+  }
+
+  const Program& p_;
+  const Products<T>& products_;
+  std::vector<at::Tensor> inputs_, weights_;
+  const bool reverse_, padded_;
+  const int64_t batch_;
+  const BatchSchedule schedule_;
+  const Schedule view_;
+  const std::vector<T> numbers_;
+  int64_t rows_ = 0, saved_rows_ = 0;
+  std::vector<at::Tensor> vectors_, states_, kept_, outputs_, last_, unused_;
+  at::Tensor zeros_;  // what sums start from
+  std::vector<const T*> vector_data_;
+  UnitsGiven<T> given_;
+  const UnitsFunction<T>* functions_;
+  std::vector<Place> places_;
+  std::array<std::vector<Packed<T>>, 3> attached_;
+  std::unordered_map<const PlainProduct*, Packed<T>> plain_;
+  std::unordered_map<const UnitsLoop*, int> blocks_;
+};
+
+}  // namespace
+
+ProgramResult run_program(int64_t program, at::TensorList inputs, at::TensorList weights, at::TensorList vectors, at::TensorList states,
+                          const std::optional<at::Tensor>& lengths, at::ArrayRef<double> numbers, bool reverse, bool padded,
+                          std::optional<int64_t> saved_rows, bool backward) {
+  const OneThreadIfForked guard;
+  const OneThreadForAWhile late;
+  const std::shared_ptr<const Program> found = find_program(program);
+  const auto run = [&](auto type) {
+    return ProgramCall<decltype(type)>(*found, inputs, weights, vectors, states, lengths, numbers, reverse, padded, saved_rows).run();
+  };
+  ProgramResult result = found->library->of_float ? run(float{}) : run(double{});
+  count_run(backward);
+  return result;
+}
+
+}  // namespace sstkern

@@ -1,0 +1,23 @@
+// A call of a program over sequences, forward or backward: both are programs.
+#pragma once
+
+#include <ATen/core/List.h>
+#include <ATen/core/Tensor.h>
+
+#include <optional>
+#include <tuple>
+#include <vector>
+
+namespace sstkern {
+
+// The results, the states after each sequence's last step, and the sums over rows that the program has.
+using ProgramResult = std::tuple<std::vector<at::Tensor>, std::vector<at::Tensor>, std::vector<at::Tensor>>;
+
+// inputs: (T, B, width) where the call is padded, unless of rows only, else (N, width). weights: (., .). vectors: contiguous. states:
+// (B, width). lengths: int64 (B,) on the CPU; with rows they fall. saved_rows: how many rows the outputs get that have rows only, at least
+// the valid ones; those that nobody used are zero.
+ProgramResult run_program(int64_t program, at::TensorList inputs, at::TensorList weights, at::TensorList vectors, at::TensorList states,
+                          const std::optional<at::Tensor>& lengths, at::ArrayRef<double> numbers, bool reverse, bool padded,
+                          std::optional<int64_t> saved_rows, bool backward);
+
+}  // namespace sstkern

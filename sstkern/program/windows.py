@@ -1,0 +1,267 @@
+"""Where the numbers of a program's rows come from: each value as one row of numbers, cut into windows that are computed unit by unit.
+
+A row of any shape is its numbers one after the other. A *window* is some neighbouring ones of them. What only moves numbers (chunk, slice,
+cat, reshape) is gone here where it moves them in one piece: a window of `chunk` is a window of what was cut. What moves them otherwise is
+a `Move`, and what sums some of them a `Reduction`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sstkern import private
+from sstkern.program.graph import Program
+from sstkern.program.language import OPERATIONS, resolved
+from sstkern.program.shapes import Examples, Kind, Leaves
+from sstkern.program.values import Node, Value
+
+PRODUCTS = ("product", "transposed_product")
+_SAME = ("reshape", "reshape_like", "detach")
+_CUTS = ("chunk", "slice", "cut")
+_JOINS = ("cat", "placed")
+_MOVES = (*_CUTS, *_JOINS, "transpose", "expand")
+
+
+class NotLowered(ValueError):
+    """Why a program runs in plain PyTorch only."""
+
+
+class Window(NamedTuple):
+    """The numbers start .. start + width - 1 of a row of `base`. base None: zeros."""
+
+    base: Value | None
+    start: int
+    width: int
+
+
+class Values:
+    """The values of a program for tensors of these kinds: their numbers, and what they are windows of."""
+
+    def __init__(self, program: Program, leaves: Leaves):
+        self.program, self.leaves = program, leaves
+        with private.untraced(), torch.no_grad():
+            self.examples = Examples(leaves)
+            for place, node in enumerate(program.nodes):
+                self.examples.add(Value("v", place), node)
+        self.rows = self._rows()
+        self.kinds: dict[Value, Kind] = {value: self._kind(value) for value in self.examples.of}
+        self.dtype = self._dtype()
+        self.cuts: dict[Value, set[int]] = {}
+
+    def _rows(self) -> set[Value]:
+        """What has a row for every sequence: all but what follows from parameters only."""
+        program = self.program
+        found = {Value(kind, place) for kind, leaves in (("x", program.inputs), ("h", program.states)) for place in range(len(leaves))}
+        for place, node in enumerate(program.nodes):
+            if OPERATIONS[node.operation].makes_rows or any(value in found for value in node.values()):
+                found.add(Value("v", place))
+        return found
+
+    def _kind(self, value: Value) -> Kind:
+        tensor = self.examples.of[value]
+        return Kind(tuple(tensor.shape[1:] if value in self.rows else tensor.shape), tensor.dtype)
+
+    def _dtype(self) -> torch.dtype:
+        dtypes = {self.kinds[value].dtype for value in self.rows} - {torch.bool}
+        if len(dtypes) != 1 or not dtypes <= {torch.float32, torch.float64}:
+            names = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))
+            raise NotLowered(f"it computes in {names or 'bool only'}; compiled are programs of one of float32 and float64")
+        return dtypes.pop()
+
+    def node(self, value: Value) -> Node | None:
+        return self.program.nodes[value.place] if value.kind == "v" else None
+
+    def operation(self, value: Value) -> str:
+        """Of a node's result; "" for inputs, states and parameters, and for what follows from parameters only."""
+        return self.program.nodes[value.place].operation if value.kind == "v" and value in self.rows else ""
+
+    def width(self, value: Value) -> int:
+        return math.prod(self.kinds[value].shape)
+
+    def is_product(self, value: Value) -> bool:
+        return self.operation(value) in PRODUCTS
+
+    def is_constant(self, value: Value) -> bool:
+        """Whether it is one number, the same for all rows, that the program's text has."""
+        return self.operation(value) in ("full", "full_like")
+
+    def is_vector(self, value: Value) -> bool:
+        """Whether it has the same numbers in every row: what follows from parameters, spread."""
+        return self.operation(value) == "expand" and self.arguments(value)[0] not in self.rows
+
+    def is_moved(self, value: Value) -> bool:
+        """Whether it is made by a `Move` or a `Reduction`."""
+        operation = self.operation(value)
+        if self.is_vector(value):
+            return False
+        if operation == "sum_to":
+            return self.width(value) != self.width(self._rows_of(value)[0])
+        return operation in _MOVES and self._windows_of(value) is None
+
+    def is_pointwise(self, value: Value) -> bool:
+        operation = self.operation(value)
+        moves = operation in (*PRODUCTS, *_SAME, *_MOVES, "sum_to", "full", "full_like")
+        return operation != "" and not moves and not self._is_same(value)
+
+    def _rows_of(self, value: Value) -> list[Value]:
+        """The arguments that are rows, or what follows from parameters only, without those that only give a shape."""
+        node = self.node(value)
+        assert node is not None
+        if node.operation in ("reshape_like", "sum_to", "cut", "placed"):
+            return node.values()[:1]
+        return node.values()
+
+    def arguments(self, value: Value) -> list[Value]:
+        """What a node computes with."""
+        return [] if self.is_constant(value) else self._rows_of(value)
+
+    def _is_same(self, value: Value) -> bool:
+        """Whether a node has the numbers of its argument."""
+        operation = self.operation(value)
+        if operation in _SAME:
+            return True
+        if operation in ("sum_to", "expand"):
+            source = self._rows_of(value)[0]
+            return source in self.rows and self.width(value) == self.width(source)
+        return operation == "cast" and self.kinds[value].dtype == self.kinds[self._rows_of(value)[0]].dtype
+
+    def _windows_of(self, value: Value) -> list[tuple[int, Window]] | None:
+        """The parts of a row that is put together of windows of other rows, each with its place; None where it is not."""
+        if self._is_same(value):
+            return [(0, Window(self._rows_of(value)[0], 0, self.width(value)))]
+        node, sizes = self.node(value), self.leaves.sizes
+        assert node is not None
+        operation, shape = node.operation, self.kinds[value].shape
+        attributes = [resolved(part, sizes, ()) for part in node.attributes]
+        if operation == "transpose":
+            return self._transposed(value, attributes)
+        if operation not in (*_CUTS, *_JOINS):
+            return None
+        source = self._rows_of(value)[0]
+        dim, *others = attributes
+        if math.prod(shape[:dim]) != 1:
+            return None
+        below = math.prod(shape[dim + 1 :]) if dim != -1 else 1
+        if operation == "cat":
+            return self._joined(node.values())
+        if operation == "placed":
+            start, end = others[0] * below, others[1] * below
+            return [(0, Window(None, 0, start)), (start, Window(source, 0, end - start)), (end, Window(None, 0, self.width(value) - end))]
+        return [(0, Window(source, self._start(value, node, others) * below, self.width(value)))]
+
+    def _start(self, value: Value, node: Node, others: Sequence) -> int:
+        """Where a part begins, along its dimension."""
+        dim = node.attributes[0]
+        if node.operation == "chunk":
+            return others[1] * self.kinds[value].shape[dim]
+        if node.operation == "slice":
+            return others[0]
+        return sum(self.kinds[part].shape[dim] for part in node.values()[1:][: others[0]])
+
+    def _joined(self, parts: Sequence[Value]) -> list[tuple[int, Window]]:
+        found, at = [], 0
+        for part in parts:
+            found.append((at, Window(part, 0, self.width(part))))
+            at += self.width(part)
+        return found
+
+    def _transposed(self, value: Value, dims: Sequence[int]) -> list[tuple[int, Window]] | None:
+        shape = self.kinds[value].shape
+        low, high = sorted(dim % len(shape) for dim in dims)
+        moved = [size for size in shape[low : high + 1] if size != 1]
+        return [(0, Window(self._rows_of(value)[0], 0, self.width(value)))] if len(moved) <= 1 else None
+
+    def parts(self, value: Value) -> list[tuple[int, Window]] | None:
+        """Of what only puts windows of others together: those, with their places. None for what is computed."""
+        if value not in self.rows or value.kind != "v":
+            return None
+        parts = self._windows_of(value) if self.operation(value) in (*_SAME, *_MOVES, "sum_to", "cast") else None
+        return None if parts is None else [(at, window) for at, window in parts if window.width > 0]
+
+    def find_cuts(self, used: Sequence[Value]) -> None:
+        """Where each row is cut: at the ends of every window that is taken of it, and where what is computed with it unit by unit is."""
+        self.cuts = {value: {0, self.width(value)} for value in self.rows}
+        changed = True
+        while changed:
+            changed = False
+            for value in used:
+                for other, shift, low, width in self._together(value):
+                    changed |= self._share(value, other, shift, low, width)
+
+    def _together(self, value: Value) -> Iterator[tuple[Value, int, int, int]]:
+        """(another, the place there of `low`, low, width): windows of both that have the same cuts."""
+        parts = self.parts(value)
+        if parts is not None:
+            yield from ((window.base, window.start, at, window.width) for at, window in parts if window.base in self.rows)
+        elif self.is_pointwise(value):
+            width = self.width(value)
+            yield from ((arg, 0, 0, width) for arg in self.arguments(value) if arg in self.rows and self.width(arg) == width)
+
+    def _share(self, value: Value, other: Value, start: int, low: int, width: int) -> bool:
+        mine, theirs = self.cuts[value], self.cuts[other]
+        before = len(mine) + len(theirs)
+        theirs |= {cut - low + start for cut in mine if low <= cut <= low + width} | {start, start + width}
+        mine |= {low, low + width}
+        if other.kind == "v":  # inputs and states are in memory: whoever reads them does so in windows of his own
+            mine |= {cut - start + low for cut in theirs if start <= cut <= start + width}
+        return len(mine) + len(theirs) > before
+
+    def windows(self, value: Value, start: int = 0, width: int | None = None) -> list[tuple[int, Window]]:
+        """The windows that a part of a row is computed by, each with its place in that part. They are of inputs, states, parameters, and
+        what is computed."""
+        end = start + (self.width(value) if width is None else width)
+        parts = self.parts(value)
+        if parts is None:
+            cuts = [cut for cut in sorted(self.cuts.get(value, ())) if start < cut < end]
+            edges = [start, *cuts, end]
+            return [(a - start, Window(value, a, b - a)) for a, b in zip(edges, edges[1:], strict=False) if b > a]
+        found = []
+        for at, window in parts:
+            low, high = max(start, at), min(end, at + window.width)
+            if low < high and window.base is None:
+                found.append((low - start, Window(None, 0, high - low)))
+            elif low < high:
+                below = self.windows(window.base, window.start + low - at, high - low)
+                found += [(low - start + place, part) for place, part in below]
+        return found
+
+    def window(self, value: Value, start: int, width: int) -> Window:
+        """The one window that a window of `value` is, where it is one."""
+        ((_, found),) = self.windows(value, start, width)
+        return found
+
+    def places(self, value: Value) -> list[list[int]]:
+        """Of what is moved: for each of its numbers the places in the rows of its arguments, one after the other, that it is the sum of."""
+        arguments = self.arguments(value)
+        node = self.node(value)
+        assert node is not None
+        given: list = []
+        at = 1
+        for part in node.arguments:
+            if part in arguments:
+                width = self.width(part)  # type: ignore[arg-type]
+                row = torch.arange(at, at + width, dtype=torch.float64).reshape(1, *self.kinds[part].shape)  # type: ignore[index]
+                given.append(row)
+                at += width
+            else:
+                given.append(torch.zeros(1, *self.kinds[part].shape, dtype=torch.float64))  # type: ignore[index]
+        attributes = [resolved(part, self.leaves.sizes, ()) for part in node.attributes]
+        operation = OPERATIONS[node.operation]
+        with private.untraced(), torch.no_grad():
+            if node.operation == "sum_to":
+                return self._summed(value, arguments[0])
+            moved: Tensor = operation.compute(*([torch.zeros(1)] if operation.makes_rows else []), *given, *attributes)
+        return [[place - 1] if place > 0 else [] for place in moved.flatten().to(torch.int64).tolist()]
+
+    def _summed(self, value: Value, source: Value) -> list[list[int]]:
+        shape, of = self.kinds[value].shape, self.kinds[source].shape
+        targets = torch.arange(self.width(value)).reshape(shape).expand(of).flatten().tolist()
+        found: list[list[int]] = [[] for _ in range(self.width(value))]
+        for place, target in enumerate(targets):
+            found[target].append(place)
+        return found
