@@ -85,13 +85,12 @@ def _library(source: str, level: str) -> Path:
 
 def _key(source: str, level: str, compiler: Compiler) -> str:
     """Of all that a library is made from."""
-    parts = [source, level, *compiler.identity, *FLAGS, platform.machine(), _package_version()]
-    found = hashlib.sha256()
-    root = headers()
-    for header in sorted(root.rglob("*.h")):
-        parts += [header.relative_to(root).as_posix(), header.read_text(encoding="utf-8")]
-    for part in parts:
-        found.update(hashlib.sha256(part.encode()).digest())  # of one length, so that parts cannot flow together
+    parts: list[str | bytes] = [source, level, *compiler.identity, *FLAGS, platform.machine(), _package_version()]
+    folder, found = headers(), hashlib.sha256()
+    for header in sorted(folder.rglob("*.h")):
+        parts += [str(header.relative_to(folder)), header.read_bytes()]
+    for part in parts:  # the digest of each, all of one length: parts cannot flow together
+        found.update(hashlib.sha256(part if isinstance(part, bytes) else part.encode()).digest())
     return found.hexdigest()
 
 
