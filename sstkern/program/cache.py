@@ -125,7 +125,7 @@ def _opened() -> Iterator[_Folder]:
 def _wanted() -> Path:
     if given := os.environ.get("SSTKERN_CACHE"):
         return Path(given).absolute()
-    for name, below in (("XDG_CACHE_HOME", "sstkern"), ("HOME", ".cache/sstkern")):
+    for name, below in (("XDG_CACHE_HOME", "sstkern/cells"), ("HOME", ".cache/sstkern/cells")):  # beside the trainer's data
         if os.path.isabs(given := os.environ.get(name, "")):
             return Path(given, below)
     return _temporary()
