@@ -118,8 +118,10 @@ study = [*train, "jinja2>=3", "latex2mathml>=3.77", "markdown-it-py>=3", "mdit-p
 dev = ["clang-format", "hypothesis>=6.100", "mypy", "ninja", "pytest>=8", "pytest-xdist>=3.5", "ruff", "torchrecurrent>=0.2.5"]
 
 setup(
-    packages=find_packages(include=["sstkern", "sstkern.*"]),
-    package_data={"sstkern": ["_build_info.json", "py.typed", "text/study/report.md.jinja"]},
+    # The kernels' headers, which a cell of the user's is compiled with, are a folder of the installed package: sstkern/kernels.
+    packages=[*find_packages(include=["sstkern", "sstkern.*"]), "sstkern.kernels"],
+    package_dir={"sstkern.kernels": "csrc/kernels"},
+    package_data={"sstkern": ["_build_info.json", "py.typed", "text/study/report.md.jinja"], "sstkern.kernels": ["**/*.h"]},
     install_requires=["torch>=2.11", "numpy>=1.26", "triton>=3.6; platform_system == 'Linux'"],
     extras_require={
         "train": train,

@@ -7,6 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 import torch
 
 from sstkern.engines import extension_problem, interpreting, triton_problem
+from sstkern.program import cache, compiler
 
 TRAIN = ("accelerate", "huggingface_hub", "matplotlib", "pooch", "rich", "safetensors", "tensorboard", "tokenizers", "tqdm", "typer")
 
@@ -21,6 +22,7 @@ def report() -> list[tuple[str, str]]:
         ("triton", version_or_advice("triton")),
         ("C++ extension", "built" if problem is None else problem),
         ("instruction set", _instruction_set() if problem is None else "none: needs the C++ extension"),
+        ("own cells", _own_cells() if problem is None else "plain PyTorch: the CPU kernels need the C++ extension"),
         ("threads", f"{torch.get_num_threads()} (torch.set_num_threads changes it)"),
         ("GPU", torch.cuda.get_device_name() if torch.cuda.is_available() else "none that torch can use"),
         ("GPU engine", triton_problem() or "ready"),
@@ -60,6 +62,15 @@ def _instruction_set() -> str:
         return torch.ops.sstkern.cpu_capability()
     except ValueError as error:  # SSTKERN_CPU_CAPABILITY names one this machine lacks
         return f"none: {error}"
+
+
+def _own_cells() -> str:
+    """What `sstkern.fuse` can make of a cell on the CPU."""
+    try:
+        cache.check_wanted()
+        return f"compiled with {compiler.describe(compiler.find())}, kept in {cache.place()}"
+    except compiler.CannotCompile as error:
+        return f"plain PyTorch: {error}"
 
 
 def _extra(name: str, packages: tuple[str, ...]) -> str:

@@ -3,6 +3,7 @@
 import importlib.util
 import platform
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -21,6 +22,11 @@ def look_again() -> Iterator[None]:
     cpu.load.cache_clear()
 
 
+@pytest.fixture(autouse=True)
+def _cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setenv("SSTKERN_CACHE", str(tmp_path / "cache"))
+
+
 def test_a_complete_installation():
     report = dict(doctor.report())
     assert report["python"] == platform.python_version()
@@ -30,6 +36,25 @@ def test_a_complete_installation():
     assert report["threads"].startswith(f"{torch.get_num_threads()} ")
     assert report["GPU engine"] == (engines.triton_problem() or "ready")
     assert report["training"] == "ready"
+
+
+def test_what_own_cells_run_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    compiler = tmp_path / "compiler"
+    compiler.write_text('#!/bin/sh\necho "a compiler 1.0"\n')
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CXX", str(compiler))
+    assert dict(doctor.report())["own cells"] == f"compiled with {compiler} (a compiler 1.0), kept in {tmp_path / 'cache'}"
+    for name, value, reason in (
+        ("CXX", "nothing", "no C++ compiler: CXX='nothing' names no program that can be run"),
+        ("CXX", "false", "/false failed with exit code 1"),
+        ("SSTKERN_CACHE", f"{compiler}/below", f"{compiler}/below cannot be used: "),
+        ("SSTKERN_COMPILE", "0", "SSTKERN_COMPILE=0 turns compiling off"),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setenv(name, value)
+            told = dict(doctor.report())["own cells"]
+            assert told.startswith("plain PyTorch: ")
+            assert reason in told
 
 
 def test_a_gpu_s_schedules(monkeypatch: pytest.MonkeyPatch):
@@ -54,6 +79,7 @@ def test_without_the_extension(target: object, name: str, result: str | None, me
     report = dict(doctor.report())
     assert message in report["C++ extension"]
     assert report["instruction set"] == "none: needs the C++ extension"
+    assert report["own cells"] == "plain PyTorch: the CPU kernels need the C++ extension"
 
 
 def test_what_an_extra_lacks_is_named(monkeypatch: pytest.MonkeyPatch):

@@ -16,12 +16,15 @@ from torch.utils.cpp_extension import BuildExtension
 ROOT = Path(__file__).parent.parent
 LEVELS = ["avx2", "avx512", "avx512_bf16", "baseline"] if platform.machine() == "x86_64" else ["baseline"]
 
+ARGUMENTS: dict = {}
+"""Of the call of setup()."""
+
 
 @pytest.fixture
 def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """setup.py as a module, its call of setup() left out."""
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr("setuptools.setup", lambda **arguments: None)
+    monkeypatch.setattr("setuptools.setup", ARGUMENTS.update)
     monkeypatch.setattr(sys, "path", sys.path.copy())  # setup.py adds to it where there is no torch
     spec = importlib.util.spec_from_file_location("sstkern_setup", ROOT / "setup.py")
     module = importlib.util.module_from_spec(spec)
@@ -92,3 +95,16 @@ def test_two_headers_with_one_name_are_refused(script: ModuleType, monkeypatch: 
     (cells / "mine.h").unlink()
     script.write_units(tmp_path / "units")
     assert not list((tmp_path / "units").glob("mine*"))
+
+
+@pytest.mark.usefixtures("script")
+def test_the_package_has_the_kernels_headers(tmp_path: Path):
+    parts = {name: ARGUMENTS[name] for name in ("packages", "package_dir", "package_data")}
+    build = Distribution(parts | {"script_name": "setup.py"}).get_command_obj("build_py")
+    build.build_lib, build.compile = str(tmp_path), False
+    build.ensure_finalized()
+    build.run()
+    found = {path.relative_to(tmp_path / "sstkern" / "kernels"): path.read_text() for path in tmp_path.rglob("*.h")}
+    assert found == {path.relative_to(ROOT / "csrc" / "kernels"): path.read_text() for path in ROOT.glob("csrc/kernels/**/*.h")}
+    assert Path("levels", "baseline.h") in found
+    assert (tmp_path / "sstkern" / "program" / "compiler.py").is_file()
