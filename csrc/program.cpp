@@ -23,6 +23,11 @@ class Reader {
     TORCH_CHECK_VALUE(at_ < numbers_.size(), "program: its description ends early");
     return numbers_[at_++];
   }
+  int64_t size() {
+    const int64_t found = number();
+    TORCH_CHECK_VALUE(found >= 0 && found < int64_t{1} << 40, "program: a size of its description is ", found);
+    return found;
+  }
   int64_t count() {
     const int64_t found = number();
     TORCH_CHECK_VALUE(found >= 0 && found <= static_cast<int64_t>(numbers_.size()), "program: a count of its description is ", found);
@@ -51,9 +56,9 @@ class ProgramReader {
   ProgramReader(Program& program, c10::IntArrayRef description) : p_(program), read_(description) {}
 
   void run() {
-    for (int64_t* const count : {&p_.inputs, &p_.states, &p_.outputs, &p_.weights, &p_.vectors, &p_.numbers}) *count = read_.count();
+    for (int64_t* const count : {&p_.inputs, &p_.states, &p_.outputs, &p_.weights, &p_.vectors, &p_.numbers}) *count = read_.size();
     p_.slots = read_.list<Slot>([this] { return slot(); });
-    p_.starts = read_.list<int64_t>([this] { return read_.count(); });
+    p_.starts = read_.list<int64_t>([this] { return read_.size(); });
     for (size_t phase = 0; phase < p_.phases.size(); ++phase) {
       p_.attached[phase] = attached_ = read_.count();
       p_.phases[phase] = read_.list<ProgramStage>([this] { return stage(); });
@@ -69,8 +74,7 @@ class ProgramReader {
                          : kind == SlotKind::before || kind == SlotKind::after ? p_.states
                          : kind == SlotKind::output                                 ? p_.outputs
                                                                                     : 1;
-    const int64_t place = read_.below(most, "place of a slot"), width = read_.number();
-    TORCH_CHECK_VALUE(width >= 0, "program: a slot has width ", width);
+    const int64_t place = read_.below(most, "place of a slot"), width = read_.size();
     const bool boolean = read_.below(2, "flag") != 0, rows_only = read_.below(2, "flag") != 0;
     return {kind, place, width, boolean, rows_only};
   }
@@ -90,8 +94,7 @@ class ProgramReader {
 
   ProgramProduct product() {
     const SlotStart operand = start();
-    const int64_t rows = read_.count(), depth = read_.number(), columns = read_.number(), weight = read_.below(p_.weights, "weight");
-    TORCH_CHECK_VALUE(depth >= 0 && columns >= 0, "program: a product of ", depth, " by ", columns);
+    const int64_t rows = read_.size(), depth = read_.size(), columns = read_.size(), weight = read_.below(p_.weights, "weight");
     row(rows * depth, operand);
     return {operand, rows, depth, columns, weight, read_.below(2, "flag") != 0};
   }
@@ -104,7 +107,7 @@ class ProgramReader {
 
   AttachedProduct attached(int64_t units) {
     const ProgramProduct found = product();
-    const int64_t gates = read_.count();
+    const int64_t gates = read_.size();
     const bool ahead = read_.below(2, "flag") != 0;
     TORCH_CHECK_VALUE(gates > 0 && gates * units == found.columns && found.rows == 1, "program: ", gates, " gates of ", units,
                       " units are not ", found.columns, " columns");
@@ -114,8 +117,7 @@ class ProgramReader {
   }
 
   UnitsLoop loop() {
-    const int64_t function = read_.below(p_.library->count, "function"), units = read_.number();
-    TORCH_CHECK_VALUE(units >= 0, "program: a loop over ", units, " units");
+    const int64_t function = read_.below(p_.library->count, "function"), units = read_.size();
     UnitsLoop found{function, units, read_.list<AttachedProduct>([this, units] { return attached(units); })};
     TORCH_CHECK_VALUE(found.attached.size() <= kMostProducts, "program: ", found.attached.size(), " products are attached to a loop");
     return found;
@@ -126,7 +128,7 @@ class ProgramReader {
     int64_t total = 0;
     for (int64_t sources = read_.count(); sources > 0; --sources) {
       const SlotStart from = start();
-      found.widths.push_back(read_.number());
+      found.widths.push_back(read_.size());
       found.sources.push_back(row(found.widths.back(), from, true));
       total += found.widths.back();
     }
@@ -153,10 +155,11 @@ class ProgramReader {
   RowSum sum() {
     RowSum found{};
     found.left = read_.below(static_cast<int64_t>(p_.slots.size()), "slot");
-    found.left_width = read_.count();
-    found.rows = read_.count();
-    found.right = {read_.number(), read_.number()};
-    found.right_width = read_.count();
+    found.left_width = read_.size();
+    found.rows = read_.size();
+    found.right.slot = read_.number();
+    found.right.start = read_.number();
+    found.right_width = read_.size();
     const Slot& left = p_.slots[found.left];
     TORCH_CHECK_VALUE(left.kind == SlotKind::rows && left.width == found.rows * found.left_width && !left.boolean,
                       "program: a sum of rows that are not there");

@@ -102,11 +102,12 @@ class Direction:
 
         Raises TypeError or ValueError for an hx that does not fit, or a cell that returns what is no state.
         """
-        engines.check_not_forced()
+        engines.check_program(fused=True)
         given = self._given(cell, inputs, batch, hx)
         guessed = hx is None and first_states.is_guess(cell, self.initial_state)
         result = self._as_program(cell, inputs, batch, given, every, guessed)
         if result is None:
+            engines.check_program(fused=False)
             step = partial(stepping.layer, padded=not batch.packed, returns=self.returns, reverse=self.reverse, every=every)
             try:
                 result = step(cell, inputs, given, batch.lengths)

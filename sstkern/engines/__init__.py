@@ -114,24 +114,31 @@ def _schedule(name: str, schedule: str | None) -> Iterator[None]:
         launch.force(outer)
 
 
-def check_not_forced() -> None:
-    """Raises BackendError within a block that forces a fused engine: for what runs in plain PyTorch only."""
-    forced = _blocks.latest if torch.compiler.is_dynamo_compiling() else _forced.name
-    if forced not in (None, "reference"):
-        raise BackendError(f"backend: '{forced}' was asked for, but a cell of one's own runs in plain PyTorch, on 'reference'")
+def forced() -> str | None:
+    """The engine of the `backend` block that this runs in, if any."""
+    return _blocks.latest if torch.compiler.is_dynamo_compiling() else _forced.name
+
+
+def check_program(fused: bool) -> None:
+    """Raises BackendError where an engine is forced that runs no cells of one's own, or none that are not `fused`."""
+    name = forced()
+    if name == "triton":
+        raise BackendError("backend: 'triton' was asked for, but a cell of one's own runs on 'cpu' or 'reference'")
+    if name == "cpu" and not fused:
+        raise BackendError("backend: 'cpu' was asked for, but this cell is stepped in Python, on 'reference'")
 
 
 def choose(cell: Cell, x: Tensor, others: Sequence[Tensor] = ()) -> str:
     """The engine for a layer of `cell` on `x`, with its weights and states as `others`: the forced one, or the fastest that can run it."""
-    forced = _blocks.latest if torch.compiler.is_dynamo_compiling() else _forced.name
-    if forced == "reference":
-        return forced
+    name = forced()
+    if name == "reference":
+        return name
     fused = _fused_engine(x)
-    obstacle = _obstacle(cell, x, others, fused) if forced in (None, fused) else f"x is on {x.device}"
+    obstacle = _obstacle(cell, x, others, fused) if name in (None, fused) else f"x is on {x.device}"
     if fused is not None and obstacle is None:
         return fused
-    if forced is not None:
-        raise BackendError(f"backend: '{forced}' was asked for, but {obstacle}")
+    if name is not None:
+        raise BackendError(f"backend: '{name}' was asked for, but {obstacle}")
     return "reference"
 
 

@@ -6,15 +6,20 @@ runs in plain PyTorch (`run`).
 
 from __future__ import annotations
 
+import warnings
 import weakref
-from collections.abc import Sequence
-from functools import lru_cache
+from collections.abc import Callable, Sequence
+from functools import cache, lru_cache
 from itertools import chain
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from sstkern.program import cache, run
+from sstkern import engines
+from sstkern.program import cache as libraries
+from sstkern.program import run
+from sstkern.program.compiler import CannotCompile
 from sstkern.program.cpp import code
 from sstkern.program.derive import Derivative, derive
 from sstkern.program.graph import Program
@@ -23,6 +28,7 @@ from sstkern.program.lower import Loop, Lowered, Memory, Move, Plain, Product, W
 from sstkern.program.run import Call
 from sstkern.program.shapes import Kind, Leaves, result_kinds
 from sstkern.program.values import Number, Value
+from sstkern.program.windows import NotLowered
 
 _KINDS = {letter: place for place, letter in enumerate("xhnorl")}
 """As csrc/program.h numbers kinds of slots."""
@@ -113,7 +119,7 @@ def _spread(vector: Tensor, shape: tuple[int, ...] | None) -> Tensor:
 @lru_cache(maxsize=256)
 def _library(text: str) -> int:
     level = torch.ops.sstkern.cpu_capability().removesuffix("_bf16")  # whose products alone are of bfloat16
-    path = cache.library(f'#include "levels/{level}.h"\n{text}#include "levels/end.h"\n', level)
+    path = libraries.library(f'#include "levels/{level}.h"\n{text}#include "levels/end.h"\n', level)
     return torch.ops.sstkern.load_program_library(str(path))
 
 
@@ -169,8 +175,27 @@ def _of_loop(loop: Loop, function: int, attached: Sequence[Value]) -> list[int]:
     return [function, loop.width, len(loop.attached), *parts]
 
 
-@lru_cache(maxsize=256)
-def compiled_forward(program: Program, leaves: Leaves, recompute: bool, kept: bool) -> Compiled:
+def _or_reason(make: Callable[..., Compiled]) -> Callable[..., Compiled]:
+    """Remembers too why there is none: to compile what cannot be takes as long each time."""
+
+    @lru_cache(maxsize=256)
+    def found(*arguments: Any) -> Compiled | Exception:
+        try:
+            return make(*arguments)
+        except (NotLowered, CannotCompile) as error:
+            return error.with_traceback(None)
+
+    def compiled(*arguments: Any) -> Compiled:
+        result = found(*arguments)
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    return compiled
+
+
+@_or_reason
+def _forward(program: Program, leaves: Leaves, recompute: bool, kept: bool) -> Compiled:
     """kept: whether what the backward needs is given too, after the outputs."""
     saved = derive(program, leaves, recompute).kept if kept else ()
     outputs = *program.outputs, *saved
@@ -178,8 +203,8 @@ def compiled_forward(program: Program, leaves: Leaves, recompute: bool, kept: bo
     return Compiled(program, leaves, outputs, (), (set(), only))
 
 
-@lru_cache(maxsize=256)
-def compiled_backward(
+@_or_reason
+def _backward(
     program: Program, leaves: Leaves, recompute: bool, of_inputs: tuple[bool, ...], of_parameters: tuple[bool, ...]
 ) -> Compiled:
     derivative = derive(program, leaves, recompute)
@@ -218,7 +243,7 @@ def forward(
     """As `run.forward_and_saved`, with saved_rows rows of what is saved; nothing is with None. Raises NotLowered or CannotCompile."""
     narrow = run.leaves(call, inputs, parameters, hx)
     call, kinds = run.widened(call, narrow)
-    found = compiled_forward(call.program, kinds, call.recompute, saved_rows is not None)
+    found = _forward(call.program, kinds, call.recompute, saved_rows is not None)
     wide = [[run.wide(tensor, call) for tensor in part] for part in (inputs, parameters, hx)]
     outputs, last, _ = found(*wide, lengths, call, call.reverse, saved_rows)
     count = len(call.program.outputs)
@@ -246,7 +271,7 @@ def backward(
     """As `run.backward`. Raises NotLowered or CannotCompile."""
     call, kinds = run.widened(call, run.leaves(call, inputs, parameters, hx))
     of_inputs, of_parameters = tuple(needs[: len(inputs)]), tuple(needs[len(inputs) : len(inputs) + len(parameters)])
-    found = compiled_backward(call.program, kinds, call.recompute, of_inputs, of_parameters)
+    found = _backward(call.program, kinds, call.recompute, of_inputs, of_parameters)
     derivative = derive(call.program, kinds, call.recompute)
     wide = [run.wide(tensor, call) for tensor in inputs]
     gradients = [run.wide(gradient, call) for gradient in grad_outputs]
@@ -271,6 +296,21 @@ def backward(
     return [*dinputs, *dparameters, *dhx]
 
 
-def runs(call: Call, tensors: Sequence[Tensor]) -> bool:
-    """Whether the CPU engine runs a call with these tensors; it then is compiled."""
-    return torch.ops.sstkern.make_program is not None and all(tensor.is_cpu for tensor in tensors)
+
+def wanted(tensors: Sequence[Tensor]) -> bool:
+    """Whether a call with these tensors is the CPU engine's, if it can be compiled."""
+    if engines.forced() == "reference" or not all(tensor.is_cpu for tensor in tensors):
+        return False
+    return engines.extension_problem() is None
+
+
+def unable(error: Exception) -> None:
+    """Says once why a call runs in plain PyTorch; raises BackendError where the CPU engine was asked for."""
+    if engines.forced() == "cpu":
+        raise engines.BackendError(f"backend: 'cpu' was asked for, but {error}") from error
+    _warn_once(str(error))
+
+
+@cache
+def _warn_once(reason: str) -> None:
+    warnings.warn(f"sstkern runs own cells in plain PyTorch, which is slow: {reason}", UserWarning, stacklevel=2)

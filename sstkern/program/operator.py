@@ -15,9 +15,11 @@ from torch.func import vmap
 from sstkern import engines, operators, private
 from sstkern.lengths import ALL_ROWS
 from sstkern.program import on_cpu, run
+from sstkern.program.compiler import CannotCompile
 from sstkern.program.graph import Program
 from sstkern.program.run import Call
 from sstkern.program.shapes import Kind, result_kinds
+from sstkern.program.windows import NotLowered
 from sstkern.second_derivative import second_derivative
 
 _library = torch.library.Library("sstkern", "FRAGMENT")
@@ -55,13 +57,21 @@ def _forward(*arguments):
     *fields, inputs, parameters, hx, lengths, saved_rows = arguments
     call, given = _call(*fields), [*inputs, *parameters, *hx]
     with private.below_views():  # a view could not be changed in place by the caller
-        if on_cpu.runs(call, given):
-            return _apart(given, *on_cpu.forward(call, inputs, parameters, hx, lengths, saved_rows))
-        if saved_rows is None:
-            return *_apart(given, *run.layer(call, inputs, parameters, hx, lengths)), []
-        outputs, hx_n, saved = run.forward_and_saved(call, inputs, parameters, hx, lengths)
-        rows = _all_rows(call, inputs[0]) if saved_rows == ALL_ROWS else saved_rows
-        return _apart(given, outputs, hx_n, [_filled(tensor, rows) for tensor in saved])
+        return _apart(given, *_results(call, inputs, parameters, hx, lengths, saved_rows))
+
+
+def _results(call: Call, inputs, parameters, hx, lengths: Tensor | None, saved_rows: int | None):
+    """By the CPU engine where it can, else in plain PyTorch."""
+    if on_cpu.wanted([*inputs, *parameters, *hx]):
+        try:
+            return on_cpu.forward(call, inputs, parameters, hx, lengths, saved_rows)
+        except (NotLowered, CannotCompile) as error:
+            on_cpu.unable(error)
+    if saved_rows is None:
+        return *run.layer(call, inputs, parameters, hx, lengths), []
+    outputs, hx_n, saved = run.forward_and_saved(call, inputs, parameters, hx, lengths)
+    rows = _all_rows(call, inputs[0]) if saved_rows == ALL_ROWS else saved_rows
+    return outputs, hx_n, [_filled(tensor, rows) for tensor in saved]
 
 
 def _all_rows(call: Call, x: Tensor) -> int:
@@ -94,14 +104,22 @@ def _backward(*arguments):
     *fields, inputs, parameters, hx, lengths, saved, grad_outputs, grad_hx, needs = arguments
     call, given = _call(*fields), [*inputs, *parameters, *hx, *grad_outputs, *grad_hx]
     with private.below_views():
-        native = on_cpu.runs(call, given)
-        if saved:
-            saved = [tensor[: _rows(call, inputs[0], lengths)] for tensor in saved]
-        else:  # the forward was told that there is no backward
-            saved = run.forward_and_saved(call, inputs, parameters, hx, lengths)[2]
-        gradients = on_cpu.backward if native else run.backward
-        found = gradients(call, inputs, parameters, hx, lengths, saved, grad_outputs, grad_hx, needs)
+        if not saved:  # the forward was told that there is no backward
+            saved = _results(call, inputs, parameters, hx, lengths, _rows(call, inputs[0], lengths))[2]
+        found = _gradients_of(call, inputs, parameters, hx, lengths, saved, grad_outputs, grad_hx, needs)
         return _apart(given, [gradient for gradient in found if gradient is not None])[0]
+
+
+def _gradients_of(call: Call, inputs, parameters, hx, lengths: Tensor | None, saved, grad_outputs, grad_hx, needs):
+    """As `_results`."""
+    tensors = inputs, parameters, hx, lengths
+    if on_cpu.wanted([*inputs, *parameters, *hx, *grad_outputs, *grad_hx]):
+        try:
+            return on_cpu.backward(call, *tensors, saved, grad_outputs, grad_hx, needs)
+        except (NotLowered, CannotCompile) as error:
+            on_cpu.unable(error)
+    saved = [tensor[: _rows(call, inputs[0], lengths)] for tensor in saved]
+    return run.backward(call, *tensors, saved, grad_outputs, grad_hx, needs)
 
 
 def _rows(call: Call, x: Tensor, lengths: Tensor | None) -> int:

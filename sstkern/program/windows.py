@@ -48,8 +48,11 @@ class Values:
             self.examples = Examples(leaves)
             for place, node in enumerate(program.nodes):
                 self.examples.add(Value("v", place), node)
+        self._parts: dict[Value, list[tuple[int, Window]] | None] = {}
+        self._arguments: dict[Value, list[Value]] = {}
         self.rows = self._rows()
         self.kinds: dict[Value, Kind] = {value: self._kind(value) for value in self.examples.of}
+        self._widths = {value: math.prod(kind.shape) for value, kind in self.kinds.items()}
         self.dtype = self._dtype()
         self.cuts: dict[Value, set[int]] = {}
 
@@ -81,7 +84,7 @@ class Values:
         return self.program.nodes[value.place].operation if value.kind == "v" and value in self.rows else ""
 
     def width(self, value: Value) -> int:
-        return math.prod(self.kinds[value].shape)
+        return self._widths[value]
 
     def is_product(self, value: Value) -> bool:
         return self.operation(value) in PRODUCTS
@@ -118,7 +121,9 @@ class Values:
 
     def arguments(self, value: Value) -> list[Value]:
         """What a node computes with."""
-        return [] if self.is_constant(value) else self._rows_of(value)
+        if value not in self._arguments:
+            self._arguments[value] = [] if self.is_constant(value) else self._rows_of(value)
+        return self._arguments[value]
 
     def _is_same(self, value: Value) -> bool:
         """Whether a node has the numbers of its argument."""
@@ -178,6 +183,11 @@ class Values:
 
     def parts(self, value: Value) -> list[tuple[int, Window]] | None:
         """Of what only puts windows of others together: those, with their places. None for what is computed."""
+        if value not in self._parts:
+            self._parts[value] = self._found_parts(value)
+        return self._parts[value]
+
+    def _found_parts(self, value: Value) -> list[tuple[int, Window]] | None:
         if value not in self.rows or value.kind != "v":
             return None
         parts = self._windows_of(value) if self.operation(value) in (*_SAME, *_MOVES, "sum_to", "cast") else None
@@ -186,30 +196,38 @@ class Values:
     def find_cuts(self, used: Sequence[Value]) -> None:
         """Where each row is cut: at the ends of every window that is taken of it, and where what is computed with it unit by unit is."""
         self.cuts = {value: {0, self.width(value)} for value in self.rows}
-        changed = True
-        while changed:
-            changed = False
-            for value in used:
-                for other, shift, low, width in self._together(value):
-                    changed |= self._share(value, other, shift, low, width)
+        links: dict[Value, list[tuple[Value, Value, int, int, int]]] = {value: [] for value in self.rows}
+        for value in used:
+            for other, start, low, width in self._together(value):
+                link = value, other, start, low, width
+                links[value].append(link)
+                links[other].append(link)
+        waiting = list(used)
+        while waiting:
+            for link in links[waiting.pop()]:
+                waiting += self._share(*link)
 
     def _together(self, value: Value) -> Iterator[tuple[Value, int, int, int]]:
-        """(another, the place there of `low`, low, width): windows of both that have the same cuts."""
+        """(another, where the window begins there, where here, its width): windows of both that have the same cuts."""
         parts = self.parts(value)
         if parts is not None:
-            yield from ((window.base, window.start, at, window.width) for at, window in parts if window.base in self.rows)
+            for at, window in parts:
+                if window.base is not None and window.base in self.rows:
+                    yield window.base, window.start, at, window.width
         elif self.is_pointwise(value):
             width = self.width(value)
             yield from ((arg, 0, 0, width) for arg in self.arguments(value) if arg in self.rows and self.width(arg) == width)
 
-    def _share(self, value: Value, other: Value, start: int, low: int, width: int) -> bool:
+    def _share(self, value: Value, other: Value, start: int, low: int, width: int) -> list[Value]:
+        """Gives both the cuts of both; returns those that have new ones."""
         mine, theirs = self.cuts[value], self.cuts[other]
-        before = len(mine) + len(theirs)
+        before = len(mine), len(theirs)
         theirs |= {cut - low + start for cut in mine if low <= cut <= low + width} | {start, start + width}
         mine |= {low, low + width}
         if other.kind == "v":  # inputs and states are in memory: whoever reads them does so in windows of his own
             mine |= {cut - start + low for cut in theirs if start <= cut <= start + width}
-        return len(mine) + len(theirs) > before
+        changed = zip((value, other), before, (len(mine), len(theirs)), strict=True)
+        return [one for one, then, now in changed if now > then]
 
     def windows(self, value: Value, start: int = 0, width: int | None = None) -> list[tuple[int, Window]]:
         """The windows that a part of a row is computed by, each with its place in that part. They are of inputs, states, parameters, and
