@@ -60,6 +60,7 @@ class ProgramReader {
     p_.slots = read_.list<Slot>([this] { return slot(); });
     p_.starts = read_.list<int64_t>([this] { return read_.size(); });
     for (size_t phase = 0; phase < p_.phases.size(); ++phase) {
+      in_loop_ = phase == 1;
       p_.attached[phase] = attached_ = read_.count();
       p_.phases[phase] = read_.list<ProgramStage>([this] { return stage(); });
     }
@@ -87,6 +88,8 @@ class ProgramReader {
   // Throws unless the row has so many numbers from there on.
   SlotStart row(int64_t width, const SlotStart& at, bool booleans = false) const {
     const Slot& slot = p_.slots[at.slot];
+    const bool of_all = slot.kind == SlotKind::input || slot.kind == SlotKind::output || slot.kind == SlotKind::rows;
+    TORCH_CHECK_VALUE(in_loop_ || of_all, "program: rows of one time step are read outside the loop over time steps");
     TORCH_CHECK_VALUE(at.start >= 0 && width >= 0 && at.start + width <= slot.width && (booleans || !slot.boolean), "program: ", width,
                       " numbers from ", at.start, " on are not in slot ", at.slot, " of ", slot.width);
     return at;
@@ -174,6 +177,7 @@ class ProgramReader {
   Program& p_;
   Reader read_;
   int64_t attached_ = 0;
+  bool in_loop_ = false;
 };
 
 struct Programs {

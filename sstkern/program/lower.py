@@ -276,7 +276,7 @@ class _Lowering:
         """phase: where it is wanted, if it is there before."""
         self._need(window)
         base = window.base
-        if base is not None and base.kind == "h":
+        if base is not None and base.kind == "h" or self.slots[target.slot].kind == "n":
             phase = CORE
         elif base is not None and self._is_made(base):
             phase = self.phase[base]
@@ -481,7 +481,7 @@ class _Lowering:
         self.targets: dict[Value, Memory] = {}
         for window in self.order:
             for phase, target in self.stores.get(window, ()):
-                if self._put(window) and self._takes(window, target):
+                if self._put(window) and self._takes(window, phase, target):
                     continue
                 self._loop(phase, self._copied_at(window, phase, ends), window.width).stores.append((window, target))
         for phase in (BEFORE, CORE, AFTER):
@@ -490,22 +490,27 @@ class _Lowering:
                     self._attach(loop, phase, stage, width)
 
     def _copied_at(self, window: Window, phase: int, ends: dict[tuple[Window, int], int]) -> int:
-        if self._computed(window):
+        if self._computed(window) and self._phase_of(window) == phase:
             return self.stage[window]
+        if self._computed(window):
+            return 0
         if (window, phase) in ends:
             return ends[window, phase]
         return self.first[window] if self._phase_of(window) == phase and window.base is not None and self._is_made(window.base) else 0
 
-    def _takes(self, window: Window, target: Memory) -> bool:
+    def _takes(self, window: Window, phase: int, target: Memory) -> bool:
         """Whether what is put to memory is put to this target, which is all of it and the first; else it is copied there."""
         base = window.base
         assert base is not None
         if base in self.targets:
             return False
-        if base not in self.slot_of and window.width == self.values.width(base):
+        mine = phase == self.phase[base]
+        if mine and base not in self.slot_of and window.width == self.values.width(base):
             self.targets[base] = target
             return True
-        self._home_of_put(base)
+        slot = self._home_of_put(base)
+        if not mine:
+            self._keep(slot)
         return False
 
     def _loop(self, phase: int, stage: int, width: int) -> Loop:
@@ -521,10 +526,10 @@ class _Lowering:
             ahead = self.values.is_product(base) and self._ahead(base)
             same = theirs == phase and reader.width == window.width and (self.stage[reader] == stage or ahead)
             if not same:
-                slot = self._home(base)
-                self._store(window, Memory(slot, window.start), phase)
-                if theirs != phase:
-                    self._keep(slot)
+                self._reach_from(window, theirs)
+        for theirs, _ in list(self.stores.get(window, ())):
+            if theirs != phase:
+                self._reach_from(window, theirs)
 
     def _reach(self, window: Window) -> None:
         """Gives what is put to memory a place that its readers reach."""
@@ -539,6 +544,15 @@ class _Lowering:
         if self.phase[base] != CORE:
             self._keep(slot)
         return slot
+
+    def _reach_from(self, window: Window, phase: int) -> None:
+        """Stores what a loop computes where another loop, perhaps of another phase, can read it."""
+        base = window.base
+        assert base is not None
+        slot = self._home(base)
+        self._store(window, Memory(slot, window.start), self.phase[base])
+        if phase != self.phase[base]:
+            self._keep(slot)
 
     def _attach(self, loop: Loop, phase: int, stage: int, width: int) -> None:
         read = [part for window in loop.windows for part in self.taken(window)] + [window for window, _ in loop.stores]

@@ -7,6 +7,7 @@ T time steps, B batch, N rows, as in `run`.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -30,6 +31,8 @@ _library.define(f"program({_CALL}, {_TENSORS}, int? saved_rows) -> (Tensor[] out
 # needs: which gradients to return, a flag each for inputs, parameters, states; the result holds just those, in that order.
 _library.define(f"program_backward({_CALL}, {_TENSORS}, Tensor[] saved, Tensor[] grad_outputs, Tensor[] grad_hx, bool[] needs) -> Tensor[]")
 _FIELDS = len(_CALL.split(","))
+# The overloads themselves: to find one takes the operator 2 microseconds.
+_PROGRAM, _BACKWARD = torch.ops.sstkern.program.default, torch.ops.sstkern.program_backward.default
 
 
 def layer(
@@ -40,8 +43,46 @@ def layer(
     if not torch.compiler.is_compiling() and engines.transformed(tensors):
         return run.layer(call, inputs, parameters, hx, lengths)
     differentiable = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
-    rows = operators.saved_rows(not call.padded, lengths) if differentiable else None
-    return torch.ops.sstkern.program(*_flat(call), inputs, parameters, hx, lengths, rows)[:2]
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or operators.autocasting(inputs[0]):
+        rows = operators.saved_rows(not call.padded, lengths) if differentiable else None
+        return torch.ops.sstkern.program(*_flat(call), inputs, parameters, hx, lengths, rows)[:2]
+    if differentiable:
+        counts = len(inputs), len(parameters), len(hx)
+        found = _Program.apply(call, counts, lengths, *tensors)
+        return list(found[: len(call.program.outputs)]), list(found[len(call.program.outputs) :])
+    with operators.undifferentiated():
+        return _PROGRAM(*_flat(call), inputs, parameters, hx, lengths, None)[:2]
+
+
+class _Program(torch.autograd.Function):
+    """The gradient that `sstkern::program` has, for eager calls: through the dispatcher a call takes a millisecond."""
+
+    @staticmethod
+    def forward(ctx, call: Call, counts: tuple[int, int, int], lengths: Tensor | None, *tensors: Tensor) -> tuple[Tensor, ...]:
+        ctx.call, ctx.counts = call, counts
+        ctx.set_materialize_grads(False)
+        inputs, parameters, hx = _split(tensors, counts)
+        with operators.undifferentiated():
+            outputs, hx_n, saved = _PROGRAM(
+                *_flat(call), inputs, parameters, hx, lengths, operators.saved_rows(not call.padded, lengths)
+            )
+        ctx.kinds = [(result.shape, result.dtype, result.device) for result in outputs]
+        ctx.save_for_backward(*tensors, lengths, *saved)
+        return *outputs, *hx_n
+
+    @staticmethod
+    def backward(ctx, *gradients: Tensor | None) -> tuple:
+        inputs, parameters, hx, lengths, saved = _parts(ctx.saved_tensors, ctx.counts)
+        wanted = list(ctx.needs_input_grad[3:])
+        count = len(ctx.kinds)
+        found = _given_gradients(ctx, inputs, parameters, hx, lengths, saved, gradients[:count], gradients[count:], wanted)
+        return None, None, None, *chain.from_iterable(found)
+
+
+def _split(tensors: Sequence[Tensor], counts: Sequence[int]) -> list[Sequence[Tensor]]:
+    """Inputs, parameters and states."""
+    rest = iter(tensors)
+    return [[next(rest) for _ in range(count)] for count in counts]
 
 
 def _flat(call: Call) -> tuple:
@@ -156,7 +197,7 @@ def _fake_backward(*arguments):
 
 def _setup_forward(ctx, inputs, output):
     *fields, given, parameters, hx, lengths, _ = inputs
-    ctx.call, ctx.counts = fields, (len(given), len(parameters), len(hx), len(output[0]))
+    ctx.call, ctx.counts = _call(*fields), (len(given), len(parameters), len(hx))
     ctx.kinds = [(result.shape, result.dtype, result.device) for result in output[0]]
     ctx.save_for_backward(*given, *parameters, *hx, lengths, *output[2])
     ctx.mark_non_differentiable(*output[2])
@@ -164,32 +205,39 @@ def _setup_forward(ctx, inputs, output):
 
 
 def _forward_gradient(ctx, grad_outputs, grad_hx, _grad_saved):
-    inputs, parameters, hx, lengths, saved = _parts(ctx.saved_tensors, ctx.counts[:3])
-    found: Sequence[Sequence[Tensor | None]] = [[None] * len(part) for part in (inputs, parameters, hx)]
+    inputs, parameters, hx, lengths, saved = _parts(ctx.saved_tensors, ctx.counts)
     wanted = [need for part in ctx.needs_input_grad[_FIELDS : _FIELDS + 3] for need in part]
-    needs = [need and there for need, there in zip(wanted, run.reached(_call(*ctx.call), inputs, parameters, hx), strict=True)]
-    if any(gradient is not None for gradient in (*grad_outputs, *grad_hx)):
-        grad_outputs = [
-            torch.zeros(shape, dtype=dtype, device=device) if gradient is None else gradient
-            for gradient, (shape, dtype, device) in zip(grad_outputs, ctx.kinds, strict=True)
-        ]
-        grad_hx = [torch.zeros_like(state) if gradient is None else gradient for gradient, state in zip(grad_hx, hx, strict=True)]
-        found = _gradients(ctx.call, inputs, parameters, hx, lengths, saved, grad_outputs, grad_hx, needs)
-    return *_nothing(ctx.call), *found, None, None
+    found = _given_gradients(ctx, inputs, parameters, hx, lengths, saved, grad_outputs, grad_hx, wanted)
+    return *_nothing(_flat(ctx.call)), *found, None, None
+
+
+def _given_gradients(ctx, inputs, parameters, hx, lengths, saved, grad_outputs, grad_hx, wanted) -> Sequence[Sequence[Tensor | None]]:
+    """Of inputs, parameters and states, where some of the results may have no gradient."""
+    if all(gradient is None for gradient in (*grad_outputs, *grad_hx)):
+        return [[None] * len(part) for part in (inputs, parameters, hx)]
+    reached = run.reached(ctx.call, inputs, parameters, hx)
+    needs = [need and there for need, there in zip(wanted, reached, strict=True)]
+    grad_outputs = [
+        torch.zeros(shape, dtype=dtype, device=device) if gradient is None else gradient
+        for gradient, (shape, dtype, device) in zip(grad_outputs, ctx.kinds, strict=True)
+    ]
+    grad_hx = [torch.zeros_like(state) if gradient is None else gradient for gradient, state in zip(grad_hx, hx, strict=True)]
+    return _gradients(ctx.call, inputs, parameters, hx, lengths, saved, grad_outputs, grad_hx, needs)
 
 
 def _gradients(call, inputs, parameters, hx, lengths, saved, grad_outputs, grad_hx, needs) -> list[list[Tensor | None]]:
     tensors = inputs, parameters, hx, lengths, saved, grad_outputs, grad_hx, needs
     if not torch.compiler.is_compiling() and engines.transformed([*grad_outputs, *grad_hx]):
-        found = iter(run.backward(_call(*call), *tensors))
+        found = iter(run.backward(call, *tensors))
         return [[next(found) for _ in part] for part in (inputs, parameters, hx)]
-    found, wanted = iter(torch.ops.sstkern.program_backward(*call, *tensors)), iter(needs)
+    with operators.undifferentiated(torch.is_grad_enabled()):
+        found, wanted = iter(_BACKWARD(*_flat(call), *tensors)), iter(needs)
     return [[next(found) if next(wanted) else None for _ in part] for part in (inputs, parameters, hx)]
 
 
 def _nothing(fields: Sequence) -> list:
     """As gradients of what is no tensor: torch wants None, and an empty list for one."""
-    return [[] if isinstance(field, list) and not field else None for field in fields]
+    return [[] if isinstance(field, list | tuple) and not field else None for field in fields]
 
 
 def _parts(tensors: Sequence, counts: Sequence[int]) -> tuple:
@@ -218,8 +266,7 @@ def _backward_gradient(ctx, grads):
     call = _call(*ctx.call)
 
     def forward(tensors: Sequence[Tensor]) -> list[Tensor]:
-        rest = iter(tensors)
-        inputs, parameters, hx = ([next(rest) for _ in range(count)] for count in ctx.counts)
+        inputs, parameters, hx = _split(tensors, ctx.counts)
         results, hx_n = run.layer(call, inputs, parameters, hx, lengths)
         return [*results, *hx_n]
 

@@ -26,7 +26,7 @@ class Kind(NamedTuple):
 
 def row_kind(tensor: Tensor, lead: int) -> Kind:
     """Of a tensor of rows, whose first `lead` dimensions count the rows."""
-    return Kind(tuple(int(size) for size in tensor.shape[lead:]), tensor.dtype)
+    return Kind(tuple(map(int, tensor.shape[lead:])), tensor.dtype)
 
 
 class Leaves(NamedTuple):
