@@ -11,8 +11,8 @@ KERNELS = Path(__file__).parents[2] / "csrc" / "kernels"
 COUNTS = (1, 4)
 TYPES = {"float": np.float32, "double": np.float64}
 _SAME_NAME = (
-    "neg abs sign reciprocal sqrt rsqrt relu floor ceil round trunc exp expm1 log log1p sin cos tan atan sinh cosh asinh erf sigmoid tanh silu "
-    "mish log_sigmoid hardsigmoid hardswish gelu gelu_tanh"
+    "neg abs sign reciprocal sqrt rsqrt relu floor ceil round trunc exp expm1 log log1p sin cos tan atan sinh cosh asinh erf sigmoid "
+    "tanh silu mish log_sigmoid hardsigmoid hardswish gelu gelu_tanh"
 )
 _COMPARISONS = "lt le gt ge eq ne"
 
@@ -30,7 +30,7 @@ EXPRESSIONS = {
     "div": "x / y",
     "square": "pow<T>(x, T(2))",
     "softplus": "softplus<T>(x, T(1), T(20))",
-    "steep_softplus": "softplus<T>(x, T(3), T(2))",
+    "steep_softplus": "softplus<T>(x, T(4), T(2))",
     "elu": "elu<T>(x, T(1.5), T(1.25), T(0.75))",
     "leaky_relu": "leaky_relu<T>(x, T(0.125))",
     "hardtanh": "hardtanh<T>(x, T(-0.5), T(2))",

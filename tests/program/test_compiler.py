@@ -122,7 +122,7 @@ def test_an_error_in_the_text_is_told_in_the_compilers_words(work: Path):
         compiler.compiled(compiler.find(), "nonsense;", work)
 
 
-SLEEPING = "sleep 600 &\necho $! > started\nwait\n"
+SLEEPING = "sleep 60 &\necho $! > started\nwait\n"
 
 
 def test_one_that_takes_too_long_is_ended_with_all_that_it_started(monkeypatch: pytest.MonkeyPatch, work: Path):
