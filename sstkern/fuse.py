@@ -104,8 +104,7 @@ class Direction:
         """
         engines.check_program(fused=True)
         given = self._given(cell, inputs, batch, hx)
-        guessed = hx is None and first_states.is_guess(cell, self.initial_state)
-        result = self._as_program(cell, inputs, batch, given, every, guessed)
+        result = self._as_program(cell, inputs, batch, given, every, hx is not None)
         if result is None:
             engines.check_program(fused=False)
             step = partial(stepping.layer, padded=not batch.packed, returns=self.returns, reverse=self.reverse, every=every)
@@ -134,12 +133,12 @@ class Direction:
         return state if state is None or order is None else mapped(state, lambda leaf: leaf.index_select(0, order))
 
     def _as_program(
-        self, cell: nn.Module, inputs: Structure, batch: Batch, state: Structure | None, every: bool, guessed: bool
+        self, cell: nn.Module, inputs: Structure, batch: Batch, state: Structure | None, every: bool, told: bool
     ) -> Result | None:
         """The result of the cell's program; None, with the reason noted, where there is none.
 
         inputs: rows of every step, (T, B, ...), with `batch.packed` (N, ...). state: (B, ...), or None where only the cell knows it, by the
-        default of its state. guessed: whether it is zeros because nothing said what it is.
+        default of its state. told: whether the caller gave it.
         """
         options = layer.Options(not batch.packed, self.reverse, self.recompute, every)
         if torch.compiler.is_dynamo_compiling():
@@ -150,6 +149,7 @@ class Direction:
         try:
             captured = self.programs.of_call(cell, inputs, state, 1 if batch.packed else 2, self.returns)
         except Unfused as error:
+            guessed = not told and first_states.is_guess(cell, self.initial_state)
             if guessed and isinstance(error, Mixed):  # one that unpacks its state unpacks sequences, where there are as many
                 raise ValueError(
                     f"hx: {type(cell).__name__} was given zeros of its hidden_size, one Tensor, as its state, and {error}; if its state is "

@@ -84,10 +84,10 @@ def _key(specs: Structure) -> Any:
 
 def _specs(tensors: Structure, lead: int, cell: nn.Module) -> Structure:
     """Of a step's rows of each tensor, whose first `lead` dimensions count rows."""
-    dtype = cast_dtype(cell)
 
     def spec(tensor: Tensor) -> Spec:
-        return Spec(tuple(tensor.shape[lead:]), dtype if is_cast(tensor) and dtype else tensor.dtype, tensor.device)
+        dtype = cast_dtype(cell) if is_cast(tensor) else None
+        return Spec(tuple(tensor.shape[lead:]), dtype or tensor.dtype, tensor.device)
 
     return mapped(tensors, spec)
 

@@ -96,23 +96,24 @@ def _call(program: str, sizes: Sequence[int], numbers: Sequence[float], *flags: 
 
 def _forward(*arguments):
     *fields, inputs, parameters, hx, lengths, saved_rows = arguments
-    call, given = _call(*fields), [*inputs, *parameters, *hx]
+    call = _call(*fields)
     with private.below_views():  # a view could not be changed in place by the caller
-        return _apart(given, *_results(call, inputs, parameters, hx, lengths, saved_rows))
+        return _results(call, inputs, parameters, hx, lengths, saved_rows)
 
 
 def _results(call: Call, inputs, parameters, hx, lengths: Tensor | None, saved_rows: int | None):
-    """By the CPU engine where it can, else in plain PyTorch."""
-    if on_cpu.wanted([*inputs, *parameters, *hx]):
+    """By the CPU engine where it can, which gives new tensors, else in plain PyTorch."""
+    given = [*inputs, *parameters, *hx]
+    if on_cpu.wanted(given):
         try:
             return on_cpu.forward(call, inputs, parameters, hx, lengths, saved_rows)
         except (NotLowered, CannotCompile) as error:
             on_cpu.unable(error)
     if saved_rows is None:
-        return *run.layer(call, inputs, parameters, hx, lengths), []
+        return *_apart(given, *run.layer(call, inputs, parameters, hx, lengths)), []
     outputs, hx_n, saved = run.forward_and_saved(call, inputs, parameters, hx, lengths)
     rows = _all_rows(call, inputs[0]) if saved_rows == ALL_ROWS else saved_rows
-    return outputs, hx_n, [_filled(tensor, rows) for tensor in saved]
+    return _apart(given, outputs, hx_n, [_filled(tensor, rows) for tensor in saved])
 
 
 def _all_rows(call: Call, x: Tensor) -> int:
@@ -143,24 +144,25 @@ def _memory(tensor: Tensor) -> int:
 
 def _backward(*arguments):
     *fields, inputs, parameters, hx, lengths, saved, grad_outputs, grad_hx, needs = arguments
-    call, given = _call(*fields), [*inputs, *parameters, *hx, *grad_outputs, *grad_hx]
+    call = _call(*fields)
     with private.below_views():
         if not saved:  # the forward was told that there is no backward
             saved = _results(call, inputs, parameters, hx, lengths, _rows(call, inputs[0], lengths))[2]
-        found = _gradients_of(call, inputs, parameters, hx, lengths, saved, grad_outputs, grad_hx, needs)
-        return _apart(given, [gradient for gradient in found if gradient is not None])[0]
+        return _gradients_of(call, inputs, parameters, hx, lengths, saved, grad_outputs, grad_hx, needs)
 
 
 def _gradients_of(call: Call, inputs, parameters, hx, lengths: Tensor | None, saved, grad_outputs, grad_hx, needs):
     """As `_results`."""
-    tensors = inputs, parameters, hx, lengths
-    if on_cpu.wanted([*inputs, *parameters, *hx, *grad_outputs, *grad_hx]):
+    tensors, given = (inputs, parameters, hx, lengths), [*inputs, *parameters, *hx, *grad_outputs, *grad_hx]
+    if on_cpu.wanted(given):
         try:
-            return on_cpu.backward(call, *tensors, saved, grad_outputs, grad_hx, needs)
+            found = on_cpu.backward(call, *tensors, saved, grad_outputs, grad_hx, needs)
+            return [gradient for gradient in found if gradient is not None]
         except (NotLowered, CannotCompile) as error:
             on_cpu.unable(error)
     saved = [tensor[: _rows(call, inputs[0], lengths)] for tensor in saved]
-    return run.backward(call, *tensors, saved, grad_outputs, grad_hx, needs)
+    found = run.backward(call, *tensors, saved, grad_outputs, grad_hx, needs)
+    return _apart(given, [gradient for gradient in found if gradient is not None])[0]
 
 
 def _rows(call: Call, x: Tensor, lengths: Tensor | None) -> int:
