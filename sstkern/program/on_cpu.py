@@ -69,7 +69,7 @@ class Compiled:
             self.handle,
             [_flat(tensor, len(kind.shape)) for tensor, kind in zip(inputs, self.leaves.inputs, strict=True)],
             [known[value] for value in self.weights],
-            [_spread(known[value], shape) for value, shape in self.vectors],
+            [_spread(torch.as_tensor(known[value]), shape) for value, shape in self.vectors],
             [_flat(state, len(kind.shape)) for state, kind in zip(states, self.leaves.states, strict=True)],
             lengths,
             call.numbers[: self.numbers],

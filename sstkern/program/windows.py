@@ -66,7 +66,7 @@ class Values:
         return found
 
     def _kind(self, value: Value) -> Kind:
-        tensor = self.examples.of[value]
+        tensor = torch.as_tensor(self.examples.of[value])  # what is computed of numbers only is a number
         return Kind(tuple(tensor.shape[1:] if value in self.rows else tensor.shape), tensor.dtype)
 
     def _dtype(self) -> torch.dtype:

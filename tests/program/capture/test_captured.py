@@ -340,9 +340,9 @@ def test_it_takes_milliseconds():
     specs = spec(64, dtype=torch.float32), (spec(128, dtype=torch.float32),) * 2
     times = []
     for _ in range(10):
-        began = time.perf_counter()
+        began = time.process_time()
         capture(module, *specs)
-        times.append(time.perf_counter() - began)
+        times.append(time.process_time() - began)
     assert min(times) < 0.03  # measured: 0.007
 
 
