@@ -1,8 +1,13 @@
-"""torch.compile of torch.nn's layers, which unrolls every time step: in a process of its own, that can be ended."""
+"""What compiles for a long time, in a process of its own, that can be ended: torch.compile of torch.nn's layers, which unrolls every time
+step, and what is made of somebody's own cell."""
 
 import multiprocessing
+import os
 import signal
 import time
+import warnings
+from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any
@@ -26,28 +31,28 @@ def engine(limit: float = LIMIT) -> Engine:
 def _prepare(problem: Problem, limit: float) -> Prepared:
     if problem.case.steps > MOST_STEPS:
         raise Unavailable(f"torch.compile unrolls the time steps, and {problem.case.steps} are more than {MOST_STEPS}")
-    return Child(problem, limit)
+    return Child(partial(_compiled, problem.case, problem.threads), problem, limit)
 
 
 class Child(Prepared):
-    """The compiled layer, run by another process, which is told when."""
+    """An engine in another process, which is told when to run it. make: makes it there."""
 
-    def __init__(self, problem: Problem, limit: float):
+    def __init__(self, make: Callable[[], Prepared], problem: Problem, limit: float):
         super().__init__(run=lambda: None, training=problem.case.training)
         self._pipe, pipe = multiprocessing.Pipe()
         context = multiprocessing.get_context("spawn")
-        self._process = context.Process(target=serve, args=(pipe, problem.case, problem.threads), daemon=True)
+        self._process = context.Process(target=serve, args=(pipe, make, problem.threads), daemon=True)
         self._compiling = True
         self._process.start()
         pipe.close()
         try:
-            seconds, results = self._answer(limit, f"compiling took more than {limit:g} s")
+            results, notes = self._answer(limit, f"compiling took more than {limit:g} s")
         except BaseException:
             self.close()
             raise
         self._compiling = False
         self._results = [torch.from_numpy(result) for result in results]
-        self.notes["compile_seconds"] = seconds
+        self.notes.update(notes)
 
     def results(self) -> list[Tensor]:
         return self._results
@@ -60,10 +65,16 @@ class Child(Prepared):
         self._pipe.close()  # which ends it, unless it is still compiling
         self._process.join(0 if self._compiling else _WAIT)
         if self._process.is_alive():
-            self._process.terminate()
+            self._end(signal.SIGTERM)
             self._process.join(_WAIT)
         if self._process.is_alive():
-            self._process.kill()
+            self._end(signal.SIGKILL)
+
+    def _end(self, how: signal.Signals) -> None:
+        """The process and the C++ compilers that it waits for, which would take time from what is measured next."""
+        with suppress(ProcessLookupError):  # it may not lead a group of processes yet
+            os.killpg(self._process.pid, how)
+        os.kill(self._process.pid, how)
 
     def _answer(self, limit: float | None, late: str) -> Any:
         if not self._pipe.poll(limit):
@@ -77,15 +88,17 @@ class Child(Prepared):
         return answer
 
 
-def serve(pipe: Connection, case: Case, threads: int) -> None:
+def serve(pipe: Connection, make: Callable[[], Prepared], threads: int) -> None:
     """What the other process does: compile, send results, then a block's times for every number of seconds it receives."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that started this one
+    stand_alone()
     torch.set_num_threads(threads)
+    settle_the_compiler()
     try:
         start = time.perf_counter()
-        prepared = _compiled(Problem.of(case, threads))
+        prepared = make()
         results = prepared.results()
-        pipe.send(("ready", (time.perf_counter() - start, [tensor.float().numpy() for tensor in results])))
+        notes = {"compile_seconds": time.perf_counter() - start, **prepared.notes}
+        pipe.send(("ready", ([tensor.float().numpy() for tensor in results], notes)))
         while True:
             pipe.send(("times", prepared.block(pipe.recv())))
     except (EOFError, BrokenPipeError):  # nobody wants more
@@ -94,10 +107,21 @@ def serve(pipe: Connection, case: Case, threads: int) -> None:
         pipe.send(("failed", in_one_line(error)))
 
 
-def _compiled(problem: Problem) -> Prepared:
+def stand_alone() -> None:
+    """Makes this process the first of a group: one call ends it with all that it started, and Ctrl-C is for the process that started it."""
+    os.setpgid(0, 0)
+    warnings.simplefilter("ignore")  # a compiler's, in the middle of a table
+
+
+def settle_the_compiler() -> None:
     import torch._dynamo
     import torch._inductor.config
+    import torch.compiler.config
 
     torch._dynamo.config.allow_rnn = True
     torch._inductor.config.compile_threads = 1  # a daemonic process may have no pool of its own
-    return torch_padded(problem, wrap=torch.compile)
+    torch.compiler.config.force_disable_caches = True  # how long compiling takes is a figure
+
+
+def _compiled(case: Case, threads: int) -> Prepared:
+    return torch_padded(Problem.of(case, threads), wrap=torch.compile)

@@ -27,7 +27,7 @@ def test_the_process_sends_results_and_then_times(pipes, monkeypatch: pytest.Mon
     kind, (seconds, results) = here.recv()
     assert (kind, seconds > 0) == ("ready", True)
     problem = Problem.of(CASE, 1)
-    assert peers.difference(problem, [torch.from_numpy(result) for result in results], peers.reference(problem)) < 1e-5
+    assert peers.difference(problem, [torch.from_numpy(result) for result in results], problem.expected()) < 1e-5
     here.send(0.001)
     kind, times = here.recv()
     assert (kind, min(times) > 0) == ("times", True)
