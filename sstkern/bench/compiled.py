@@ -1,9 +1,11 @@
 """What compiles for a long time, in a process of its own, that can be ended: torch.compile of torch.nn's layers, which unrolls every time
 step, and what is made of somebody's own cell."""
 
+import logging
 import multiprocessing
 import os
 import signal
+import tempfile
 import time
 import warnings
 from collections.abc import Callable
@@ -41,7 +43,9 @@ class Child(Prepared):
         super().__init__(run=lambda: None, training=problem.case.training)
         self._pipe, pipe = multiprocessing.Pipe()
         context = multiprocessing.get_context("spawn")
-        self._process = context.Process(target=serve, args=(pipe, make, problem.threads), daemon=True)
+        self._folder = tempfile.TemporaryDirectory()
+        arguments = pipe, make, problem.threads, self._folder.name
+        self._process = context.Process(target=serve, args=arguments, daemon=True)
         self._compiling = True
         self._process.start()
         pipe.close()
@@ -69,6 +73,8 @@ class Child(Prepared):
             self._process.join(_WAIT)
         if self._process.is_alive():
             self._end(signal.SIGKILL)
+            self._process.join(_WAIT)
+        self._folder.cleanup()
 
     def _end(self, how: signal.Signals) -> None:
         """The process and the C++ compilers that it waits for, which would take time from what is measured next."""
@@ -88,11 +94,13 @@ class Child(Prepared):
         return answer
 
 
-def serve(pipe: Connection, make: Callable[[], Prepared], threads: int) -> None:
-    """What the other process does: compile, send results, then a block's times for every number of seconds it receives."""
-    stand_alone()
+def serve(pipe: Connection, make: Callable[[], Prepared], threads: int, folder: str) -> None:
+    """What the other process does: compile, send results, then a block's times for every number of seconds it receives.
+
+    folder: for what is compiled; a new one, for how long compiling takes is a figure.
+    """
+    stand_alone(folder)
     torch.set_num_threads(threads)
-    settle_the_compiler()
     try:
         start = time.perf_counter()
         prepared = make()
@@ -107,20 +115,20 @@ def serve(pipe: Connection, make: Callable[[], Prepared], threads: int) -> None:
         pipe.send(("failed", in_one_line(error)))
 
 
-def stand_alone() -> None:
-    """Makes this process the first of a group: one call ends it with all that it started, and Ctrl-C is for the process that started it."""
+def stand_alone(folder: str) -> None:
+    """Makes this process the first of a group: one call ends it with all that it started, and Ctrl-C is for the process that started it.
+
+    Settles the compiler, and silences it, which would write into a table.
+    """
     os.setpgid(0, 0)
-    warnings.simplefilter("ignore")  # a compiler's, in the middle of a table
-
-
-def settle_the_compiler() -> None:
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder
+    warnings.simplefilter("ignore")
+    logging.disable(logging.WARNING)
     import torch._dynamo
     import torch._inductor.config
-    import torch.compiler.config
 
     torch._dynamo.config.allow_rnn = True
     torch._inductor.config.compile_threads = 1  # a daemonic process may have no pool of its own
-    torch.compiler.config.force_disable_caches = True  # how long compiling takes is a figure
 
 
 def _compiled(case: Case, threads: int) -> Prepared:

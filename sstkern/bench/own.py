@@ -23,7 +23,7 @@ def measure(case: OwnCase, threads: int, seconds: float, limit: float = compiled
         problem = OwnProblem.of(case, threads)
         problem.expected()
     except Exception as error:  # the cell's own, which must not end the run of other cells
-        return as_row({}, {engine.name: f"nothing to compare with, the loop failed: {in_one_line(error)}" for engine in engines})
+        return as_row({}, {"loop": f"failed, and leaves nothing to agree with: {in_one_line(error)}"})
     return suite.timed(problem, engines, seconds, as_row)
 
 

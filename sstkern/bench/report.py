@@ -200,13 +200,13 @@ def _cases_table(rows: list[Row]) -> Any:
 
     names = list(dict.fromkeys(name for row in rows for name in row["engines"]))
     table = Table(
-        title="milliseconds of one call; spread of the ratio's two figures; GFLOP/s and % of float32's peak, of a large torch.mm's rate and of bandwidth are ours",
+        title="milliseconds of one call; spread of the ratio's two figures; ours: GFLOP/s, % of float32's peak, of a large torch.mm, of bandwidth",
         title_justify="left",
     )
     for name in ("cell", "B,T,H", "phase", "lengths", "dtype"):
         table.add_column(name, no_wrap=True)
     for name in (*names, "peer / ours", "% spread", "GFLOP/s", "% peak", "% mm", "% bandwidth"):
-        table.add_column(name.replace("torch_", "torch\n").replace(" ", "\n"), justify="right")
+        table.add_column(name.replace("torch_", "torch\n").replace("compiled_", "compiled\n").replace(" ", "\n"), justify="right")
     for row in rows:
         times = [_number(row["engines"].get(name, {}).get("ms"), ".3f") for name in names]
         ratio = _number(row["ratio"], ".2f") + ("*" if row["discarded"] else "")

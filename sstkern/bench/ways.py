@@ -65,7 +65,7 @@ def scan(problem: OwnProblem) -> Prepared:
         output, after = loop.read(loop.cell(row, state))
         return mapped(after, torch.clone), output.clone()  # it takes no result that another one shares memory with
 
-    call = torch.compile(lambda x, state: scanned(step, state, x)[1])
+    call = torch.compile(lambda x, state: scanned(step, state, x)[1], fullgraph=True)  # without it scan does not compile
     return of_module(problem, loop.cell, lambda x: call(x, loop.first()))
 
 
