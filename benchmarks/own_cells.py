@@ -2,7 +2,8 @@
 
     python benchmarks/own_cells.py --output benchmarks/results/MACHINE
 
-writes own_cells.json and own_cells.png there; `--shape`, `--phase`, `--cell` and the other options of `sstkern bench` choose what is measured.
+writes own_cells.json and own_cells.png there. `--shape`, `--phase`, `--cell` and the other options of `sstkern bench` choose what is
+measured.
 """
 
 from __future__ import annotations

@@ -25,11 +25,13 @@ class Loop:
             self.read = self._reader()
 
     def first(self) -> Structure | None:
-        """The state before the first step; None where only the cell knows it, by the default of its state."""
+        """The state before the first step, new tensors; None where only the cell knows it, by the default of its state."""
         if self._state is None:
             return None
         learned = torch.is_grad_enabled() and any(leaf.requires_grad for leaf in flatten(self._state))
-        return self._found() if learned else mapped(self._state, lambda leaf: leaf.detach().clone())
+        if learned:
+            return mapped(self._found(), torch.Tensor.contiguous)
+        return mapped(self._state, lambda leaf: leaf.detach().clone(memory_format=torch.contiguous_format))
 
     def _found(self) -> Structure | None:
         state = first_states.first_state(self.cell, None, len(self._x), self._x)

@@ -200,7 +200,7 @@ def _cases_table(rows: list[Row]) -> Any:
 
     names = list(dict.fromkeys(name for row in rows for name in row["engines"]))
     table = Table(
-        title="milliseconds of one call; spread of the ratio's two figures; ours: GFLOP/s, % of float32's peak, of a large torch.mm, of bandwidth",
+        title="milliseconds of one call; spread of the ratio's two figures; ours: GFLOP/s, % of peak, of a large torch.mm, of bandwidth",
         title_justify="left",
     )
     for name in ("cell", "B,T,H", "phase", "lengths", "dtype"):

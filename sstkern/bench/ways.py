@@ -80,7 +80,7 @@ def torchscript(problem: OwnProblem) -> Prepared:
             prepared = _scripted(problem, loop, torch.jit.trace(_Unrolled(loop), (problem.x, loop.first()), check_trace=False))
         except Exception as error:
             raise Unavailable(f"failed: script: {in_one_line(refused)}; trace: {in_one_line(error)}") from error
-        prepared.notes["traced"] = True
+        prepared.notes["traced"] = in_one_line(refused)
     return prepared
 
 
@@ -92,7 +92,7 @@ def _scripted(problem: OwnProblem, loop: Loop, module: nn.Module) -> Prepared:
 
 
 def _script(loop: Loop) -> nn.Module:
-    holder = nn.Module()
+    holder = type("Script", (nn.Module,), {})()  # a class of its own: TorchScript gives a class one forward for all its instances
     holder.cell = loop.cell
     module = torch.jit.script(holder)
     state = loop.first()
