@@ -43,7 +43,7 @@ class Child(Prepared):
         super().__init__(run=lambda: None, training=problem.case.training)
         self._pipe, pipe = multiprocessing.Pipe()
         context = multiprocessing.get_context("spawn")
-        self._folder = tempfile.TemporaryDirectory()
+        self._folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
         arguments = pipe, make, problem.threads, self._folder.name
         self._process = context.Process(target=serve, args=arguments, daemon=True)
         self._compiling = True
@@ -54,7 +54,6 @@ class Child(Prepared):
         except BaseException:
             self.close()
             raise
-        self._compiling = False
         self._results = [torch.from_numpy(result) for result in results]
         self.notes.update(notes)
 
@@ -66,7 +65,7 @@ class Child(Prepared):
         return self._answer(None, "")
 
     def close(self) -> None:
-        self._pipe.close()  # which ends it, unless it is still compiling
+        self._pipe.close()  # which ends it, unless it still compiles
         self._process.join(0 if self._compiling else _WAIT)
         if self._process.is_alive():
             self._end(signal.SIGTERM)
@@ -85,6 +84,7 @@ class Child(Prepared):
     def _answer(self, limit: float | None, late: str) -> Any:
         if not self._pipe.poll(limit):
             raise Unavailable(late)
+        self._compiling = False
         try:
             kind, answer = self._pipe.recv()
         except EOFError:

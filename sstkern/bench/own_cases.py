@@ -13,7 +13,7 @@ from sstkern.bench.cases import PHASES, Case, Shape
 from sstkern.bench.loops import Loop, unrolled
 from sstkern.bench.peers import SEED, Prepared, Problem, of_module
 from sstkern.named import own_cell
-from sstkern.program import flops
+from sstkern.program import work
 from sstkern.program.layer import Programs, kinds
 
 SHAPES: tuple[Shape, ...] = ((1, 100, 128), (32, 50, 128), (32, 50, 256), (128, 20, 128))
@@ -50,7 +50,7 @@ class OwnCase(Case):
             captured = Programs().of_call(cell, rows, first_states.first_state(cell, None, 1, rows), 1, "auto")
         except Exception:
             return None
-        return self.tokens * flops.of_products(captured.program, kinds(captured)) * (3 if self.training else 1)
+        return self.tokens * work.flops_of_products(captured.program, kinds(captured)) * (3 if self.training else 1)
 
 
 @dataclass(frozen=True)

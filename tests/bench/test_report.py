@@ -188,3 +188,20 @@ def test_the_tables_name_what_is_missing_and_what_is_discarded():
     assert "left out of 1 cases: openvino: not there" in text
     summed = next(line for line in text.splitlines() if "all points" in line)
     assert summed.replace("│", " ").split() == ["all", "points", "LSTM", "1", "2.50", "2.50", "0"]
+
+
+def test_a_table_tells_what_compiling_took():
+    case = Case("LSTM", 2, 3, 4)
+    engines = {"sstkern": taken(2.0), "torch_compile": taken(4.0) | {"compile_seconds": 12.34}}
+    found = reported(report.row(case, engines, {}, None, RATE), row(case, sstkern=2.0))
+    console = Console(width=200, file=io.StringIO())
+    assert [part.title for part in report.tables(found) if hasattr(part, "title")][1] == "seconds to compile and call once"
+    console.print(report.tables(found)[1])
+    lines = [line.replace("│", " ").split() for line in console.file.getvalue().splitlines() if "2,3,4" in line]
+    assert lines == [["LSTM", "2,3,4", "inference", "full", "float32", "12.3"]]
+
+
+def test_what_was_stepped_is_told_once():
+    engines = {"sstkern": taken(2.0) | {"stepped": "why"}, "loop": taken(4.0)}
+    rows = [report.row(Case("LSTM", 2, steps, 4), engines, {}, None, RATE) for steps in (3, 5)]
+    assert report.reasons(rows) == ["LSTM was stepped in Python: why"]

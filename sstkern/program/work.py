@@ -1,4 +1,4 @@
-"""Floating-point operations of a program."""
+"""How much a program computes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sstkern.program.shapes import Examples, Leaves
 _PRODUCTS = ("product", "transposed_product")
 
 
-def of_products(program: Program, leaves: Leaves) -> int:
+def flops_of_products(program: Program, leaves: Leaves) -> int:
     """Of the matrix products of one step of one sequence: two for every multiplication. Everything else of a step is not counted."""
     count = 0
     with private.untraced(), torch.no_grad():

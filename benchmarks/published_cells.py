@@ -1,6 +1,6 @@
 """The cells whose figures are published: six of the package torchrecurrent, and six in plain PyTorch, one time step each.
 
-    python benchmarks/own_cells.py --output benchmarks/results/MACHINE
+    python benchmarks/published_cells.py --output benchmarks/results/MACHINE
 
 writes own_cells.json and own_cells.png there. `--shape`, `--phase`, `--cell` and the other options of `sstkern bench` choose what is
 measured.
@@ -21,12 +21,12 @@ CELLS = (
     "torchrecurrent:IndRNNCell",
     "torchrecurrent:MUT1Cell",
     "torchrecurrent:MultiplicativeLSTMCell",
-    "benchmarks.own_cells:LSTM",
-    "benchmarks.own_cells:GRU",
-    "benchmarks.own_cells:PeepholeLSTM",
-    "benchmarks.own_cells:LayerNormLSTM",
-    "benchmarks.own_cells:ChoGRU",
-    "benchmarks.own_cells:ProjectedLSTM",
+    "benchmarks.published_cells:LSTM",
+    "benchmarks.published_cells:GRU",
+    "benchmarks.published_cells:PeepholeLSTM",
+    "benchmarks.published_cells:LayerNormLSTM",
+    "benchmarks.published_cells:ChoGRU",
+    "benchmarks.published_cells:ProjectedLSTM",
 )
 """A product of theirs that needs another one's result first, two stages, have MGUCell, MUT1Cell, MultiplicativeLSTMCell, ChoGRU and
 ProjectedLSTM; IndRNNCell has no product in the loop."""
