@@ -114,7 +114,7 @@ def test_own_cells_are_timed_beside_other_ways_to_run_them(tmp_path: Path):
         str(tmp_path / "own_cells.json"),
         str(tmp_path / "own_cells.png"),
     ]
-    assert any("own_cells_to_time:Learned" in line and "2,3,4" in line for line in lines)
+    assert any("│ Learned " in line and "2,3,4" in line for line in lines)
 
 
 @pytest.mark.usefixtures("in_process")
