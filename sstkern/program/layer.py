@@ -102,17 +102,21 @@ def cast_dtype(cell: nn.Module) -> torch.dtype | None:
     return next((parameter.dtype for parameter in cell.parameters() if parameter.is_floating_point()), None)
 
 
-def explanation(captured: Captured, cell: nn.Module, source: bool) -> str:
-    """The program in words, with the cell's own names."""
-    leaves = Leaves(
+def kinds(captured: Captured) -> Leaves:
+    """Of what the program takes."""
+    return Leaves(
         tuple(Kind(spec.shape, spec.dtype) for spec in flatten(captured.input)),
         tuple(Kind(spec.shape, spec.dtype) for spec in flatten(captured.state)),
         tuple(row_kind(parameter, 0) for parameter in captured.parameters(captured.leaves())),
         captured.sizes,
     )
+
+
+def explanation(captured: Captured, cell: nn.Module, source: bool) -> str:
+    """The program in words, with the cell's own names."""
     of_kind = {"x": names(captured.input, "input"), "h": names(captured.state, "state"), "p": captured.names()}
     known = {Value(kind, place): name for kind, found in of_kind.items() for place, name in enumerate(found)}
-    return explained(captured.program, leaves, known, source)
+    return explained(captured.program, kinds(captured), known, source)
 
 
 class Options(NamedTuple):
