@@ -63,7 +63,7 @@ class ProgramCall {
  public:
   ProgramCall(const Program& program, at::TensorList inputs, at::TensorList weights, at::TensorList vectors, at::TensorList states,
               const std::optional<at::Tensor>& lengths, at::ArrayRef<double> numbers, bool reverse, bool padded,
-              std::optional<int64_t> saved_rows)
+              std::optional<int64_t> saved_rows, std::optional<int64_t> groups)
       : p_(program),
         products_(products(program)),
         inputs_(inputs.vec()),
@@ -88,6 +88,7 @@ class ProgramCall {
     functions_ = functions(*p_.library);
     make_places();
     pack_weights();
+    if (groups.has_value()) groups_ = schedule_.rows_of_groups(*groups);
   }
 
   ProgramResult run() {
@@ -638,12 +639,31 @@ class ProgramCall {
       for (size_t k = i; k < found.size(); ++k) {
         const RowSum& other = p_.sums[k];
         if (other.left != sum.left || other.left_width != sum.left_width || other.right.slot < 0 || found[k].defined()) continue;
-        found[k] = rows_ ? empty({other.left_width, other.right_width}) : zeros({other.left_width, other.right_width});
+        found[k] = of_groups({other.left_width, other.right_width});
         right[k] = rows_of(other);
         weights.push_back({right[k].data(), other.right_width, write<T>(found[k])});
       }
-      all_weight_gradients(products_, reinterpret_cast<const T*>(places_[sum.left].base), rows_ * sum.rows, sum.left_width, weights);
+      const T* const left = reinterpret_cast<const T*>(places_[sum.left].base);
+      if (groups_)
+        grouped_weight_gradients(products_, left, sum.left_width, weights, sum.rows == 1 ? *groups_ : parts_of_groups(sum.rows));
+      else
+        all_weight_gradients(products_, left, rows_ * sum.rows, sum.left_width, weights);
     }
+    return found;
+  }
+
+  // A sum over rows, or that of each group. Without any row nothing is written to it.
+  at::Tensor of_groups(std::vector<int64_t> shape) const {
+    if (groups_) shape.insert(shape.begin(), static_cast<int64_t>(groups_->size()));
+    return rows_ ? empty(shape) : zeros(shape);
+  }
+
+  // Of each group, what its rows are made of: `parts` rows each.
+  Groups parts_of_groups(int64_t parts) const {
+    Groups found(groups_->size());
+    for (size_t group = 0; group < found.size(); ++group)
+      for (const int64_t row : (*groups_)[group])
+        for (int64_t part = 0; part < parts; ++part) found[group].push_back(row * parts + part);
     return found;
   }
 
@@ -660,9 +680,13 @@ class ProgramCall {
   // In runs of 64 rows, and these then among themselves, as the products' sums are.
   at::Tensor vector_sum(const RowSum& sum) const {
     const int64_t width = sum.left_width;
-    at::Tensor found = zeros({width});
+    at::Tensor found = of_groups({width}).zero_();
     T* const to = write<T>(found);
     const T* const from = reinterpret_cast<const T*>(places_[sum.left].base);
+    if (groups_) {
+      grouped_row_sums(from, width, *groups_, to);
+      return found;
+    }
     const int64_t grain = std::max<int64_t>(16, kThreadWork / std::max<int64_t>(1, rows_));
     parallel_for(width, grain, [&](int64_t begin, int64_t end) {
       std::vector<T> run(end - begin);
@@ -685,6 +709,7 @@ class ProgramCall {
   const Schedule view_;
   const std::vector<T> numbers_;
   int64_t rows_ = 0, saved_rows_ = 0;
+  std::optional<Groups> groups_;  // rows with sums of their own
   std::vector<at::Tensor> vectors_, states_, kept_, outputs_, last_, unused_;
   at::Tensor zeros_;  // what sums start from
   std::vector<const T*> vector_data_;
@@ -700,12 +725,12 @@ class ProgramCall {
 
 ProgramResult run_program(int64_t program, at::TensorList inputs, at::TensorList weights, at::TensorList vectors, at::TensorList states,
                           const std::optional<at::Tensor>& lengths, at::ArrayRef<double> numbers, bool reverse, bool padded,
-                          std::optional<int64_t> saved_rows, bool backward) {
+                          std::optional<int64_t> saved_rows, std::optional<int64_t> groups, bool backward) {
   const OneThreadIfForked guard;
   const OneThreadForAWhile late;
   const std::shared_ptr<const Program> found = find_program(program);
   const auto run = [&](auto type) {
-    return ProgramCall<decltype(type)>(*found, inputs, weights, vectors, states, lengths, numbers, reverse, padded, saved_rows).run();
+    return ProgramCall<decltype(type)>(*found, inputs, weights, vectors, states, lengths, numbers, reverse, padded, saved_rows, groups).run();
   };
   ProgramResult result = found->library->of_float ? run(float{}) : run(double{});
   count_run(backward);
