@@ -237,6 +237,8 @@ def _of_each_group(call: Call, inputs, parameters, hx, lengths: Tensor | None, g
     plain = replace(_of_program(call, inputs, parameters, hx), needs=tuple(needs), groups=groups)
     if plain.packed:
         raise NotImplementedError("sstkern::program_backward: groups of packed sequences need the CPU engine; pad them")
+    if groups < 1 or inputs[0].size(1) % groups:
+        raise ValueError(f"groups: {groups} do not share {inputs[0].size(1)} sequences equally")
     with torch.enable_grad(), private.autograd_again():
         return list(transforms.plain_gradients(plain, lengths, *inputs, *parameters, *hx, *grad_outputs, *grad_hx))
 
