@@ -416,6 +416,31 @@ def test_compiled_into_one_graph(name: str):
     assert len(set(graphs.sizes)) == 1  # whatever the number of steps
 
 
+@pytest.mark.parametrize("name", ["MGU", "GRUD", "Heads"])
+def test_transforms_inside_a_compiled_function(name: str):
+    torch._dynamo.reset()
+    layer, x, hx = made(name)
+    x, hx = (mapped(given, torch.detach) for given in (x, hx))
+    arguments = weights_of(layer), x, hx, torch.tensor(LENGTHS)
+    gradients = vmap(grad(loss_of(layer)), in_dims=(None, 1, 0, 0))
+    compiled = torch.compile(gradients, backend="aot_eager", fullgraph=True)
+    compiled(*arguments)
+    with on_the_engine("forward", "backward"):
+        found = compiled(*arguments)
+    torch.testing.assert_close(found, gradients(*arguments), rtol=1e-11, atol=1e-13)
+
+
+def test_forward_mode_inside_a_compiled_function():
+    torch._dynamo.reset()
+    layer, x, hx = made("MGU")
+    x, hx = x.detach(), hx.detach()
+
+    def tangent(x: Tensor) -> Tensor:
+        return jvp(lambda x: layer(x, hx)[0], (x,), (x.flip(0),))[1]
+
+    torch.testing.assert_close(torch.compile(tangent, backend="aot_eager")(x), tangent(x), rtol=1e-11, atol=1e-13)
+
+
 def test_a_compiled_layer_tells_what_is_no_program():
     layer, (x, hx) = sstkern.fuse(ZOO["LayerNormRNN"].cell()), ZOO["LayerNormRNN"].drawn(4, 3)
     with pytest.warns(UserWarning, match="layer_norm is not in the language"):

@@ -43,7 +43,7 @@ def layer(
 ) -> tuple[list[Tensor], list[Tensor]]:
     """`run.layer`, with the derivative of the program where a gradient is wanted. It passes under autocast in the dtype of that."""
     tensors = [*inputs, *parameters, *hx]
-    if not torch.compiler.is_compiling() and engines.transformed(tensors):
+    if private.transforms_active() or (not torch.compiler.is_compiling() and engines.in_forward_mode(tensors)):
         return _transformed(call, inputs, parameters, hx, lengths)
     differentiable = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
     if torch.compiler.is_compiling() or torch.jit.is_tracing() or operators.autocasting(inputs[0]):
@@ -62,7 +62,7 @@ def _transformed(call: Call, inputs, parameters, hx, lengths: Tensor | None) -> 
         with torch.autocast(inputs[0].device.type, enabled=False):
             return _transformed(call, *map(_cast, (inputs, parameters, hx)), lengths)
     tensors = [*inputs, *parameters, *hx]
-    if engines.in_forward_mode(tensors) or not on_cpu.runs(call, inputs, parameters, hx):
+    if engines.in_forward_mode(tensors) or not (torch.compiler.is_compiling() or on_cpu.runs(call, inputs, parameters, hx)):
         return run.layer(call, inputs, parameters, hx, lengths)
     results = transforms.run(_of_program(call, inputs, parameters, hx), lengths, tensors)
     return list(results[: len(call.program.outputs)]), list(results[len(call.program.outputs) :])
