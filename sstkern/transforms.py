@@ -63,8 +63,12 @@ class Call(ABC):  # no NamedTuple: vmap would look for dimensions in it
     @property
     def dims(self) -> Dims:
         """Of every tensor, and then of the gradient of every result, the dimension of the batch."""
-        states = (self.of_states,) * self.states
-        return (BATCH,) * self.inputs + (None,) * self.weights + states + (BATCH,) * self.outputs + states
+        return (BATCH,) * self.inputs + (None,) * self.weights + (self.of_states,) * self.states + self.of_results
+
+    @property
+    def of_results(self) -> tuple[int, ...]:
+        """The same of every result."""
+        return (BATCH,) * self.outputs + (self.of_states,) * self.states
 
 
 def run(call: Call, lengths: Tensor | None, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -115,8 +119,7 @@ class _Layer(_OfCall):
             return _each(_Layer, size, in_dims, call, lengths, *tensors)
         lengths = None if lengths is None else _folded(lengths, of_lengths, 0, size)
         results = _Layer.apply(call, lengths, *_fold(call, tensors, dims, size))
-        out_dims = call.dims[call.given :]
-        return tuple(_unfolded(result, dim, size) for result, dim in zip(results, out_dims, strict=True)), out_dims
+        return tuple(_unfolded(result, dim, size) for result, dim in zip(results, call.of_results, strict=True)), call.of_results
 
 
 class _Gradients(_OfCall):

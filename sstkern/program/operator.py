@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -22,6 +23,8 @@ from sstkern.program.run import Call
 from sstkern.program.shapes import Kind, result_kinds
 from sstkern.program.windows import NotLowered
 from sstkern.second_derivative import second_derivative
+
+Part = TypeVar("Part", Tensor, Tensor | None)
 
 _library = torch.library.Library("sstkern", "FRAGMENT")
 _CALL = "str program, int[] sizes, float[] numbers, bool reverse, bool padded, bool recompute"
@@ -60,7 +63,7 @@ def _transformed(call: Call, inputs, parameters, hx, lengths: Tensor | None) -> 
     """Within transforms, or in forward mode, which comes from plain PyTorch."""
     if operators.autocasting(inputs[0]):  # the operator does this by itself
         with torch.autocast(inputs[0].device.type, enabled=False):
-            return _transformed(call, *map(_cast, (inputs, parameters, hx)), lengths)
+            return _transformed(call, _cast(inputs), _cast(parameters), _cast(hx), lengths)
     tensors = [*inputs, *parameters, *hx]
     if engines.in_forward_mode(tensors) or not (torch.compiler.is_compiling() or on_cpu.runs(call, inputs, parameters, hx)):
         return run.layer(call, inputs, parameters, hx, lengths)
@@ -95,10 +98,10 @@ class _OfProgram(transforms.Call):
         outputs, hx_n = run.layer(*self._arguments(tensors), lengths)
         return *outputs, *hx_n
 
-    def _arguments(self, tensors: Sequence[Tensor]) -> tuple:
+    def _arguments(self, tensors: Sequence[Tensor]) -> tuple[Call, list[Tensor], list[Tensor], list[Tensor]]:
         """The call, inputs, parameters and states."""
-        counts = self.inputs, self.weights, self.states
-        return self.call._replace(padded=not self.packed), *_split(tensors, counts)
+        inputs, parameters, hx = _split(tensors, (self.inputs, self.weights, self.states))
+        return self.call._replace(padded=not self.packed), inputs, parameters, hx
 
 
 def _of_program(call: Call, inputs, parameters, hx) -> _OfProgram:
@@ -136,7 +139,7 @@ class _Program(torch.autograd.Function):
         return None, None, None, *chain.from_iterable(found)
 
 
-def _split(tensors: Sequence[Tensor], counts: Sequence[int]) -> list[Sequence[Tensor]]:
+def _split(tensors: Sequence[Part], counts: Sequence[int]) -> list[list[Part]]:
     """Inputs, parameters and states."""
     rest = iter(tensors)
     return [[next(rest) for _ in range(count)] for count in counts]
