@@ -459,7 +459,9 @@ class _Lowering:
         assert window.base is not None
         phase = self.phase[window.base]
         stages = [
-            self.stage[reader] - (reader.width != window.width) for reader in self.readers.get(window, ()) if self._phase_of(reader) == phase
+            self.stage[reader] - (reader.width != window.width)
+            for reader in self.readers.get(window, ())
+            if self._phase_of(reader) == phase
         ]
         if (window, phase) in ends:
             stages.append(ends[window, phase])

@@ -142,9 +142,16 @@ def _reshaped(tensor: Tensor, shape: tuple[int, ...], leading: int | None) -> Te
 
 @lru_cache(maxsize=256)
 def _library(text: str) -> int:
-    level = torch.ops.sstkern.cpu_capability().removesuffix("_bf16")  # whose products alone are of bfloat16
-    path = libraries.library(f'#include "levels/{level}.h"\n{text}#include "levels/end.h"\n', level)
-    return torch.ops.sstkern.load_program_library(str(path))
+    path = libraries.library(f'#include "levels/{level()}.h"\n{text}#include "levels/end.h"\n', level())
+    try:
+        return torch.ops.sstkern.load_program_library(str(path))
+    except ValueError as error:
+        raise libraries.cannot_load(path, error) from error
+
+
+def level() -> str:
+    """The instruction set that programs are compiled for. That of bfloat16 has products of its own only."""
+    return torch.ops.sstkern.cpu_capability().removesuffix("_bf16")
 
 
 def _description(
@@ -193,9 +200,7 @@ def _of_move(move: Move) -> list[int]:
 
 
 def _of_loop(loop: Loop, function: int, attached: Sequence[Value]) -> list[int]:
-    parts = chain.from_iterable(
-        [*_of_product(part.product), part.gates, part.ahead, attached.index(part.value)] for part in loop.attached
-    )
+    parts = chain.from_iterable([*_of_product(part.product), part.gates, part.ahead, attached.index(part.value)] for part in loop.attached)
     return [function, loop.width, len(loop.attached), *parts]
 
 
@@ -235,6 +240,10 @@ class Layer:
     def reached(self) -> list[bool]:
         """As `run.reached`."""
         return run.reached_by(self.derivative, len(self.kinds.parameters), len(self.kinds.states))
+
+    def check(self) -> None:
+        """Raises what a forward without gradients would."""
+        self._compiled(False)
 
     def _of(self, kept: bool | None, of_inputs: tuple[bool, ...] = (), of_parameters: tuple[bool, ...] = ()) -> Compiled:
         return self._backward(of_inputs, of_parameters) if kept is None else self._forward(kept)
@@ -348,6 +357,15 @@ def layer_of(call: Call, inputs: Sequence[Tensor], parameters: Sequence[Tensor],
     kinds += [(tensor.shape[1:], tensor.dtype) for tensor in hx]
     kinds += [(tensor.shape, tensor.dtype) for tensor in parameters]
     return _layer(call.program, call.sizes, call.recompute, tuple(kinds))
+
+
+def problem(program: Program, kinds: Leaves) -> str | None:
+    """Why a program runs in plain PyTorch, or None."""
+    try:
+        Layer(Call(program, kinds.sizes, (), False, True), kinds).check()
+    except (NotLowered, CannotCompile) as error:
+        return str(error)
+    return None
 
 
 def wanted(tensors: Sequence[Tensor]) -> bool:
