@@ -224,7 +224,7 @@ def _or_reason(make: Callable[..., Compiled]) -> Callable[..., Compiled]:
 
 
 class Layer:
-    """A program for tensors of some kinds: forward and backward, compiled when they are first called. All raise NotLowered or CannotCompile."""
+    """A program for tensors of some kinds: forward and backward, compiled at their first calls, which raise NotLowered or CannotCompile."""
 
     def __init__(self, call: Call, kinds: Leaves):
         self.narrow = kinds if run.widened(call, kinds)[0].narrow is not None else None
@@ -280,8 +280,8 @@ class Layer:
     ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         """As `run.forward_and_saved`, with saved_rows rows of what is saved; nothing is with None."""
         found = self._compiled(saved_rows is not None)
-        wide = map(self._wide, (inputs, parameters, hx))
-        outputs, last, _ = found(*wide, lengths, call, call.reverse, saved_rows)
+        given, weights, states = map(self._wide, (inputs, parameters, hx))
+        outputs, last, _ = found(given, weights, states, lengths, call, call.reverse, saved_rows)
         count = len(self.program.outputs)
         if self.narrow is None or self.narrow_program is None:
             return outputs[:count], last, outputs[count:]
