@@ -106,11 +106,16 @@ void weight_gradients(const Arguments<T>& a, const at::Tensor& left, const std::
 template <class T>
 void grouped_row_sums(const T* left, int64_t columns, const Groups& groups, T* to) {
   at::parallel_for(0, static_cast<int64_t>(groups.size()), 1, [&](int64_t begin, int64_t end) {
-    for (int64_t group = begin; group < end; ++group)
-      for (const int64_t row : groups[group]) {
-        const T* const from = left + row * columns;
-        for (int64_t g = 0; g < columns; ++g) to[group * columns + g] += from[g];
+    std::vector<T> run(columns);
+    for (int64_t group = begin; group < end; ++group) {
+      const std::vector<int64_t>& rows = groups[group];
+      for (size_t first = 0; first < rows.size(); first += 64) {
+        std::fill(run.begin(), run.end(), T(0));
+        for (size_t r = first; r < std::min(rows.size(), first + 64); ++r)
+          for (int64_t i = 0; i < columns; ++i) run[i] += left[rows[r] * columns + i];
+        for (int64_t i = 0; i < columns; ++i) to[group * columns + i] += run[i];
       }
+    }
   });
 }
 

@@ -25,7 +25,7 @@ template <class T>
 void grouped_weight_gradients(const Products<T>& products, const T* left, int64_t gates, const std::vector<WeightGradient<T>>& weights,
                               const Groups& groups);
 
-// Adds to `to` (groups, columns) each group's rows of `left` (rows, columns).
+// Adds to `to` (groups, columns) each group's rows of `left` (rows, columns), in runs of 64 rows, and these then among themselves.
 template <class T>
 void grouped_row_sums(const T* left, int64_t columns, const Groups& groups, T* to);
 

@@ -41,8 +41,8 @@ below_views = torch._C._AutoDispatchBelowADInplaceOrView
 
 
 def plain(tensors: Sequence[Tensor]) -> bool:
-    """Whether nothing but autograd sees what is called with the tensors: no mode (FakeTensorMode, FlopCounterMode), and no tensor of a class
-    of its own. An operator of ours can then be called as the function that it is: the dispatcher's way there takes 30 microseconds."""
+    """Whether nothing but autograd sees what is called with the tensors: no mode, FlopCounterMode say, and no tensor of a class of its own.
+    An operator of ours can then be called as the function that it is: the dispatcher's way there takes 30 microseconds."""
     if torch._C._len_torch_dispatch_stack() > 0:
         return False
     return all(type(tensor) in _PLAIN and not is_batch_of_gradients(tensor) for tensor in tensors)

@@ -148,9 +148,16 @@ def _reshaped(tensor: Tensor, shape: tuple[int, ...], leading: int | None) -> Te
 
 @lru_cache(maxsize=256)
 def _library(text: str) -> int:
-    level = torch.ops.sstkern.cpu_capability().removesuffix("_bf16")  # whose products alone are of bfloat16
-    path = libraries.library(f'#include "levels/{level}.h"\n{text}#include "levels/end.h"\n', level)
-    return torch.ops.sstkern.load_program_library(str(path))
+    path = libraries.library(f'#include "levels/{level()}.h"\n{text}#include "levels/end.h"\n', level())
+    try:
+        return torch.ops.sstkern.load_program_library(str(path))
+    except ValueError as error:
+        raise libraries.cannot_load(path, error) from error
+
+
+def level() -> str:
+    """The instruction set that programs are compiled for. That of bfloat16 has products of its own only."""
+    return torch.ops.sstkern.cpu_capability().removesuffix("_bf16")
 
 
 def _description(
@@ -199,9 +206,7 @@ def _of_move(move: Move) -> list[int]:
 
 
 def _of_loop(loop: Loop, function: int, attached: Sequence[Value]) -> list[int]:
-    parts = chain.from_iterable(
-        [*_of_product(part.product), part.gates, part.ahead, attached.index(part.value)] for part in loop.attached
-    )
+    parts = chain.from_iterable([*_of_product(part.product), part.gates, part.ahead, attached.index(part.value)] for part in loop.attached)
     return [function, loop.width, len(loop.attached), *parts]
 
 
@@ -225,7 +230,7 @@ def _or_reason(make: Callable[..., Compiled]) -> Callable[..., Compiled]:
 
 
 class Layer:
-    """A program for tensors of some kinds: forward and backward, compiled when they are first called. All raise NotLowered or CannotCompile."""
+    """A program for tensors of some kinds: forward and backward, compiled at their first calls, which raise NotLowered or CannotCompile."""
 
     def __init__(self, call: Call, kinds: Leaves):
         self.narrow = kinds if run.widened(call, kinds)[0].narrow is not None else None
@@ -241,6 +246,10 @@ class Layer:
     def reached(self) -> list[bool]:
         """As `run.reached`."""
         return run.reached_by(self.derivative, len(self.kinds.parameters), len(self.kinds.states))
+
+    def check(self) -> None:
+        """Raises what a forward without gradients would."""
+        self._compiled(False)
 
     def _of(self, kept: bool | None, of_inputs: tuple[bool, ...] = (), of_parameters: tuple[bool, ...] = ()) -> Compiled:
         return self._backward(of_inputs, of_parameters) if kept is None else self._forward(kept)
@@ -281,8 +290,8 @@ class Layer:
     ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         """As `run.forward_and_saved`, with saved_rows rows of what is saved; nothing is with None."""
         found = self._compiled(saved_rows is not None)
-        wide = map(self._wide, (inputs, parameters, hx))
-        outputs, last, _ = found(*wide, lengths, call, call.reverse, saved_rows)
+        given, weights, states = map(self._wide, (inputs, parameters, hx))
+        outputs, last, _ = found(given, weights, states, lengths, call, call.reverse, saved_rows)
         count = len(self.program.outputs)
         if self.narrow is None or self.narrow_program is None:
             return outputs[:count], last, outputs[count:]
@@ -359,6 +368,15 @@ def layer_of(call: Call, inputs: Sequence[Tensor], parameters: Sequence[Tensor],
     kinds += [(tensor.shape[1:], tensor.dtype) for tensor in hx]
     kinds += [(tensor.shape, tensor.dtype) for tensor in parameters]
     return _layer(call.program, call.sizes, call.recompute, tuple(kinds))
+
+
+def problem(program: Program, kinds: Leaves) -> str | None:
+    """Why a program runs in plain PyTorch, or None."""
+    try:
+        Layer(Call(program, kinds.sizes, (), False, True), kinds).check()
+    except (NotLowered, CannotCompile) as error:
+        return str(error)
+    return None
 
 
 def wanted(tensors: Sequence[Tensor]) -> bool:
