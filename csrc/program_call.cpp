@@ -733,7 +733,8 @@ ProgramResult run_program(int64_t program, at::TensorList inputs, at::TensorList
   const OneThreadForAWhile late;
   const std::shared_ptr<const Program> found = find_program(program);
   const auto run = [&](auto type) {
-    return ProgramCall<decltype(type)>(*found, inputs, weights, vectors, states, lengths, numbers, reverse, padded, saved_rows, groups).run();
+    return ProgramCall<decltype(type)>(*found, inputs, weights, vectors, states, lengths, numbers, reverse, padded, saved_rows, groups)
+        .run();
   };
   ProgramResult result = found->library->of_float ? run(float{}) : run(double{});
   count_run(backward);
