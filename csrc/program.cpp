@@ -56,6 +56,7 @@ class ProgramReader {
   ProgramReader(Program& program, c10::IntArrayRef description) : p_(program), read_(description) {}
 
   void run() {
+    p_.plain = 0;
     for (int64_t* const count : {&p_.inputs, &p_.states, &p_.outputs, &p_.weights, &p_.vectors, &p_.numbers}) *count = read_.size();
     p_.slots = read_.list<Slot>([this] { return slot(); });
     p_.starts = read_.list<int64_t>([this] { return read_.size(); });
@@ -105,7 +106,7 @@ class ProgramReader {
   PlainProduct plain() {
     const ProgramProduct found = product();
     const SlotStart target = start();
-    return {found, row(found.rows * found.columns, target)};
+    return {found, row(found.rows * found.columns, target), p_.plain++};
   }
 
   AttachedProduct attached(int64_t units) {
@@ -116,7 +117,9 @@ class ProgramReader {
                       " units are not ", found.columns, " columns");
     const SlotKind kind = p_.slots[found.operand.slot].kind;
     TORCH_CHECK_VALUE(!ahead || kind == SlotKind::input || kind == SlotKind::rows, "program: a step's rows are not there ahead of it");
-    return {found, static_cast<int>(gates), ahead, read_.below(attached_, "attached product")};
+    const int64_t number = read_.below(attached_, "attached product"), bias = read_.number();
+    TORCH_CHECK_VALUE(bias >= -1 && bias < p_.vectors, "program: there is no vector ", bias);
+    return {found, static_cast<int>(gates), ahead, number, bias};
   }
 
   UnitsLoop loop() {
