@@ -1,4 +1,4 @@
-"""The pages of docs/ do what they say: their Python blocks run, in order, a page at a time, and print what stands below them."""
+"""The README and the pages of docs/ do what they say: their Python blocks run, in order, a page at a time, and print what stands below them."""
 
 import contextlib
 import io
@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-PAGES = [page for page in sorted((Path(__file__).parents[1] / "docs").glob("*.md")) if "```python" in page.read_text()]
+ROOT = Path(__file__).parents[1]
+PAGES = [page for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))) if "```python" in page.read_text()]
 NOT_HERE = {"gpu.md"}  # its block forces an engine that needs a GPU
 BLOCK = re.compile(r"^```python\n(.*?)^```\n(?:\n```text\n(.*?)^```)?", re.MULTILINE | re.DOTALL)
 """A block, and a block of text that follows it at once: what it prints."""
