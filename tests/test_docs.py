@@ -1,4 +1,4 @@
-"""The README and the pages of docs/ do what they say: their Python blocks run, in order, a page at a time, and print what stands below them."""
+"""The README and the pages of docs/ do what they say: their Python blocks run, in order, and print what stands below them."""
 
 import contextlib
 import io
