@@ -3,7 +3,7 @@
 The cell is the minimal gated unit (Zhou, Wu, Zhang and Zhou 2016), written from its formulas. Two copies of one model are trained on the
 same batches. One of them steps the cell in a Python loop; their losses must agree. After some steps the fused one goes on alone.
 
-python examples/own_cell.py [--steps 300] [--beside 40] [--length 150] [--batch 32] [--units 48]
+python examples/own_cell.py [--steps 300] [--beside 30] [--length 150] [--batch 32] [--units 48]
 """
 
 import argparse
@@ -96,7 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> tuple[Trained, Trained]:
     """Both as they are at the end, the fused one first. The mean square error of always guessing 1 is 0.167."""
     parser = argparse.ArgumentParser(description="Train a cell of one's own, fused and as a Python loop.")
     parser.add_argument("--steps", type=int, default=300, help="training steps of the fused layer")
-    parser.add_argument("--beside", type=int, default=40, help="how many of them the loop makes too")
+    parser.add_argument("--beside", type=int, default=30, help="how many of them the loop makes too")
     parser.add_argument("--length", type=int, default=150, help="time steps of the longest sequence")
     parser.add_argument("--batch", type=int, default=32, help="sequences of a batch")
     parser.add_argument("--units", type=int, default=48, help="hidden units")
