@@ -116,7 +116,9 @@ class ProgramReader {
                       " units are not ", found.columns, " columns");
     const SlotKind kind = p_.slots[found.operand.slot].kind;
     TORCH_CHECK_VALUE(!ahead || kind == SlotKind::input || kind == SlotKind::rows, "program: a step's rows are not there ahead of it");
-    return {found, static_cast<int>(gates), ahead, read_.below(attached_, "attached product")};
+    const int64_t number = read_.below(attached_, "attached product"), bias = read_.number();
+    TORCH_CHECK_VALUE(bias >= -1 && bias < p_.vectors, "program: there is no vector ", bias);
+    return {found, static_cast<int>(gates), ahead, number, bias};
   }
 
   UnitsLoop loop() {

@@ -42,6 +42,7 @@ struct AttachedProduct {
   int gates;
   bool ahead;
   int64_t number;  // of this product, among all attached ones of its phase
+  int64_t bias;    // the vector that its sums begin with, or -1
 };
 
 struct UnitsLoop {

@@ -37,6 +37,7 @@ struct Packed {
   const T* at;
   PanelShape shape;
   int64_t panels, panel_size;
+  at::Tensor start;  // of an attached product: what the sums of each panel begin with, or undefined
 };
 
 template <class T>
@@ -256,6 +257,7 @@ class ProgramCall {
           for (const AttachedProduct& attached : loop.attached) {
             Packed<T>& packed = attached_[phase][attached.number];
             if (packed.at == nullptr) packed = pack_units(attached, loop.units, blocks);
+            if (attached.bias >= 0 && !packed.start.defined()) packed.start = pack_bias(attached, packed, loop.units);
             columns = std::max<int64_t>(columns, packed.shape.columns());
           }
         }
@@ -291,6 +293,23 @@ class ProgramCall {
                 [&](int64_t begin, int64_t end, T* to) {
                   products_.pack_units(shape, read<T>(weight), unit_stride, depth_stride, units, product.depth, begin, end, to);
                 });
+  }
+
+  // Column c of a panel is gate c % gates of its block of units c / gates, as its weights are.
+  at::Tensor pack_bias(const AttachedProduct& attached, const Packed<T>& packed, int64_t units) const {
+    const int64_t width = products_.width, columns = packed.shape.columns();
+    const at::Tensor& bias = vectors_[attached.bias];
+    TORCH_CHECK(bias.numel() == attached.product.columns, "program: a bias of ", bias.numel(), " numbers for ", attached.product.columns,
+                " columns");
+    at::Tensor found = zeros({packed.panels, columns, width});
+    T* to = write<T>(found);
+    const T* const from = read<T>(bias);
+    for (int64_t panel = 0; panel < packed.panels; ++panel)
+      for (int64_t c = 0; c < columns; ++c, to += width) {
+        const int64_t unit = (panel * packed.shape.blocks + c / attached.gates) * width;
+        if (unit < units) std::copy_n(from + c % attached.gates * units + unit, std::min(width, units - unit), to);
+      }
+    return found;
   }
 
   Packed<T> pack_plain(const ProgramProduct& product) {
@@ -483,7 +502,8 @@ class ProgramCall {
     // The sums of `count` rows, whose operands are in memory.left, with a panel.
     void product(const Packed<T>& packed, int64_t depth, int64_t panel, int64_t count, T* sums) const {
       call_.products_.panel_product(packed.shape, sums, count, m_.left.data(), depth, packed.at + panel * packed.panel_size,
-                                    read<T>(call_.zeros_));
+                                    packed.start.defined() ? read<T>(packed.start) + panel * packed.shape.columns() * call_.products_.width
+                                                           : read<T>(call_.zeros_));
     }
 
    private:

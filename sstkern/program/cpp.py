@@ -23,12 +23,16 @@ _ATTRIBUTES = ("softplus", "elu", "leaky_relu", "hardtanh", "clamp")
 
 @dataclass(frozen=True)
 class Code:
-    """text: a compile unit, without the instruction set. places: the numbers `starts[i]` of the text. vectors: the values without rows that
-    it reads, and the shape that each is spread to, None for one number."""
+    """text: a compile unit, without the instruction set. starts: the numbers `given.starts` of the text. vectors: the values without rows that
+    it reads, or that products begin with, and the shape that each is spread to, None for one number."""
 
     text: str
     starts: list[int]
     vectors: list[tuple[Value, tuple[int, ...] | None]]
+
+    def bias(self, attached: Attached) -> int:
+        """The place among the vectors of what a product begins with; -1 without."""
+        return next((place for place, (value, _) in enumerate(self.vectors) if value == attached.bias), -1)
 
 
 def code(lowered: Lowered) -> Code:
@@ -45,6 +49,8 @@ class _Writer:
     def code(self) -> Code:
         loops = [loop for stages in self.lowered.phases for stage in stages for loop in stage.loops]
         functions = [_Function(self, loop).lines(f"loop_{place}") for place, loop in enumerate(loops)]
+        for bias in (part.bias for loop in loops for part in loop.attached if part.bias is not None):
+            self.vector(bias, self.values.kinds[bias].shape)
         names = ", ".join(f"run<T, loop_{place}<true>, loop_{place}<false>, kTogether_{place}>" for place in range(len(loops)))
         lines = [
             "#define SSTKERN_PROGRAM",

@@ -21,7 +21,7 @@ from sstkern import engines
 from sstkern.program import cache as libraries
 from sstkern.program import run
 from sstkern.program.compiler import CannotCompile
-from sstkern.program.cpp import code
+from sstkern.program.cpp import Code, code
 from sstkern.program.derive import Derivative, Sum, derive
 from sstkern.program.graph import Program
 from sstkern.program.language import OPERATIONS, resolved
@@ -50,7 +50,7 @@ class Compiled:
         self.shapes = [found.values.kinds[value].shape for value in outputs]
         self.state_shapes = [kind.shape for kind in leaves.states]
         self.sum_shapes = [_sum_shape(found, part) for part in sums]
-        described = _description(found, written.starts, len(outputs), len(written.vectors), self.numbers, rows_only)
+        described = _description(found, written, len(outputs), self.numbers, rows_only)
         self.handle = torch.ops.sstkern.make_program(_library(written.text), described)
         weakref.finalize(self, torch.ops.sstkern.forget_program, self.handle)
 
@@ -155,16 +155,16 @@ def level() -> str:
 
 
 def _description(
-    found: Lowered, starts: Sequence[int], outputs: int, vectors: int, numbers: int, rows_only: tuple[set[int], set[int]]
+    found: Lowered, written: Code, outputs: int, numbers: int, rows_only: tuple[set[int], set[int]]
 ) -> list[int]:
     """As csrc/program.cpp reads it."""
     program = found.values.program
     only = {"x": rows_only[0], "o": rows_only[1]}
-    numbers_of = [len(program.inputs), len(program.states), outputs, len(found.weights), vectors, numbers, len(found.slots)]
+    numbers_of = [len(program.inputs), len(program.states), outputs, len(found.weights), len(written.vectors), numbers, len(found.slots)]
     for slot in found.slots:
         place = slot.place if slot.kind in "xhno" else 0
         numbers_of += [_KINDS[slot.kind], place, slot.width, slot.boolean, slot.kind in only and place in only[slot.kind]]
-    numbers_of += [len(starts), *starts]
+    numbers_of += [len(written.starts), *written.starts]
     function = 0
     for stages in found.phases:
         attached = list(dict.fromkeys(part.value for stage in stages for loop in stage.loops for part in loop.attached))
@@ -173,7 +173,7 @@ def _description(
             numbers_of += [len(stage.plain), *chain.from_iterable(map(_of_plain, stage.plain))]
             numbers_of += [len(stage.moves), *chain.from_iterable(map(_of_move, stage.moves)), len(stage.loops)]
             for loop in stage.loops:
-                numbers_of += _of_loop(loop, function, attached)
+                numbers_of += _of_loop(loop, function, attached, written)
                 function += 1
     numbers_of.append(len(found.sums))
     for part in found.sums:
@@ -199,8 +199,8 @@ def _of_move(move: Move) -> list[int]:
     return [len(move.sources), *sources, *_of_memory(move.target), len(move.places), *places]
 
 
-def _of_loop(loop: Loop, function: int, attached: Sequence[Value]) -> list[int]:
-    parts = chain.from_iterable([*_of_product(part.product), part.gates, part.ahead, attached.index(part.value)] for part in loop.attached)
+def _of_loop(loop: Loop, function: int, attached: Sequence[Value], written: Code) -> list[int]:
+    parts = chain.from_iterable([*_of_product(part.product), part.gates, part.ahead, attached.index(part.value), written.bias(part)] for part in loop.attached)
     return [function, loop.width, len(loop.attached), *parts]
 
 
