@@ -87,7 +87,7 @@ struct Program {
 // for an instruction set of this process or has other headers.
 int64_t load_program_library(const std::string& path);
 
-// Makes a program of a library and what `sstkern/program/native.py` describes, and returns its number. Throws ValueError for a description
+// Makes a program of a library and what `sstkern/program/on_cpu.py` describes, and returns its number. Throws ValueError for a description
 // that would have it read or write outside its rows.
 int64_t make_program(int64_t library, c10::IntArrayRef description);
 void forget_program(int64_t program);

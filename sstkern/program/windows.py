@@ -242,9 +242,9 @@ class Values:
         """Gives both the cuts of both; returns those that have new ones."""
         mine, theirs = self.cuts[value], self.cuts[other]
         before = len(mine), len(theirs)
-        theirs |= {cut - low + start for cut in mine if low <= cut <= low + width} | {start, start + width}
         mine |= {low, low + width}
         if other.kind == "v":  # inputs and states are in memory: whoever reads them does so in windows of his own
+            theirs |= {cut - low + start for cut in mine if low <= cut <= low + width}
             mine |= {cut - start + low for cut in theirs if start <= cut <= start + width}
         changed = zip((value, other), before, (len(mine), len(theirs)), strict=True)
         return [one for one, then, now in changed if now > then]
