@@ -10,6 +10,13 @@
 
 namespace sstkern {
 
+namespace {
+
+// Rows that are added one after the other: their sums are then added among themselves, and so are these.
+constexpr size_t kSumRun = 16;
+
+}  // namespace
+
 template <class T>
 void all_weight_gradients(const Products<T>& products, const T* left, int64_t rows, int64_t gates,
                           const std::vector<WeightGradient<T>>& weights) {
@@ -104,17 +111,32 @@ void weight_gradients(const Arguments<T>& a, const at::Tensor& left, const std::
 }
 
 template <class T>
+void sum_rows(const std::vector<const T*>& rows, int64_t columns, T* to) {
+  std::vector<T> run(columns), of_runs(columns);
+  const auto add = [columns](const T* from, T* sum) {
+    for (int64_t i = 0; i < columns; ++i) sum[i] += from[i];
+  };
+  const auto move = [&add](std::vector<T>& from, T* sum) {
+    add(from.data(), sum);
+    std::fill(from.begin(), from.end(), T(0));
+  };
+  std::fill_n(to, columns, T(0));
+  for (size_t r = 0; r < rows.size(); ++r) {
+    add(rows[r], run.data());
+    if (r % kSumRun == kSumRun - 1) move(run, of_runs.data());
+    if (r % (kSumRun * kSumRun) == kSumRun * kSumRun - 1) move(of_runs, to);
+  }
+  add(of_runs.data(), to);
+  add(run.data(), to);
+}
+
+template <class T>
 void grouped_row_sums(const T* left, int64_t columns, const Groups& groups, T* to) {
   at::parallel_for(0, static_cast<int64_t>(groups.size()), 1, [&](int64_t begin, int64_t end) {
-    std::vector<T> run(columns);
     for (int64_t group = begin; group < end; ++group) {
-      const std::vector<int64_t>& rows = groups[group];
-      for (size_t first = 0; first < rows.size(); first += 64) {
-        std::fill(run.begin(), run.end(), T(0));
-        for (size_t r = first; r < std::min(rows.size(), first + 64); ++r)
-          for (int64_t i = 0; i < columns; ++i) run[i] += left[rows[r] * columns + i];
-        for (int64_t i = 0; i < columns; ++i) to[group * columns + i] += run[i];
-      }
+      std::vector<const T*> rows;
+      for (const int64_t row : groups[group]) rows.push_back(left + row * columns);
+      sum_rows(rows, columns, to + group * columns);
     }
   });
 }
@@ -131,6 +153,7 @@ at::Tensor row_sums(const Arguments<T>& a, const at::Tensor& left, const std::op
 #define SSTKERN_INSTANTIATE(T)                                                                                                         \
   template void all_weight_gradients(const Products<T>&, const T*, int64_t, int64_t, const std::vector<WeightGradient<T>>&);           \
   template void grouped_weight_gradients(const Products<T>&, const T*, int64_t, const std::vector<WeightGradient<T>>&, const Groups&); \
+  template void sum_rows(const std::vector<const T*>&, int64_t, T*);                                                                   \
   template void grouped_row_sums(const T*, int64_t, const Groups&, T*);                                                                \
   template at::Tensor input_gradient(const Arguments<T>&, const std::vector<at::Tensor>&);                                             \
   template void weight_gradients(const Arguments<T>&, const at::Tensor&, const std::vector<WeightGradient<T>>&,                        \

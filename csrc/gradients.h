@@ -25,7 +25,11 @@ template <class T>
 void grouped_weight_gradients(const Products<T>& products, const T* left, int64_t gates, const std::vector<WeightGradient<T>>& weights,
                               const Groups& groups);
 
-// Adds to `to` (groups, columns) each group's rows of `left` (rows, columns), in runs of 64 rows, and these then among themselves.
+// The sum of rows, `columns` numbers of each: some at a time, and their sums then among themselves, with the rounding of few additions.
+template <class T>
+void sum_rows(const std::vector<const T*>& rows, int64_t columns, T* to);
+
+// To `to` (groups, columns): of each group's rows of `left` (rows, columns) the sum.
 template <class T>
 void grouped_row_sums(const T* left, int64_t columns, const Groups& groups, T* to);
 

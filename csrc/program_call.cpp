@@ -705,7 +705,6 @@ class ProgramCall {
     return found;
   }
 
-  // In runs of 64 rows, and these then among themselves, as the products' sums are.
   at::Tensor vector_sum(const RowSum& sum) const {
     const int64_t width = sum.left_width;
     at::Tensor found = of_groups({width}).zero_();
@@ -717,13 +716,9 @@ class ProgramCall {
     }
     const int64_t grain = std::max<int64_t>(16, kThreadWork / std::max<int64_t>(1, rows_));
     parallel_for(width, grain, [&](int64_t begin, int64_t end) {
-      std::vector<T> run(end - begin);
-      for (int64_t first = 0; first < rows_; first += 64) {
-        std::fill(run.begin(), run.end(), T(0));
-        for (int64_t r = first; r < std::min(rows_, first + 64); ++r)
-          for (int64_t i = begin; i < end; ++i) run[i - begin] += from[r * width + i];
-        for (int64_t i = begin; i < end; ++i) to[i] += run[i - begin];
-      }
+      std::vector<const T*> rows(rows_);
+      for (int64_t r = 0; r < rows_; ++r) rows[r] = from + r * width + begin;
+      sum_rows(rows, end - begin, to + begin);
     });
     return found;
   }

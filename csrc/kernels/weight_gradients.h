@@ -9,6 +9,8 @@ namespace SSTKERN_LEVEL {
 
 // Rows summed at once: a whole number of runs, and few enough that they stay in the second cache as they are.
 constexpr int64_t kGradientRows = 4 * kRun;
+// Where there are fewer, a loop's own sums are of few rows too: one run of all has up to 1.2 times its rounding (96 rows).
+constexpr int64_t kFewRows = kRun / 2;
 // Factors of a block of rows.
 constexpr int64_t kGradientFactors = kGradientRows / kFactorParts;
 // Gates whose gradients are transposed at once: two row blocks of a plain product, and whole cache lines of a row.
@@ -74,8 +76,9 @@ template <class T>
 inline void weight_gradients(const T* left, int64_t left_size, int64_t rows, const WeightGradient<T>* weights, int64_t count, int64_t begin,
                              int64_t end, T* work) {
   T* const transposed = work;
-  for (int64_t first = 0; first < rows; first += kGradientRows) {
-    const int64_t depth = rows - first < kGradientRows ? rows - first : kGradientRows;
+  const int64_t block = rows < kGradientRows ? kFewRows : kGradientRows;
+  for (int64_t first = 0; first < rows; first += block) {
+    const int64_t depth = rows - first < block ? rows - first : block;
     T* packed = work + kGradientGates * kGradientFactors;
     for (int64_t w = 0; w < count; packed += packed_block<T>(weights[w].columns), ++w)
       pack_rows<T>(weights[w].right + first, depth, weights[w].columns, packed);

@@ -23,8 +23,8 @@ _ATTRIBUTES = ("softplus", "elu", "leaky_relu", "hardtanh", "clamp")
 
 @dataclass(frozen=True)
 class Code:
-    """text: a compile unit, without the instruction set. starts: the numbers `given.starts` of the text. vectors: the values without rows that
-    it reads, or that products begin with, and the shape that each is spread to, None for one number."""
+    """text: a compile unit, without the instruction set. starts: the numbers `given.starts` of the text. vectors: the values without rows
+    that it reads, or that products begin with, and the shape that each is spread to, None for one number."""
 
     text: str
     starts: list[int]

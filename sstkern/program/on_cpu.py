@@ -160,9 +160,7 @@ def level() -> str:
     return torch.ops.sstkern.cpu_capability().removesuffix("_bf16")
 
 
-def _description(
-    found: Lowered, written: Code, outputs: int, numbers: int, rows_only: tuple[set[int], set[int]]
-) -> list[int]:
+def _description(found: Lowered, written: Code, outputs: int, numbers: int, rows_only: tuple[set[int], set[int]]) -> list[int]:
     """As csrc/program.cpp reads it."""
     program = found.values.program
     only = {"x": rows_only[0], "o": rows_only[1]}
@@ -206,7 +204,9 @@ def _of_move(move: Move) -> list[int]:
 
 
 def _of_loop(loop: Loop, function: int, attached: Sequence[Value], written: Code) -> list[int]:
-    parts = chain.from_iterable([*_of_product(part.product), part.gates, part.ahead, attached.index(part.value), written.bias(part)] for part in loop.attached)
+    parts = chain.from_iterable(
+        [*_of_product(part.product), part.gates, part.ahead, attached.index(part.value), written.bias(part)] for part in loop.attached
+    )
     return [function, loop.width, len(loop.attached), *parts]
 
 
