@@ -2,13 +2,20 @@ import atexit
 import os
 import shutil
 import tempfile
+from pathlib import Path
 
 import torch
 
 from sstkern.engines import extension_problem, interpreting
+from sstkern.program import cache, compiler
 
 if extension_problem() is None:
     torch.ops.sstkern.cpu_patience(10**9)  # however busy the machine, tests have the threads that they ask for
+
+# Kept between runs, apart from the user's own. -O3 takes twice as long, and `optimised.py` asks for it where it matters; a long run does too.
+os.environ["SSTKERN_CACHE"] = str(Path(__file__).parents[1] / "build" / "cells")
+if "SSTKERN_RANDOM_CELLS" not in os.environ:
+    compiler.FLAGS = cache.FLAGS = (*compiler.FLAGS, "-O1")
 
 if interpreting():
     from interpreter import patch_language_once
