@@ -144,7 +144,7 @@ class _Function:
         attached = self._attached(window)
         if attached is not None:
             return f"load_sums<T, N>(at, {self.loop.attached.index(attached)}, {window.start // window.width})"
-        memory = self.writer.lowered.memory[window.base]  # type: ignore[index]
+        memory = self.writer.lowered.read_by(self.loop, window.base)  # type: ignore[arg-type]
         start = self.writer.start((memory.slot, memory.start + window.start), memory.start + window.start)
         kind = "mask" if self._is_mask(window) else "row"
         if window.width != self.loop.width:

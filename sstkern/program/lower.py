@@ -71,6 +71,7 @@ class Attached:
 class Loop:
     """windows: what is computed, each after what it takes. stores: what is put to memory."""
 
+    phase: int
     width: int
     attached: list[Attached] = field(default_factory=list)
     windows: list[Window] = field(default_factory=list)
@@ -128,16 +129,22 @@ NOTHING = Memory(-1, 0)
 
 @dataclass(frozen=True)
 class Lowered:
-    """phases: the stages of each. memory: where values lie that loops read. weights: the parameters of products. fixed: the places of the
-    nodes that follow from parameters only, which are computed once a call."""
+    """phases: the stages of each. memory: where values lie that loops read; copies: where states do that are read after the loop over time
+    steps. weights: the parameters of products. fixed: the places of the nodes that follow from parameters only, which are computed once a
+    call."""
 
     values: Values
     slots: list[Slot]
     phases: list[list[Stage]]
     memory: dict[Value, Memory]
+    copies: dict[Value, Memory]
     weights: list[Value]
     fixed: list[int]
     sums: list[RowSum]
+
+    def read_by(self, loop: Loop, base: Value) -> Memory:
+        """Where a loop reads a value."""
+        return self.copies[base] if base.kind == "h" and loop.phase == AFTER else self.memory[base]
 
 
 @lru_cache(maxsize=512)
@@ -301,6 +308,8 @@ class _Lowering:
                 self._find_operands(base)
             for part in self.taken(window):
                 self._need(part)
+                if part.base is not None and part.base.kind == "h" and self.phase[base] == AFTER:
+                    self._copy(part.base)
                 self.readers.setdefault(part, []).append(window)
         self.order.append(window)
 
@@ -514,7 +523,7 @@ class _Lowering:
         return False
 
     def _loop(self, phase: int, stage: int, width: int) -> Loop:
-        return self.loops.setdefault((phase, stage, width), Loop(width))
+        return self.loops.setdefault((phase, stage, width), Loop(phase, width))
 
     def _connect(self, window: Window) -> None:
         """Puts to memory what readers in other loops take."""
@@ -592,7 +601,8 @@ class _Lowering:
                     stages.setdefault(stage, Stage()).loops.append(loop)
             phases.append([stages[stage] for stage in sorted(stages)])
         memory = {base: Memory(slot, 0) for base, slot in self.slot_of.items()} | self.targets
-        return Lowered(self.values, self.slots, phases, memory, self.weights, self.fixed, self.sums)
+        copies = {value: Memory(slot, 0) for value, slot in self.copies.items()}
+        return Lowered(self.values, self.slots, phases, memory, copies, self.weights, self.fixed, self.sums)
 
     def memory_of(self, made: Value) -> Memory:
         """Where what is made lies, if it does."""
