@@ -349,7 +349,8 @@ class _Lowering:
                 self._need(window)
             else:
                 self._store(window, Memory(slot, start + at), min(phase, AFTER))
-        if phase != CORE or any(self._phase_of(window) != CORE for _, window in windows):
+        made = (window.base for _, window in windows if window.base is not None and self._is_made(window.base))
+        if phase != CORE or any(self.phase[base] != CORE for base in made):
             self._keep(slot)
         return Memory(slot, start)
 
