@@ -175,6 +175,15 @@ def _of_loop(loop: Loop, function: int, attached: Sequence[Value]) -> list[int]:
     return [function, loop.width, len(loop.attached), *parts]
 
 
+_FORGETS: list[Callable[[], None]] = [_library.cache_clear]
+
+
+def forget() -> None:
+    """Forgets what was compiled, what could not be, and what was warned of: as in a new process."""
+    for clear in _FORGETS:
+        clear()
+
+
 def _or_reason(make: Callable[..., Compiled]) -> Callable[..., Compiled]:
     """Remembers too why there is none: to compile what cannot be takes as long each time."""
 
@@ -191,6 +200,7 @@ def _or_reason(make: Callable[..., Compiled]) -> Callable[..., Compiled]:
             raise result
         return result
 
+    _FORGETS.append(found.cache_clear)
     return compiled
 
 
@@ -296,7 +306,6 @@ def backward(
     return [*dinputs, *dparameters, *dhx]
 
 
-
 def wanted(tensors: Sequence[Tensor]) -> bool:
     """Whether a call with these tensors is the CPU engine's, if it can be compiled."""
     if engines.forced() == "reference" or not all(tensor.is_cpu for tensor in tensors):
@@ -314,3 +323,6 @@ def unable(error: Exception) -> None:
 @cache
 def _warn_once(reason: str) -> None:
     warnings.warn(f"sstkern runs own cells in plain PyTorch, which is slow: {reason}", UserWarning, stacklevel=2)
+
+
+_FORGETS.append(_warn_once.cache_clear)
