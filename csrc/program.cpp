@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <mutex>
+#include <optional>
 #include <unordered_map>
 
 #include "capability.h"
@@ -25,7 +26,7 @@ class Reader {
   }
   int64_t size() {
     const int64_t found = number();
-    TORCH_CHECK_VALUE(found >= 0 && found < int64_t{1} << 40, "program: a size of its description is ", found);
+    TORCH_CHECK_VALUE(found >= 0 && found < int64_t{1} << 31, "program: a size of its description is ", found);
     return found;
   }
   int64_t count() {
@@ -56,12 +57,15 @@ class ProgramReader {
   ProgramReader(Program& program, c10::IntArrayRef description) : p_(program), read_(description) {}
 
   void run() {
-    for (int64_t* const count : {&p_.inputs, &p_.states, &p_.outputs, &p_.weights, &p_.vectors, &p_.numbers}) *count = read_.size();
+    for (int64_t* const count : {&p_.inputs, &p_.states, &p_.outputs, &p_.weights, &p_.vectors, &p_.numbers}) *count = read_.below(1 << 20, "count");
     p_.slots = read_.list<Slot>([this] { return slot(); });
+    check_results();
     p_.starts = read_.list<int64_t>([this] { return read_.size(); });
+    p_.vector_sizes.resize(p_.vectors);
     for (size_t phase = 0; phase < p_.phases.size(); ++phase) {
       in_loop_ = phase == 1;
-      p_.attached[phase] = attached_ = read_.count();
+      p_.attached[phase] = read_.count();
+      attached_.assign(p_.attached[phase], std::nullopt);
       p_.phases[phase] = read_.list<ProgramStage>([this] { return stage(); });
     }
     p_.sums = read_.list<RowSum>([this] { return sum(); });
@@ -80,6 +84,17 @@ class ProgramReader {
     return {kind, place, width, boolean, rows_only};
   }
 
+  // Every output and every state after a step has one slot.
+  void check_results() const {
+    std::vector<int64_t> outputs(p_.outputs), after(p_.states);
+    for (const Slot& slot : p_.slots) {
+      if (slot.kind == SlotKind::output) ++outputs[slot.place];
+      if (slot.kind == SlotKind::after) ++after[slot.place];
+    }
+    for (const auto* const counts : {&outputs, &after})
+      for (const int64_t count : *counts) TORCH_CHECK_VALUE(count == 1, "program: a result has ", count, " slots");
+  }
+
   SlotStart start() {
     const int64_t slot = read_.below(static_cast<int64_t>(p_.slots.size()), "slot");
     return {slot, read_.number()};
@@ -90,9 +105,16 @@ class ProgramReader {
     const Slot& slot = p_.slots[at.slot];
     const bool of_all = slot.kind == SlotKind::input || slot.kind == SlotKind::output || slot.kind == SlotKind::rows;
     TORCH_CHECK_VALUE(in_loop_ || of_all, "program: rows of one time step are read outside the loop over time steps");
-    TORCH_CHECK_VALUE(at.start >= 0 && width >= 0 && at.start + width <= slot.width && (booleans || !slot.boolean), "program: ", width,
+    TORCH_CHECK_VALUE(at.start >= 0 && width >= 0 && at.start <= slot.width - width && (booleans || !slot.boolean), "program: ", width,
                       " numbers from ", at.start, " on are not in slot ", at.slot, " of ", slot.width);
     return at;
+  }
+
+  // The same of what is written, which inputs and the states before a step are not.
+  SlotStart written_row(int64_t width, const SlotStart& at, bool booleans = false) const {
+    const SlotKind kind = p_.slots[at.slot].kind;
+    TORCH_CHECK_VALUE(kind != SlotKind::input && kind != SlotKind::before, "program: slot ", at.slot, " is an input, and written to");
+    return row(width, at, booleans);
   }
 
   ProgramProduct product() {
@@ -105,7 +127,7 @@ class ProgramReader {
   PlainProduct plain() {
     const ProgramProduct found = product();
     const SlotStart target = start();
-    return {found, row(found.rows * found.columns, target)};
+    return {found, written_row(found.rows * found.columns, target)};
   }
 
   AttachedProduct attached(int64_t units) {
@@ -116,13 +138,40 @@ class ProgramReader {
                       " units are not ", found.columns, " columns");
     const SlotKind kind = p_.slots[found.operand.slot].kind;
     TORCH_CHECK_VALUE(!ahead || kind == SlotKind::input || kind == SlotKind::rows, "program: a step's rows are not there ahead of it");
-    return {found, static_cast<int>(gates), ahead, read_.below(attached_, "attached product")};
+    const int64_t number = read_.below(static_cast<int64_t>(attached_.size()), "attached product");
+    // Packed once for all loops that have it.
+    const std::array<int64_t, 6> packed{units, gates, found.depth, found.columns, found.weight, found.transposed};
+    TORCH_CHECK_VALUE(attached_[number].value_or(packed) == packed, "program: two attached products are number ", number);
+    attached_[number] = packed;
+    return {found, static_cast<int>(gates), ahead, number};
+  }
+
+  int64_t begin() {
+    const int64_t place = read_.number();
+    TORCH_CHECK_VALUE(place >= -1 && place < static_cast<int64_t>(p_.starts.size()), "program: start ", place, " does not exist");
+    return place < 0 ? 0 : p_.starts[place];
+  }
+
+  // What a function reads or writes, of `units` units or the one number that all take.
+  void touched(int64_t units) {
+    const int64_t slot = read_.below(static_cast<int64_t>(p_.slots.size()), "slot"), start = begin();
+    const bool one = read_.below(2, "flag") != 0, boolean = read_.below(2, "flag") != 0, written = read_.below(2, "flag") != 0;
+    TORCH_CHECK_VALUE(boolean == p_.slots[slot].boolean, "program: slot ", slot, " has numbers read as bools, or bools as numbers");
+    written ? written_row(units, {slot, start}, boolean) : row(one ? 1 : units, {slot, start}, boolean);
+  }
+
+  void touched_vector(int64_t units) {
+    const int64_t vector = read_.below(p_.vectors, "vector"), start = begin();
+    const int64_t size = start + (read_.below(2, "flag") != 0 ? 1 : units);
+    p_.vector_sizes[vector] = std::max(p_.vector_sizes[vector], size);
   }
 
   UnitsLoop loop() {
     const int64_t function = read_.below(p_.library->count, "function"), units = read_.size();
     UnitsLoop found{function, units, read_.list<AttachedProduct>([this, units] { return attached(units); })};
     TORCH_CHECK_VALUE(found.attached.size() <= kMostProducts, "program: ", found.attached.size(), " products are attached to a loop");
+    for (int64_t left = read_.count(); left > 0; --left) touched(units);
+    for (int64_t left = read_.count(); left > 0; --left) touched_vector(units);
     return found;
   }
 
@@ -141,7 +190,7 @@ class ProgramReader {
       for (int64_t count = read_.count(); count > 0; --count) found.places.push_back(read_.below(total, "number of a row"));
       found.begin.push_back(static_cast<int64_t>(found.places.size()));
     }
-    row(static_cast<int64_t>(found.begin.size()) - 1, found.target, true);
+    written_row(static_cast<int64_t>(found.begin.size()) - 1, found.target, true);
     for (const SlotStart& from : found.sources)
       TORCH_CHECK_VALUE(p_.slots[from.slot].boolean == p_.slots[found.target.slot].boolean, "program: bools moved among numbers");
     return found;
@@ -176,7 +225,7 @@ class ProgramReader {
 
   Program& p_;
   Reader read_;
-  int64_t attached_ = 0;
+  std::vector<std::optional<std::array<int64_t, 6>>> attached_;  // of the phase, by their numbers
   bool in_loop_ = false;
 };
 

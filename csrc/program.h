@@ -72,7 +72,7 @@ struct RowSum {
 struct Program {
   int64_t inputs, states, outputs, weights, vectors, numbers;
   std::vector<Slot> slots;
-  std::vector<int64_t> starts;
+  std::vector<int64_t> starts, vector_sizes;  // how many numbers of each vector are read
   std::array<std::vector<ProgramStage>, 3> phases;
   std::array<int64_t, 3> attached;  // products of each phase
   std::vector<RowSum> sums;
@@ -84,7 +84,7 @@ struct Program {
 // an instruction set of this process or has other headers.
 int64_t load_program_library(const std::string& path);
 
-// Makes a program of a library and what `sstkern/program/native.py` describes, and returns its number. Throws ValueError for a description
+// Makes a program of a library and what `sstkern/program/on_cpu.py` describes, and returns its number. Throws ValueError for a description
 // that would have it read or write outside its rows.
 int64_t make_program(int64_t library, c10::IntArrayRef description);
 void forget_program(int64_t program);

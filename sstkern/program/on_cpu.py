@@ -20,7 +20,7 @@ from sstkern import engines
 from sstkern.program import cache as libraries
 from sstkern.program import run
 from sstkern.program.compiler import CannotCompile
-from sstkern.program.cpp import code
+from sstkern.program.cpp import Code, Touched, code
 from sstkern.program.derive import Derivative, derive
 from sstkern.program.graph import Program
 from sstkern.program.language import OPERATIONS, resolved
@@ -48,7 +48,7 @@ class Compiled:
         self.shapes = [found.values.kinds[value].shape for value in outputs]
         self.state_shapes = [kind.shape for kind in leaves.states]
         self.sum_shapes = [_sum_shape(found, part) for part in sums]
-        described = _description(found, written.starts, len(outputs), len(written.vectors), self.numbers, rows_only)
+        described = _description(found, written, len(outputs), self.numbers, rows_only)
         self.handle = torch.ops.sstkern.make_program(_library(written.text), described)
         weakref.finalize(self, torch.ops.sstkern.forget_program, self.handle)
 
@@ -123,17 +123,15 @@ def _library(text: str) -> int:
     return torch.ops.sstkern.load_program_library(str(path))
 
 
-def _description(
-    found: Lowered, starts: Sequence[int], outputs: int, vectors: int, numbers: int, rows_only: tuple[set[int], set[int]]
-) -> list[int]:
+def _description(found: Lowered, written: Code, outputs: int, numbers: int, rows_only: tuple[set[int], set[int]]) -> list[int]:
     """As csrc/program.cpp reads it."""
     program = found.values.program
     only = {"x": rows_only[0], "o": rows_only[1]}
-    numbers_of = [len(program.inputs), len(program.states), outputs, len(found.weights), vectors, numbers, len(found.slots)]
+    numbers_of = [len(program.inputs), len(program.states), outputs, len(found.weights), len(written.vectors), numbers, len(found.slots)]
     for slot in found.slots:
         place = slot.place if slot.kind in "xhno" else 0
         numbers_of += [_KINDS[slot.kind], place, slot.width, slot.boolean, slot.kind in only and place in only[slot.kind]]
-    numbers_of += [len(starts), *starts]
+    numbers_of += [len(written.starts), *written.starts]
     function = 0
     for stages in found.phases:
         attached = list(dict.fromkeys(part.value for stage in stages for loop in stage.loops for part in loop.attached))
@@ -142,7 +140,7 @@ def _description(
             numbers_of += [len(stage.plain), *chain.from_iterable(map(_of_plain, stage.plain))]
             numbers_of += [len(stage.moves), *chain.from_iterable(map(_of_move, stage.moves)), len(stage.loops)]
             for loop in stage.loops:
-                numbers_of += _of_loop(loop, function, attached)
+                numbers_of += [*_of_loop(loop, function, attached), *_of_touched(written.touched[function])]
                 function += 1
     numbers_of.append(len(found.sums))
     for part in found.sums:
@@ -182,6 +180,10 @@ def forget() -> None:
     """Forgets what was compiled, what could not be, and what was warned of: as in a new process."""
     for clear in _FORGETS:
         clear()
+
+
+def _of_touched(touched: Touched) -> list[int]:
+    return [len(touched.rows), *chain.from_iterable(touched.rows), len(touched.vectors), *chain.from_iterable(touched.vectors)]
 
 
 def _or_reason(make: Callable[..., Compiled]) -> Callable[..., Compiled]:
