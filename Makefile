@@ -4,7 +4,7 @@ PYTHON := $(VENV)/bin/python
 CPP := $(wildcard csrc/*.cpp csrc/*.h csrc/kernels/*.h csrc/kernels/*/*.h)
 CPP_OF_TESTS := $(wildcard tests/engines/cells/*.h)
 
-.PHONY: help build train study docs test test-levels lint format bench aot clean
+.PHONY: help build train study docs test test-levels lint format bench bench-cells aot clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -41,6 +41,9 @@ format: $(VENV)/built ## rewrite Python and C++ in that style
 
 bench: $(VENV)/built ## time our layers beside other engines (ARGS="--growth", ...)
 	$(VENV)/bin/sstkern bench $(ARGS)
+
+bench-cells: $(VENV)/built ## time the cells whose figures are published (ARGS="--output benchmarks/results/MACHINE", ...)
+	$(PYTHON) benchmarks/published_cells.py $(ARGS)
 
 aot: $(VENV)/built ## compile the GPU kernels for every target and check them (ARGS="--target sm_90" for one)
 	$(VENV)/bin/sstkern aot-report $(ARGS)

@@ -89,7 +89,8 @@ struct Arguments {
   std::vector<const T*> parameters_of(int64_t direction) const;
   LoopWork work() const {
     const int64_t weights = gates() * size.output;
-    return {schedule, size.directions, size.steps, weights, weights * static_cast<int64_t>(sizeof(T)), gates() * (size.input + size.output)};
+    return {
+        schedule, size.directions, size.steps, weights, weights * static_cast<int64_t>(sizeof(T)), gates() * (size.input + size.output)};
   }
   // What the forward and the backward of a direction share.
   Recurrence<T> recurrence(int64_t direction, const T* const* parameters) const;

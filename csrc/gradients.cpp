@@ -119,11 +119,11 @@ at::Tensor row_sums(const Arguments<T>& a, const at::Tensor& left, const std::op
   return sums;
 }
 
-#define SSTKERN_INSTANTIATE(T)                                                                                  \
+#define SSTKERN_INSTANTIATE(T)                                                                                               \
   template void all_weight_gradients(const Products<T>&, const T*, int64_t, int64_t, const std::vector<WeightGradient<T>>&); \
-  template at::Tensor input_gradient(const Arguments<T>&, const std::vector<at::Tensor>&);                      \
-  template void weight_gradients(const Arguments<T>&, const at::Tensor&, const std::vector<WeightGradient<T>>&, \
-                                 const std::optional<Groups>&);                                                 \
+  template at::Tensor input_gradient(const Arguments<T>&, const std::vector<at::Tensor>&);                                   \
+  template void weight_gradients(const Arguments<T>&, const at::Tensor&, const std::vector<WeightGradient<T>>&,              \
+                                 const std::optional<Groups>&);                                                              \
   template at::Tensor row_sums(const Arguments<T>&, const at::Tensor&, const std::optional<Groups>&);
 SSTKERN_INSTANTIATE(float)
 SSTKERN_INSTANTIATE(double)

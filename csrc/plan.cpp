@@ -19,8 +19,7 @@ constexpr int64_t kManyRows = 48;
 
 }  // namespace
 
-Plan::Plan(const LoopWork& work, int64_t threads)
-    : directions_(work.directions), together_(threads % directions_ == 0 ? directions_ : 1) {
+Plan::Plan(const LoopWork& work, int64_t threads) : directions_(work.directions), together_(threads % directions_ == 0 ? directions_ : 1) {
   const int64_t each = threads / together_;
   const bool large = work.weight_bytes > kSmallWeights;
   int64_t ranges = std::clamp<int64_t>(work.schedule.batch() / (large ? kManyRows : kThreadRows), 1, each);

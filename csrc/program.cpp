@@ -75,10 +75,10 @@ class ProgramReader {
  private:
   Slot slot() {
     const auto kind = static_cast<SlotKind>(read_.below(6, "kind of slot"));
-    const int64_t most = kind == SlotKind::input                                    ? p_.inputs
+    const int64_t most = kind == SlotKind::input                               ? p_.inputs
                          : kind == SlotKind::before || kind == SlotKind::after ? p_.states
-                         : kind == SlotKind::output                                 ? p_.outputs
-                                                                                    : 1;
+                         : kind == SlotKind::output                            ? p_.outputs
+                                                                               : 1;
     const int64_t place = read_.below(most, "place of a slot"), width = read_.size();
     const bool boolean = read_.below(2, "flag") != 0, rows_only = read_.below(2, "flag") != 0;
     return {kind, place, width, boolean, rows_only};

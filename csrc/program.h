@@ -80,8 +80,8 @@ struct Program {
   const struct LevelProducts* products;
 };
 
-// Loads a library that was compiled from a program's text and returns its number. Throws ValueError where it cannot be loaded, or is not for
-// an instruction set of this process or has other headers.
+// Loads a library that was compiled from a program's text and returns its number. Throws ValueError where it cannot be loaded, or is not
+// for an instruction set of this process or has other headers.
 int64_t load_program_library(const std::string& path);
 
 // Makes a program of a library and what `sstkern/program/on_cpu.py` describes, and returns its number. Throws ValueError for a description

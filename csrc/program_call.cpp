@@ -50,9 +50,8 @@ struct Ahead {
 int common_blocks(const std::vector<int>& gates, bool sixteen_registers) {
   const auto whole = [&](int columns) { return sixteen_registers ? columns % 2 == 0 : columns % 3 == 0 || columns % 4 == 0; };
   for (int blocks = 1; blocks < 12; ++blocks) {
-    const bool fits = std::all_of(gates.begin(), gates.end(), [&](int count) {
-      return whole(count * blocks) && (blocks == 1 || count * blocks >= 4);
-    });
+    const bool fits =
+        std::all_of(gates.begin(), gates.end(), [&](int count) { return whole(count * blocks) && (blocks == 1 || count * blocks >= 4); });
     if (fits) return blocks;
   }
   return 12;
@@ -291,17 +290,19 @@ class ProgramCall {
     const ProgramProduct& product = attached.product;
     const at::Tensor& weight = weights_[product.weight];
     const int64_t unit_stride = weight.stride(product.transposed ? 1 : 0), depth_stride = weight.stride(product.transposed ? 0 : 1);
-    return pack(shape, products_.unit_panels(shape, units), products_.unit_panel(shape, product.depth), [&](int64_t begin, int64_t end, T* to) {
-      products_.pack_units(shape, read<T>(weight), unit_stride, depth_stride, units, product.depth, begin, end, to);
-    });
+    return pack(shape, products_.unit_panels(shape, units), products_.unit_panel(shape, product.depth),
+                [&](int64_t begin, int64_t end, T* to) {
+                  products_.pack_units(shape, read<T>(weight), unit_stride, depth_stride, units, product.depth, begin, end, to);
+                });
   }
 
   Packed<T> pack_plain(const ProgramProduct& product) {
     const at::Tensor& weight = weights_[product.weight];
     const int64_t depth_stride = weight.stride(product.transposed ? 0 : 1), column_stride = weight.stride(product.transposed ? 1 : 0);
-    return pack({1, 1}, products_.plain_panels(product.columns), products_.packed_plain(product.depth), [&](int64_t begin, int64_t end, T* to) {
-      products_.pack_plain(read<T>(weight), product.depth, product.columns, depth_stride, column_stride, begin, end, to);
-    });
+    return pack({1, 1}, products_.plain_panels(product.columns), products_.packed_plain(product.depth),
+                [&](int64_t begin, int64_t end, T* to) {
+                  products_.pack_plain(read<T>(weight), product.depth, product.columns, depth_stride, column_stride, begin, end, to);
+                });
   }
 
   // --- rows ---
@@ -320,8 +321,7 @@ class ProgramCall {
       case SlotKind::step:
         return place.base + place.item * p * what.width;
       case SlotKind::before:
-        if (first_step(t, p))
-          return static_cast<char*>(states_[what.place].data_ptr()) + place.item * view_.order[p] * what.width;
+        if (first_step(t, p)) return static_cast<char*>(states_[what.place].data_ptr()) + place.item * view_.order[p] * what.width;
         return place.base + place.item * ((((s + 1) & 1) * batch_ + p) * what.width);
       case SlotKind::after:
         return place.base + place.item * (((s & 1) * batch_ + p) * what.width);
@@ -529,8 +529,7 @@ class ProgramCall {
   // A thread's share of the loop over time steps.
   class Loop {
    public:
-    Loop(const ProgramCall& call, const Share& share, Memory& memory)
-        : call_(call), share_(share), m_(memory), runner_(call, memory, 1) {}
+    Loop(const ProgramCall& call, const Share& share, Memory& memory) : call_(call), share_(share), m_(memory), runner_(call, memory, 1) {}
 
     void run() {
       const int64_t steps = call_.view_.steps;
@@ -571,7 +570,8 @@ class ProgramCall {
         for (size_t slot = 0; slot < slots; ++slot) m_.addresses[i * slots + slot] = call_.address(slot, s, t, share_.first + i);
     }
 
-    // Makes the products of as many time steps from number `begin` on as have kChunkRows rows, if these are several. Returns where they end.
+    // Makes the products of as many time steps from number `begin` on as have kChunkRows rows, if these are several. Returns where they
+    // end.
     int64_t make_ahead(int64_t begin) {
       int64_t end = begin, count = 0;
       do {
@@ -633,7 +633,10 @@ class ProgramCall {
       const RowSum& sum = p_.sums[i];
       if (found[i].defined()) continue;
       if (sum.right.slot < 0) {
-        found[i] = vector_sum(sum);
+        const at::Tensor total = vector_sum(sum);
+        found[i] = total;
+        for (size_t k = i + 1; k < found.size(); ++k)  // the biases of two products that are added
+          if (p_.sums[k].left == sum.left && p_.sums[k].right.slot < 0) found[k] = total.clone();
         continue;
       }
       // All products with the same gradients at once.

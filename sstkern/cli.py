@@ -1,8 +1,6 @@
 """The command `sstkern`: train, evaluate, predict, study, gradcheck, doctor, bench, aot-report."""
 
-import importlib
 import json
-import sys
 from enum import Enum
 from functools import partial
 from pathlib import Path
@@ -14,6 +12,7 @@ import sstkern
 from sstkern.cells import CELLS
 from sstkern.doctor import version_or_advice
 from sstkern.engines import BackendError, interpreting, triton_problem
+from sstkern.named import own_cell
 
 try:
     import typer
@@ -62,7 +61,7 @@ app = typer.Typer(
 Engine = Literal["cpu", "triton", "reference"]
 
 # What can be given again; typer takes no list of Literal.
-BenchCell = Enum("BenchCell", {name: name for name in (key.partition("_")[0] for key in CELLS)}, type=str)
+BENCH_CELLS = tuple(dict.fromkeys(key.partition("_")[0] for key in CELLS))
 Phase = Enum("Phase", {name: name for name in ("inference", "training")}, type=str)
 BenchLengths = Enum("BenchLengths", {name: name for name in ("full", "sst2")}, type=str)
 Dtype = Enum("Dtype", {name: name for name in ("float32", "bfloat16")}, type=str)
@@ -138,28 +137,11 @@ def _fused(name: str, both: bool, input_size: int, hidden_size: int, layers: int
     """A layer of somebody's own cell, with both of them another one for the way back. ValueError for a name that leads to none."""
     if layers != 1:
         raise ValueError(f"layers: a cell of your own is checked as 1 layer, got {layers}")
-    make = _own_class(name)
-    try:
-        cells = [make(input_size, hidden_size) for _ in range(1 + both)]
-        layer = sstkern.fuse(*cells).to(device)
-        for cell in cells:
-            cell.input_size = input_size  # by which the check makes inputs
-        return layer
-    except TypeError as error:
-        raise ValueError(f"cell: {name}({input_size}, {hidden_size}) makes no cell: {error}") from error
-
-
-def _own_class(name: str) -> Any:
-    module, _, kind = name.partition(":")
-    if not module or not kind:
-        raise ValueError(f"cell: '{name}' is unknown; there are {', '.join(CELLS)}, or module:Class for one of your own")
-    sys.path.insert(0, "")  # the folder one is in, as for `python -m`
-    try:
-        return getattr(importlib.import_module(module), kind)
-    except ImportError as error:
-        raise ValueError(f"cell: {module} cannot be imported: {error}") from error
-    except AttributeError:
-        raise ValueError(f"cell: the module {module} has no {kind}") from None
+    cells = [own_cell(name, input_size, hidden_size) for _ in range(1 + both)]
+    layer = sstkern.fuse(*cells).to(device)
+    for cell in cells:
+        cell.input_size = input_size  # by which the check makes inputs
+    return layer
 
 
 @app.command()
@@ -173,10 +155,20 @@ def doctor() -> None:
 
 @app.command()
 def bench(
-    cell: Annotated[list[BenchCell] | None, typer.Option(help="Recurrent cell; can be given again.", show_default="all of them")] = None,
+    cell: Annotated[
+        list[str] | None,
+        typer.Option(
+            help=f"Recurrent cell: {', '.join(BENCH_CELLS)}, or module:Class for one of your own; can be given again.",
+            show_default=", ".join(BENCH_CELLS),
+        ),
+    ] = None,
     shape: Annotated[
         list[str] | None,
-        typer.Option(metavar="B,T,H", help="Sequences, time steps, hidden size; can be given again.", show_default="eleven typical ones"),
+        typer.Option(
+            metavar="B,T,H",
+            help="Sequences, time steps, hidden size; can be given again.",
+            show_default="eleven typical ones, of a cell of your own four",
+        ),
     ] = None,
     phase: Annotated[
         list[Phase] | None,
@@ -195,18 +187,42 @@ def bench(
         bool, typer.Option("--skewed", help="Instead: time and memory of packed batches with one long sequence, float32.")
     ] = False,
     compiled: Annotated[bool, typer.Option("--compile", help="Also time torch.compile of torch.nn's layers, short ones.")] = False,
+    input_size: Annotated[int | None, typer.Option(help="Features of the input of a cell of your own.", min=1, show_default="H")] = None,
+    compile_limit: Annotated[
+        float, typer.Option(help="Seconds after which a peer that compiles is given up.", min=0.001, max=86400)
+    ] = 120.0,
     output: Annotated[Path, typer.Option(help="Folder for figures and pictures; files of an earlier run are replaced.")] = Path(
         "runs/bench"
     ),
+    file: Annotated[
+        Path | None, typer.Option("--json", help="File for the figures of cells of your own.", show_default="own_cells.json in --output")
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="PNG file for the picture of cells of your own.", show_default="own_cells.png in --output")
+    ] = None,
 ) -> None:
-    """Time our layers on the CPU, beside torch.nn, ONNX Runtime and OpenVINO, which are left out where they are not installed."""
-    from sstkern.bench import cases, show
+    """Time our layers on the CPU, beside torch.nn, ONNX Runtime and OpenVINO, which are left out where they are not installed.
+
+    A cell of your own is made as Class(input_size, hidden_size) and timed, in float32 and full lengths, beside a loop over its time steps,
+    torch.compile of the cell and of the loop, TorchScript and torch's scan.
+    """
+    from sstkern.bench import cases, own_cases, show
 
     if threads is not None:
         torch.set_num_threads(threads)
     threads = torch.get_num_threads()
-    cells = [name.upper() for name in _values(cell)] or list(cases.LAYERS)
-    phases, kinds, dtypes = _values(phase) or cases.PHASES, _values(lengths) or cases.LENGTHS, _values(dtype) or cases.DTYPES
+    phases = _values(phase) or cases.PHASES
+    if _are_own(cell or ()):
+        others = {"--lengths": lengths, "--dtype": dtype, "--growth": growth, "--skewed": skewed, "--memory": memory, "--compile": compiled}
+        _refuse(others, "is not for cells of your own")
+        shapes = [cases.parse_shape(text) for text in shape or ()] or own_cases.SHAPES
+        wanted = own_cases.grid(cell, shapes, phases, input_size)
+        files = file or output / "own_cells.json", plot or output / "own_cells.png"
+        _end_of_bench(show.own_cells(wanted, threads, seconds, compile_limit, *files), files[0])
+        return
+    _refuse({"--input-size": input_size, "--json": file, "--plot": plot}, "is for cells of your own, module:Class")
+    cells = [name.upper() for name in cell or ()] or list(cases.LAYERS)
+    kinds, dtypes = _values(lengths) or cases.LENGTHS, _values(dtype) or cases.DTYPES
     shapes = [cases.parse_shape(text) for text in shape or ()] or cases.SHAPES
     _refuse_together({"--growth": growth, "--skewed": skewed, "--memory": memory, "--shape": shape})
     if skewed and lengths:
@@ -218,10 +234,32 @@ def bench(
     elif memory:
         complete = show.memory(cells, shapes, kinds, threads, output)
     else:
-        complete = show.cases(cells, shapes, phases, kinds, dtypes, threads, seconds, compiled, output)
+        complete = show.cases(cells, shapes, phases, kinds, dtypes, threads, seconds, compile_limit if compiled else None, output)
+    _end_of_bench(complete, output)
+
+
+def _end_of_bench(complete: bool, output: Path) -> None:
     if not complete:
         typer.echo(f"interrupted; what was measured is in {output}")
         raise typer.Exit(130)
+
+
+def _are_own(names: list[str]) -> bool:
+    """Whether these are cells of somebody's own, rather than torch.nn's."""
+    unknown = [name for name in names if name not in BENCH_CELLS and ":" not in name]
+    if unknown:
+        raise typer.BadParameter(f"--cell: '{unknown[0]}' is unknown; there are {', '.join(BENCH_CELLS)}, or module:Class for your own")
+    own = [":" in name for name in names]
+    if any(own) and not all(own):
+        raise typer.BadParameter("--cell: cells of your own have other peers than torch.nn's, and are timed without them")
+    return any(own)
+
+
+def _refuse(given: dict[str, Any], why: str) -> None:
+    """Options that mean nothing for these cells."""
+    for name, value in given.items():
+        if value:
+            raise typer.BadParameter(f"{name}: {why}")
 
 
 def _refuse_together(given: dict[str, Any]) -> None:

@@ -16,18 +16,12 @@ namespace SSTKERN_LEVEL {
 template <class V, int Size>
 struct List {
   V at[Size];
-  SSTKERN_INLINE List& operator=(const List& from) {
-#pragma GCC unroll 16
-    for (int i = 0; i < Size; ++i) at[i] = from.at[i];
-    return *this;
-  }
   SSTKERN_INLINE V& operator[](int i) { return at[i]; }
   SSTKERN_INLINE const V& operator[](int i) const { return at[i]; }
 };
 
 template <class V>
 struct List<V, 0> {
-  SSTKERN_INLINE List& operator=(const List&) { return *this; }
   SSTKERN_INLINE V& operator[](int) const { __builtin_unreachable(); }
 };
 

@@ -133,18 +133,9 @@ inline void transpose(Vec<T> (&rows)[Simd<T>::width]) {
 // the LSTM's took 93 cycles a vector by itself and takes 59 side by side with three others (AMD EPYC, AVX2).
 constexpr int kVectors = 4;
 
-// A copy is made vector by vector: GCC 12 copies a plain structure in pieces of 8 or 16 bytes, through memory: exp took twice as long.
 template <class T, int Count = kVectors>
 struct Vectors {
   Vec<T> part[Count];
-
-  Vectors() = default;
-  Vectors(const Vectors& from) { *this = from; }
-  Vectors& operator=(const Vectors& from) {
-#pragma GCC unroll 8
-    for (int i = 0; i < Count; ++i) part[i] = from.part[i];
-    return *this;
-  }
 };
 
 template <class T, int Count = kVectors, class F>

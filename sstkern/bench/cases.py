@@ -64,6 +64,9 @@ class Case:
         for name, allowed in (("cell", LAYERS), ("lengths", (*LENGTHS, *RESTS)), ("dtype", DTYPES)):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name}: expected one of {', '.join(allowed)}, got '{getattr(self, name)}'")
+        self._check_sizes()
+
+    def _check_sizes(self) -> None:
         for name in ("batch", "steps", "size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")

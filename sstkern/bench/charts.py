@@ -10,7 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
 from sstkern.bench.cases import LAYERS
-from sstkern.bench.report import shape
+from sstkern.bench.peers import OURS
+from sstkern.bench.report import against, shape
 
 _ENGINES = {"sstkern": "C0", "torch": "C1", "torch_packed": "C2"}
 _AXES = {"steps": "time steps", "size": "hidden size", "batch": "sequences", "threads": "threads"}
@@ -51,21 +52,52 @@ def memory(rows: list[dict], path: Path) -> Path:
     return _by_shape(rows, ("cell", "lengths"), dots, title, "MiB beyond inputs and weights", path)
 
 
+def own_cells(rows: list[dict], path: Path) -> Path:
+    """How many times as long as ours each other way takes: a panel a phase and shape, a line a cell."""
+    rows = [row | {"shape": shape(row)} for row in rows]
+    peers = [name for name in dict.fromkeys(name for row in rows for name in row["engines"]) if name != OURS]
+
+    def dots(panel: Axes, chosen: list[dict], cells: list[str]) -> None:
+        panel.axvline(1, color="black", linewidth=1)
+        for place, peer in enumerate(peers):
+            found = [row for row in chosen if {peer, OURS} <= row["engines"].keys()]
+            colors = ["none" if row["discarded"] else f"C{place}" for row in found]
+            ratios = [against(row, (peer,)) for row in found]
+            panel.scatter(ratios, [cells.index(row["cell"]) for row in found], s=28, c=colors, edgecolors=f"C{place}", zorder=3)
+            panel.scatter([], [], s=28, color=f"C{place}", label=peer)  # the legend's, filled
+
+    title = "float32; panels by sequences, time steps, hidden size; hollow: discarded"
+    return _panels(rows, ("phase", "shape"), lambda row: row["cell"], "{}, {}", dots, title, "time / ours", path)
+
+
 def _by_shape(rows: list[dict], names: tuple[str, str], dots: Callable, title: str, unit: str, path: Path) -> Path:
-    """A panel for every pair of values that the rows have under two names, with their shapes as lines."""
-    shapes = list(dict.fromkeys(shape(row) for row in rows))
+    return _panels(rows, names, shape, "{}, {} lengths", dots, title, unit, path)
+
+
+def _panels(
+    rows: list[dict],
+    names: tuple[str, str],
+    line_of: Callable[[dict], str],
+    heading: str,
+    dots: Callable,
+    title: str,
+    unit: str,
+    path: Path,
+) -> Path:
+    """A panel for every pair of values that the rows have under two names, with a line for what `line_of` says of a row."""
+    lines = list(dict.fromkeys(map(line_of, rows)))
     down, across = (_distinct(rows, name) for name in names)
-    size = (max(6.5, 1.5 + 4.5 * len(across)), 1.8 + (0.9 + 0.3 * len(shapes)) * len(down))
+    size = (max(6.5, 1.5 + 4.5 * len(across)), 1.8 + (0.9 + 0.3 * len(lines)) * len(down))
     figure = Figure(figsize=size, layout="constrained")
     panels = figure.subplots(len(down), len(across), sharex=True, sharey=True, squeeze=False)
-    for line, first in zip(panels, down, strict=True):
-        for panel, second in zip(line, across, strict=True):
-            panel.set_title(f"{first}, {second} lengths")
+    for across_panels, first in zip(panels, down, strict=True):
+        for panel, second in zip(across_panels, across, strict=True):
+            panel.set_title(heading.format(first, second))
             panel.set_xscale("log")
             panel.grid(alpha=0.3)
-            dots(panel, [row for row in rows if (row[names[0]], row[names[1]]) == (first, second)], shapes)
-    panels[0, 0].set_yticks(range(len(shapes)), shapes)
-    panels[0, 0].set_ylim(len(shapes) - 0.5, -0.5)  # shared by all
+            dots(panel, [row for row in rows if (row[names[0]], row[names[1]]) == (first, second)], lines)
+    panels[0, 0].set_yticks(range(len(lines)), lines)
+    panels[0, 0].set_ylim(len(lines) - 0.5, -0.5)  # shared by all
     _write_ticks(panels[0, 0].xaxis)
     for panel in panels[-1]:
         panel.set_xlabel(unit)

@@ -1,8 +1,15 @@
-"""torch.compile of torch.nn's layers, which unrolls every time step: in a process of its own, that can be ended."""
+"""What compiles for a long time, in a process of its own, that can be ended: torch.compile of torch.nn's layers, which unrolls every time
+step, and what is made of somebody's own cell."""
 
+import logging
 import multiprocessing
+import os
 import signal
+import tempfile
 import time
+import warnings
+from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any
@@ -26,28 +33,29 @@ def engine(limit: float = LIMIT) -> Engine:
 def _prepare(problem: Problem, limit: float) -> Prepared:
     if problem.case.steps > MOST_STEPS:
         raise Unavailable(f"torch.compile unrolls the time steps, and {problem.case.steps} are more than {MOST_STEPS}")
-    return Child(problem, limit)
+    return Child(partial(_compiled, problem.case, problem.threads), problem, limit)
 
 
 class Child(Prepared):
-    """The compiled layer, run by another process, which is told when."""
+    """An engine in another process, which is told when to run it. make: makes it there."""
 
-    def __init__(self, problem: Problem, limit: float):
+    def __init__(self, make: Callable[[], Prepared], problem: Problem, limit: float):
         super().__init__(run=lambda: None, training=problem.case.training)
         self._pipe, pipe = multiprocessing.Pipe()
         context = multiprocessing.get_context("spawn")
-        self._process = context.Process(target=serve, args=(pipe, problem.case, problem.threads), daemon=True)
+        self._folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+        arguments = pipe, make, problem.threads, self._folder.name
+        self._process = context.Process(target=serve, args=arguments, daemon=True)
         self._compiling = True
         self._process.start()
         pipe.close()
         try:
-            seconds, results = self._answer(limit, f"compiling took more than {limit:g} s")
+            results, notes = self._answer(limit, f"compiling took more than {limit:g} s")
         except BaseException:
             self.close()
             raise
-        self._compiling = False
         self._results = [torch.from_numpy(result) for result in results]
-        self.notes["compile_seconds"] = seconds
+        self.notes.update(notes)
 
     def results(self) -> list[Tensor]:
         return self._results
@@ -57,17 +65,26 @@ class Child(Prepared):
         return self._answer(None, "")
 
     def close(self) -> None:
-        self._pipe.close()  # which ends it, unless it is still compiling
+        self._pipe.close()  # which ends it, unless it still compiles
         self._process.join(0 if self._compiling else _WAIT)
         if self._process.is_alive():
-            self._process.terminate()
+            self._end(signal.SIGTERM)
             self._process.join(_WAIT)
         if self._process.is_alive():
-            self._process.kill()
+            self._end(signal.SIGKILL)
+            self._process.join(_WAIT)
+        self._folder.cleanup()
+
+    def _end(self, how: signal.Signals) -> None:
+        """The process and the C++ compilers that it waits for, which would take time from what is measured next."""
+        with suppress(ProcessLookupError):  # it may not lead a group of processes yet
+            os.killpg(self._process.pid, how)
+        os.kill(self._process.pid, how)
 
     def _answer(self, limit: float | None, late: str) -> Any:
         if not self._pipe.poll(limit):
             raise Unavailable(late)
+        self._compiling = False
         try:
             kind, answer = self._pipe.recv()
         except EOFError:
@@ -77,15 +94,19 @@ class Child(Prepared):
         return answer
 
 
-def serve(pipe: Connection, case: Case, threads: int) -> None:
-    """What the other process does: compile, send results, then a block's times for every number of seconds it receives."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that started this one
+def serve(pipe: Connection, make: Callable[[], Prepared], threads: int, folder: str) -> None:
+    """What the other process does: compile, send results, then a block's times for every number of seconds it receives.
+
+    folder: for what is compiled; a new one, for how long compiling takes is a figure.
+    """
+    stand_alone(folder)
     torch.set_num_threads(threads)
     try:
         start = time.perf_counter()
-        prepared = _compiled(Problem.of(case, threads))
+        prepared = make()
         results = prepared.results()
-        pipe.send(("ready", (time.perf_counter() - start, [tensor.float().numpy() for tensor in results])))
+        notes = {"compile_seconds": time.perf_counter() - start, **prepared.notes}
+        pipe.send(("ready", ([tensor.float().numpy() for tensor in results], notes)))
         while True:
             pipe.send(("times", prepared.block(pipe.recv())))
     except (EOFError, BrokenPipeError):  # nobody wants more
@@ -94,10 +115,21 @@ def serve(pipe: Connection, case: Case, threads: int) -> None:
         pipe.send(("failed", in_one_line(error)))
 
 
-def _compiled(problem: Problem) -> Prepared:
+def stand_alone(folder: str) -> None:
+    """Makes this process the first of a group: one call ends it with all that it started, and Ctrl-C is for the process that started it.
+
+    Settles the compiler, and silences it, which would write into a table.
+    """
+    os.setpgid(0, 0)
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder
+    warnings.simplefilter("ignore")
+    logging.disable(logging.WARNING)
     import torch._dynamo
     import torch._inductor.config
 
     torch._dynamo.config.allow_rnn = True
     torch._inductor.config.compile_threads = 1  # a daemonic process may have no pool of its own
-    return torch_padded(problem, wrap=torch.compile)
+
+
+def _compiled(case: Case, threads: int) -> Prepared:
+    return torch_padded(Problem.of(case, threads), wrap=torch.compile)

@@ -11,11 +11,15 @@ from pathlib import Path
 
 import torch
 
+from sstkern.bench import timing
 from sstkern.doctor import installed_version
 from sstkern.engines import extension_problem
 
 _LEAST = 4096
 """Bytes that cpu_bandwidth can measure."""
+_LARGE = 1024
+"""Rows and columns of each matrix of a large product: more than the caches hold."""
+_RATE_SECONDS = 0.5
 
 
 def environment() -> dict:
@@ -46,6 +50,15 @@ def bandwidth(size: int, threads: int) -> float | None:
     None without the extension that measures it, or for too few bytes.
     """
     return _measured("cpu_bandwidth", size) if size >= _LEAST else None
+
+
+@cache
+def product_rate(dtype: torch.dtype, threads: int) -> float:
+    """GFLOP/s of one large torch.mm, which is what a machine's best library reaches. threads: the number in use."""
+    with torch.random.fork_rng(devices=[]):
+        a, b = torch.randn(2, _LARGE, _LARGE).to(dtype)
+    result = torch.empty_like(a)
+    return 2 * _LARGE**3 / min(timing.block(lambda: torch.mm(a, b, out=result), _RATE_SECONDS)) / 1e9
 
 
 def _measured(operator: str, *arguments):

@@ -23,7 +23,8 @@ TOLERANCES = {"float32": 1e-3, "bfloat16": 0.15}
 far apart, and not wrong."""
 MOST_PADDED = 2**29
 """Bytes of a padded x, beyond which a skewed batch is not padded to be timed: its output and their gradients are as large."""
-_SEED = 0
+SEED = 0
+_LONGEST = 160  # letters of an error
 
 
 class Unavailable(Exception):
@@ -40,14 +41,14 @@ class Problem:
     """(T, B, size), or of a packed case (tokens, size): the valid steps alone, as a PackedSequence has them."""
     lengths: Tensor | None
     grad: Tensor
-    """Of the output, shaped as x is; 0 past a length, so that engines that know no lengths compute the same gradients."""
+    """Of the output, or one number for all of it; 0 past a length, so that engines that know no lengths compute the same gradients."""
     state: Mapping[str, Tensor]
     """A layer's parameters, by torch.nn's names."""
 
     @classmethod
     def of(cls, case: Case, threads: int) -> "Problem":
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(_SEED)
+            torch.manual_seed(SEED)
             state = getattr(torch.nn, case.cell)(case.size, case.size, dtype=case.torch_dtype).state_dict()
             rows = (case.tokens,) if case.packed else (case.steps, case.batch)
             x, grad = torch.randn(2, *rows, case.size, dtype=case.torch_dtype)
@@ -67,6 +68,12 @@ class Problem:
         layer.load_state_dict(self.state)
         return layer
 
+    def expected(self) -> list[Tensor]:
+        """The results that all engines must have: plain PyTorch in float32."""
+        layer = self.layer(getattr(sstkern, self.case.cell), torch.float32)
+        exact = replace(self, x=self.x.float(), grad=self.grad.float())
+        return _of_engine("reference", exact, layer, _call(exact, layer)).results()
+
 
 @dataclass
 class Prepared:
@@ -78,7 +85,7 @@ class Prepared:
     """Makes of what `run` returned the output and, in training, the gradients of x and of the weights."""
     context: Callable[[], AbstractContextManager] = nullcontext
     """What `run` must be called in. Entered once for many calls, so that its own time does not count."""
-    notes: dict[str, float] = field(default_factory=dict)
+    notes: dict[str, Any] = field(default_factory=dict)
 
     @contextmanager
     def mode(self) -> Iterator[None]:
@@ -145,7 +152,7 @@ def torch_padded(problem: Problem, wrap: Callable[[torch.nn.Module], Callable] =
     """What costs torch.nn least to write: every sequence as long as the longest. wrap: torch.compile or nothing."""
     layer = problem.layer(getattr(torch.nn, problem.case.cell))
     call = wrap(layer)
-    return _of_module(problem, layer, lambda x: call(x)[0])
+    return of_module(problem, layer, lambda x: call(x)[0])
 
 
 def torch_without_onednn(problem: Problem) -> Prepared:
@@ -164,13 +171,13 @@ def torch_packed(problem: Problem) -> Prepared:
         packed = pack_padded_sequence(x, lengths, enforce_sorted=False)
         return pad_packed_sequence(layer(packed)[0], total_length=case.steps)[0]
 
-    return _of_module(problem, layer, call)
+    return of_module(problem, layer, call)
 
 
 def torch_of_packed(problem: Problem) -> Prepared:
     """torch.nn's layer on sequences that are packed already."""
     layer = problem.layer(getattr(torch.nn, problem.case.cell))
-    return _of_module(problem, layer, _call(problem, layer))
+    return of_module(problem, layer, _call(problem, layer))
 
 
 def _call(problem: Problem, layer: torch.nn.Module) -> Callable[[Tensor], Tensor]:
@@ -183,19 +190,22 @@ def _call(problem: Problem, layer: torch.nn.Module) -> Callable[[Tensor], Tensor
 
 def _of_engine(engine: str, problem: Problem, layer: torch.nn.Module, call: Callable[[Tensor], Tensor]) -> Prepared:
     """Of a layer of ours. Fails where the engine cannot run, rather than timing the slow reference engine in its place."""
-    prepared = _of_module(problem, layer, call)
+    prepared = of_module(problem, layer, call)
     prepared.context = lambda: sstkern.backend(engine)
     return prepared
 
 
-def _of_module(problem: Problem, layer: torch.nn.Module, call: Callable[[Tensor], Tensor]) -> Prepared:
+def of_module(problem: Problem, layer: torch.nn.Module, call: Callable[[Tensor], Tensor]) -> Prepared:
+    """call: the output of x, by the layer's parameters."""
     training = problem.case.training
     x = problem.x.detach().requires_grad_(training)
-    inputs = [x, *layer.parameters()]
+    inputs = [x, *(parameter for parameter in layer.parameters() if parameter.requires_grad)]
 
     def run() -> list[Tensor]:
         output = call(x)
-        return [output, *torch.autograd.grad(output, inputs, problem.grad)] if training else [output]
+        return (
+            [output, *torch.autograd.grad(output, inputs, problem.grad.expand_as(output), materialize_grads=True)] if training else [output]
+        )
 
     return Prepared(run, training)
 
@@ -298,13 +308,6 @@ def ours_and_torch(case: Case) -> Sequence[Engine]:
     return [engine for engine in ENGINES if engine.name in wanted]
 
 
-def reference(problem: Problem) -> list[Tensor]:
-    """The results that all engines must have: plain PyTorch in float32."""
-    layer = problem.layer(getattr(sstkern, problem.case.cell), torch.float32)
-    exact = replace(problem, x=problem.x.float(), grad=problem.grad.float())
-    return _of_engine("reference", exact, layer, _call(exact, layer)).results()
-
-
 def difference(problem: Problem, results: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
     """The largest difference on valid steps, of each result as a share of the largest number it should hold, and of all the largest."""
 
@@ -318,13 +321,13 @@ def difference(problem: Problem, results: Sequence[Tensor], expected: Sequence[T
 
 
 def in_one_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')}"
+    return f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')[:_LONGEST]}"
 
 
 @contextmanager
 def ready(problem: Problem, engines: Sequence[Engine]) -> Iterator[tuple[dict[str, Prepared], dict[str, float], dict[str, str]]]:
     """The engines that can run the problem and are right, each engine's difference from the reference, and why the others are left out."""
-    expected = reference(problem)
+    expected = problem.expected()
     prepared, differences, left_out = {}, {}, {}
     with ExitStack() as stack:
         for engine in engines:

@@ -14,16 +14,17 @@ from sstkern.bench.peers import OURS, TORCH
 from sstkern.bench.timing import TOLERANCE, Timing
 
 Row = dict[str, Any]
+Ratio = Callable[[Row], float | None]
 COMPUTE_BOUND = 0.7
 """A best peer above this share of the multiply-add peak leaves little to gain."""
 _CASE = ("cell", "batch", "steps", "size", "phase", "lengths", "dtype")
 _FIGURES = (
-    *("tokens", "gflop", "best_peer", "ratio", "spread", "gflops", "peak_share", "peer_peak_share", "bandwidth_share"),
-    *("float32_ratio", "discarded"),
+    *("tokens", "gflop", "best_peer", "ratio", "spread", "gflops", "peak_share", "peer_peak_share", "rate_share"),
+    *("bandwidth_share", "float32_ratio", "discarded"),
 )
 
 
-def figures(timing: Timing, difference: float, notes: Mapping[str, float]) -> dict[str, float]:
+def figures(timing: Timing, difference: float, notes: Mapping[str, Any]) -> Row:
     """An engine's part of a row."""
     return {
         "ms": timing.median * 1e3,
@@ -36,20 +37,26 @@ def figures(timing: Timing, difference: float, notes: Mapping[str, float]) -> di
     }
 
 
-def row(case: Case, engines: Mapping[str, dict], left_out: Mapping[str, str], bandwidth: float | None) -> Row:
-    """A row but for the shares of the peak, which `add` knows. bandwidth: GB/s at which weights can be read, if that matters."""
+def row(case: Case, engines: Mapping[str, dict], left_out: Mapping[str, str], bandwidth: float | None, rate: float) -> Row:
+    """A row but for the shares of the peak, which `add` knows.
+
+    bandwidth: GB/s at which weights can be read, if that matters. rate: GFLOP/s of a large product of matrices.
+    """
     times = {name: found["ms"] for name, found in engines.items()}
     ours = times.get(OURS)
+    gflops = case.flops / ours / 1e6 if ours and case.flops else None
     best = min(times.keys() - {OURS}, key=times.__getitem__, default=None)
     return {
         **case.as_row(),
-        "gflop": case.flops / 1e9,
+        "gflop": None if case.flops is None else case.flops / 1e9,
         "engines": dict(engines),
         "left_out": dict(left_out),
         "best_peer": best,
         "ratio": times[best] / ours if ours and best else None,
         "spread": max(engines[name]["spread"] for name in (OURS, best)) if ours and best else None,
-        "gflops": case.flops / ours / 1e6 if ours else None,
+        "gflops": gflops,
+        "rate_gflops": rate,
+        "rate_share": gflops / rate if gflops else None,
         "bandwidth_share": case.streamed_bytes / ours / 1e6 / bandwidth if ours and bandwidth else None,
         "discarded": disturbed(_deciding(engines, times[best] if best else math.inf)),
     }
@@ -71,14 +78,14 @@ def start(environment: dict, cases: int) -> dict:
     return {"environment": environment, "cases": cases, "complete": False, "rows": [], "summary": []}
 
 
-def add(report: dict, row: Row) -> None:
+def add(report: dict, row: Row, summarize: Callable[[Iterable[Row]], list[dict]]) -> None:
     """Put a row into the report and sum up anew."""
     peak = report["environment"]["peak_gflops"]
     row["peak_share"] = row["gflops"] / peak if peak and row["gflops"] else None
     row["peer_peak_share"] = row["peak_share"] / row["ratio"] if row["peak_share"] and row["ratio"] else None
     row["float32_ratio"] = _float32_ratio(report["rows"], row) if row["dtype"] == "bfloat16" else None
     report["rows"].append(row)
-    report["summary"] = summary(report["rows"])
+    report["summary"] = summarize(report["rows"])
 
 
 def _float32_ratio(rows: Iterable[Row], row: Row) -> float | None:
@@ -91,8 +98,12 @@ def _float32_ratio(rows: Iterable[Row], row: Row) -> float | None:
     return ours[0]["ms"] / ours[1]["ms"]
 
 
+def write_json(report: dict, file: Path) -> None:
+    write_atomically(file, (json.dumps(report, indent=1) + "\n").encode())
+
+
 def write(report: dict, folder: Path) -> None:
-    write_atomically(folder / "bench.json", (json.dumps(report, indent=1) + "\n").encode())
+    write_json(report, folder / "bench.json")
     write_atomically(folder / "bench.csv", as_csv(report["rows"]).encode())
 
 
@@ -110,14 +121,21 @@ def as_csv(rows: Iterable[Row]) -> str:
     return file.getvalue()
 
 
-def summary(rows: Iterable[Row]) -> list[dict]:
-    """Geometric means of best peer / ours for each cell, and how many points are below 1; discarded rows are left out."""
+def summary(rows: Iterable[Row], groups: Mapping[str, Ratio] | None = None) -> list[dict]:
+    """Geometric means of peer / ours for each cell, and how many points are below 1; discarded rows are left out.
+
+    groups: a row's ratio in each, None where it does not belong; by default those of torch.nn's cells, the best peer's.
+    """
     kept = [row for row in rows if row["discarded"] is None and row["ratio"] is not None]
-    groups = [_group(name, cell, kept, ratio) for name, ratio in _GROUPS.items() for cell in dict.fromkeys(row["cell"] for row in kept)]
+    groups = [
+        _group(name, cell, kept, ratio)
+        for name, ratio in (groups or _GROUPS).items()
+        for cell in dict.fromkeys(row["cell"] for row in kept)
+    ]
     return [group for group in groups if group["points"]]
 
 
-def _group(name: str, cell: str, rows: Iterable[Row], ratio: Callable[[Row], float | None]) -> dict:
+def _group(name: str, cell: str, rows: Iterable[Row], ratio: Ratio) -> dict:
     ratios = [value for row in rows if row["cell"] == cell and (value := ratio(row)) is not None]
     return {
         "group": name,
@@ -138,7 +156,7 @@ def _is(row: Row, **wanted: Any) -> bool:
     return all(row[name] == value for name, value in wanted.items())
 
 
-def _against(row: Row, names: Iterable[str]) -> float | None:
+def against(row: Row, names: Iterable[str]) -> float | None:
     """The best of some engines / ours."""
     times = [row["engines"][name]["ms"] for name in names if name in row["engines"]]
     return min(times) / row["engines"][OURS]["ms"] if times else None
@@ -149,7 +167,7 @@ def _inference(row: Row, bound: Callable[[float | None], bool]) -> float | None:
     return row["ratio"] if wanted else None
 
 
-_GROUPS: dict[str, Callable[[Row], float | None]] = {
+_GROUPS: dict[str, Ratio] = {
     f"inference full float32, best peer below {COMPUTE_BOUND:.0%} of peak": lambda row: _inference(
         row, lambda share: share is not None and share < COMPUTE_BOUND
     ),
@@ -161,10 +179,10 @@ _GROUPS: dict[str, Callable[[Row], float | None]] = {
         row["ratio"] if _is(row, phase="inference", lengths="full", dtype="float32", batch=1, steps=200, size=256) else None
     ),
     "training full float32 / best of torch": lambda row: (
-        _against(row, TORCH) if _is(row, phase="training", lengths="full", dtype="float32") else None
+        against(row, TORCH) if _is(row, phase="training", lengths="full", dtype="float32") else None
     ),
     "training sst2 float32 / better of torch padded, packed": lambda row: (
-        _against(row, ("torch", "torch_packed")) if _is(row, phase="training", lengths="sst2", dtype="float32") else None
+        against(row, ("torch", "torch_packed")) if _is(row, phase="training", lengths="sst2", dtype="float32") else None
     ),
     "bfloat16 / our float32, B >= 32": lambda row: row["float32_ratio"] if row["batch"] >= 32 else None,
     "all points": lambda row: row["ratio"],
@@ -174,7 +192,7 @@ _GROUPS: dict[str, Callable[[Row], float | None]] = {
 def tables(report: dict) -> list[Any]:
     """What rich prints: a line a case, then the summary."""
     summed = [_summary_table(report["summary"])] if report["summary"] else []
-    return [_cases_table(report["rows"]), *summed, *reasons(report["rows"])]
+    return [_cases_table(report["rows"]), *_compile_table(report["rows"]), *summed, *reasons(report["rows"])]
 
 
 def _cases_table(rows: list[Row]) -> Any:
@@ -182,19 +200,19 @@ def _cases_table(rows: list[Row]) -> Any:
 
     names = list(dict.fromkeys(name for row in rows for name in row["engines"]))
     table = Table(
-        title="milliseconds of one call; spread of the ratio's two figures; GFLOP/s, % of float32's peak and of bandwidth are ours",
+        title="milliseconds of one call; spread of the ratio's two figures; ours: GFLOP/s, % of peak, of a large torch.mm, of bandwidth",
         title_justify="left",
     )
     for name in ("cell", "B,T,H", "phase", "lengths", "dtype"):
         table.add_column(name, no_wrap=True)
-    for name in (*names, "peer / ours", "% spread", "GFLOP/s", "% peak", "% bandwidth"):
-        table.add_column(name.replace("torch_", "torch\n").replace(" ", "\n"), justify="right")
+    for name in (*names, "peer / ours", "% spread", "GFLOP/s", "% peak", "% mm", "% bandwidth"):
+        table.add_column(name.replace("torch_", "torch\n").replace("compiled_", "compiled\n").replace(" ", "\n"), justify="right")
     for row in rows:
         times = [_number(row["engines"].get(name, {}).get("ms"), ".3f") for name in names]
         ratio = _number(row["ratio"], ".2f") + ("*" if row["discarded"] else "")
-        shares = [_number(row[name], ".0%") for name in ("peak_share", "bandwidth_share")]
+        shares = [_number(row[name], ".0%") for name in ("peak_share", "rate_share", "bandwidth_share")]
         table.add_row(
-            row["cell"],
+            _short(row),
             shape(row),
             row["phase"],
             row["lengths"],
@@ -206,6 +224,28 @@ def _cases_table(rows: list[Row]) -> Any:
             *shares,
         )
     return table
+
+
+def _compile_table(rows: list[Row]) -> list[Any]:
+    """Of the rows with an engine that compiles, if there are any."""
+    from rich.table import Table
+
+    def seconds(row: Row) -> dict[str, float]:
+        return {name: found["compile_seconds"] for name, found in row["engines"].items() if "compile_seconds" in found}
+
+    compiled = [row for row in rows if seconds(row)]
+    if not compiled:
+        return []
+    names = list(dict.fromkeys(name for row in compiled for name in seconds(row)))
+    table = Table(title="seconds to compile and call once", title_justify="left")
+    for name in ("cell", "B,T,H", "phase", "lengths", "dtype"):
+        table.add_column(name, no_wrap=True)
+    for name in names:
+        table.add_column(name, justify="right")
+    for row in compiled:
+        times = [_number(seconds(row).get(name), ".1f") for name in names]
+        table.add_row(_short(row), shape(row), row["phase"], row["lengths"], row["dtype"], *times)
+    return [table]
 
 
 def _summary_table(summary: list[dict]) -> Any:
@@ -228,11 +268,22 @@ def reasons(rows: list[Row]) -> list[str]:
         for name, reason in row["left_out"].items():
             counted[f"{name}: {reason}"] = counted.get(f"{name}: {reason}", 0) + 1
     discarded = [f"* discarded: {label(row)}: {row['discarded']}" for row in rows if row["discarded"]]
-    return [*discarded, *(f"left out of {count} cases: {reason}" for reason, count in counted.items())]
+    stepped = {f"{row['cell']} was stepped in Python: {reason}": None for row in rows if (reason := _stepped(row))}
+    return [*discarded, *stepped, *(f"left out of {count} cases: {reason}" for reason, count in counted.items())]
+
+
+def _stepped(row: Row) -> str | None:
+    """Why ours is no program."""
+    return row["engines"].get(OURS, {}).get("stepped")
 
 
 def shape(row: Row) -> str:
     return f"{row['batch']},{row['steps']},{row['size']}"
+
+
+def _short(row: Row) -> str:
+    """A cell's name without its module, for which a table has no room."""
+    return row["cell"].rpartition(":")[2]
 
 
 def label(row: Row) -> str:

@@ -9,11 +9,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from sstkern.bench import charts, compiled, peers, report, suite
+from sstkern.bench import charts, compiled, own, peers, report, suite
 from sstkern.bench import growth as growing
 from sstkern.bench import memory as remembering
 from sstkern.bench import skewed as skewing
 from sstkern.bench.cases import Shape, grid
+from sstkern.bench.own_cases import OwnCase
 
 _WIDTH = 180  # where there is no terminal to fit
 
@@ -26,17 +27,30 @@ def cases(
     dtypes: Collection[str],
     threads: int,
     seconds: float,
-    compile: bool,
+    compile_limit: float | None,
     output: Path,
 ) -> bool:
-    """Time the cases; whether all of them were."""
+    """Time the cases; whether all of them were. compile_limit: seconds for torch.compile, which is left out where it is None."""
     console, wanted = _console(), grid(cells, shapes, phases, lengths, dtypes)
-    engines = [*peers.ENGINES, *([compiled.engine()] if compile else [])]
+    engines = [*peers.ENGINES, *([] if compile_limit is None else [compiled.engine(compile_limit)])]
     with _progress(console, wanted) as tell:
         found = suite.run(wanted, engines, threads, seconds, output, tell)
     for part in report.tables(found):
         console.print(part)
     _tell_files(console, [output / "bench.json", output / "bench.csv", *(charts.ratios(found["rows"], output) if found["rows"] else [])])
+    return found["complete"]
+
+
+def own_cells(wanted: Sequence[OwnCase], threads: int, seconds: float, limit: float, file: Path, plot: Path) -> bool:
+    """Time somebody's own cells; whether all of them were."""
+    for case in wanted:
+        case.make()  # raises what is wrong with it before hours of others
+    console = _console()
+    with _progress(console, wanted) as tell:
+        found = own.run(wanted, threads, seconds, limit, file, tell)
+    for part in report.tables(found):
+        console.print(part)
+    _tell_files(console, [file, *([charts.own_cells(found["rows"], plot)] if found["rows"] else [])])
     return found["complete"]
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sstkern.bench import memory, report, suite
 from sstkern.bench.cases import LAYERS, PHASES, Case
-from sstkern.bench.peers import ours_and_torch
+from sstkern.bench.peers import Problem, ours_and_torch
 
 PEER = "torch_packed"
 BATCHES = (
@@ -28,7 +28,7 @@ def measure(case: Case, threads: int, seconds: float) -> dict:
     def as_row(engines: dict, left_out: dict) -> dict:
         return {**case.as_row(), "engines": engines, "left_out": left_out, "discarded": report.disturbed(engines)}
 
-    row = suite.timed(case, ours_and_torch(case), threads, seconds, as_row)
+    row = suite.timed(Problem.of(case, threads), ours_and_torch(case), seconds, as_row)
     for name, figures in row["engines"].items():
         figures["bytes"] = memory.in_a_process(case, threads, name)
     return row | {"time_ratio": over_ours(row["engines"], "ms"), "memory_ratio": over_ours(row["engines"], "bytes")}

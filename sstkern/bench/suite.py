@@ -1,11 +1,9 @@
 """A run: every case measured and written as it finishes."""
 
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sstkern.atomic import write_atomically
 from sstkern.bench import machine, peers, report, timing
 from sstkern.bench.cases import Case
 from sstkern.bench.peers import Engine, Problem
@@ -19,12 +17,14 @@ ATTEMPTS = 3
 def measure(case: Case, engines: Sequence[Engine], threads: int, seconds: float) -> dict:
     """One row of the report: what each engine that can run the case took, and why the others did not run."""
     bandwidth = machine.bandwidth(case.recurrent_bytes, threads) if case.batch == 1 else None
-    return timed(case, engines, threads, seconds, lambda taken, left_out: report.row(case, taken, left_out, bandwidth))
+    rate = machine.product_rate(case.torch_dtype, threads)
+    problem = Problem.of(case, threads)
+    return timed(problem, engines, seconds, lambda taken, left_out: report.row(case, taken, left_out, bandwidth, rate))
 
 
-def timed(case: Case, engines: Sequence[Engine], threads: int, seconds: float, as_row: Callable[[dict, dict], dict]) -> dict:
+def timed(problem: Problem, engines: Sequence[Engine], seconds: float, as_row: Callable[[dict, dict], dict]) -> dict:
     """A row that `as_row` makes of the engines' figures and of why others did not run; timed again where the row says it is discarded."""
-    with peers.ready(Problem.of(case, threads), engines) as (prepared, differences, left_out):
+    with peers.ready(problem, engines) as (prepared, differences, left_out):
         for _ in range(ATTEMPTS):
             timings = timing.compare({name: one.block for name, one in prepared.items()}, seconds) if prepared else {}
             taken = {name: report.figures(timings[name], differences[name], prepared[name].notes) for name in timings}
@@ -36,14 +36,25 @@ def timed(case: Case, engines: Sequence[Engine], threads: int, seconds: float, a
 
 def run(cases: Sequence[Case], engines: Sequence[Engine], threads: int, seconds: float, folder: Path, tell: Tell) -> dict:
     """Measure the cases, leave `bench.json` and `bench.csv` in `folder` after each of them, and return the report."""
+    return reported(cases, lambda case: measure(case, engines, threads, seconds), lambda found: report.write(found, folder), tell)
+
+
+def reported(
+    cases: Sequence[Item],
+    measure: Callable[[Item], dict],
+    write: Callable[[dict], None],
+    tell: Tell,
+    summarize: Callable[[Iterable[dict]], list[dict]] = report.summary,
+) -> dict:
+    """A report of the cases' rows, written after each of them."""
     found = report.start(machine.environment(), len(cases))
 
-    def one(case: Case) -> None:
-        report.add(found, measure(case, engines, threads, seconds))
-        report.write(found, folder)
+    def one(case: Item) -> None:
+        report.add(found, measure(case), summarize)
+        write(found)
 
     found["complete"] = each(cases, one, tell)
-    report.write(found, folder)
+    write(found)
     return found
 
 
@@ -63,7 +74,7 @@ def sweep(items: Sequence[Item], measure: Callable[[Item], dict], file: Path, te
     found: dict = {"environment": machine.environment(), "items": len(items), "complete": False, "rows": []}
 
     def write() -> None:
-        write_atomically(file, (json.dumps(found, indent=1) + "\n").encode())
+        report.write_json(found, file)
 
     def one(item: Item) -> None:
         found["rows"].append(measure(item))

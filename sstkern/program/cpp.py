@@ -1,6 +1,6 @@
 """The C++ of a program's loops (`lower`): for each a function that computes some units of some rows, with csrc/kernels/units.h.
 
-The text names no sizes: where a window begins in a row is an argument, so that programs that differ in their sizes alone have the same text.
+The text names no sizes: where a window begins in a row is an argument. Programs that differ in their sizes alone have the same text.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 
 from sstkern.program.lower import Attached, Loop, Lowered, Memory
 from sstkern.program.values import Number, Value
-from sstkern.program.windows import Values, Window
+from sstkern.program.windows import Window
 
 _TYPES = {torch.float32: "float", torch.float64: "double"}
 _OPERATORS = {"add": "+", "sub": "-", "mul": "*", "div": "/"}

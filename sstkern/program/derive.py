@@ -44,9 +44,9 @@ class Derivative:
 
     def inputs_of_backward(self, inputs: list[Tensor], states: int, kept: Sequence[Tensor], gradients: list[Tensor]) -> list[Tensor]:
         """Rows of all inputs of the backward. A state that is not kept is not read: an input stands in its place."""
-        at = dict(zip(self.kept, kept, strict=True))
-        before = [at.pop(Value("h", place), inputs[0]) for place in range(states)]
-        return [*inputs, *before, *at.values(), *gradients]
+        at = {value.place: tensor for value, tensor in zip(self.kept, kept, strict=True) if value.kind == "h"}
+        before = [at.get(place, inputs[0]) for place in range(states)]
+        return [*inputs, *before, *kept[len(at) :], *gradients]
 
 
 @lru_cache(maxsize=256)

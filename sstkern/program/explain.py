@@ -13,10 +13,11 @@ from sstkern.program.values import Node, Value
 _SYMBOLS = {"add": "+", "sub": "-", "mul": "*", "div": "/", "pow": "**", "product": "@", "transposed_product": "@"}
 
 
-def explained(program: Program, leaves: Leaves, names: Mapping[Value, str], source: bool = False) -> str:
-    """names: the user's, of parameters, inputs and states. source: with the texts of the program and its derivative."""
+def explained(program: Program, leaves: Leaves, names: Mapping[Value, str], engine: str, source: bool = False) -> str:
+    """names: the user's, of parameters, inputs and states. engine: what runs it. source: with the texts of the program and its
+    derivative."""
     parts = partition(program, program.outputs)
-    lines = ["inputs"]
+    lines = [f"on {engine}", "inputs"]
     for letter, title, kinds in (("x", None, leaves.inputs), ("h", "states", leaves.states), ("p", "parameters", leaves.parameters)):
         lines += [title] if title else []
         lines += [f"    {names.get(Value(letter, place), f'{letter}{place}')} {_kind(kind)}" for place, kind in enumerate(kinds)]

@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from sstkern import engines
 from sstkern.operators import autocasting
-from sstkern.program import operator
+from sstkern.program import on_cpu, operator
 from sstkern.program.capture import Captured, Spec, Unfused, capture
 from sstkern.program.capture.runs import seen
 from sstkern.program.explain import explained
@@ -102,17 +103,31 @@ def cast_dtype(cell: nn.Module) -> torch.dtype | None:
     return next((parameter.dtype for parameter in cell.parameters() if parameter.is_floating_point()), None)
 
 
-def explanation(captured: Captured, cell: nn.Module, source: bool) -> str:
-    """The program in words, with the cell's own names."""
-    leaves = Leaves(
+def kinds(captured: Captured) -> Leaves:
+    """Of what the program takes."""
+    return Leaves(
         tuple(Kind(spec.shape, spec.dtype) for spec in flatten(captured.input)),
         tuple(Kind(spec.shape, spec.dtype) for spec in flatten(captured.state)),
         tuple(row_kind(parameter, 0) for parameter in captured.parameters(captured.leaves())),
         captured.sizes,
     )
+
+
+def explanation(captured: Captured, cell: nn.Module, source: bool) -> str:
+    """The program in words, with the cell's own names."""
     of_kind = {"x": names(captured.input, "input"), "h": names(captured.state, "state"), "p": captured.names()}
     known = {Value(kind, place): name for kind, found in of_kind.items() for place, name in enumerate(found)}
-    return explained(captured.program, leaves, known, source)
+    return explained(captured.program, kinds(captured), known, _engine(captured), source)
+
+
+def _engine(captured: Captured) -> str:
+    device = flatten(captured.state)[0].device
+    if device.type != "cpu":
+        return f"{device}, in plain PyTorch"
+    problem = engines.extension_problem() or on_cpu.problem(captured.program, kinds(captured))
+    if problem is not None:
+        return f"the CPU, in plain PyTorch: {problem}"
+    return f"the CPU engine, compiled for {on_cpu.level()}"
 
 
 class Options(NamedTuple):

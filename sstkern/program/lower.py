@@ -283,7 +283,7 @@ class _Lowering:
         """phase: where it is wanted, if it is there before."""
         self._need(window)
         base = window.base
-        if base is not None and base.kind == "h" or self.slots[target.slot].kind == "n":
+        if (base is not None and base.kind == "h") or self.slots[target.slot].kind == "n":
             phase = CORE
         elif base is not None and self._is_made(base):
             phase = self.phase[base]
@@ -339,7 +339,7 @@ class _Lowering:
         """Where all numbers of a value are, in their order, for a phase to read, or at the end."""
         base, start = value, 0
         while (parts := self.values.parts(base)) is not None and len(parts) == 1 and parts[0][1].base is not None:
-            base, start = parts[0][1].base, start + parts[0][1].start  # type: ignore[assignment]
+            base, start = parts[0][1].base, start + parts[0][1].start
         if base.kind in "xh":
             return Memory(self._leaf(base) if base.kind == "x" or phase == CORE else self._copy(base), start)
         windows = self.values.windows(base, start, self.values.width(value))
@@ -384,7 +384,7 @@ class _Lowering:
         """Where the rows of all time steps are at the end. contiguous: a row after the other, without anything between them."""
         base = value
         while (parts := self.values.parts(base)) is not None and len(parts) == 1 and parts[0][1].base is not None:
-            base = parts[0][1].base  # type: ignore[assignment]
+            base = parts[0][1].base
         if base.kind == "h" or (contiguous and (base.kind == "x" or self.values.width(base) != self.values.width(value))):
             return Memory(self._copy(value), 0)
         return self._memory(value, END)
@@ -469,7 +469,9 @@ class _Lowering:
         assert window.base is not None
         phase = self.phase[window.base]
         stages = [
-            self.stage[reader] - (reader.width != window.width) for reader in self.readers.get(window, ()) if self._phase_of(reader) == phase
+            self.stage[reader] - (reader.width != window.width)
+            for reader in self.readers.get(window, ())
+            if self._phase_of(reader) == phase
         ]
         if (window, phase) in ends:
             stages.append(ends[window, phase])

@@ -9,7 +9,8 @@ from __future__ import annotations
 import warnings
 import weakref
 from collections.abc import Callable, Sequence
-from functools import cache, lru_cache
+from dataclasses import replace
+from functools import cache, cached_property, lru_cache
 from itertools import chain
 from typing import Any
 
@@ -21,14 +22,14 @@ from sstkern.program import cache as libraries
 from sstkern.program import run
 from sstkern.program.compiler import CannotCompile
 from sstkern.program.cpp import Code, Touched, code
-from sstkern.program.derive import Derivative, derive
+from sstkern.program.derive import Derivative, Sum, derive
 from sstkern.program.graph import Program
 from sstkern.program.language import OPERATIONS, resolved
 from sstkern.program.lower import Loop, Lowered, Memory, Move, Plain, Product, Wanted, lowered
 from sstkern.program.run import Call
 from sstkern.program.shapes import Kind, Leaves, result_kinds
 from sstkern.program.values import Number, Value
-from sstkern.program.windows import NotLowered
+from sstkern.program.windows import NotLowered, Values
 
 _KINDS = {letter: place for place, letter in enumerate("xhnorl")}
 """As csrc/program.h numbers kinds of slots."""
@@ -42,9 +43,10 @@ class Compiled:
     ):
         found = lowered(program, leaves, outputs, sums)
         written = code(found)
-        self.program, self.leaves = program, leaves
-        self.weights, self.vectors, self.fixed = found.weights, written.vectors, found.fixed
+        self.program, self.fixed = program, found.fixed
+        self.weights, self.vectors = found.weights, [_Vector(value, shape, found.values) for value, shape in written.vectors]
         self.numbers = 1 + max((part.place for node in program.nodes for part in _parts(node) if isinstance(part, Number)), default=-1)
+        self.inputs, self.states = ([len(kind.shape) for kind in kinds] for kinds in (leaves.inputs, leaves.states))
         self.shapes = [found.values.kinds[value].shape for value in outputs]
         self.state_shapes = [kind.shape for kind in leaves.states]
         self.sum_shapes = [_sum_shape(found, part) for part in sums]
@@ -65,12 +67,12 @@ class Compiled:
     ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         """The outputs, the states after the last step, and the sums."""
         known = self._known(parameters, call)
-        outputs, last, sums = torch.ops.sstkern.run_program(
+        outputs, last, sums = _RUN(
             self.handle,
-            [_flat(tensor, len(kind.shape)) for tensor, kind in zip(inputs, self.leaves.inputs, strict=True)],
-            [known[value] for value in self.weights],
-            [_spread(torch.as_tensor(known[value]), shape) for value, shape in self.vectors],
-            [_flat(state, len(kind.shape)) for state, kind in zip(states, self.leaves.states, strict=True)],
+            _flat(inputs, self.inputs),
+            [known(value) for value in self.weights],
+            [vector.spread(known(vector.value)) for vector in self.vectors],
+            _flat(states, self.states),
             lengths,
             call.numbers[: self.numbers],
             reverse,
@@ -78,18 +80,35 @@ class Compiled:
             saved_rows,
             backward,
         )
-        outputs = [_shaped(tensor, shape) for tensor, shape in zip(outputs, self.shapes, strict=True)]
-        last = [_shaped(tensor, shape) for tensor, shape in zip(last, self.state_shapes, strict=True)]
-        return outputs, last, [tensor.reshape(shape) for tensor, shape in zip(sums, self.sum_shapes, strict=True)]
+        return _shaped(outputs, self.shapes), _shaped(last, self.state_shapes), _shaped(sums, self.sum_shapes, leading=0)
 
-    def _known(self, parameters: Sequence[Tensor], call: Call) -> dict[Value, Tensor]:
+    def _known(self, parameters: Sequence[Tensor], call: Call) -> Callable[[Value], Any]:
         """Parameters, and what follows from them only."""
-        known = {Value("p", place): tensor for place, tensor in enumerate(parameters)}
+        if not self.fixed:
+            return lambda value: parameters[value.place]
+        known: dict[Value, Any] = {Value("p", place): tensor for place, tensor in enumerate(parameters)}
         for place in self.fixed:
             node = self.program.nodes[place]
             given = [known[part] if isinstance(part, Value) else resolved(part, call.sizes, call.numbers) for part in _parts(node)]
             known[Value("v", place)] = OPERATIONS[node.operation].compute(*given)
-        return known
+        return known.__getitem__
+
+
+_RUN = torch.ops.sstkern.run_program.default
+
+
+class _Vector:
+    """A value without rows that loops read, spread to a shape, or one number."""
+
+    def __init__(self, value: Value, shape: tuple[int, ...] | None, values: Values):
+        self.value, self.shape = value, shape
+        self.as_it_is = len(values.kinds[value].shape) == 1 and shape in (None, values.kinds[value].shape)
+
+    def spread(self, vector: Any) -> Tensor:
+        if self.as_it_is:
+            return vector
+        tensor = torch.as_tensor(vector)
+        return tensor.reshape(1) if self.shape is None else tensor.expand(self.shape).reshape(-1)
 
 
 def _sum_shape(found: Lowered, part: Wanted) -> tuple[int, ...]:
@@ -101,26 +120,38 @@ def _parts(node):
     return (*node.arguments, *node.attributes)
 
 
-def _flat(tensor: Tensor, dimensions: int) -> Tensor:
+def _flat(tensors: Sequence[Tensor], dimensions: Sequence[int]) -> list[Tensor]:
     """Rows of any shape as rows of numbers."""
-    if dimensions == 1:
-        return tensor
-    return tensor.unsqueeze(-1) if dimensions == 0 else tensor.flatten(-dimensions)
+    return [
+        tensor if count == 1 else tensor.unsqueeze(-1) if count == 0 else tensor.flatten(-count)
+        for tensor, count in zip(tensors, dimensions, strict=True)
+    ]
 
 
-def _shaped(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
-    return tensor if len(shape) == 1 else tensor.reshape(*tensor.shape[:-1], *shape)
+def _shaped(tensors: Sequence[Tensor], shapes: Sequence[tuple[int, ...]], leading: int | None = None) -> list[Tensor]:
+    """The way back. leading: how many dimensions stand before the row's; all but one by default."""
+    return [
+        tensor if tensor.dim() == len(shape) + (tensor.dim() - 1 if leading is None else leading) else _reshaped(tensor, shape, leading)
+        for tensor, shape in zip(tensors, shapes, strict=True)
+    ]
 
 
-def _spread(vector: Tensor, shape: tuple[int, ...] | None) -> Tensor:
-    return vector.reshape(1) if shape is None else vector.expand(shape).reshape(-1)
+def _reshaped(tensor: Tensor, shape: tuple[int, ...], leading: int | None) -> Tensor:
+    return tensor.reshape(*tensor.shape[: -1 if leading is None else leading], *shape)
 
 
 @lru_cache(maxsize=256)
 def _library(text: str) -> int:
-    level = torch.ops.sstkern.cpu_capability().removesuffix("_bf16")  # whose products alone are of bfloat16
-    path = libraries.library(f'#include "levels/{level}.h"\n{text}#include "levels/end.h"\n', level)
-    return torch.ops.sstkern.load_program_library(str(path))
+    path = libraries.library(f'#include "levels/{level()}.h"\n{text}#include "levels/end.h"\n', level())
+    try:
+        return torch.ops.sstkern.load_program_library(str(path))
+    except ValueError as error:
+        raise libraries.cannot_load(path, error) from error
+
+
+def level() -> str:
+    """The instruction set that programs are compiled for. That of bfloat16 has products of its own only."""
+    return torch.ops.sstkern.cpu_capability().removesuffix("_bf16")
 
 
 def _description(found: Lowered, written: Code, outputs: int, numbers: int, rows_only: tuple[set[int], set[int]]) -> list[int]:
@@ -167,23 +198,8 @@ def _of_move(move: Move) -> list[int]:
 
 
 def _of_loop(loop: Loop, function: int, attached: Sequence[Value]) -> list[int]:
-    parts = chain.from_iterable(
-        [*_of_product(part.product), part.gates, part.ahead, attached.index(part.value)] for part in loop.attached
-    )
+    parts = chain.from_iterable([*_of_product(part.product), part.gates, part.ahead, attached.index(part.value)] for part in loop.attached)
     return [function, loop.width, len(loop.attached), *parts]
-
-
-_FORGETS: list[Callable[[], None]] = [_library.cache_clear]
-
-
-def forget() -> None:
-    """Forgets what was compiled, what could not be, and what was warned of: as in a new process."""
-    for clear in _FORGETS:
-        clear()
-
-
-def _of_touched(touched: Touched) -> list[int]:
-    return [len(touched.rows), *chain.from_iterable(touched.rows), len(touched.vectors), *chain.from_iterable(touched.vectors)]
 
 
 def _or_reason(make: Callable[..., Compiled]) -> Callable[..., Compiled]:
@@ -202,110 +218,152 @@ def _or_reason(make: Callable[..., Compiled]) -> Callable[..., Compiled]:
             raise result
         return result
 
-    _FORGETS.append(found.cache_clear)
     return compiled
 
 
-@_or_reason
-def _forward(program: Program, leaves: Leaves, recompute: bool, kept: bool) -> Compiled:
-    """kept: whether what the backward needs is given too, after the outputs."""
-    saved = derive(program, leaves, recompute).kept if kept else ()
-    outputs = *program.outputs, *saved
-    only = set(range(len(program.outputs), len(outputs)))
-    return Compiled(program, leaves, outputs, (), (set(), only))
+class Layer:
+    """A program for tensors of some kinds: forward and backward, compiled at their first calls, which raise NotLowered or CannotCompile."""
+
+    def __init__(self, call: Call, kinds: Leaves):
+        self.narrow = kinds if run.widened(call, kinds)[0].narrow is not None else None
+        wide, self.kinds = run.widened(call, kinds)
+        self.program, self.recompute, self.narrow_program = wide.program, wide.recompute, wide.narrow
+        self._compiled = _or_reason(self._of)
+
+    @cached_property
+    def derivative(self) -> Derivative:
+        return derive(self.program, self.kinds, self.recompute)
+
+    @cached_property
+    def reached(self) -> list[bool]:
+        """As `run.reached`."""
+        return run.reached_by(self.derivative, len(self.kinds.parameters), len(self.kinds.states))
+
+    def check(self) -> None:
+        """Raises what a forward without gradients would."""
+        self._compiled(False)
+
+    def _of(self, kept: bool | None, of_inputs: tuple[bool, ...] = (), of_parameters: tuple[bool, ...] = ()) -> Compiled:
+        return self._backward(of_inputs, of_parameters) if kept is None else self._forward(kept)
+
+    def _forward(self, kept: bool) -> Compiled:
+        """kept: whether what the backward needs is given too, after the outputs."""
+        program = self.program
+        outputs = *program.outputs, *(self.derivative.kept if kept else ())
+        return Compiled(program, self.kinds, outputs, (), (set(), set(range(len(program.outputs), len(outputs)))))
+
+    def _backward(self, of_inputs: tuple[bool, ...], of_parameters: tuple[bool, ...]) -> Compiled:
+        derivative, backward = self.derivative, self.derivative.backward
+        places = [place for place, need in zip(derivative.inputs, of_inputs, strict=True) if need and place is not None]
+        sums = tuple(wanted_sum(derivative, part) for part in derivative.sums if of_parameters[part.parameter])
+        count = len(self.program.inputs)
+        rows_only = set(range(count, len(backward.inputs) - len(self.program.outputs)))
+        kinds = leaves_of_backward(self.program, self.kinds, derivative)
+        return Compiled(backward, kinds, tuple(backward.outputs[place] for place in places), sums, (rows_only, set()))
+
+    def _wide(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+        return tensors if self.narrow is None else [tensor.float() if tensor.is_floating_point() else tensor for tensor in tensors]
+
+    def _as_given(self, gradient: Tensor, tensor: Tensor) -> Tensor:
+        return gradient if self.narrow is None else gradient.to(tensor.dtype)
+
+    def forward(
+        self,
+        call: Call,
+        inputs: Sequence[Tensor],
+        parameters: Sequence[Tensor],
+        hx: Sequence[Tensor],
+        lengths: Tensor | None,
+        saved_rows: int | None,
+    ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        """As `run.forward_and_saved`, with saved_rows rows of what is saved; nothing is with None."""
+        found = self._compiled(saved_rows is not None)
+        given, weights, states = map(self._wide, (inputs, parameters, hx))
+        outputs, last, _ = found(given, weights, states, lengths, call, call.reverse, saved_rows)
+        count = len(self.program.outputs)
+        if self.narrow is None or self.narrow_program is None:
+            return outputs[:count], last, outputs[count:]
+        results = zip(outputs, result_kinds(self.narrow_program, self.narrow), strict=False)
+        return (
+            [output.to(kind.dtype) for output, kind in results],
+            [state.to(before.dtype) for state, before in zip(last, hx, strict=True)],
+            outputs[count:],
+        )
+
+    def backward(
+        self,
+        call: Call,
+        inputs: Sequence[Tensor],
+        parameters: Sequence[Tensor],
+        hx: Sequence[Tensor],
+        lengths: Tensor | None,
+        saved: Sequence[Tensor],
+        grad_outputs: Sequence[Tensor],
+        grad_hx: Sequence[Tensor],
+        needs: Sequence[bool],
+    ) -> list[Tensor | None]:
+        """As `run.backward`."""
+        count, derivative = len(inputs), self.derivative
+        of_inputs, of_parameters = tuple(needs[:count]), tuple(needs[count : count + len(parameters)])
+        found = self._compiled(None, of_inputs, of_parameters)
+        given = derivative.inputs_of_backward(list(self._wide(inputs)), len(hx), saved, list(self._wide(grad_outputs)))
+        weights, states = self._wide(parameters), self._wide(grad_hx)
+        outputs, before, sums = found(given, weights, states, lengths, call, not call.reverse, backward=True)
+        of_input = iter(outputs)
+        dinputs = [
+            (torch.zeros_like(tensor) if place is None else self._as_given(next(of_input), tensor)) if need else None
+            for tensor, place, need in zip(inputs, derivative.inputs, of_inputs, strict=True)
+        ]
+        parts: dict[int, list[Tensor]] = {}
+        wanted = (part.parameter for part in derivative.sums if of_parameters[part.parameter])
+        for place, gradient in zip(wanted, sums, strict=True):
+            parts.setdefault(place, []).append(gradient)
+        dparameters = [
+            run.summed(parameter, parts.get(place, ())) if need else None
+            for place, (parameter, need) in enumerate(zip(parameters, of_parameters, strict=True))
+        ]
+        of_states = needs[count + len(parameters) :]
+        dhx = [self._as_given(state, tensor) if need else None for state, tensor, need in zip(before, hx, of_states, strict=True)]
+        return [*dinputs, *dparameters, *dhx]
 
 
-@_or_reason
-def _backward(
-    program: Program, leaves: Leaves, recompute: bool, of_inputs: tuple[bool, ...], of_parameters: tuple[bool, ...]
-) -> Compiled:
-    derivative = derive(program, leaves, recompute)
-    backward = derivative.backward
-    places = [place for place, need in zip(derivative.inputs, of_inputs, strict=True) if need and place is not None]
-    sums = tuple(
-        Wanted(part.parameter, backward.outputs[part.gradients], None if part.operands is None else backward.outputs[part.operands])
-        for part in derivative.sums
-        if of_parameters[part.parameter]
-    )
-    count = len(program.inputs)
-    rows_only = set(range(count, len(backward.inputs) - len(program.outputs)))
-    kinds = leaves_of_backward(program, leaves, derivative)
-    return Compiled(backward, kinds, tuple(backward.outputs[place] for place in places), sums, (rows_only, set()))
+def wanted_sum(derivative: Derivative, part: Sum) -> Wanted:
+    outputs = derivative.backward.outputs
+    return Wanted(part.parameter, outputs[part.gradients], None if part.operands is None else outputs[part.operands])
 
 
 def leaves_of_backward(program: Program, leaves: Leaves, derivative: Derivative) -> Leaves:
     results = [value for value in derivative.kept if value.kind == "v"]
-    kinds = result_kinds(_with_outputs(program, (*results, *program.outputs)), leaves)
+    kinds = result_kinds(replace(program, outputs=(*results, *program.outputs)), leaves)
     return Leaves((*leaves.inputs, *leaves.states, *kinds), leaves.states, leaves.parameters, leaves.sizes)
 
 
 @lru_cache(maxsize=256)
-def _with_outputs(program: Program, outputs: tuple[Value, ...]) -> Program:
-    return Program(program.inputs, program.states, program.parameters, program.nodes, outputs, program.next_states)
-
-
-def forward(
-    call: Call,
-    inputs: Sequence[Tensor],
-    parameters: Sequence[Tensor],
-    hx: Sequence[Tensor],
-    lengths: Tensor | None,
-    saved_rows: int | None,
-) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-    """As `run.forward_and_saved`, with saved_rows rows of what is saved; nothing is with None. Raises NotLowered or CannotCompile."""
-    narrow = run.leaves(call, inputs, parameters, hx)
-    call, kinds = run.widened(call, narrow)
-    found = _forward(call.program, kinds, call.recompute, saved_rows is not None)
-    wide = [[run.wide(tensor, call) for tensor in part] for part in (inputs, parameters, hx)]
-    outputs, last, _ = found(*wide, lengths, call, call.reverse, saved_rows)
-    count = len(call.program.outputs)
-    if call.narrow is None:
-        return outputs[:count], last, outputs[count:]
-    results = zip(outputs, result_kinds(call.narrow, narrow), strict=False)
-    return (
-        [output.to(kind.dtype) for output, kind in results],
-        [state.to(before.dtype) for state, before in zip(last, hx, strict=True)],
-        outputs[count:],
+def _layer(program: Program, sizes: tuple[int, ...], recompute: bool, kinds: tuple) -> Layer:
+    signature = iter(kinds)
+    inputs, states, parameters = (
+        tuple(Kind(tuple(shape), dtype) for shape, dtype in (next(signature) for _ in part))
+        for part in (program.inputs, program.states, program.parameters)
     )
+    return Layer(Call(program, sizes, (), False, True, recompute), Leaves(inputs, states, parameters, sizes))
 
 
-def backward(
-    call: Call,
-    inputs: Sequence[Tensor],
-    parameters: Sequence[Tensor],
-    hx: Sequence[Tensor],
-    lengths: Tensor | None,
-    saved: Sequence[Tensor],
-    grad_outputs: Sequence[Tensor],
-    grad_hx: Sequence[Tensor],
-    needs: Sequence[bool],
-) -> list[Tensor | None]:
-    """As `run.backward`. Raises NotLowered or CannotCompile."""
-    call, kinds = run.widened(call, run.leaves(call, inputs, parameters, hx))
-    of_inputs, of_parameters = tuple(needs[: len(inputs)]), tuple(needs[len(inputs) : len(inputs) + len(parameters)])
-    found = _backward(call.program, kinds, call.recompute, of_inputs, of_parameters)
-    derivative = derive(call.program, kinds, call.recompute)
-    wide = [run.wide(tensor, call) for tensor in inputs]
-    gradients = [run.wide(gradient, call) for gradient in grad_outputs]
-    given = derivative.inputs_of_backward(wide, len(hx), saved, gradients)
-    weights, states = [run.wide(parameter, call) for parameter in parameters], [run.wide(gradient, call) for gradient in grad_hx]
-    outputs, before, sums = found(given, weights, states, lengths, call, not call.reverse, backward=True)
-    of_input = iter(outputs)
-    dinputs = [
-        (torch.zeros_like(tensor) if place is None else next(of_input).to(tensor.dtype)) if need else None
-        for tensor, place, need in zip(inputs, derivative.inputs, of_inputs, strict=True)
-    ]
-    parts: dict[int, list[Tensor]] = {}
-    wanted = [part for part in derivative.sums if of_parameters[part.parameter]]
-    for part, gradient in zip(wanted, sums, strict=True):
-        parts.setdefault(part.parameter, []).append(gradient)
-    dparameters = [
-        run.summed(parameter, parts.get(place, ())) if need else None
-        for place, (parameter, need) in enumerate(zip(parameters, of_parameters, strict=True))
-    ]
-    of_states = needs[len(inputs) + len(parameters) :]
-    dhx = [state.to(tensor.dtype) if need else None for state, tensor, need in zip(before, hx, of_states, strict=True)]
-    return [*dinputs, *dparameters, *dhx]
+def layer_of(call: Call, inputs: Sequence[Tensor], parameters: Sequence[Tensor], hx: Sequence[Tensor]) -> Layer:
+    """The layer of a call with tensors like these."""
+    lead = 2 if call.padded else 1
+    kinds = [(tensor.shape[lead:], tensor.dtype) for tensor in inputs]
+    kinds += [(tensor.shape[1:], tensor.dtype) for tensor in hx]
+    kinds += [(tensor.shape, tensor.dtype) for tensor in parameters]
+    return _layer(call.program, call.sizes, call.recompute, tuple(kinds))
+
+
+def problem(program: Program, kinds: Leaves) -> str | None:
+    """Why a program runs in plain PyTorch, or None."""
+    try:
+        Layer(Call(program, kinds.sizes, (), False, True), kinds).check()
+    except (NotLowered, CannotCompile) as error:
+        return str(error)
+    return None
 
 
 def wanted(tensors: Sequence[Tensor]) -> bool:
@@ -327,4 +385,7 @@ def _warn_once(reason: str) -> None:
     warnings.warn(f"sstkern runs own cells in plain PyTorch, which is slow: {reason}", UserWarning, stacklevel=2)
 
 
-_FORGETS.append(_warn_once.cache_clear)
+def forget() -> None:
+    """Forgets what was compiled, what could not be and what was warned of, as a new process has."""
+    for cached in (_layer, _library, _warn_once):
+        cached.cache_clear()

@@ -50,8 +50,15 @@ def layer(
         counts = len(inputs), len(parameters), len(hx)
         found = _Program.apply(call, counts, lengths, *tensors)
         return list(found[: len(call.program.outputs)]), list(found[len(call.program.outputs) :])
+    return _undifferentiated(call, inputs, parameters, hx, lengths, None)[:2]
+
+
+def _undifferentiated(call: Call, inputs, parameters, hx, lengths: Tensor | None, saved_rows: int | None):
+    """The operator without its derivative, in an eager call."""
+    if private.plain([*inputs, *parameters, *hx]):
+        return _run(call, inputs, parameters, hx, lengths, saved_rows)
     with operators.undifferentiated():
-        return _PROGRAM(*_flat(call), inputs, parameters, hx, lengths, None)[:2]
+        return _PROGRAM(*_flat(call), inputs, parameters, hx, lengths, saved_rows)
 
 
 class _Program(torch.autograd.Function):
@@ -62,10 +69,8 @@ class _Program(torch.autograd.Function):
         ctx.call, ctx.counts = call, counts
         ctx.set_materialize_grads(False)
         inputs, parameters, hx = _split(tensors, counts)
-        with operators.undifferentiated():
-            outputs, hx_n, saved = _PROGRAM(
-                *_flat(call), inputs, parameters, hx, lengths, operators.saved_rows(not call.padded, lengths)
-            )
+        rows = operators.saved_rows(not call.padded, lengths)
+        outputs, hx_n, saved = _undifferentiated(call, inputs, parameters, hx, lengths, rows)
         ctx.kinds = [(result.shape, result.dtype, result.device) for result in outputs]
         ctx.save_for_backward(*tensors, lengths, *saved)
         return *outputs, *hx_n
@@ -96,7 +101,10 @@ def _call(program: str, sizes: Sequence[int], numbers: Sequence[float], *flags: 
 
 def _forward(*arguments):
     *fields, inputs, parameters, hx, lengths, saved_rows = arguments
-    call = _call(*fields)
+    return _run(_call(*fields), inputs, parameters, hx, lengths, saved_rows)
+
+
+def _run(call: Call, inputs, parameters, hx, lengths: Tensor | None, saved_rows: int | None):
     with private.below_views():  # a view could not be changed in place by the caller
         return _results(call, inputs, parameters, hx, lengths, saved_rows)
 
@@ -106,7 +114,7 @@ def _results(call: Call, inputs, parameters, hx, lengths: Tensor | None, saved_r
     given = [*inputs, *parameters, *hx]
     if on_cpu.wanted(given):
         try:
-            return on_cpu.forward(call, inputs, parameters, hx, lengths, saved_rows)
+            return on_cpu.layer_of(call, inputs, parameters, hx).forward(call, inputs, parameters, hx, lengths, saved_rows)
         except (NotLowered, CannotCompile) as error:
             on_cpu.unable(error)
     if saved_rows is None:
@@ -144,7 +152,10 @@ def _memory(tensor: Tensor) -> int:
 
 def _backward(*arguments):
     *fields, inputs, parameters, hx, lengths, saved, grad_outputs, grad_hx, needs = arguments
-    call = _call(*fields)
+    return _run_backward(_call(*fields), inputs, parameters, hx, lengths, saved, grad_outputs, grad_hx, needs)
+
+
+def _run_backward(call: Call, inputs, parameters, hx, lengths: Tensor | None, saved, grad_outputs, grad_hx, needs) -> list[Tensor]:
     with private.below_views():
         if not saved:  # the forward was told that there is no backward
             saved = _results(call, inputs, parameters, hx, lengths, _rows(call, inputs[0], lengths))[2]
@@ -156,7 +167,7 @@ def _gradients_of(call: Call, inputs, parameters, hx, lengths: Tensor | None, sa
     tensors, given = (inputs, parameters, hx, lengths), [*inputs, *parameters, *hx, *grad_outputs, *grad_hx]
     if on_cpu.wanted(given):
         try:
-            found = on_cpu.backward(call, *tensors, saved, grad_outputs, grad_hx, needs)
+            found = on_cpu.layer_of(call, inputs, parameters, hx).backward(call, *tensors, saved, grad_outputs, grad_hx, needs)
             return [gradient for gradient in found if gradient is not None]
         except (NotLowered, CannotCompile) as error:
             on_cpu.unable(error)
@@ -217,7 +228,7 @@ def _given_gradients(ctx, inputs, parameters, hx, lengths, saved, grad_outputs, 
     """Of inputs, parameters and states, where some of the results may have no gradient."""
     if all(gradient is None for gradient in (*grad_outputs, *grad_hx)):
         return [[None] * len(part) for part in (inputs, parameters, hx)]
-    reached = run.reached(ctx.call, inputs, parameters, hx)
+    reached = _reached(ctx.call, inputs, parameters, hx)
     needs = [need and there for need, there in zip(wanted, reached, strict=True)]
     grad_outputs = [
         torch.zeros(shape, dtype=dtype, device=device) if gradient is None else gradient
@@ -227,13 +238,23 @@ def _given_gradients(ctx, inputs, parameters, hx, lengths, saved, grad_outputs, 
     return _gradients(ctx.call, inputs, parameters, hx, lengths, saved, grad_outputs, grad_hx, needs)
 
 
+def _reached(call: Call, inputs, parameters, hx) -> list[bool]:
+    if torch.compiler.is_compiling() or not on_cpu.wanted(inputs):
+        return run.reached(call, inputs, parameters, hx)
+    return on_cpu.layer_of(call, inputs, parameters, hx).reached
+
+
 def _gradients(call, inputs, parameters, hx, lengths, saved, grad_outputs, grad_hx, needs) -> list[list[Tensor | None]]:
     tensors = inputs, parameters, hx, lengths, saved, grad_outputs, grad_hx, needs
     if not torch.compiler.is_compiling() and engines.transformed([*grad_outputs, *grad_hx]):
         found = iter(run.backward(call, *tensors))
         return [[next(found) for _ in part] for part in (inputs, parameters, hx)]
-    with operators.undifferentiated(torch.is_grad_enabled()):
-        found, wanted = iter(_BACKWARD(*_flat(call), *tensors)), iter(needs)
+    if not torch.is_grad_enabled() and private.plain([*inputs, *parameters, *hx, *grad_outputs, *grad_hx]):
+        gradients = _run_backward(call, *tensors)
+    else:
+        with operators.undifferentiated(torch.is_grad_enabled()):
+            gradients = _BACKWARD(*_flat(call), *tensors)
+    found, wanted = iter(gradients), iter(needs)
     return [[next(found) if next(wanted) else None for _ in part] for part in (inputs, parameters, hx)]
 
 

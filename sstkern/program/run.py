@@ -134,8 +134,13 @@ def backward(
 def reached(call: Call, inputs: Sequence[Tensor], parameters: Sequence[Tensor], hx: Sequence[Tensor]) -> list[bool]:
     """Which of the tensors any gradient gets to. One that is read behind a detach() only has none, which is not one of zeros."""
     derivative = derive(call.program, leaves(call, inputs, parameters, hx), call.recompute)
-    summed = {part.parameter for part in derivative.sums}
-    return [*(place is not None for place in derivative.inputs), *(place in summed for place in range(len(parameters))), *[True] * len(hx)]
+    return reached_by(derivative, len(parameters), len(hx))
+
+
+def reached_by(derivative: Derivative, parameters: int, states: int) -> list[bool]:
+    """`reached`, of inputs, so many parameters and so many states."""
+    of_parameters = {part.parameter for part in derivative.sums}
+    return [*(place is not None for place in derivative.inputs), *(place in of_parameters for place in range(parameters)), *[True] * states]
 
 
 def leaves(call: Call, inputs: Sequence[Tensor], parameters: Sequence[Tensor], hx: Sequence[Tensor]) -> Leaves:
@@ -189,6 +194,8 @@ def summed(parameter: Tensor, parts: Sequence[Tensor]) -> Tensor:
     """A parameter's gradient of its parts, in the order of the program."""
     if not parts:
         return torch.zeros_like(parameter)
+    if len(parts) == 1 and parts[0].shape == parameter.shape and parts[0].dtype == parameter.dtype:
+        return parts[0]
     return reduce(torch.add, [part.sum_to_size(parameter.shape) for part in parts]).to(parameter.dtype)
 
 

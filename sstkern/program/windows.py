@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -161,7 +162,7 @@ class Values:
 
     def _start(self, value: Value, node: Node, others: Sequence) -> int:
         """Where a part begins, along its dimension."""
-        dim = node.attributes[0]
+        dim: Any = node.attributes[0]
         if node.operation == "chunk":
             return others[1] * self.kinds[value].shape[dim]
         if node.operation == "slice":
@@ -237,13 +238,13 @@ class Values:
         if parts is None:
             cuts = [cut for cut in sorted(self.cuts.get(value, ())) if start < cut < end]
             edges = [start, *cuts, end]
-            return [(a - start, Window(value, a, b - a)) for a, b in zip(edges, edges[1:], strict=False) if b > a]
+            return [(a - start, Window(value, a, b - a)) for a, b in pairwise(edges) if b > a]
         found = []
         for at, window in parts:
             low, high = max(start, at), min(end, at + window.width)
             if low < high and window.base is None:
                 found.append((low - start, Window(None, 0, high - low)))
-            elif low < high:
+            elif low < high and window.base is not None:
                 below = self.windows(window.base, window.start + low - at, high - low)
                 found += [(low - start + place, part) for place, part in below]
         return found
@@ -262,8 +263,8 @@ class Values:
         at = 1
         for part in node.arguments:
             if part in arguments:
-                width = self.width(part)  # type: ignore[arg-type]
-                row = torch.arange(at, at + width, dtype=torch.float64).reshape(1, *self.kinds[part].shape)  # type: ignore[index]
+                width = self.width(part)
+                row = torch.arange(at, at + width, dtype=torch.float64).reshape(1, *self.kinds[part].shape)
                 given.append(row)
                 at += width
             else:

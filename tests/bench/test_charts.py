@@ -6,6 +6,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from sstkern.bench import cases, charts, growth
+from sstkern.bench.own_cases import OwnCase
 
 
 @pytest.fixture
@@ -39,6 +40,28 @@ def test_ratios(tmp_path: Path, figures: list[Figure]):
     assert [label.get_text() for label in first.axes[0].get_yticklabels()] == ["1,2,3", "4,5,6"]
     drawn = [len(panel.get_offsets()) for panel in first.axes[0].collections]
     assert drawn == [1, 0, 2, 0, 2, 0]  # each cell's dots, then its entry of the legend
+
+
+def test_own_cells(tmp_path: Path, figures: list[Figure]):
+    def row(cell: str, steps: int, training: bool, **ms: float) -> dict:
+        case = OwnCase(cell, 1, steps, 3, training=training)
+        return described(case) | {"engines": {name: {"ms": time} for name, time in ms.items()}, "discarded": None}
+
+    rows = [
+        row("a:A", 2, False, sstkern=2.0, loop=8.0, scan=3.0),
+        row("b:B", 2, False, sstkern=2.0, loop=6.0),
+        row("a:A", 5, True, loop=6.0),
+    ]
+    assert is_png(charts.own_cells(rows, tmp_path / "new" / "own.png"))
+    (figure,) = figures
+    assert [panel.get_title() for panel in figure.axes] == [
+        f"{phase}, {shape}" for phase in ("inference", "training") for shape in ("1,2,3", "1,5,3")
+    ]
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["a:A", "b:B"]
+    loop, _, scan, _ = figure.axes[0].collections  # each peer's dots, then its entry of the legend
+    assert loop.get_offsets().tolist() == [[4.0, 0.0], [3.0, 1.0]]
+    assert scan.get_offsets().tolist() == [[1.5, 0.0]]
+    assert [len(found.get_offsets()) for found in figure.axes[3].collections] == [0, 0, 0, 0]  # ours did not run
 
 
 def test_growth(tmp_path: Path, figures: list[Figure]):

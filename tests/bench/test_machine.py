@@ -56,3 +56,14 @@ def test_the_processor_s_name(tmp_path: Path):
     file.write_text("processor\t: 0\nmodel name\t: Some CPU @ 2 GHz\n")
     assert machine._cpu_model(file) == "Some CPU @ 2 GHz"
     assert machine._cpu_model(tmp_path / "none") == machine.platform.machine()
+
+
+def test_the_rate_of_a_large_product_is_measured_once_for_each_dtype(monkeypatch: pytest.MonkeyPatch):
+    machine.product_rate.cache_clear()
+    monkeypatch.setattr(machine, "_LARGE", 100)
+    monkeypatch.setattr(machine.timing, "block", lambda run, seconds: (run(), [0.004, 0.002, 0.003])[1])
+    assert machine.product_rate(torch.float32, 1) == pytest.approx(2 * 100**3 / 0.002 / 1e9)
+    monkeypatch.setattr(machine.timing, "block", lambda run, seconds: [0.001])
+    assert machine.product_rate(torch.float32, 1) == pytest.approx(1.0)
+    assert machine.product_rate(torch.bfloat16, 1) == pytest.approx(2.0)
+    machine.product_rate.cache_clear()

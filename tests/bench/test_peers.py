@@ -129,12 +129,12 @@ def test_problems_are_the_same_each_time_and_leave_the_random_numbers_alone():
 def test_ours_is_timed_on_the_c_engine_and_the_reference_is_not_it():
     problem = Problem.of(Case("LSTM", 2, 3, 4), 1)
     before = cpu_runs()["forward"]
-    peers.reference(problem)
+    problem.expected()
     assert cpu_runs()["forward"] == before
     peers.sstkern_layer(problem).results()
     assert cpu_runs()["forward"] == before + 1
     packed = Problem.of(Case("LSTM", 2, 3, 4, lengths="rest_1"), 1)
-    peers.reference(packed)
+    packed.expected()
     assert cpu_runs()["forward"] == before + 1
     for engine in peers.PACKED_ENGINES[:3]:
         engine.prepare(packed).results()
@@ -177,9 +177,9 @@ def test_a_wrong_a_failing_and_an_absent_engine_are_named_and_not_timed():
 
     closed: list[str] = []
     engines = [
-        fake("right", lambda problem: [peers.reference(problem)[0]], closed),
-        fake("wrong", lambda problem: [peers.reference(problem)[0] + 0.1], closed),
-        fake("not a number", lambda problem: [peers.reference(problem)[0] * torch.nan], closed),
+        fake("right", lambda problem: [problem.expected()[0]], closed),
+        fake("wrong", lambda problem: [problem.expected()[0] + 0.1], closed),
+        fake("not a number", lambda problem: [problem.expected()[0] * torch.nan], closed),
         fake("failing", fail, closed),
         Engine("absent", refuse),
     ]
@@ -195,7 +195,7 @@ def test_a_wrong_a_failing_and_an_absent_engine_are_named_and_not_timed():
 
 def test_what_lies_past_a_length_is_no_difference():
     problem = Problem.of(Case("LSTM", 2, 9, 4, lengths="sst2"), 1)
-    expected = peers.reference(problem)
+    expected = problem.expected()
     garbage = expected[0] + 5 * (1 - problem.masked(torch.ones_like(expected[0])))
     assert not torch.equal(garbage, expected[0])
     assert peers.difference(problem, [garbage], expected) == 0

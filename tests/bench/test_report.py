@@ -13,19 +13,22 @@ from sstkern.bench import report
 from sstkern.bench.cases import Case
 from sstkern.bench.timing import Timing
 
+RATE = 50.0
+"""GFLOP/s of a large torch.mm."""
+
 
 def taken(ms: float, alone: float | None = None) -> dict:
     return report.figures(Timing(ms / 1e3, (alone or ms) / 1e3, (ms / 1e3, ms / 1e3), calls=7), 1e-7, {})
 
 
 def row(case: Case, bandwidth: float | None = None, left_out: dict | None = None, **ms: float) -> dict:
-    return report.row(case, {name: taken(time) for name, time in ms.items()}, left_out or {}, bandwidth)
+    return report.row(case, {name: taken(time) for name, time in ms.items()}, left_out or {}, bandwidth, RATE)
 
 
 def reported(*rows: dict, peak: float | None = None) -> dict:
     found = report.start({"peak_gflops": peak}, len(rows))
     for one in rows:
-        report.add(found, one)
+        report.add(found, one, report.summary)
     return found
 
 
@@ -49,6 +52,7 @@ def test_a_row_counts_the_best_peer_the_flops_and_the_shares():
     assert one["gflop"] == pytest.approx(9 * 2 * 4 * 100 * 200 / 1e9)
     assert one["gflops"] == pytest.approx(one["gflop"] / 0.002)
     assert one["peak_share"] == pytest.approx(one["gflops"] / 10)
+    assert (one["rate_gflops"], one["rate_share"]) == (RATE, pytest.approx(one["gflops"] / RATE))
     assert one["peer_peak_share"] == pytest.approx(one["peak_share"] / 1.5)
     assert one["bandwidth_share"] == pytest.approx(4 * 4 * 100 * 100 * 10 / 0.002 / 50e9)
     assert one["discarded"] is None
@@ -65,26 +69,26 @@ def test_a_row_counts_the_best_peer_the_flops_and_the_shares():
 
 def test_the_spread_is_the_larger_one_of_the_ratio_s_figures():
     spread = {name: taken(ms) | {"spread": spread} for name, ms, spread in (("sstkern", 1, 0.02), ("torch", 2, 0.03), ("openvino", 3, 0.5))}
-    assert report.row(Case("GRU", 2, 3, 4), spread, {}, None)["spread"] == 0.03
+    assert report.row(Case("GRU", 2, 3, 4), spread, {}, None, RATE)["spread"] == 0.03
 
 
 def test_what_is_not_known_is_none():
     case = Case("GRU", 2, 3, 4)
     alone, absent = reported(row(case, sstkern=2.0), row(case, torch=2.0))["rows"]
     assert (alone["best_peer"], alone["ratio"], alone["peak_share"], alone["bandwidth_share"]) == (None,) * 4
-    assert (absent["ratio"], absent["gflops"], absent["peak_share"]) == (None, None, None)
+    assert [absent[name] for name in ("ratio", "gflops", "peak_share", "rate_share")] == [None] * 4
 
 
 def test_a_disturbed_engine_discards_the_case_with_its_numbers():
     case = Case("GRU", 2, 3, 4)
-    one = report.row(case, {"sstkern": taken(2.0, 2.1), "torch": taken(4.0, 5.0)}, {}, None)
+    one = report.row(case, {"sstkern": taken(2.0, 2.1), "torch": taken(4.0, 5.0)}, {}, None, RATE)
     assert one["discarded"] == "torch 5 ms alone, 4 ms among the others"
     assert reported(one)["summary"] == []
 
 
 @pytest.mark.parametrize(("ms", "alone", "discards"), [(9.0, 12.0, False), (9.0, 4.3, True), (4.3, 9.0, True)])
 def test_a_disturbed_engine_that_cannot_be_the_best_peer_discards_nothing(ms: float, alone: float, discards: bool):
-    one = report.row(Case("GRU", 2, 3, 4), {"sstkern": taken(2.0), "torch": taken(4.0), "openvino": taken(ms, alone)}, {}, None)
+    one = report.row(Case("GRU", 2, 3, 4), {"sstkern": taken(2.0), "torch": taken(4.0), "openvino": taken(ms, alone)}, {}, None, RATE)
     assert (one["discarded"] is not None) == discards
 
 
@@ -97,7 +101,7 @@ def test_bfloat16_is_set_beside_our_float32():
 
 def test_bfloat16_is_not_set_beside_a_disturbed_float32():
     case = Case("GRU", 32, 3, 4)
-    disturbed = report.row(case, {"sstkern": taken(6.0, 9.0), "torch": taken(9.0)}, {}, None)
+    disturbed = report.row(case, {"sstkern": taken(6.0, 9.0), "torch": taken(9.0)}, {}, None, RATE)
     found = reported(disturbed, row(replace(case, dtype="bfloat16"), sstkern=4.0, torch=9.0))
     assert found["rows"][1]["float32_ratio"] is None
 
@@ -171,16 +175,33 @@ def test_the_files(tmp_path: Path):
 
 def test_the_tables_name_what_is_missing_and_what_is_discarded():
     case = Case("LSTM", 2, 3, 4)
-    disturbed = report.row(case, {"sstkern": taken(2.0), "torch": taken(4.0, 5.0)}, {}, None)
+    disturbed = report.row(case, {"sstkern": taken(2.0), "torch": taken(4.0, 5.0)}, {}, None, RATE)
     found = reported(row(case, left_out={"openvino": "not there"}, sstkern=2.0, torch=5.0), disturbed)
     console = Console(width=200, file=io.StringIO())
     for part in report.tables(found):
         console.print(part)
     text = console.file.getvalue()
     lines = [line.replace("│", " ").split() for line in text.splitlines() if "2,3,4" in line and line.startswith("│")]
-    assert lines[0] == ["LSTM", "2,3,4", "inference", "full", "float32", "2.000", "5.000", "2.50", "0%", "0.0", "-", "-"]
+    assert lines[0] == ["LSTM", "2,3,4", "inference", "full", "float32", "2.000", "5.000", "2.50", "0%", "0.0", "-", "0%", "-"]
     assert "2.00*" in lines[1]
     assert "* discarded: LSTM 2,3,4 inference full float32: torch 5 ms alone, 4 ms among the others" in text
     assert "left out of 1 cases: openvino: not there" in text
     summed = next(line for line in text.splitlines() if "all points" in line)
     assert summed.replace("│", " ").split() == ["all", "points", "LSTM", "1", "2.50", "2.50", "0"]
+
+
+def test_a_table_tells_what_compiling_took():
+    case = Case("LSTM", 2, 3, 4)
+    engines = {"sstkern": taken(2.0), "torch_compile": taken(4.0) | {"compile_seconds": 12.34}}
+    found = reported(report.row(case, engines, {}, None, RATE), row(case, sstkern=2.0))
+    console = Console(width=200, file=io.StringIO())
+    assert [part.title for part in report.tables(found) if hasattr(part, "title")][1] == "seconds to compile and call once"
+    console.print(report.tables(found)[1])
+    lines = [line.replace("│", " ").split() for line in console.file.getvalue().splitlines() if "2,3,4" in line]
+    assert lines == [["LSTM", "2,3,4", "inference", "full", "float32", "12.3"]]
+
+
+def test_what_was_stepped_is_told_once():
+    engines = {"sstkern": taken(2.0) | {"stepped": "why"}, "loop": taken(4.0)}
+    rows = [report.row(Case("LSTM", 2, steps, 4), engines, {}, None, RATE) for steps in (3, 5)]
+    assert report.reasons(rows) == ["LSTM was stepped in Python: why"]

@@ -8,8 +8,10 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from sstkern import cli
-from sstkern.bench import growth, memory, skewed, suite
+from sstkern.bench import growth, memory, own, skewed, suite, ways
 from sstkern.bench.growth import BASE, Point
+from sstkern.bench.own_cases import OwnProblem
+from sstkern.bench.peers import Engine, Prepared, Unavailable
 
 
 def call(*arguments: str | Path) -> Result:
@@ -76,6 +78,87 @@ def test_skewed_batches_are_a_table_of_forms(tmp_path: Path, monkeypatch: pytest
         "left out of 2 cases: sstkern_padded: too large",
         str(tmp_path / "skewed.json"),
     ]
+
+
+@pytest.fixture
+def in_process(monkeypatch: pytest.MonkeyPatch):
+    """Ours, the loop and one that is late: no compiler."""
+
+    def late(problem: OwnProblem) -> Prepared:
+        raise Unavailable("compiling took more than 7 s")
+
+    def engines(limit: float) -> list[Engine]:
+        assert limit == 7
+        return [Engine("sstkern", ways.ours), Engine("loop", OwnProblem.eager), Engine("scan", late)]
+
+    monkeypatch.setattr(ways, "engines", engines)
+
+
+OWN = ("--cell", "own_cells_to_time:Leaky", "--cell", "own_cells_to_time:Learned", "--shape", "2,3,4", "--compile-limit", "7")
+
+
+@pytest.mark.usefixtures("in_process")
+def test_own_cells_are_timed_beside_other_ways_to_run_them(tmp_path: Path):
+    result = call(*OWN, "--input-size", "5", "--phase", "training", "--output", tmp_path)
+    assert result.exit_code == 0, result.output
+    found = json.loads((tmp_path / "own_cells.json").read_text())
+    assert [(row["cell"], row["input_size"], row["phase"]) for row in found["rows"]] == [
+        ("own_cells_to_time:Leaky", 5, "training"),
+        ("own_cells_to_time:Learned", 5, "training"),
+    ]
+    assert {group["cell"] for group in found["summary"]} <= {"own_cells_to_time:Leaky", "own_cells_to_time:Learned", "all cells"}
+    assert (tmp_path / "own_cells.png").read_bytes().startswith(b"\x89PNG")
+    lines = result.stdout.splitlines()
+    assert lines[-3:] == [
+        "left out of 2 cases: scan: compiling took more than 7 s",
+        str(tmp_path / "own_cells.json"),
+        str(tmp_path / "own_cells.png"),
+    ]
+    assert any("│ Learned " in line and "2,3,4" in line for line in lines)
+
+
+@pytest.mark.usefixtures("in_process")
+def test_own_cells_files_have_the_names_that_are_given(tmp_path: Path):
+    files = tmp_path / "a" / "figures.json", tmp_path / "b" / "picture.png"
+    result = call(*OWN[2:], "--phase", "inference", "--json", files[0], "--plot", files[1])
+    assert result.exit_code == 0, result.output
+    assert json.loads(files[0].read_text())["complete"]
+    assert result.stdout.splitlines()[-2:] == list(map(str, files))
+    assert files[1].exists()
+
+
+def test_an_interrupted_run_of_own_cells_says_where_the_rest_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def interrupt(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(own, "measure", interrupt)
+    result = call(*OWN, "--output", tmp_path)
+    assert result.exit_code == 130
+    assert result.stdout.splitlines()[-1] == f"interrupted; what was measured is in {tmp_path / 'own_cells.json'}"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--cell", "own_cells_to_time:Leaky", "--cell", "lstm"), "cells of your own have other peers than torch.nn's"),
+        (("--cell", "own_cells_to_time:Leaky", "--growth"), "--growth: is not for cells of your own"),
+        (("--cell", "own_cells_to_time:Leaky", "--dtype", "bfloat16"), "--dtype: is not for cells of your own"),
+        (("--cell", "lstm", "--json", "a.json"), "--json: is for cells of your own, module:Class"),
+        (("--input-size", "3"), "--input-size: is for cells of your own, module:Class"),
+        (("--cell", "tree"), "--cell: 'tree' is unknown; there are lstm, gru, rnn, or module:Class for your own"),
+    ],
+)
+def test_options_that_mean_nothing_for_a_cell_are_refused(options: tuple[str, ...], message: str):
+    result = call(*options)
+    assert result.exit_code == 2
+    assert message in " ".join(result.stderr.replace("│", " ").split())
+
+
+def test_a_name_that_leads_to_no_cell_is_a_line_before_anything_runs(tmp_path: Path):
+    result = call(*OWN, "--cell", "own_cells_to_time:no_cell", "--output", tmp_path)
+    assert (result.exit_code, len(result.stderr.splitlines())) == (1, 1)
+    assert "cell: own_cells_to_time:no_cell(4, 4) makes no cell: " in result.stderr
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_interrupted_run_says_where_the_rest_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

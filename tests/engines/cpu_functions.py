@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 KERNELS = Path(__file__).parents[2] / "csrc" / "kernels"
-COUNTS = (1, 4)
+COUNTS = (1, 2, 4)
 TYPES = {"float": np.float32, "double": np.float64}
 _SAME_NAME = (
     "neg abs sign reciprocal sqrt rsqrt relu floor ceil round trunc exp expm1 log log1p sin cos tan atan sinh cosh asinh erf sigmoid "

@@ -39,7 +39,7 @@ def ended(process: int) -> None:
         except (FileNotFoundError, ProcessLookupError):
             return True
 
-    wait_until(gone)
+    wait_until(gone, 10.0)  # before it ends by itself
 
 
 def number(path: Path) -> int:

@@ -8,11 +8,10 @@ namespace SSTKERN_LEVEL {
 
 // Lanes of `result` where the mask is true become f(i, lane).
 template <class T, int Count, class F>
-SSTKERN_INLINE Vectors<T, Count> with_lanes(const Mask<T, Count>& m, Vectors<T, Count> result, const F& f) {
+inline void set_lanes(const Mask<T, Count>& m, Vectors<T, Count>& result, const F& f) {
   for (int i = 0; i < Count; ++i)
     for (int lane = 0; lane < Simd<T>::width; ++lane)
       if (m.part[i][lane]) result.part[i][lane] = T(f(i, lane));
-  return result;
 }
 
 template <class T, int Count, class F>

@@ -39,31 +39,33 @@ SSTKERN_INLINE Vectors<T, Count> polynomial(const Vectors<T, Count>& x, const T 
 // x = 2^k (1 + f), for a normal x above 0.
 template <class T, int Count>
 struct LogArgument {
-  Vectors<T, Count> k, f;
-};
-
-template <class T, int Count>
-SSTKERN_INLINE LogArgument<T, Count> log_argument(const Vectors<T, Count>& x) {
   using R = Real<T>;
   using Int = typename R::Int;
   using Bits = typename Simd<T>::Bits;
   typedef typename LogReal<T>::Unsigned Unsigned __attribute__((vector_size(SSTKERN_VECTOR_BYTES)));
-  constexpr Int one = R::exponent_bias << R::mantissa_bits;
-  const auto moved = each_mask<T, Count>([&](int i) { return (Bits)x.part[i] + (one - LogReal<T>::sqrt_half); });
-  const Bits magic = (Bits)broadcast<T>(R::round_magic) - R::exponent_bias;
-  const auto shifted = each<T, Count>([&](int i) { return (Vec<T>)((Bits)((Unsigned)moved.part[i] >> R::mantissa_bits) + magic); });
-  const auto m =
-      each<T, Count>([&](int i) { return (Vec<T>)((moved.part[i] & ((Int(1) << R::mantissa_bits) - 1)) + LogReal<T>::sqrt_half); });
-  return {shifted - R::round_magic, m - T(1)};
-}
+  static constexpr Int one = R::exponent_bias << R::mantissa_bits, mantissa = (Int(1) << R::mantissa_bits) - 1;
 
-// log(2^k (1 + f)) + `low`, which is small; k ln(2)'s lower part is in it.
+  Mask<T, Count> moved;  // x's bits, its exponent one higher from sqrt(2) on
+  Vectors<T, Count> k, f;
+
+  SSTKERN_INLINE explicit LogArgument(const Vectors<T, Count>& x)
+      : moved(each_mask<T, Count>([&](int i) { return (Bits)x.part[i] + (one - LogReal<T>::sqrt_half); })),
+        k(each<T, Count>([&](int i) { return exponent(moved.part[i]); }) - R::round_magic),
+        f(each<T, Count>([&](int i) { return (Vec<T>)((moved.part[i] & mantissa) + LogReal<T>::sqrt_half); }) - T(1)) {}
+
+  // With round_magic added, as whole numbers are converted.
+  static SSTKERN_INLINE Vec<T> exponent(Bits bits) {
+    return (Vec<T>)((Bits)((Unsigned)bits >> R::mantissa_bits) + ((Bits)broadcast<T>(R::round_magic) - R::exponent_bias));
+  }
+};
+
+// k ln(2) + log(1 + f) + `low`, which is small; the lower part of k ln(2) is in it.
 template <class T, int Count>
-SSTKERN_INLINE Vectors<T, Count> log_of(const LogArgument<T, Count>& at, const Vectors<T, Count>& low) {
-  const auto s = at.f / (at.f + T(2));
-  const auto z = s * s, half_square = at.f * at.f * T(0.5);
+SSTKERN_INLINE Vectors<T, Count> log_of(const Vectors<T, Count>& k, const Vectors<T, Count>& f, const Vectors<T, Count>& low) {
+  const auto s = f / (f + T(2));
+  const auto z = s * s, half_square = f * f * T(0.5);
   const auto beyond = s * (half_square + z * polynomial<T>(z, LogReal<T>::series)) + low;
-  return at.k * Real<T>::ln2_high - ((half_square - beyond) - at.f);
+  return k * Real<T>::ln2_high - ((half_square - beyond) - f);
 }
 
 // What both are where the argument, or 1 + the argument, is not a number above 0.
@@ -78,9 +80,9 @@ template <class T, int Count>
 SSTKERN_INLINE Vectors<T, Count> log(const Vectors<T, Count>& x) {
   constexpr int bits = Real<T>::mantissa_bits + 2;
   const auto small = lt<T>(x, LogReal<T>::smallest_normal);
-  auto at = log_argument<T>(where<T>(small, x * T(int64_t(1) << bits), x));
-  at.k = at.k - where<T>(small, T(bits), T(0));
-  return log_edges<T>(x, log_of<T>(at, at.k * Real<T>::ln2_low));
+  const LogArgument<T, Count> at(where<T>(small, x * T(int64_t(1) << bits), x));
+  const auto k = at.k - where<T>(small, T(bits), T(0));
+  return log_edges<T>(x, log_of<T>(k, at.f, k * Real<T>::ln2_low));
 }
 
 // log(u) + lost / u, where u is 1 + x rounded.
@@ -88,8 +90,8 @@ template <class T, int Count>
 SSTKERN_INLINE Vectors<T, Count> log1p(const Vectors<T, Count>& x) {
   const auto u = x + T(1), x_of_u = u - T(1);
   const auto lost = (T(1) - (u - x_of_u)) + (x - x_of_u);
-  const auto at = log_argument<T>(u);
-  const auto result = log_edges<T>(u, log_of<T>(at, at.k * Real<T>::ln2_low + lost / u));
+  const LogArgument<T, Count> at(u);
+  const auto result = log_edges<T>(u, log_of<T>(at.k, at.f, at.k * Real<T>::ln2_low + lost / u));
   return where<T>(lt<T>(absolute<T>(x), kTiny<T>), x, result);
 }
 

@@ -39,27 +39,30 @@ struct Angles<double> {
                                           0.049768669333336846, -0.036531217661782155, 0.016285343617254228};
 };
 
-// x = n pi / 2 + r + lost; the lowest bits of `quarters` are n's.
+// x = n pi / 2 + r + lost; the lowest bits of `shifted` are n's.
 template <class T, int Count>
 struct AngleArgument {
-  Mask<T, Count> quarters;
-  Vectors<T, Count> r, lost;
-};
-
-template <class T, int Count>
-SSTKERN_INLINE AngleArgument<T, Count> angle_argument(const Vectors<T, Count>& x) {
   using A = Angles<T>;
-  constexpr int last = sizeof(A::half_pi) / sizeof(T) - 1;
-  const auto shifted = x * T(0.63661977236758134308) + Real<T>::round_magic;
-  const auto n = shifted - Real<T>::round_magic;
-  auto before = x;
+  static constexpr int last = sizeof(A::half_pi) / sizeof(T) - 1;
+  Vectors<T, Count> shifted, n, before, part, r, lost;
+
+  SSTKERN_INLINE explicit AngleArgument(const Vectors<T, Count>& x)
+      : shifted(x * T(0.63661977236758134308) + Real<T>::round_magic),
+        n(shifted - Real<T>::round_magic),
+        before(without_exact(x, n)),
+        part(n * A::half_pi[last - 1]),
+        r(before - part),
+        lost(((before - r) - part) - n * A::half_pi[last]) {}
+
+  static SSTKERN_INLINE Vectors<T, Count> without_exact(const Vectors<T, Count>& x, const Vectors<T, Count>& n) {
+    auto rest = x - n * A::half_pi[0];
 #pragma GCC unroll 2
-  for (int i = 0; i < A::exact; ++i) before = before - n * A::half_pi[i];
-  const auto part = n * A::half_pi[last - 1];
-  const auto r = before - part;
-  const auto lost = ((before - r) - part) - n * A::half_pi[last];
-  return {each_mask<T, Count>([&](int i) { return shifted.part[i]; }), r, lost};
-}
+    for (int i = 1; i < A::exact; ++i) rest = rest - n * A::half_pi[i];
+    return rest;
+  }
+
+  SSTKERN_INLINE typename Simd<T>::Bits quarters(int i) const { return (typename Simd<T>::Bits)shifted.part[i]; }
+};
 
 template <class T, int Count>
 SSTKERN_INLINE Vectors<T, Count> short_sine(const AngleArgument<T, Count>& at, const Vectors<T, Count>& square) {
@@ -77,11 +80,11 @@ SSTKERN_INLINE Vectors<T, Count> short_cosine(const AngleArgument<T, Count>& at,
 // sin(x + turn pi / 2) for x >= 0.
 template <int Turn, class T, int Count>
 SSTKERN_INLINE Vectors<T, Count> turned_sine(const Vectors<T, Count>& x) {
-  const auto at = angle_argument<T>(x);
+  const AngleArgument<T, Count> at(x);
   const auto square = at.r * at.r;
-  const auto odd = each_mask<T, Count>([&](int i) { return (at.quarters.part[i] & 1) != Turn; });
+  const auto odd = each_mask<T, Count>([&](int i) { return (at.quarters(i) & 1) != Turn; });
   const auto value = where<T>(odd, short_cosine<T>(at, square), short_sine<T>(at, square));
-  const auto flip = [&](int i) { return ((at.quarters.part[i] + Turn) & 2) << (8 * sizeof(T) - 2); };
+  const auto flip = [&](int i) { return ((at.quarters(i) + Turn) & 2) << (8 * sizeof(T) - 2); };
   return each<T, Count>([&](int i) { return (Vec<T>)((typename Simd<T>::Bits)value.part[i] ^ flip(i)); });
 }
 
@@ -90,18 +93,19 @@ SSTKERN_INLINE Vectors<T, Count> sin(const Vectors<T, Count>& x) {
   using Bits = typename Simd<T>::Bits;
   const auto size = absolute<T>(x), value = turned_sine<0, T>(size);
   const Bits sign = (Bits)broadcast<T>(T(-0.0));
-  const auto result = each<T, Count>([&](int i) { return (Vec<T>)((Bits)value.part[i] ^ ((Bits)x.part[i] & sign)); });
+  auto result = each<T, Count>([&](int i) { return (Vec<T>)((Bits)value.part[i] ^ ((Bits)x.part[i] & sign)); });
   const auto large = gt<T>(size, Angles<T>::largest);
-  if (!any<T>(large)) return result;
-  return with_lanes<T>(large, result, [&](int i, int lane) { return __builtin_sin(x.part[i][lane]); });
+  if (any<T>(large)) set_lanes<T>(large, result, [&](int i, int lane) { return __builtin_sin(x.part[i][lane]); });
+  return result;
 }
 
 template <class T, int Count>
 SSTKERN_INLINE Vectors<T, Count> cos(const Vectors<T, Count>& x) {
-  const auto size = absolute<T>(x), result = turned_sine<1, T>(size);
+  const auto size = absolute<T>(x);
+  auto result = turned_sine<1, T>(size);
   const auto large = gt<T>(size, Angles<T>::largest);
-  if (!any<T>(large)) return result;
-  return with_lanes<T>(large, result, [&](int i, int lane) { return __builtin_cos(x.part[i][lane]); });
+  if (any<T>(large)) set_lanes<T>(large, result, [&](int i, int lane) { return __builtin_cos(x.part[i][lane]); });
+  return result;
 }
 
 // atan(x) = atan(c) + atan((x - c) / (1 + c x)), with c = 0, 1/2, 1, 3/2 or infinite, as in fdlibm.

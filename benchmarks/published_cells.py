@@ -1,0 +1,140 @@
+"""The cells whose figures are published: six of the package torchrecurrent, and six in plain PyTorch, one time step each.
+
+    python benchmarks/published_cells.py --output benchmarks/results/MACHINE
+
+writes own_cells.json and own_cells.png there. `--shape`, `--phase`, `--cell` and the other options of `sstkern bench` choose what is
+measured.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+CELLS = (
+    "torchrecurrent:MGUCell",
+    "torchrecurrent:JANETCell",
+    "torchrecurrent:LEMCell",
+    "torchrecurrent:IndRNNCell",
+    "torchrecurrent:MUT1Cell",
+    "torchrecurrent:MultiplicativeLSTMCell",
+    "benchmarks.published_cells:LSTM",
+    "benchmarks.published_cells:GRU",
+    "benchmarks.published_cells:PeepholeLSTM",
+    "benchmarks.published_cells:LayerNormLSTM",
+    "benchmarks.published_cells:ChoGRU",
+    "benchmarks.published_cells:ProjectedLSTM",
+)
+"""A product of theirs that needs another one's result first, two stages, have MGUCell, MUT1Cell, MultiplicativeLSTMCell, ChoGRU and
+ProjectedLSTM; IndRNNCell has no product in the loop."""
+
+
+class LSTM(nn.Module):
+    """torch.nn.LSTMCell, written out."""
+
+    def __init__(self, input_size: int, hidden_size: int):
+        super().__init__()
+        self.hidden_size = hidden_size
+        self.x, self.h = nn.Linear(input_size, 4 * hidden_size), nn.Linear(hidden_size, 4 * hidden_size)
+
+    def get_initial_state(self, batch_size: int) -> tuple[Tensor, Tensor]:
+        return torch.zeros(batch_size, self.hidden_size), torch.zeros(batch_size, self.hidden_size)
+
+    def forward(self, x: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        h, c = state
+        i, f, g, o = (self.x(x) + self.h(h)).chunk(4, 1)
+        c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+        return torch.sigmoid(o) * torch.tanh(c), c
+
+
+class PeepholeLSTM(LSTM):
+    """Gers, Schmidhuber 2000: the gates see c, unit by unit."""
+
+    def __init__(self, input_size: int, hidden_size: int):
+        super().__init__(input_size, hidden_size)
+        self.p_i, self.p_f, self.p_o = (nn.Parameter(torch.randn(hidden_size) / 8) for _ in range(3))
+
+    def forward(self, x: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        h, c = state
+        i, f, g, o = (self.x(x) + self.h(h)).chunk(4, 1)
+        c = torch.sigmoid(f + self.p_f * c) * c + torch.sigmoid(i + self.p_i * c) * torch.tanh(g)
+        return torch.sigmoid(o + self.p_o * c) * torch.tanh(c), c
+
+
+class LayerNormLSTM(LSTM):
+    """Ba, Kiros, Hinton 2016: the sums of both products, and c, normalised along the row."""
+
+    def __init__(self, input_size: int, hidden_size: int):
+        super().__init__(input_size, hidden_size)
+        self.norm_x, self.norm_h, self.norm_c = nn.LayerNorm(4 * hidden_size), nn.LayerNorm(4 * hidden_size), nn.LayerNorm(hidden_size)
+
+    def forward(self, x: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        h, c = state
+        i, f, g, o = (self.norm_x(self.x(x)) + self.norm_h(self.h(h))).chunk(4, 1)
+        c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+        return torch.sigmoid(o) * torch.tanh(self.norm_c(c)), c
+
+
+class ProjectedLSTM(nn.Module):
+    """Sak, Senior, Beaufays 2014: h = W_r (o tanh(c)), half as wide as c."""
+
+    def __init__(self, input_size: int, hidden_size: int):
+        super().__init__()
+        self.hidden_size, self.projection_size = hidden_size, hidden_size // 2
+        self.x, self.h = nn.Linear(input_size, 4 * hidden_size), nn.Linear(self.projection_size, 4 * hidden_size)
+        self.r = nn.Linear(hidden_size, self.projection_size, bias=False)
+
+    def get_initial_state(self, batch_size: int) -> tuple[Tensor, Tensor]:
+        return torch.zeros(batch_size, self.projection_size), torch.zeros(batch_size, self.hidden_size)
+
+    def forward(self, x: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        h, c = state
+        i, f, g, o = (self.x(x) + self.h(h)).chunk(4, 1)
+        c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+        return self.r(torch.sigmoid(o) * torch.tanh(c)), c
+
+
+class GRU(nn.Module):
+    """torch.nn.GRUCell, written out."""
+
+    def __init__(self, input_size: int, hidden_size: int):
+        super().__init__()
+        self.hidden_size = hidden_size
+        self.x, self.h = nn.Linear(input_size, 3 * hidden_size), nn.Linear(hidden_size, 3 * hidden_size)
+
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+        x_r, x_z, x_n = self.x(x).chunk(3, 1)
+        h_r, h_z, h_n = self.h(h).chunk(3, 1)
+        r, z = torch.sigmoid(x_r + h_r), torch.sigmoid(x_z + h_z)
+        n = torch.tanh(x_n + r * h_n)
+        return (1 - z) * n + z * h
+
+
+class ChoGRU(nn.Module):
+    """Cho et al. 2014: the reset gate before the product, W (r h)."""
+
+    def __init__(self, input_size: int, hidden_size: int):
+        super().__init__()
+        self.hidden_size = hidden_size
+        self.gates, self.gates_h = nn.Linear(input_size, 2 * hidden_size), nn.Linear(hidden_size, 2 * hidden_size, bias=False)
+        self.new, self.new_h = nn.Linear(input_size, hidden_size), nn.Linear(hidden_size, hidden_size, bias=False)
+
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+        r, z = torch.sigmoid(self.gates(x) + self.gates_h(h)).chunk(2, 1)
+        return z * h + (1 - z) * torch.tanh(self.new(x) + self.new_h(r * h))
+
+
+def arguments(given: list[str]) -> list[str]:
+    """Of `sstkern`, with all cells where none is given."""
+    chosen = [] if "--cell" in given else [part for cell in CELLS for part in ("--cell", cell)]
+    return ["bench", *chosen, *given]
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parents[1]))  # where `benchmarks` is
+    from sstkern.cli import app
+
+    app(arguments(sys.argv[1:]))

@@ -1,0 +1,90 @@
+"""Cases and problems of somebody's own cells, "module:Class"."""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import product
+
+import torch
+from torch import Tensor, nn
+
+from sstkern import first_states
+from sstkern.bench.cases import PHASES, Case, Shape
+from sstkern.bench.loops import Loop, unrolled
+from sstkern.bench.peers import SEED, Prepared, Problem, of_module
+from sstkern.named import own_cell
+from sstkern.program import work
+from sstkern.program.layer import Programs, kinds
+
+SHAPES: tuple[Shape, ...] = ((1, 100, 128), (32, 50, 128), (32, 50, 256), (128, 20, 128))
+
+
+@dataclass(frozen=True)
+class OwnCase(Case):
+    """A cell that Class(input_size, hidden_size) makes, on one batch of full lengths in float32."""
+
+    input_size: int | None = None
+    """As `size`, the hidden_size, where it is None."""
+
+    def __post_init__(self) -> None:
+        self._check_sizes()
+
+    @property
+    def width(self) -> int:
+        return self.size if self.input_size is None else self.input_size
+
+    def as_row(self) -> dict[str, str | int]:
+        return {**super().as_row(), "input_size": self.width}
+
+    def make(self) -> nn.Module:
+        """The cell, always with the same numbers, in the phase's mode. Raises ValueError for a name that leads to none."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(SEED)
+            return own_cell(self.cell, self.width, self.size).train(self.training)
+
+    @cached_property
+    def flops(self) -> int | None:  # type: ignore[override]
+        """Of the matrix products of its program; None where it has none, which is told where it is run."""
+        try:
+            cell, rows = self.make(), torch.zeros(1, self.width)
+            captured = Programs().of_call(cell, rows, first_states.first_state(cell, None, 1, rows), 1, "auto")
+        except Exception:
+            return None
+        return self.tokens * work.flops_of_products(captured.program, kinds(captured)) * (3 if self.training else 1)
+
+
+@dataclass(frozen=True)
+class OwnProblem(Problem):
+    """The loss is the sum of all outputs."""
+
+    case: OwnCase
+
+    @classmethod
+    def of(cls, case: OwnCase, threads: int) -> "OwnProblem":
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(SEED)
+            x = torch.randn(case.steps, case.batch, case.width)
+        return cls(case, threads, x, None, torch.ones(()), case.make().state_dict())
+
+    def loop(self) -> Loop:
+        """Of a new cell."""
+        cell = self.case.make()
+        cell.load_state_dict(self.state)
+        return Loop(cell, self.x)
+
+    def eager(self) -> Prepared:
+        """The loop as it stands."""
+        loop = self.loop()
+        return of_module(self, loop.cell, lambda x: unrolled(loop.cell, loop.read, x, loop.first()))
+
+    def expected(self) -> list[Tensor]:
+        """What the loop computes."""
+        return self.eager().results()
+
+
+def grid(
+    cells: Collection[str], shapes: Collection[Shape] = SHAPES, phases: Collection[str] = PHASES, input_size: int | None = None
+) -> list[OwnCase]:
+    """Every combination."""
+    found = product(phases, cells, shapes)
+    return [OwnCase(cell, *shape, training=phase == "training", input_size=input_size) for phase, cell, shape in found]

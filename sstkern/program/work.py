@@ -1,0 +1,25 @@
+"""How much a program computes."""
+
+from __future__ import annotations
+
+import torch
+
+from sstkern import private
+from sstkern.program.graph import Program, Value
+from sstkern.program.shapes import Examples, Leaves
+
+_PRODUCTS = ("product", "transposed_product")
+
+
+def flops_of_products(program: Program, leaves: Leaves) -> int:
+    """Of the matrix products of one step of one sequence: two for every multiplication. Everything else of a step is not counted."""
+    count = 0
+    with private.untraced(), torch.no_grad():
+        found = Examples(leaves)
+        for place, node in enumerate(program.nodes):
+            value = Value("v", place)
+            found.add(value, node)
+            if node.operation in _PRODUCTS:
+                rows = found.of[node.values()[0]]
+                count += 2 * rows[0].numel() * found.of[value].size(-1)
+    return count
