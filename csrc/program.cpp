@@ -57,7 +57,8 @@ class ProgramReader {
   ProgramReader(Program& program, c10::IntArrayRef description) : p_(program), read_(description) {}
 
   void run() {
-    for (int64_t* const count : {&p_.inputs, &p_.states, &p_.outputs, &p_.weights, &p_.vectors, &p_.numbers}) *count = read_.below(1 << 20, "count");
+    for (int64_t* const count : {&p_.inputs, &p_.states, &p_.outputs, &p_.weights, &p_.vectors, &p_.numbers})
+      *count = read_.below(1 << 20, "count");
     p_.slots = read_.list<Slot>([this] { return slot(); });
     check_results();
     p_.starts = read_.list<int64_t>([this] { return read_.size(); });
@@ -167,7 +168,8 @@ class ProgramReader {
   }
 
   UnitsLoop loop() {
-    const int64_t function = read_.below(p_.library->count, "function"), units = read_.size();
+    const int64_t function = functions_++, units = read_.size();
+    TORCH_CHECK_VALUE(function < p_.library->count, "program: its library has ", p_.library->count, " functions only");
     UnitsLoop found{function, units, read_.list<AttachedProduct>([this, units] { return attached(units); })};
     TORCH_CHECK_VALUE(found.attached.size() <= kMostProducts, "program: ", found.attached.size(), " products are attached to a loop");
     for (int64_t left = read_.count(); left > 0; --left) touched(units);
@@ -226,6 +228,7 @@ class ProgramReader {
   Program& p_;
   Reader read_;
   std::vector<std::optional<std::array<int64_t, 6>>> attached_;  // of the phase, by their numbers
+  int64_t functions_ = 0;                                        // of the loops so far: each has the next one of the library
   bool in_loop_ = false;
 };
 

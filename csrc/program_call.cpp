@@ -138,7 +138,8 @@ class ProgramCall {
     count("numbers", numbers_.size(), p_.numbers);
     for (const Slot& slot : p_.slots) {
       if (slot.kind == SlotKind::input) check_input(slot);
-      if (slot.kind == SlotKind::before || slot.kind == SlotKind::after) check_tensor("state", states[slot.place], {batch_, slot.width}, slot.boolean);
+      if (slot.kind == SlotKind::before || slot.kind == SlotKind::after)
+        check_tensor("state", states[slot.place], {batch_, slot.width}, slot.boolean);
     }
     for (size_t place = 0; place < vectors.size(); ++place)
       TORCH_CHECK(vectors[place].numel() >= p_.vector_sizes[place] && vectors[place].device().is_cpu(), "program: a vector: expected ",

@@ -76,7 +76,9 @@ EXAMPLES = {"lstm": lstm, "two_stages": two_stages}
 
 
 def kinds_of(example: Example, dtype: torch.dtype = torch.float64) -> Leaves:
-    inputs, states, parameters = (tuple(Kind(shape, dtype) for shape in part) for part in (example.inputs, example.states, example.parameters))
+    inputs, states, parameters = (
+        tuple(Kind(shape, dtype) for shape in part) for part in (example.inputs, example.states, example.parameters)
+    )
     return Leaves(inputs, states, parameters, ())
 
 

@@ -93,7 +93,10 @@ def test_the_derivative_of_an_lstm():
     gates = of_states.product.operand
     assert found.slots[gates.slot][0::2] == ("r", 4 * H)
     assert of_inputs.product.operand == gates
-    assert [(p.product.depth, p.product.columns, p.product.transposed) for p in (of_states, of_inputs)] == [(4 * H, H, True), (4 * H, I, True)]
+    assert [(p.product.depth, p.product.columns, p.product.transposed) for p in (of_states, of_inputs)] == [
+        (4 * H, H, True),
+        (4 * H, I, True),
+    ]
     assert found.slots[of_states.target.slot].kind == "n"
     assert found.slots[of_inputs.target.slot].kind == "o"
 
