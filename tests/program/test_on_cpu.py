@@ -165,7 +165,7 @@ def test_the_engine_that_is_asked_for_runs(name: str, engine: str):
     tensors = example.tensors(example.inputs, 3, 2), example.tensors(example.parameters), example.tensors(example.states, 2)
     before = cpu_runs()
     with sstkern.backend(engine):
-        outputs, hx_n = operator.layer(Call(example.program, (), (), False, True), *tensors, None)
+        outputs, _ = operator.layer(Call(example.program, (), (), False, True), *tensors, None)
         torch.autograd.grad(outputs[0].sum(), tensors[0], allow_unused=True)
     after = cpu_runs()
     assert [after[key] - before[key] for key in ("forward", "backward")] == [engine == "cpu"] * 2
