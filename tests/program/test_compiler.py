@@ -85,7 +85,7 @@ def test_another_compiler_or_version_has_another_identity(monkeypatch: pytest.Mo
     assert len(set(found)) == 6
 
 
-def test_what_it_is_given(monkeypatch: pytest.MonkeyPatch, work: Path):
+def test_what_it_is_given(monkeypatch: pytest.MonkeyPatch, work: Path, optimised: None):
     """No more than the flags of setup.py's build, no shell, and nothing that makes something else of them."""
     monkeypatch.setenv("CPATH", "/elsewhere")
     monkeypatch.setenv("LC_ALL", "de_DE.UTF-8")
