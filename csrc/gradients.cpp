@@ -28,12 +28,12 @@ namespace {
 
 // A group's rows are brought together.
 template <class T>
-void one_group(const Arguments<T>& a, const at::Tensor& left, const std::vector<WeightGradient<T>>& weights,
+void one_group(const Products<T>& products, const T* left, int64_t gates, const std::vector<WeightGradient<T>>& weights,
                const std::vector<int64_t>& rows, int64_t group, T* work) {
-  const int64_t gates = left.size(1), count = static_cast<int64_t>(weights.size());
+  const int64_t count = static_cast<int64_t>(weights.size());
   std::vector<T> mine;
   mine.reserve(rows.size() * gates);
-  for (const int64_t row : rows) mine.insert(mine.end(), read<T>(left) + row * gates, read<T>(left) + (row + 1) * gates);
+  for (const int64_t row : rows) mine.insert(mine.end(), left + row * gates, left + (row + 1) * gates);
   std::vector<std::vector<const T*>> right(count);
   std::vector<WeightGradient<T>> of_group;
   for (int64_t w = 0; w < count; ++w) {
@@ -42,17 +42,7 @@ void one_group(const Arguments<T>& a, const at::Tensor& left, const std::vector<
     of_group.push_back({right[w].data(), weights[w].columns, weights[w].out + group * size});
     if (rows.empty()) std::fill_n(of_group.back().out, size, T(0));
   }
-  a.products.weight_gradients(mine.data(), gates, static_cast<int64_t>(rows.size()), of_group.data(), count, 0, gates, work);
-}
-
-template <class T>
-void grouped_weight_gradients(const Arguments<T>& a, const at::Tensor& left, const std::vector<WeightGradient<T>>& weights,
-                              const Groups& groups) {
-  // Not in a Watch: groups may have few rows or many.
-  at::parallel_for(0, static_cast<int64_t>(groups.size()), 1, [&](int64_t begin, int64_t end) {
-    const std::unique_ptr<T[]> work(new T[a.products.gradient_work(weights.data(), static_cast<int64_t>(weights.size()))]);
-    for (int64_t group = begin; group < end; ++group) one_group(a, left, weights, groups[group], group, work.get());
-  });
+  products.weight_gradients(mine.data(), gates, static_cast<int64_t>(rows.size()), of_group.data(), count, 0, gates, work);
 }
 
 // to[r] = or += what a direction's gates pass on to x, for rows begin..end-1.
@@ -78,6 +68,16 @@ void add_input_gradient(const Arguments<T>& a, const T* from, T* const* to, int6
 }  // namespace
 
 template <class T>
+void grouped_weight_gradients(const Products<T>& products, const T* left, int64_t gates, const std::vector<WeightGradient<T>>& weights,
+                              const Groups& groups) {
+  // Not in a Watch: groups may have few rows or many.
+  at::parallel_for(0, static_cast<int64_t>(groups.size()), 1, [&](int64_t begin, int64_t end) {
+    const std::unique_ptr<T[]> work(new T[products.gradient_work(weights.data(), static_cast<int64_t>(weights.size()))]);
+    for (int64_t group = begin; group < end; ++group) one_group(products, left, gates, weights, groups[group], group, work.get());
+  });
+}
+
+template <class T>
 at::Tensor input_gradient(const Arguments<T>& a, const std::vector<at::Tensor>& dgates) {
   const Sizes& size = a.size;
   const std::vector<int64_t> shape = a.shape(size.input);
@@ -98,32 +98,43 @@ void weight_gradients(const Arguments<T>& a, const at::Tensor& left, const std::
                       const std::optional<Groups>& groups) {
   if (weights.empty()) return;
   if (groups)
-    grouped_weight_gradients(a, left, weights, *groups);
+    grouped_weight_gradients(a.products, read<T>(left), left.size(1), weights, *groups);
   else
     all_weight_gradients(a.products, read<T>(left), left.size(0), left.size(1), weights);
 }
 
 template <class T>
+void grouped_row_sums(const T* left, int64_t columns, const Groups& groups, T* to) {
+  at::parallel_for(0, static_cast<int64_t>(groups.size()), 1, [&](int64_t begin, int64_t end) {
+    std::vector<T> run(columns);
+    for (int64_t group = begin; group < end; ++group) {
+      const std::vector<int64_t>& rows = groups[group];
+      for (size_t first = 0; first < rows.size(); first += 64) {
+        std::fill(run.begin(), run.end(), T(0));
+        for (size_t r = first; r < std::min(rows.size(), first + 64); ++r)
+          for (int64_t i = 0; i < columns; ++i) run[i] += left[rows[r] * columns + i];
+        for (int64_t i = 0; i < columns; ++i) to[group * columns + i] += run[i];
+      }
+    }
+  });
+}
+
+template <class T>
 at::Tensor row_sums(const Arguments<T>& a, const at::Tensor& left, const std::optional<Groups>& groups) {
   if (!groups) return left.sum(0);
-  const int64_t columns = left.size(1), count = static_cast<int64_t>(groups->size());
-  at::Tensor sums = a.zeros({count, columns});
-  T* const to = write<T>(sums);
-  at::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t group = begin; group < end; ++group)
-      for (const int64_t row : (*groups)[group]) {
-        const T* const from = read<T>(left) + row * columns;
-        for (int64_t g = 0; g < columns; ++g) to[group * columns + g] += from[g];
-      }
-  });
+  const int64_t columns = left.size(1);
+  at::Tensor sums = a.zeros({static_cast<int64_t>(groups->size()), columns});
+  grouped_row_sums(read<T>(left), columns, *groups, write<T>(sums));
   return sums;
 }
 
-#define SSTKERN_INSTANTIATE(T)                                                                                               \
-  template void all_weight_gradients(const Products<T>&, const T*, int64_t, int64_t, const std::vector<WeightGradient<T>>&); \
-  template at::Tensor input_gradient(const Arguments<T>&, const std::vector<at::Tensor>&);                                   \
-  template void weight_gradients(const Arguments<T>&, const at::Tensor&, const std::vector<WeightGradient<T>>&,              \
-                                 const std::optional<Groups>&);                                                              \
+#define SSTKERN_INSTANTIATE(T)                                                                                                         \
+  template void all_weight_gradients(const Products<T>&, const T*, int64_t, int64_t, const std::vector<WeightGradient<T>>&);           \
+  template void grouped_weight_gradients(const Products<T>&, const T*, int64_t, const std::vector<WeightGradient<T>>&, const Groups&); \
+  template void grouped_row_sums(const T*, int64_t, const Groups&, T*);                                                                \
+  template at::Tensor input_gradient(const Arguments<T>&, const std::vector<at::Tensor>&);                                             \
+  template void weight_gradients(const Arguments<T>&, const at::Tensor&, const std::vector<WeightGradient<T>>&,                        \
+                                 const std::optional<Groups>&);                                                                        \
   template at::Tensor row_sums(const Arguments<T>&, const at::Tensor&, const std::optional<Groups>&);
 SSTKERN_INSTANTIATE(float)
 SSTKERN_INSTANTIATE(double)

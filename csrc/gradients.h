@@ -20,6 +20,15 @@ template <class T>
 void all_weight_gradients(const Products<T>& products, const T* left, int64_t rows, int64_t gates,
                           const std::vector<WeightGradient<T>>& weights);
 
+// The same of each group's rows: a group's gradients follow those of the group before, at `out` of every weight.
+template <class T>
+void grouped_weight_gradients(const Products<T>& products, const T* left, int64_t gates, const std::vector<WeightGradient<T>>& weights,
+                              const Groups& groups);
+
+// Adds to `to` (groups, columns) each group's rows of `left` (rows, columns), in runs of 64 rows, and these then among themselves.
+template <class T>
+void grouped_row_sums(const T* left, int64_t columns, const Groups& groups, T* to);
+
 // Gradients of weights whose products' gradients are `left` (rows, .). With groups those of a group follow those of the group before.
 template <class T>
 void weight_gradients(const Arguments<T>& a, const at::Tensor& left, const std::vector<WeightGradient<T>>& weights,

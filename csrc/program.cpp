@@ -57,6 +57,7 @@ class ProgramReader {
   ProgramReader(Program& program, c10::IntArrayRef description) : p_(program), read_(description) {}
 
   void run() {
+    p_.plain = 0;
     for (int64_t* const count : {&p_.inputs, &p_.states, &p_.outputs, &p_.weights, &p_.vectors, &p_.numbers})
       *count = read_.below(1 << 20, "count");
     p_.slots = read_.list<Slot>([this] { return slot(); });
@@ -128,7 +129,7 @@ class ProgramReader {
   PlainProduct plain() {
     const ProgramProduct found = product();
     const SlotStart target = start();
-    return {found, written_row(found.rows * found.columns, target)};
+    return {found, written_row(found.rows * found.columns, target), p_.plain++};
   }
 
   AttachedProduct attached(int64_t units) {
@@ -139,12 +140,14 @@ class ProgramReader {
                       " units are not ", found.columns, " columns");
     const SlotKind kind = p_.slots[found.operand.slot].kind;
     TORCH_CHECK_VALUE(!ahead || kind == SlotKind::input || kind == SlotKind::rows, "program: a step's rows are not there ahead of it");
-    const int64_t number = read_.below(static_cast<int64_t>(attached_.size()), "attached product");
+    const int64_t number = read_.below(static_cast<int64_t>(attached_.size()), "attached product"), bias = read_.number();
+    TORCH_CHECK_VALUE(bias >= -1 && bias < p_.vectors, "program: there is no vector ", bias);
+    if (bias >= 0) p_.vector_sizes[bias] = std::max(p_.vector_sizes[bias], found.columns);
     // Packed once for all loops that have it.
-    const std::array<int64_t, 6> packed{units, gates, found.depth, found.columns, found.weight, found.transposed};
+    const std::array<int64_t, 7> packed{units, gates, found.depth, found.columns, found.weight, found.transposed, bias};
     TORCH_CHECK_VALUE(attached_[number].value_or(packed) == packed, "program: two attached products are number ", number);
     attached_[number] = packed;
-    return {found, static_cast<int>(gates), ahead, number};
+    return {found, static_cast<int>(gates), ahead, number, bias};
   }
 
   int64_t begin() {
@@ -227,7 +230,7 @@ class ProgramReader {
 
   Program& p_;
   Reader read_;
-  std::vector<std::optional<std::array<int64_t, 6>>> attached_;  // of the phase, by their numbers
+  std::vector<std::optional<std::array<int64_t, 7>>> attached_;  // of the phase, by their numbers
   int64_t functions_ = 0;                                        // of the loops so far: each has the next one of the library
   bool in_loop_ = false;
 };

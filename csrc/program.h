@@ -35,6 +35,7 @@ struct ProgramProduct {
 struct PlainProduct {
   ProgramProduct product;
   SlotStart target;
+  int64_t number;  // among all of the program
 };
 
 struct AttachedProduct {
@@ -42,10 +43,11 @@ struct AttachedProduct {
   int gates;
   bool ahead;
   int64_t number;  // of this product, among all attached ones of its phase
+  int64_t bias;    // the vector that its sums begin with, or -1
 };
 
 struct UnitsLoop {
-  int64_t function, units;
+  int64_t function, units;  // the function is no other loop's
   std::vector<AttachedProduct> attached;
 };
 
@@ -75,6 +77,7 @@ struct Program {
   std::vector<int64_t> starts, vector_sizes;  // how many numbers of each vector are read
   std::array<std::vector<ProgramStage>, 3> phases;
   std::array<int64_t, 3> attached;  // products of each phase
+  int64_t plain;                    // products
   std::vector<RowSum> sums;
   std::shared_ptr<const ProgramLibrary> library;
   const struct LevelProducts* products;

@@ -38,13 +38,24 @@ struct Packed {
   const T* at;
   PanelShape shape;
   int64_t panels, panel_size;
+  at::Tensor start;    // of an attached product: what the sums of each panel begin with, or undefined
+  int64_t ahead = -1;  // where the sums that are made ahead begin in a chunk's
 };
 
+// A product attached to a loop.
 template <class T>
-struct Ahead {
-  const AttachedProduct* product;
+struct AttachedWork {
   const Packed<T>* packed;
-  int64_t first;  // of its sums, in the chunk's
+  SlotStart operand;
+  int64_t depth, stride, gates;  // stride: of a row's sums
+  int64_t ahead;                 // where the sums that are made ahead begin in a chunk's, or -1
+};
+
+// A loop, and the panels of units that it goes over.
+template <class T>
+struct LoopPlan {
+  int64_t blocks, panels;
+  std::vector<AttachedWork<T>> attached;
 };
 
 // Vectors of units of a panel: whole tiles for every product that is attached to loops of these units (gemm.h).
@@ -63,7 +74,7 @@ class ProgramCall {
  public:
   ProgramCall(const Program& program, at::TensorList inputs, at::TensorList weights, at::TensorList vectors, at::TensorList states,
               const std::optional<at::Tensor>& lengths, at::ArrayRef<double> numbers, bool reverse, bool padded,
-              std::optional<int64_t> saved_rows)
+              std::optional<int64_t> saved_rows, std::optional<int64_t> groups)
       : p_(program),
         products_(products(program)),
         inputs_(inputs.vec()),
@@ -88,14 +99,15 @@ class ProgramCall {
     functions_ = functions(*p_.library);
     make_places();
     pack_weights();
+    if (groups.has_value()) groups_ = schedule_.rows_of_groups(*groups);
   }
 
   ProgramResult run() {
-    over_rows(p_.phases[0], 0);
+    over_rows(p_.phases[0]);
     const Plan plan = make_plan(work());
-    const auto memory_for = [&](const Share& share) { return Memory(*this, p_.phases[1], 1, std::max<int64_t>(1, share.count)); };
+    const auto memory_for = [&](const Share& share) { return Memory(*this, p_.phases[1], std::max<int64_t>(1, share.count), chunk_); };
     run_plan(work(), plan, memory_for, [&](int64_t, const Share& share, Memory& memory) { Loop(*this, share, memory).run(); });
-    over_rows(p_.phases[2], 2);
+    over_rows(p_.phases[2]);
     for (at::Tensor& output : unused_) output.zero_();
     return {std::move(outputs_), std::move(last_), sums()};
   }
@@ -251,22 +263,40 @@ class ProgramCall {
   void pack_weights() {
     const bool sixteen = products_.plain_panel / products_.width == 2;
     int64_t columns = 1;
+    plain_.resize(p_.plain);
+    loops_.resize(p_.library->count);
     for (size_t phase = 0; phase < p_.phases.size(); ++phase) {
       attached_[phase].resize(p_.attached[phase]);
       for (const ProgramStage& stage : p_.phases[phase]) {
-        for (const PlainProduct& plain : stage.plain) plain_.emplace(&plain, pack_plain(plain.product));
+        for (const PlainProduct& plain : stage.plain) plain_[plain.number] = pack_plain(plain.product);
         for (const UnitsLoop& loop : stage.loops) {
-          const int blocks = blocks_of(p_.phases[phase], loop.units, sixteen);
-          blocks_.emplace(&loop, blocks);
-          for (const AttachedProduct& attached : loop.attached) {
-            Packed<T>& packed = attached_[phase][attached.number];
-            if (packed.at == nullptr) packed = pack_units(attached, loop.units, blocks);
-            columns = std::max<int64_t>(columns, packed.shape.columns());
-          }
+          plan_loop(loop, phase, blocks_of(p_.phases[phase], loop.units, sixteen));
+          for (const AttachedWork<T>& work : loops_[loop.function].attached)
+            columns = std::max<int64_t>(columns, work.packed->shape.columns());
         }
       }
     }
     zeros_ = zeros({columns * products_.width});
+  }
+
+  void plan_loop(const UnitsLoop& loop, size_t phase, int blocks) {
+    const int64_t width = products_.width;
+    LoopPlan<T>& plan = loops_[loop.function];
+    plan = {blocks, (loop.units + blocks * width - 1) / (blocks * width), {}};
+    for (const AttachedProduct& attached : loop.attached) {
+      Packed<T>& packed = attached_[phase][attached.number];
+      if (packed.at == nullptr) {
+        packed = pack_units(attached, loop.units, blocks);
+        if (attached.bias >= 0) packed.start = pack_bias(attached, packed, loop.units);
+        if (attached.ahead) {
+          packed.ahead = chunk_;
+          chunk_ += packed.panels * packed.shape.columns() * width * kChunkRows;
+          ahead_.push_back({&attached.product, &packed});
+        }
+      }
+      plan.attached.push_back({&packed, attached.product.operand, attached.product.depth, packed.shape.columns() * width,
+                               attached.gates * width, packed.ahead});
+    }
   }
 
   static int blocks_of(const std::vector<ProgramStage>& stages, int64_t units, bool sixteen) {
@@ -284,7 +314,7 @@ class ProgramCall {
     T* const to = write<T>(memory);
     parallel_for(panels, std::max<int64_t>(1, (int64_t{1} << 15) / std::max<int64_t>(1, size)),
                  [&](int64_t begin, int64_t end) { run(begin, end, to + begin * size); });
-    return {memory, to, shape, panels, size};
+    return {memory, to, shape, panels, size, {}, -1};
   }
 
   Packed<T> pack_units(const AttachedProduct& attached, int64_t units, int blocks) {
@@ -296,6 +326,23 @@ class ProgramCall {
                 [&](int64_t begin, int64_t end, T* to) {
                   products_.pack_units(shape, read<T>(weight), unit_stride, depth_stride, units, product.depth, begin, end, to);
                 });
+  }
+
+  // Column c of a panel is gate c % gates of its block of units c / gates, as its weights are.
+  at::Tensor pack_bias(const AttachedProduct& attached, const Packed<T>& packed, int64_t units) const {
+    const int64_t width = products_.width, columns = packed.shape.columns();
+    const at::Tensor& bias = vectors_[attached.bias];
+    TORCH_CHECK(bias.numel() == attached.product.columns, "program: a bias of ", bias.numel(), " numbers for ", attached.product.columns,
+                " columns");
+    at::Tensor found = zeros({packed.panels, columns, width});
+    T* to = write<T>(found);
+    const T* const from = read<T>(bias);
+    for (int64_t panel = 0; panel < packed.panels; ++panel)
+      for (int64_t c = 0; c < columns; ++c, to += width) {
+        const int64_t unit = (panel * packed.shape.blocks + c / attached.gates) * width;
+        if (unit < units) std::copy_n(from + c % attached.gates * units + unit, std::min(width, units - unit), to);
+      }
+    return found;
   }
 
   Packed<T> pack_plain(const ProgramProduct& product) {
@@ -333,10 +380,9 @@ class ProgramCall {
 
   // A thread's own.
   struct Memory {
-    Memory(const ProgramCall& call, const std::vector<ProgramStage>& stages, size_t phase, int64_t rows)
-        : addresses(rows * call.p_.slots.size()) {
-      int64_t most = 1, sums_size = 1, chunk = 0, depth = 1;
-      std::vector<bool> seen(call.p_.attached[phase]);
+    Memory(const ProgramCall& call, const std::vector<ProgramStage>& stages, int64_t rows, int64_t chunk)
+        : addresses(rows * call.p_.slots.size()), chunk_sums(call.empty({std::max<int64_t>(1, chunk)})), places(kPlaces) {
+      int64_t most = std::max(rows, kChunkRows), sums_size = 1, depth = 1;
       for (const ProgramStage& stage : stages) {
         for (const PlainProduct& plain : stage.plain) {
           most = std::max(most, rows * plain.product.rows);
@@ -344,37 +390,26 @@ class ProgramCall {
         }
         for (const UnitsLoop& loop : stage.loops) {
           int64_t columns = 0;
-          for (const AttachedProduct& attached : loop.attached) {
-            const Packed<T>& packed = call.attached_[phase][attached.number];
-            columns += packed.shape.columns();
-            if (!attached.ahead || seen[attached.number]) continue;
-            seen[attached.number] = true;
-            ahead.push_back({&attached, &packed, chunk});
-            chunk += packed.panels * packed.shape.columns() * call.products_.width * kChunkRows;
-          }
-          sums_size = std::max(sums_size, columns * call.products_.width * kBlockRows);
+          for (const AttachedWork<T>& work : call.loops_[loop.function].attached) columns += work.stride;
+          sums_size = std::max(sums_size, columns * kBlockRows);
         }
       }
-      most = std::max(most, std::max(rows, kChunkRows));
       left.resize(most);
       right.resize(most);
       sums = call.empty({sums_size});
-      chunk_sums = call.empty({std::max<int64_t>(1, chunk)});
       room = call.empty({std::max<int64_t>(1, call.products_.factor_room(kBlockRows, depth))});
-      places.resize(kPlaces);
     }
     std::vector<void*> addresses;
     std::vector<const T*> left;
     std::vector<T*> right;
     at::Tensor sums, chunk_sums, room;
     std::vector<Units<T>> places;
-    std::vector<Ahead<T>> ahead;
   };
 
   // Runs stages on `count` rows, whose addresses are in a thread's memory.
   class Runner {
    public:
-    Runner(const ProgramCall& call, Memory& memory, size_t phase) : call_(call), m_(memory), phase_(phase) {}
+    Runner(const ProgramCall& call, Memory& memory) : call_(call), m_(memory) {}
 
     // ahead: the number of the first of these rows in the chunk whose products are made, or -1.
     void stage(const ProgramStage& stage, int64_t count, const Share& share, int64_t ahead) {
@@ -393,7 +428,7 @@ class ProgramCall {
 
     void plain(const PlainProduct& plain, const Share& share) {
       const ProgramProduct& product = plain.product;
-      const Packed<T>& packed = call_.plain_.at(&plain);
+      const Packed<T>& packed = call_.plain_[plain.number];
       int64_t count = 0;
       for (int64_t row = 0; row < count_; ++row)
         for (int64_t r = 0; r < product.rows; ++r, ++count) {
@@ -427,50 +462,49 @@ class ProgramCall {
     }
 
     void loop(const UnitsLoop& loop, const Share& share, int64_t ahead) {
-      const int64_t width = call_.products_.width, units = loop.units, blocks = call_.blocks_.at(&loop);
-      const int64_t panels = (units + blocks * width - 1) / (blocks * width);
+      const LoopPlan<T>& plan = call_.loops_[loop.function];
       // The sums of panels of few rows are kept until there are enough vectors to compute side by side.
-      const int64_t together = loop.attached.empty() ? 1 : std::max<int64_t>(1, kBlockRows / std::max<int64_t>(1, count_));
-      const int64_t end = part(share, panels, 1);
-      for (int64_t panel = part(share, panels, 0); panel < end; panel += together) {
+      const int64_t together = plan.attached.empty() ? plan.panels : std::max<int64_t>(1, kBlockRows / std::max<int64_t>(1, count_));
+      const int64_t end = part(share, plan.panels, 1);
+      for (int64_t panel = part(share, plan.panels, 0); panel < end; panel += together) {
         const int64_t last = std::min(end, panel + together);
         for (int64_t first = 0; first < count_; first += kBlockRows)
-          block(loop, panel, last, first, std::min(kBlockRows, count_ - first), ahead);
+          block(loop, plan, panel, last, first, std::min(kBlockRows, count_ - first), ahead);
       }
       flush(loop);
     }
 
     // Some panels of `count` rows from `first` on.
-    void block(const UnitsLoop& loop, int64_t panel, int64_t end, int64_t first, int64_t count, int64_t ahead) {
-      const int64_t width = call_.products_.width, blocks = call_.blocks_.at(&loop);
+    void block(const UnitsLoop& loop, const LoopPlan<T>& plan, int64_t panel, int64_t end, int64_t first, int64_t count, int64_t ahead) {
+      const int64_t width = call_.products_.width, attached = static_cast<int64_t>(plan.attached.size());
+      const int64_t panels = end - panel;
+      std::array<const T*, kMostProducts> of{};      // where the sums of the next panel are,
+      std::array<int64_t, kMostProducts> to_next{};  // and how far those of the one after it
       T* sums = write<T>(m_.sums);
-      for (; panel < end; ++panel) {
-        std::array<const T*, kMostProducts> of{};
-        std::array<int64_t, kMostProducts> stride{}, gates{};
-        for (size_t k = 0; k < loop.attached.size(); ++k) {
-          const AttachedProduct& attached = loop.attached[k];
-          const Packed<T>& packed = call_.attached_[phase_][attached.number];
-          gates[k] = attached.gates * width;
-          stride[k] = packed.shape.columns() * width;
-          if (attached.ahead && ahead >= 0) {
-            of[k] = ahead_sums(attached) + (panel * kChunkRows + ahead + first) * stride[k];
-            continue;
-          }
-          for (int64_t r = 0; r < count; ++r) m_.left[r] = at(attached.product.operand, first + r);
-          product(packed, attached.product.depth, panel, count, sums);
-          of[k] = sums;
-          sums += count * stride[k];
+      for (int64_t k = 0; k < attached; ++k) {
+        const AttachedWork<T>& work = plan.attached[k];
+        if (work.ahead >= 0 && ahead >= 0) {
+          of[k] = read<T>(m_.chunk_sums) + work.ahead + (panel * kChunkRows + ahead + first) * work.stride;
+          to_next[k] = kChunkRows * work.stride;
+          continue;
         }
-        for (int64_t b = 0; b < blocks && (panel * blocks + b) * width < loop.units; ++b)
+        for (int64_t r = 0; r < count; ++r) m_.left[r] = at(work.operand, first + r);
+        of[k] = sums;
+        to_next[k] = count * work.stride;
+        for (int64_t i = 0; i < panels; ++i, sums += to_next[k]) product(*work.packed, work.depth, panel + i, count, sums);
+      }
+      for (; panel < end; ++panel) {
+        for (int64_t b = 0; b < plan.blocks && (panel * plan.blocks + b) * width < loop.units; ++b)
           for (int64_t r = 0; r < count; ++r) {
             Units<T>& place = m_.places[filled_++];
             place.slots = m_.addresses.data() + (first + r) * call_.p_.slots.size();
-            place.unit = (panel * blocks + b) * width;
-            for (size_t k = 0; k < loop.attached.size(); ++k) place.sums[k] = of[k] + r * stride[k] + b * gates[k];
+            place.unit = (panel * plan.blocks + b) * width;
+            for (int64_t k = 0; k < attached; ++k) place.sums[k] = of[k] + r * plan.attached[k].stride + b * plan.attached[k].gates;
             if (filled_ == kPlaces) flush(loop);
           }
+        for (int64_t k = 0; k < attached; ++k) of[k] += to_next[k];
       }
-      if (!loop.attached.empty()) flush(loop);  // the next sums take these sums' place
+      if (attached > 0) flush(loop);  // the next sums take these sums' place
     }
 
     void flush(const UnitsLoop& loop) {
@@ -478,33 +512,27 @@ class ProgramCall {
       filled_ = 0;
     }
 
-    const T* ahead_sums(const AttachedProduct& attached) const {
-      for (const Ahead<T>& one : m_.ahead)
-        if (one.product->number == attached.number) return read<T>(m_.chunk_sums) + one.first;
-      return nullptr;
-    }
-
    public:
     // The sums of `count` rows, whose operands are in memory.left, with a panel.
     void product(const Packed<T>& packed, int64_t depth, int64_t panel, int64_t count, T* sums) const {
-      call_.products_.panel_product(packed.shape, sums, count, m_.left.data(), depth, packed.at + panel * packed.panel_size,
-                                    read<T>(call_.zeros_));
+      call_.products_.panel_product(
+          packed.shape, sums, count, m_.left.data(), depth, packed.at + panel * packed.panel_size,
+          packed.start.defined() ? read<T>(packed.start) + panel * packed.shape.columns() * call_.products_.width : read<T>(call_.zeros_));
     }
 
    private:
     const ProgramCall& call_;
     Memory& m_;
-    const size_t phase_;
     int64_t count_ = 0, filled_ = 0;
   };
 
   // A phase that needs no loop over time steps: all rows, some at a time.
-  void over_rows(const std::vector<ProgramStage>& stages, size_t phase) {
+  void over_rows(const std::vector<ProgramStage>& stages) {
     if (stages.empty() || rows_ == 0) return;
     const int64_t blocks = (rows_ + kPhaseRows - 1) / kPhaseRows;
     parallel_for(blocks, 1, [&](int64_t begin, int64_t end) {
-      Memory memory(*this, stages, phase, kPhaseRows);
-      Runner runner(*this, memory, phase);
+      Memory memory(*this, stages, kPhaseRows, 0);
+      Runner runner(*this, memory);
       for (int64_t first = begin * kPhaseRows; first < std::min(rows_, end * kPhaseRows); first += kPhaseRows) {
         const int64_t count = std::min(kPhaseRows, rows_ - first);
         address_rows(memory, first, count);
@@ -531,7 +559,7 @@ class ProgramCall {
   // A thread's share of the loop over time steps.
   class Loop {
    public:
-    Loop(const ProgramCall& call, const Share& share, Memory& memory) : call_(call), share_(share), m_(memory), runner_(call, memory, 1) {}
+    Loop(const ProgramCall& call, const Share& share, Memory& memory) : call_(call), share_(share), m_(memory), runner_(call, memory) {}
 
     void run() {
       const int64_t steps = call_.view_.steps;
@@ -582,20 +610,18 @@ class ProgramCall {
         count += active;
       } while (++end < call_.view_.steps);
       if (end == begin + 1) return end;
-      for (const Ahead<T>& one : m_.ahead) make_ahead(one, begin, end, count);
+      for (const auto& [product, packed] : call_.ahead_) make_ahead(*product, *packed, begin, end, count);
       return end;
     }
 
-    void make_ahead(const Ahead<T>& one, int64_t begin, int64_t end, int64_t count) {
-      const ProgramProduct& product = one.product->product;
+    void make_ahead(const ProgramProduct& product, const Packed<T>& packed, int64_t begin, int64_t end, int64_t count) {
       int64_t row = 0;
       for (int64_t s = begin; s < end; ++s) {
         const int64_t t = time_step(s), active = active_rows(t);
         for (int64_t i = 0; i < active; ++i, ++row)
           m_.left[row] = static_cast<const T*>(call_.row_address(product.operand.slot, t, share_.first + i)) + product.operand.start;
       }
-      const Packed<T>& packed = *one.packed;
-      T* const sums = write<T>(m_.chunk_sums) + one.first;
+      T* const sums = write<T>(m_.chunk_sums) + packed.ahead;
       const int64_t panel_sums = kChunkRows * packed.shape.columns() * call_.products_.width;
       for (int64_t panel = packed.panels * share_.part / share_.parts; panel < packed.panels * (share_.part + 1) / share_.parts; ++panel)
         runner_.product(packed, product.depth, panel, count, sums + panel * panel_sums);
@@ -646,12 +672,31 @@ class ProgramCall {
       for (size_t k = i; k < found.size(); ++k) {
         const RowSum& other = p_.sums[k];
         if (other.left != sum.left || other.left_width != sum.left_width || other.right.slot < 0 || found[k].defined()) continue;
-        found[k] = rows_ ? empty({other.left_width, other.right_width}) : zeros({other.left_width, other.right_width});
+        found[k] = of_groups({other.left_width, other.right_width});
         right[k] = rows_of(other);
         weights.push_back({right[k].data(), other.right_width, write<T>(found[k])});
       }
-      all_weight_gradients(products_, reinterpret_cast<const T*>(places_[sum.left].base), rows_ * sum.rows, sum.left_width, weights);
+      const T* const left = reinterpret_cast<const T*>(places_[sum.left].base);
+      if (groups_)
+        grouped_weight_gradients(products_, left, sum.left_width, weights, sum.rows == 1 ? *groups_ : parts_of_groups(sum.rows));
+      else
+        all_weight_gradients(products_, left, rows_ * sum.rows, sum.left_width, weights);
     }
+    return found;
+  }
+
+  // A sum over rows, or that of each group. Without any row nothing is written to it.
+  at::Tensor of_groups(std::vector<int64_t> shape) const {
+    if (groups_) shape.insert(shape.begin(), static_cast<int64_t>(groups_->size()));
+    return rows_ ? empty(shape) : zeros(shape);
+  }
+
+  // Of each group, what its rows are made of: `parts` rows each.
+  Groups parts_of_groups(int64_t parts) const {
+    Groups found(groups_->size());
+    for (size_t group = 0; group < found.size(); ++group)
+      for (const int64_t row : (*groups_)[group])
+        for (int64_t part = 0; part < parts; ++part) found[group].push_back(row * parts + part);
     return found;
   }
 
@@ -668,9 +713,13 @@ class ProgramCall {
   // In runs of as many rows as there are runs, and these then among themselves: so the float32 error is smallest.
   at::Tensor vector_sum(const RowSum& sum) const {
     const int64_t width = sum.left_width;
-    at::Tensor found = zeros({width});
+    at::Tensor found = of_groups({width}).zero_();
     T* const to = write<T>(found);
     const T* const from = reinterpret_cast<const T*>(places_[sum.left].base);
+    if (groups_) {
+      grouped_row_sums(from, width, *groups_, to);
+      return found;
+    }
     const auto rows = std::max<int64_t>(16, static_cast<int64_t>(std::sqrt(static_cast<double>(rows_))));
     const int64_t grain = std::max<int64_t>(16, kThreadWork / std::max<int64_t>(1, rows_));
     parallel_for(width, grain, [&](int64_t begin, int64_t end) {
@@ -694,6 +743,7 @@ class ProgramCall {
   const Schedule view_;
   const std::vector<T> numbers_;
   int64_t rows_ = 0, saved_rows_ = 0;
+  std::optional<Groups> groups_;  // rows with sums of their own
   std::vector<at::Tensor> vectors_, states_, kept_, outputs_, last_, unused_;
   at::Tensor zeros_;  // what sums start from
   std::vector<const T*> vector_data_;
@@ -701,20 +751,23 @@ class ProgramCall {
   const UnitsFunction<T>* functions_;
   std::vector<Place> places_;
   std::array<std::vector<Packed<T>>, 3> attached_;
-  std::unordered_map<const PlainProduct*, Packed<T>> plain_;
-  std::unordered_map<const UnitsLoop*, int> blocks_;
+  std::vector<Packed<T>> plain_;
+  std::vector<LoopPlan<T>> loops_;                                         // by function
+  std::vector<std::pair<const ProgramProduct*, const Packed<T>*>> ahead_;  // products made ahead
+  int64_t chunk_ = 0;                                                      // numbers of a chunk's sums
 };
 
 }  // namespace
 
 ProgramResult run_program(int64_t program, at::TensorList inputs, at::TensorList weights, at::TensorList vectors, at::TensorList states,
                           const std::optional<at::Tensor>& lengths, at::ArrayRef<double> numbers, bool reverse, bool padded,
-                          std::optional<int64_t> saved_rows, bool backward) {
+                          std::optional<int64_t> saved_rows, std::optional<int64_t> groups, bool backward) {
   const OneThreadIfForked guard;
   const OneThreadForAWhile late;
   const std::shared_ptr<const Program> found = find_program(program);
   const auto run = [&](auto type) {
-    return ProgramCall<decltype(type)>(*found, inputs, weights, vectors, states, lengths, numbers, reverse, padded, saved_rows).run();
+    return ProgramCall<decltype(type)>(*found, inputs, weights, vectors, states, lengths, numbers, reverse, padded, saved_rows, groups)
+        .run();
   };
   ProgramResult result = found->library->of_float ? run(float{}) : run(double{});
   count_run(backward);

@@ -286,6 +286,9 @@ def _run(cell: Cell, input: Input, weights: Sequence[Tensor], hx: Sequence[Tenso
 
 
 def _layer(cell: Cell, x: Tensor, weights: list[Tensor], hx: list[Tensor], lengths: Tensor | None, options: _Options):
+    """One layer, by the first of these that fits: ONNX's own operators, in an export to it; plain PyTorch, where `engines.choose` says so,
+    in forward mode for one; `transforms`, within torch.func's other transforms; `recompute`; the operator. Own cells' layers choose alike,
+    in `program.operator`: a program that cannot be compiled is plain PyTorch within transforms too."""
     if torch.compiler.is_exporting() and _to_onnx(x):
         from sstkern import onnx  # here: it imports parts of torch that only an export needs
 

@@ -40,7 +40,7 @@ _library.define("forget_program(int program) -> ()")
 # See csrc/program_call.h.
 _library.define(
     "run_program(int program, Tensor[] inputs, Tensor[] weights, Tensor[] vectors, Tensor[] states, Tensor? lengths, float[] numbers, "
-    "bool reverse, bool padded, int? saved_rows, bool backward) -> (Tensor[] outputs, Tensor[] last, Tensor[] sums)"
+    "bool reverse, bool padded, int? saved_rows, int? groups, bool backward) -> (Tensor[] outputs, Tensor[] last, Tensor[] sums)"
 )
 # What no kernel can exceed with this many threads: float32 multiply-adds, in GFLOP/s, and reading `bytes` again and again, in GB/s.
 _library.define("cpu_peak() -> float")

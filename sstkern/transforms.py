@@ -2,11 +2,14 @@
 
 A dimension that vmap adds becomes part of the batch, and the gradients of each of its members' weights are groups of one backward. Where
 the weights have the dimension, each member has a call of its own. A gradient runs the forward again: an engine's saved tensors belong to
-the batch they were made for. Derivatives of gradients come from the reference engine, as does forward mode.
+the batch they were made for. Derivatives of gradients come from plain PyTorch, as does forward mode.
+
+A `Call` says what runs: a layer of a cell here, one of a program in `program.operator`.
 T time steps, B batch, I input_size, D directions.
 """
 
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,60 +23,71 @@ from sstkern.cells import Cell
 from sstkern.lengths import padding
 
 Dims = tuple[int | None, ...]
-BATCH = 1  # the dimension of the batch in x, the states and the output
+BATCH = 1  # its dimension in inputs and outputs
 
 
-@dataclass(frozen=True)
-class _Call:  # no NamedTuple: vmap would look for dimensions in it
-    cell: str
-    has_bias: bool
-    bidirectional: bool
+@dataclass(frozen=True, kw_only=True)
+class Call(ABC):  # no NamedTuple: vmap would look for dimensions in it
+    """A layer's call without its tensors: inputs, weights and states, in that order. The results are outputs, then the last states."""
+
+    inputs: int
+    """How many."""
     weights: int
-    """How many of the tensors that follow x."""
+    states: int
+    outputs: int
+    of_states: int
+    """The dimension of the batch in states."""
+    packed: bool
+    """Whether inputs and outputs are (N, ...): they are padded for the engine."""
     needs: tuple[bool, ...] = ()
-    """For x, every weight and every state, whether its gradient is wanted."""
+    """For every tensor whether its gradient is wanted."""
     groups: int | None = None
     """Shares of the batch that have weight gradients of their own."""
 
+    @abstractmethod
+    def forward(self, lengths: Tensor | None, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+        """The results, by an engine."""
 
-def layer(
-    cell: Cell, x: Tensor, weights: Sequence[Tensor], hx: Sequence[Tensor], lengths: Tensor | None, has_bias: bool, bidirectional: bool
-) -> tuple[Tensor, list[Tensor]]:
-    """As `autograd.layer`, within transforms."""
-    output, *hx_n = _Layer.apply(_Call(cell.name, has_bias, bidirectional, len(weights)), lengths, x, *weights, *hx)
-    return output, hx_n
+    @abstractmethod
+    def backward(self, lengths: Tensor | None, tensors: Sequence[Tensor], grads: Sequence[Tensor]) -> Sequence[Tensor]:
+        """The gradients that `needs` has a True for, by an engine, from those of the results; weights' as `groups` says."""
+
+    @abstractmethod
+    def plain(self, lengths: Tensor | None, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+        """The results, in plain PyTorch, which every transform goes through."""
+
+    @property
+    def given(self) -> int:
+        return self.inputs + self.weights + self.states
+
+    @property
+    def dims(self) -> Dims:
+        """Of every tensor, and then of the gradient of every result, the dimension of the batch."""
+        return (BATCH,) * self.inputs + (None,) * self.weights + (self.of_states,) * self.states + self.of_results
+
+    @property
+    def of_results(self) -> tuple[int, ...]:
+        """The same of every result."""
+        return (BATCH,) * self.outputs + (self.of_states,) * self.states
 
 
-def gradients(
-    cell: str,
-    x: Tensor,
-    weights: Sequence[Tensor],
-    hx: Sequence[Tensor],
-    lengths: Tensor | None,
-    has_bias: bool,
-    bidirectional: bool,
-    grads: Sequence[Tensor],
-    needs: Sequence[bool],
+def run(call: Call, lengths: Tensor | None, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """The results of a call within transforms, none of which is forward mode."""
+    return _padded(_Layer, call, lengths, tensors)
+
+
+def gradients_of(
+    call: Call, lengths: Tensor | None, tensors: Sequence[Tensor], grads: Sequence[Tensor], needs: Sequence[bool]
 ) -> list[Tensor | None]:
-    """Of x, every weight and every state, where they are needed; `grads` are those of the output and of the last states."""
-    return _gradients(_Call(cell, has_bias, bidirectional, len(weights), tuple(needs)), lengths, [x, *weights, *hx, *grads])
+    """Of every tensor the gradient, where it is needed; `grads` are those of the results."""
+    return _gradients(replace(call, needs=tuple(needs)), lengths, [*tensors, *grads])
 
 
-def _batched_backward(cell, x, weights, hx, lengths, has_bias, bidirectional, _output, _saved, grad_output, grad_hx, needs, groups):
-    """`sstkern::layer_backward` where some of the tensors are batches of gradients."""
-    if groups is not None:
-        raise NotImplementedError("sstkern::layer_backward: gradients of groups have no batches")
-    output = x.new_zeros(*x.shape[:-1], weights[1].size(1) * (1 + bidirectional)) if grad_output is None else grad_output
-    tensors = [x, *weights, *hx, output, *grad_hx]
-    dims = [0 if private.is_batch_of_gradients(tensor) else None for tensor in tensors]
+def in_batches(function: Callable[..., Sequence[Tensor]], tensors: Sequence[Tensor]) -> list[Tensor]:
+    """The function's results, by vmap, where some of the tensors are batches that autograd.grad(is_grads_batched=True) made."""
+    dims = tuple(0 if private.is_batch_of_gradients(tensor) else None for tensor in tensors)
     given = [tensor if dim is None else private.gradients_in_batch(tensor) for tensor, dim in zip(tensors, dims, strict=True)]
-    call = _Call(cell, has_bias, bidirectional, len(weights), tuple(needs))
-    found = vmap(lambda *tensors: _apply(call, lengths, *tensors), tuple(dims))(*given)
-    return [private.as_batch_of_gradients(gradient) for gradient in found]
-
-
-_library = torch.library.Library("sstkern", "IMPL")
-_library.impl("layer_backward", _batched_backward, "Batched")
+    return [private.as_batch_of_gradients(result) for result in vmap(function, dims)(*given)]
 
 
 class _OfCall(Function):
@@ -86,12 +100,11 @@ class _OfCall(Function):
 
 
 class _Layer(_OfCall):
-    """x (T, B, I), weights and states (D, B, ...) to the output and the last states."""
+    """A call's tensors to its results."""
 
     @staticmethod
-    def forward(call: _Call, lengths: Tensor | None, x: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
-        output, hx_n, _ = _run(call, lengths, x, tensors, save=False)
-        return output, *hx_n
+    def forward(call: Call, lengths: Tensor | None, *tensors: Tensor) -> tuple[Tensor, ...]:
+        return tuple(call.forward(lengths, tensors))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple:
@@ -100,120 +113,111 @@ class _Layer(_OfCall):
         return None, None, *_gradients(call, lengths, [*tensors, *grads])
 
     @staticmethod
-    def vmap(info: Any, in_dims: Dims, call: _Call, lengths: Tensor | None, *tensors: Tensor) -> tuple:
+    def vmap(info: Any, in_dims: Dims, call: Call, lengths: Tensor | None, *tensors: Tensor) -> tuple:
         size, (_, of_lengths, *dims) = info.batch_size, in_dims
         if _has_dims(call, dims):
             return _each(_Layer, size, in_dims, call, lengths, *tensors)
         lengths = None if lengths is None else _folded(lengths, of_lengths, 0, size)
         results = _Layer.apply(call, lengths, *_fold(call, tensors, dims, size))
-        return tuple(_unfolded(result, BATCH, size) for result in results), (BATCH,) * len(results)
+        return tuple(_unfolded(result, dim, size) for result, dim in zip(results, call.of_results, strict=True)), call.of_results
 
 
 class _Gradients(_OfCall):
-    """x, weights, states and the gradients of the output and of the last states, to the gradients that the call needs."""
+    """A call's tensors and the gradients of its results, to the gradients that the call needs."""
 
     @staticmethod
-    def forward(call: _Call, lengths: Tensor | None, x: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
-        states = len(call.needs) - 1 - call.weights
-        inputs, (grad_output, *grad_hx) = tensors[: call.weights + states], tensors[call.weights + states :]
-        output, _, saved = _run(call, lengths, x, inputs, save=True)
-        weights, hx = inputs[: call.weights], inputs[call.weights :]
-        options = call.has_bias, call.bidirectional
-        with operators.undifferentiated(), torch.autocast(x.device.type, enabled=False):
-            found = torch.ops.sstkern.layer_backward(
-                call.cell, x, weights, hx, lengths, *options, output, saved, grad_output, grad_hx, call.needs, call.groups
-            )
-        return tuple(found)
+    def forward(call: Call, lengths: Tensor | None, *tensors: Tensor) -> tuple[Tensor, ...]:
+        return tuple(call.backward(lengths, tensors[: call.given], tensors[call.given :]))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple:
         lengths, *tensors = ctx.saved_tensors
-        pullback = vjp(lambda *tensors: _reference_gradients(ctx.call, lengths, *tensors), *tensors)[1]
-        return None, None, *pullback(grads)
+        found = _pullback(lambda *tensors: plain_gradients(ctx.call, lengths, *tensors), tensors, ctx.needs_input_grad[2:], grads)
+        return None, None, *found
 
     @staticmethod
-    def vmap(info: Any, in_dims: Dims, call: _Call, lengths: Tensor | None, *tensors: Tensor) -> tuple:
+    def vmap(info: Any, in_dims: Dims, call: Call, lengths: Tensor | None, *tensors: Tensor) -> tuple:
         size, (_, of_lengths, *dims) = info.batch_size, in_dims
         if _has_dims(call, dims):
             return _each(_Gradients, size, in_dims, call, lengths, *tensors)
         lengths = None if lengths is None else _folded(lengths, of_lengths, 0, size)
         grouped = replace(call, groups=size * (call.groups or 1))
-        results = iter(_Gradients.apply(grouped, lengths, *_fold(call, tensors, dims, size)))
+        results = _Gradients.apply(grouped, lengths, *_fold(call, tensors, dims, size))
         found, out_dims = [], []
-        for place, need in enumerate(call.needs):
-            if not need:
-                continue
-            of_weight = 1 <= place <= call.weights
-            result, dim = next(results), 0 if of_weight else BATCH
-            found.append(result if of_weight and call.groups is None else _unfolded(result, dim, size))
-            out_dims.append(dim)
+        for result, dim in zip(results, _needed(call, call.dims), strict=True):
+            found.append(result if dim is None and call.groups is None else _unfolded(result, dim or 0, size))
+            out_dims.append(dim or 0)
         return tuple(found), tuple(out_dims)
 
 
-def _run(call: _Call, lengths: Tensor | None, x: Tensor, tensors: Sequence[Tensor], save: bool) -> tuple:
-    weights, hx = tensors[: call.weights], tensors[call.weights :]
-    rows = operators.saved_rows(x.dim() == 2, lengths) if save else None
-    with operators.undifferentiated(), torch.autocast(x.device.type, enabled=False):
-        return torch.ops.sstkern.layer(call.cell, x, weights, hx, lengths, call.has_bias, call.bidirectional, rows)
-
-
-def _gradients(call: _Call, lengths: Tensor | None, tensors: Sequence[Tensor]) -> list[Tensor | None]:
+def _gradients(call: Call, lengths: Tensor | None, tensors: Sequence[Tensor]) -> list[Tensor | None]:
     if engines.in_forward_mode(tensors):
-        found = iter(_reference_gradients(call, lengths, *tensors))
+        found = iter(plain_gradients(call, lengths, *tensors))
     else:
-        found = iter(_apply(call, lengths, *tensors))
+        found = iter(_padded(_Gradients, call, lengths, tensors))
     return [next(found) if need else None for need in call.needs]
 
 
-def _apply(call: _Call, lengths: Tensor | None, x: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
-    """`_Gradients`, whose dimensions are those of a padded batch."""
-    if x.dim() == 3 or lengths is None:
-        return _Gradients.apply(call, lengths, x, *tensors)
-    pad, unpad = padding(lengths, x.device)
-    inputs = len(call.needs) - 1
-    found = _Gradients.apply(call, lengths, pad(x), *tensors[:inputs], pad(tensors[inputs]), *tensors[inputs + 1 :])
-    return (unpad(found[0]), *found[1:]) if call.needs[0] else found
+def _padded(function: type[Function], call: Call, lengths: Tensor | None, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """The function, whose dimensions are those of a padded batch."""
+    if not call.packed or lengths is None:
+        return function.apply(call, lengths, *tensors)
+    pad, unpad = padding(lengths, tensors[0].device)
+    packed = {*range(call.inputs), *range(call.given, call.given + call.outputs)}
+    given = [pad(tensor) if place in packed else tensor for place, tensor in enumerate(tensors)]
+    found = function.apply(replace(call, packed=False), lengths, *given)
+    count = call.outputs if function is _Layer else sum(call.needs[: call.inputs])
+    return *map(unpad, found[:count]), *found[count:]
 
 
-def _reference_gradients(call: _Call, lengths: Tensor | None, *tensors: Tensor) -> tuple[Tensor, ...]:
+def plain_gradients(call: Call, lengths: Tensor | None, *tensors: Tensor) -> tuple[Tensor, ...]:
     """What `_Gradients` gives, by transforms of plain PyTorch: it can be transformed again."""
     if call.groups is not None:
-        return _reference_groups(call, lengths, *tensors)
-    inputs, grads = tensors[: len(call.needs)], tensors[len(call.needs) :]
-
-    def results(*inputs: Tensor) -> tuple[Tensor, ...]:
-        return tuple(operators.flat_reference(call.cell, inputs, call.weights, lengths, call.has_bias, call.bidirectional))
-
-    pullback = vjp(results, *inputs)[1]
-    return tuple(gradient for gradient, need in zip(pullback(tuple(grads)), call.needs, strict=True) if need)
+        return _plain_groups(call, lengths, *tensors)
+    given, grads = tensors[: call.given], tensors[call.given :]
+    found = _pullback(lambda *tensors: call.plain(lengths, tensors), given, call.needs, grads)
+    return tuple(gradient for gradient in found if gradient is not None)
 
 
-def _reference_groups(call: _Call, lengths: Tensor | None, *tensors: Tensor) -> tuple[Tensor, ...]:
+def _plain_groups(call: Call, lengths: Tensor | None, *tensors: Tensor) -> tuple[Tensor, ...]:
     groups = call.groups or 1
-    dims = [None if 1 <= place <= call.weights else BATCH for place in range(len(tensors))]
-    split = [tensor if dim is None else _unfolded(tensor, dim, groups) for tensor, dim in zip(tensors, dims, strict=True)]
+    split = [tensor if dim is None else _unfolded(tensor, dim, groups) for tensor, dim in zip(tensors, call.dims, strict=True)]
     of_lengths = None if lengths is None else _unfolded(lengths, 0, groups)
 
     def of_group(lengths: Tensor | None, *tensors: Tensor) -> tuple[Tensor, ...]:
-        return _reference_gradients(replace(call, groups=None), lengths, *tensors)
+        return plain_gradients(replace(call, groups=None), lengths, *tensors)
 
-    places = [place for place, need in enumerate(call.needs) if need]
-    out_dims = tuple(0 if dims[place] is None else BATCH for place in places)
-    found = vmap(of_group, (None if lengths is None else 0, *dims), out_dims)(of_lengths, *split)
-    return tuple(result if dims[place] is None else result.flatten(BATCH, BATCH + 1) for result, place in zip(found, places, strict=True))
-
-
-def _has_dims(call: _Call, dims: Sequence[int | None]) -> bool:
-    """Whether any weight has the dimension that vmap adds; `dims` are x's and those of the tensors that follow it."""
-    return any(dim is not None for dim in dims[1 : 1 + call.weights])
+    dims = _needed(call, call.dims)
+    found = vmap(of_group, (None if lengths is None else 0, *call.dims), tuple(dim or 0 for dim in dims))(of_lengths, *split)
+    return tuple(result if dim is None else result.flatten(dim, dim + 1) for result, dim in zip(found, dims, strict=True))
 
 
-def _fold(call: _Call, tensors: Sequence[Tensor], dims: Sequence[int | None], size: int) -> list[Tensor]:
+def _pullback(
+    function: Callable[..., Sequence[Tensor]], tensors: Sequence[Tensor], needs: Sequence[bool], grads: Sequence[Tensor]
+) -> list[Tensor | None]:
+    """The gradients of the tensors that `needs` has a True for, from those of the function's results. The others may have any dtype."""
+    places = [place for place, need in enumerate(needs) if need]
+
+    def of_needed(*needed: Tensor) -> tuple[Tensor, ...]:
+        given = dict(enumerate(tensors)) | dict(zip(places, needed, strict=True))
+        return tuple(function(*given.values()))
+
+    found = iter(vjp(of_needed, *(tensors[place] for place in places))[1](tuple(grads)) if places else ())
+    return [next(found) if need else None for need in needs]
+
+
+def _needed(call: Call, of_each: Sequence) -> list:
+    return [part for part, need in zip(of_each, call.needs, strict=False) if need]
+
+
+def _has_dims(call: Call, dims: Sequence[int | None]) -> bool:
+    """Whether any weight has the dimension that vmap adds; `dims` are those of all tensors."""
+    return any(dim is not None for dim in dims[call.inputs : call.inputs + call.weights])
+
+
+def _fold(call: Call, tensors: Sequence[Tensor], dims: Sequence[int | None], size: int) -> list[Tensor]:
     """The dimension that vmap adds as part of the batch of all tensors, of which weights have none."""
-    return [
-        tensor if 1 <= place <= call.weights else _folded(tensor, dim, BATCH, size)
-        for place, (tensor, dim) in enumerate(zip(tensors, dims, strict=True))
-    ]
+    return [tensor if at is None else _folded(tensor, dim, at, size) for tensor, dim, at in zip(tensors, dims, call.dims, strict=False)]
 
 
 def _folded(tensor: Tensor, dim: int | None, at: int, size: int) -> Tensor:
@@ -234,3 +238,88 @@ def _each(function: type[Function], size: int, in_dims: Dims, *arguments: Any) -
     ]
     stacked = tuple(torch.stack(members) for members in zip(*results, strict=True))
     return stacked, (0,) * len(stacked)
+
+
+# Layers of cells
+
+
+@dataclass(frozen=True, kw_only=True)
+class _OfCell(Call):
+    cell: str
+    has_bias: bool
+    bidirectional: bool
+
+    def forward(self, lengths: Tensor | None, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+        output, hx_n, _ = self._run(lengths, tensors, save=False)
+        return output, *hx_n
+
+    def backward(self, lengths: Tensor | None, tensors: Sequence[Tensor], grads: Sequence[Tensor]) -> Sequence[Tensor]:
+        output, _, saved = self._run(lengths, tensors, save=True)
+        (x, weights, hx), options = self._split(tensors), (self.has_bias, self.bidirectional)
+        with operators.undifferentiated(), torch.autocast(x.device.type, enabled=False):
+            return torch.ops.sstkern.layer_backward(
+                self.cell, x, weights, hx, lengths, *options, output, saved, grads[0], grads[1:], self.needs, self.groups
+            )
+
+    def plain(self, lengths: Tensor | None, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+        return operators.flat_reference(self.cell, tensors, self.weights, lengths, self.has_bias, self.bidirectional)
+
+    def _run(self, lengths: Tensor | None, tensors: Sequence[Tensor], save: bool) -> tuple:
+        x, weights, hx = self._split(tensors)
+        rows = operators.saved_rows(x.dim() == 2, lengths) if save else None
+        with operators.undifferentiated(), torch.autocast(x.device.type, enabled=False):
+            return torch.ops.sstkern.layer(self.cell, x, weights, hx, lengths, self.has_bias, self.bidirectional, rows)
+
+    def _split(self, tensors: Sequence[Tensor]) -> tuple[Tensor, Sequence[Tensor], Sequence[Tensor]]:
+        return tensors[0], tensors[1 : 1 + self.weights], tensors[1 + self.weights :]
+
+
+def _of_cell(cell: str, x: Tensor, weights: Sequence[Tensor], hx: Sequence[Tensor], has_bias: bool, bidirectional: bool) -> _OfCell:
+    """x (T, B, I) or (N, I), weights, and states (D, B, ...), to the output and the last states."""
+    return _OfCell(
+        inputs=1,
+        weights=len(weights),
+        states=len(hx),
+        outputs=1,
+        of_states=1,
+        packed=x.dim() == 2,
+        cell=cell,
+        has_bias=has_bias,
+        bidirectional=bidirectional,
+    )
+
+
+def layer(
+    cell: Cell, x: Tensor, weights: Sequence[Tensor], hx: Sequence[Tensor], lengths: Tensor | None, has_bias: bool, bidirectional: bool
+) -> tuple[Tensor, list[Tensor]]:
+    """As `autograd.layer`, within transforms."""
+    output, *hx_n = run(_of_cell(cell.name, x, weights, hx, has_bias, bidirectional), lengths, [x, *weights, *hx])
+    return output, hx_n
+
+
+def gradients(
+    cell: str,
+    x: Tensor,
+    weights: Sequence[Tensor],
+    hx: Sequence[Tensor],
+    lengths: Tensor | None,
+    has_bias: bool,
+    bidirectional: bool,
+    grads: Sequence[Tensor],
+    needs: Sequence[bool],
+) -> list[Tensor | None]:
+    """Of x, every weight and every state, where they are needed; `grads` are those of the output and of the last states."""
+    return gradients_of(_of_cell(cell, x, weights, hx, has_bias, bidirectional), lengths, [x, *weights, *hx], grads, needs)
+
+
+def _batched_backward(cell, x, weights, hx, lengths, has_bias, bidirectional, _output, _saved, grad_output, grad_hx, needs, groups):
+    """`sstkern::layer_backward` where some of the tensors are batches of gradients."""
+    if groups is not None:
+        raise NotImplementedError("sstkern::layer_backward: gradients of groups have no batches")
+    output = x.new_zeros(*x.shape[:-1], weights[1].size(1) * (1 + bidirectional)) if grad_output is None else grad_output
+    call = replace(_of_cell(cell, x, weights, hx, has_bias, bidirectional), needs=tuple(needs))
+    return in_batches(lambda *tensors: _padded(_Gradients, call, lengths, tensors), [x, *weights, *hx, output, *grad_hx])
+
+
+_library = torch.library.Library("sstkern", "IMPL")
+_library.impl("layer_backward", _batched_backward, "Batched")

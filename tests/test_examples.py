@@ -22,6 +22,19 @@ def test_the_adding_problem_is_trained_alike_by_both(capsys):
     assert last.startswith("step  200: sstkern 0.0")
 
 
+def test_an_own_cell_is_trained_fused_and_as_a_loop_alike(capsys):
+    small = ["--steps", "30", "--beside", "20", "--length", "6", "--batch", "16", "--units", "8"]
+    fused, loop = example("own_cell").main(small)
+    assert len(fused.losses) == 30
+    torch.testing.assert_close(fused.losses[:20], loop.losses, rtol=1e-3, atol=1e-5)
+    assert sum(fused.losses[-5:]) < 0.5 * sum(fused.losses[:5])
+    together, last = capsys.readouterr().out.splitlines()
+    assert together.startswith("step   20: fused 0.")
+    assert ", loop 0." in together
+    assert last.startswith("step   30: fused 0.")
+    assert "loop" not in last
+
+
 def test_variable_lengths_are_timed(capsys):
     times = example("variable_lengths").main(2)
     assert len(times) == 3

@@ -427,6 +427,8 @@ STEPS: dict[str, Callable[[Any, Tensor, Tensor], Tensor]] = {
     "einsum": lambda cell, x, h: torch.einsum("bi,ijk->bjk", h[:, :2], cell.kernel).flatten(1).tanh() + x,
     "expand": lambda cell, x, h: torch.tanh(h[:, :1].expand(-1, 24) + x),
     "expand as": lambda cell, x, h: torch.tanh(x + h[:, 5:6].expand_as(x)),
+    "a state and a part of it": lambda cell, x, h: torch.tanh(h * h[:, :1] + x * h[:, 5:6]),
+    "parts that overlap": lambda cell, x, h: torch.tanh(torch.cat([h[:, :16], h[:, 8:16]], 1) + x),
     "repeat": lambda cell, x, h: torch.tanh(h[:, :12].repeat(1, 2) + x),
     "a parameter as a power": lambda cell, x, h: (h.abs() + 0.1) ** cell.power + 0.1 * x,
     "a row to a parameter's power": lambda cell, x, h: torch.tanh((x.abs() + 0.1) ** cell.power) + 0.1 * h,

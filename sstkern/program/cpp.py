@@ -50,13 +50,18 @@ class Touched:
 
 @dataclass(frozen=True)
 class Code:
-    """text: a compile unit, without the instruction set. starts: the numbers `starts[i]` of the text. vectors: the values without rows that
-    it reads, and the shape that each is spread to, None for one number. touched: what each loop reads and writes."""
+    """text: a compile unit, without the instruction set. starts: the numbers `starts[i]` of the text. vectors: the values without rows
+    that it reads, or that products begin with, and the shape that each is spread to, None for one number. touched: what each loop reads
+    and writes."""
 
     text: str
     starts: list[int]
     vectors: list[tuple[Value, tuple[int, ...] | None]]
     touched: list[Touched]
+
+    def bias(self, attached: Attached) -> int:
+        """The place among the vectors of what a product begins with; -1 without."""
+        return next((place for place, (value, _) in enumerate(self.vectors) if value == attached.bias), -1)
 
 
 def code(lowered: Lowered) -> Code:
@@ -74,6 +79,8 @@ class _Writer:
         loops = [loop for stages in self.lowered.phases for stage in stages for loop in stage.loops]
         written = [_Function(self, loop) for loop in loops]
         functions = [function.lines(f"loop_{place}") for place, function in enumerate(written)]
+        for bias in (part.bias for loop in loops for part in loop.attached if part.bias is not None):
+            self.vector(bias, self.values.kinds[bias].shape)
         names = ", ".join(f"run<T, loop_{place}<true>, loop_{place}<false>, kTogether_{place}>" for place in range(len(loops)))
         lines = [
             "#define SSTKERN_PROGRAM",

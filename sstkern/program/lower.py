@@ -59,12 +59,14 @@ class Product:
 
 @dataclass(frozen=True)
 class Attached:
-    """A product whose columns are `gates` windows of a loop's width. ahead: whether its operand is there for all time steps before."""
+    """A product whose columns are `gates` windows of a loop's width. ahead: whether its operand is there for all time steps before.
+    bias: the vector that its sums begin with."""
 
     value: Value
     product: Product
     gates: int
     ahead: bool
+    bias: Value | None
 
 
 @dataclass
@@ -153,10 +155,10 @@ def lowered(program: Program, leaves: Leaves, outputs: tuple[Value, ...], sums: 
     plain: set[Value] = set()
     while True:
         found = _Lowering(program, leaves, outputs, sums, plain)
-        crowded = found.crowded()
-        if not crowded:
+        again = found.crowded() | found.biased_in_vain()
+        if not again - plain:
             return found.result()
-        plain |= crowded
+        plain |= again
 
 
 class _Lowering:
@@ -164,9 +166,9 @@ class _Lowering:
 
     def __init__(self, program: Program, leaves: Leaves, outputs: Sequence[Value], sums: Sequence[Wanted], plain: set[Value]):
         self.program, self.outputs, self.wanted = program, outputs, sums
-        self.values = values = Values(program, leaves)
         summed = [value for part in sums for value in (part.left, part.right) if value is not None]
         ends = [*outputs, *program.next_states, *summed]
+        self.values = values = Values(program, leaves, {*plain, *ends})
         if any(value not in values.rows for value in ends):
             raise NotLowered("a result of its step is the same for all rows")
         used = sorted(needed(program.nodes, ends))
@@ -575,7 +577,8 @@ class _Lowering:
             if window.width != width or any(base == part.value for part in loop.attached):
                 continue
             if self._ahead(base) or self.stage[window] == stage:
-                loop.attached.append(Attached(base, self._product(base), self._gates(base), self._ahead(base)))
+                bias = next((vector for product, vector in self.values.biases.values() if product == base), None)
+                loop.attached.append(Attached(base, self._product(base), self._gates(base), self._ahead(base), bias))
 
     def _product(self, value: Value) -> Product:
         node = self.values.node(value)
@@ -591,6 +594,10 @@ class _Lowering:
     def crowded(self) -> set[Value]:
         """Products that are too many for a loop."""
         return {part.value for loop in self.loops.values() for part in loop.attached[MOST_PRODUCTS:]}
+
+    def biased_in_vain(self) -> set[Value]:
+        """Products that are to begin with a vector, and are not attached."""
+        return {product for product, _ in self.values.biases.values()} & self.plain
 
     def result(self) -> Lowered:
         phases = []

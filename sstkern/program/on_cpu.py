@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sstkern import engines
+from sstkern import engines, private
 from sstkern.program import cache as libraries
 from sstkern.program import run
 from sstkern.program.compiler import CannotCompile
@@ -63,9 +63,10 @@ class Compiled:
         call: Call,
         reverse: bool,
         saved_rows: int | None = None,
+        groups: int | None = None,
         backward: bool = False,
     ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        """The outputs, the states after the last step, and the sums."""
+        """The outputs, the states after the last step, and the sums, with groups (groups, ...): those of equal shares of the batch."""
         known = self._known(parameters, call)
         outputs, last, sums = _RUN(
             self.handle,
@@ -78,9 +79,14 @@ class Compiled:
             reverse,
             call.padded,
             saved_rows,
+            groups,
             backward,
         )
-        return _shaped(outputs, self.shapes), _shaped(last, self.state_shapes), _shaped(sums, self.sum_shapes, leading=0)
+        return (
+            _shaped(outputs, self.shapes),
+            _shaped(last, self.state_shapes),
+            _shaped(sums, self.sum_shapes, leading=0 if groups is None else 1),
+        )
 
     def _known(self, parameters: Sequence[Tensor], call: Call) -> Callable[[Value], Any]:
         """Parameters, and what follows from them only."""
@@ -171,7 +177,7 @@ def _description(found: Lowered, written: Code, outputs: int, numbers: int, rows
             numbers_of += [len(stage.plain), *chain.from_iterable(map(_of_plain, stage.plain))]
             numbers_of += [len(stage.moves), *chain.from_iterable(map(_of_move, stage.moves)), len(stage.loops)]
             for loop in stage.loops:
-                numbers_of += [*_of_loop(loop, attached), *_of_touched(next(touched))]
+                numbers_of += [*_of_loop(loop, attached, written), *_of_touched(next(touched))]
     numbers_of.append(len(found.sums))
     for part in found.sums:
         numbers_of += [part.left, part.left_width, part.rows, *part.right, part.right_width]
@@ -196,8 +202,10 @@ def _of_move(move: Move) -> list[int]:
     return [len(move.sources), *sources, *_of_memory(move.target), len(move.places), *places]
 
 
-def _of_loop(loop: Loop, attached: Sequence[Value]) -> list[int]:
-    parts = chain.from_iterable([*_of_product(part.product), part.gates, part.ahead, attached.index(part.value)] for part in loop.attached)
+def _of_loop(loop: Loop, attached: Sequence[Value], written: Code) -> list[int]:
+    parts = chain.from_iterable(
+        [*_of_product(part.product), part.gates, part.ahead, attached.index(part.value), written.bias(part)] for part in loop.attached
+    )
     return [loop.width, len(loop.attached), *parts]
 
 
@@ -264,6 +272,10 @@ class Layer:
         kinds = leaves_of_backward(self.program, self.kinds, derivative)
         return Compiled(backward, kinds, tuple(backward.outputs[place] for place in places), sums, (rows_only, set()))
 
+    def compile(self) -> None:
+        """The forward."""
+        self._compiled(False)
+
     def _wide(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
         return tensors if self.narrow is None else [tensor.float() if tensor.is_floating_point() else tensor for tensor in tensors]
 
@@ -304,14 +316,15 @@ class Layer:
         grad_outputs: Sequence[Tensor],
         grad_hx: Sequence[Tensor],
         needs: Sequence[bool],
+        groups: int | None = None,
     ) -> list[Tensor | None]:
-        """As `run.backward`."""
+        """As `run.backward`. groups: equal shares of the batch, each with gradients of parameters of its own, (groups, ...)."""
         count, derivative = len(inputs), self.derivative
         of_inputs, of_parameters = tuple(needs[:count]), tuple(needs[count : count + len(parameters)])
         found = self._compiled(None, of_inputs, of_parameters)
         given = derivative.inputs_of_backward(list(self._wide(inputs)), len(hx), saved, list(self._wide(grad_outputs)))
         weights, states = self._wide(parameters), self._wide(grad_hx)
-        outputs, before, sums = found(given, weights, states, lengths, call, not call.reverse, backward=True)
+        outputs, before, sums = found(given, weights, states, lengths, call, not call.reverse, groups=groups, backward=True)
         of_input = iter(outputs)
         dinputs = [
             (torch.zeros_like(tensor) if place is None else self._as_given(next(of_input), tensor)) if need else None
@@ -322,7 +335,7 @@ class Layer:
         for place, gradient in zip(wanted, sums, strict=True):
             parts.setdefault(place, []).append(gradient)
         dparameters = [
-            run.summed(parameter, parts.get(place, ())) if need else None
+            run.summed(parameter, parts.get(place, ()), groups) if need else None
             for place, (parameter, need) in enumerate(zip(parameters, of_parameters, strict=True))
         ]
         of_states = needs[count + len(parameters) :]
@@ -374,6 +387,19 @@ def wanted(tensors: Sequence[Tensor]) -> bool:
     if engines.forced() == "reference" or not all(tensor.is_cpu for tensor in tensors):
         return False
     return engines.extension_problem() is None
+
+
+def runs(call: Call, inputs: Sequence[Tensor], parameters: Sequence[Tensor], hx: Sequence[Tensor]) -> bool:
+    """Whether it is the CPU engine's, and is compiled: asked before a call, of tensors within transforms too."""
+    if not wanted([*inputs, *parameters, *hx]):
+        return False
+    try:
+        with private.without_transforms_active():
+            layer_of(call, inputs, parameters, hx).compile()
+    except (NotLowered, CannotCompile) as error:
+        unable(error)
+        return False
+    return True
 
 
 def unable(error: Exception) -> None:

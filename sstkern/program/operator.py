@@ -7,13 +7,14 @@ T time steps, B batch, N rows, as in `run`.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from itertools import chain
+from typing import TypeVar
 
 import torch
 from torch import Tensor
-from torch.func import vmap
 
-from sstkern import engines, operators, private
+from sstkern import engines, operators, private, transforms
 from sstkern.lengths import ALL_ROWS
 from sstkern.program import on_cpu, run
 from sstkern.program.compiler import CannotCompile
@@ -23,13 +24,18 @@ from sstkern.program.shapes import Kind, result_kinds
 from sstkern.program.windows import NotLowered
 from sstkern.second_derivative import second_derivative
 
+Part = TypeVar("Part", Tensor, Tensor | None)
+
 _library = torch.library.Library("sstkern", "FRAGMENT")
 _CALL = "str program, int[] sizes, float[] numbers, bool reverse, bool padded, bool recompute"
 _TENSORS = "Tensor[] inputs, Tensor[] parameters, Tensor[] hx, Tensor? lengths"
 # saved_rows: as of sstkern::layer.
 _library.define(f"program({_CALL}, {_TENSORS}, int? saved_rows) -> (Tensor[] outputs, Tensor[] hx_n, Tensor[] saved)")
 # needs: which gradients to return, a flag each for inputs, parameters, states; the result holds just those, in that order.
-_library.define(f"program_backward({_CALL}, {_TENSORS}, Tensor[] saved, Tensor[] grad_outputs, Tensor[] grad_hx, bool[] needs) -> Tensor[]")
+# groups: as of sstkern::layer_backward.
+_library.define(
+    f"program_backward({_CALL}, {_TENSORS}, Tensor[] saved, Tensor[] grad_outputs, Tensor[] grad_hx, bool[] needs, int? groups) -> Tensor[]"
+)
 _FIELDS = len(_CALL.split(","))
 # The overloads themselves: to find one takes the operator 2 microseconds.
 _PROGRAM, _BACKWARD = torch.ops.sstkern.program.default, torch.ops.sstkern.program_backward.default
@@ -40,8 +46,8 @@ def layer(
 ) -> tuple[list[Tensor], list[Tensor]]:
     """`run.layer`, with the derivative of the program where a gradient is wanted. It passes under autocast in the dtype of that."""
     tensors = [*inputs, *parameters, *hx]
-    if not torch.compiler.is_compiling() and engines.transformed(tensors):
-        return run.layer(call, inputs, parameters, hx, lengths)
+    if private.transforms_active() or (not torch.compiler.is_compiling() and engines.in_forward_mode(tensors)):
+        return _transformed(call, inputs, parameters, hx, lengths)
     differentiable = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
     if torch.compiler.is_compiling() or torch.jit.is_tracing() or operators.autocasting(inputs[0]):
         rows = operators.saved_rows(not call.padded, lengths) if differentiable else None
@@ -53,12 +59,61 @@ def layer(
     return _undifferentiated(call, inputs, parameters, hx, lengths, None)[:2]
 
 
+def _transformed(call: Call, inputs, parameters, hx, lengths: Tensor | None) -> tuple[list[Tensor], list[Tensor]]:
+    """Within transforms, or in forward mode, which comes from plain PyTorch."""
+    if operators.autocasting(inputs[0]):  # the operator does this by itself
+        with torch.autocast(inputs[0].device.type, enabled=False):
+            return _transformed(call, _cast(inputs), _cast(parameters), _cast(hx), lengths)
+    tensors = [*inputs, *parameters, *hx]
+    if engines.in_forward_mode(tensors) or not (torch.compiler.is_compiling() or on_cpu.runs(call, inputs, parameters, hx)):
+        return run.layer(call, inputs, parameters, hx, lengths)
+    results = transforms.run(_of_program(call, inputs, parameters, hx), lengths, tensors)
+    return list(results[: len(call.program.outputs)]), list(results[len(call.program.outputs) :])
+
+
 def _undifferentiated(call: Call, inputs, parameters, hx, lengths: Tensor | None, saved_rows: int | None):
     """The operator without its derivative, in an eager call."""
     if private.plain([*inputs, *parameters, *hx]):
         return _run(call, inputs, parameters, hx, lengths, saved_rows)
     with operators.undifferentiated():
         return _PROGRAM(*_flat(call), inputs, parameters, hx, lengths, saved_rows)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _OfProgram(transforms.Call):
+    call: Call
+
+    def forward(self, lengths: Tensor | None, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+        with torch.autocast(tensors[0].device.type, enabled=False):
+            outputs, hx_n, _ = _undifferentiated(*self._arguments(tensors), lengths, None)
+        return *outputs, *hx_n
+
+    def backward(self, lengths: Tensor | None, tensors: Sequence[Tensor], grads: Sequence[Tensor]) -> Sequence[Tensor]:
+        arguments, of_outputs, of_states = self._arguments(tensors), grads[: self.outputs], grads[self.outputs :]
+        with torch.autocast(tensors[0].device.type, enabled=False):
+            saved = _undifferentiated(*arguments, lengths, operators.saved_rows(self.packed, lengths))[2]
+            return _undifferentiated_backward(*arguments, lengths, saved, of_outputs, of_states, self.needs, self.groups)
+
+    def plain(self, lengths: Tensor | None, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+        outputs, hx_n = run.layer(*self._arguments(tensors), lengths)
+        return *outputs, *hx_n
+
+    def _arguments(self, tensors: Sequence[Tensor]) -> tuple[Call, list[Tensor], list[Tensor], list[Tensor]]:
+        """The call, inputs, parameters and states."""
+        inputs, parameters, hx = _split(tensors, (self.inputs, self.weights, self.states))
+        return self.call._replace(padded=not self.packed), inputs, parameters, hx
+
+
+def _of_program(call: Call, inputs, parameters, hx) -> _OfProgram:
+    return _OfProgram(
+        inputs=len(inputs),
+        weights=len(parameters),
+        states=len(hx),
+        outputs=len(call.program.outputs),
+        of_states=0,
+        packed=not call.padded,
+        call=call,
+    )
 
 
 class _Program(torch.autograd.Function):
@@ -84,7 +139,7 @@ class _Program(torch.autograd.Function):
         return None, None, None, *chain.from_iterable(found)
 
 
-def _split(tensors: Sequence[Tensor], counts: Sequence[int]) -> list[Sequence[Tensor]]:
+def _split(tensors: Sequence[Part], counts: Sequence[int]) -> list[list[Part]]:
     """Inputs, parameters and states."""
     rest = iter(tensors)
     return [[next(rest) for _ in range(count)] for count in counts]
@@ -151,29 +206,44 @@ def _memory(tensor: Tensor) -> int:
 
 
 def _backward(*arguments):
-    *fields, inputs, parameters, hx, lengths, saved, grad_outputs, grad_hx, needs = arguments
-    return _run_backward(_call(*fields), inputs, parameters, hx, lengths, saved, grad_outputs, grad_hx, needs)
+    *fields, inputs, parameters, hx, lengths, saved, grad_outputs, grad_hx, needs, groups = arguments
+    return _run_backward(_call(*fields), inputs, parameters, hx, lengths, saved, grad_outputs, grad_hx, needs, groups)
 
 
-def _run_backward(call: Call, inputs, parameters, hx, lengths: Tensor | None, saved, grad_outputs, grad_hx, needs) -> list[Tensor]:
+def _run_backward(
+    call: Call, inputs, parameters, hx, lengths: Tensor | None, saved, grad_outputs, grad_hx, needs, groups: int | None = None
+) -> list[Tensor]:
     with private.below_views():
         if not saved:  # the forward was told that there is no backward
             saved = _results(call, inputs, parameters, hx, lengths, _rows(call, inputs[0], lengths))[2]
-        return _gradients_of(call, inputs, parameters, hx, lengths, saved, grad_outputs, grad_hx, needs)
+        return _gradients_of(call, inputs, parameters, hx, lengths, saved, grad_outputs, grad_hx, needs, groups)
 
 
-def _gradients_of(call: Call, inputs, parameters, hx, lengths: Tensor | None, saved, grad_outputs, grad_hx, needs):
+def _gradients_of(call: Call, inputs, parameters, hx, lengths: Tensor | None, saved, grad_outputs, grad_hx, needs, groups):
     """As `_results`."""
     tensors, given = (inputs, parameters, hx, lengths), [*inputs, *parameters, *hx, *grad_outputs, *grad_hx]
     if on_cpu.wanted(given):
         try:
-            found = on_cpu.layer_of(call, inputs, parameters, hx).backward(call, *tensors, saved, grad_outputs, grad_hx, needs)
+            found = on_cpu.layer_of(call, inputs, parameters, hx).backward(call, *tensors, saved, grad_outputs, grad_hx, needs, groups)
             return [gradient for gradient in found if gradient is not None]
         except (NotLowered, CannotCompile) as error:
             on_cpu.unable(error)
+    if groups is not None:
+        return _of_each_group(call, inputs, parameters, hx, lengths, grad_outputs, grad_hx, needs, groups)
     saved = [tensor[: _rows(call, inputs[0], lengths)] for tensor in saved]
     found = run.backward(call, *tensors, saved, grad_outputs, grad_hx, needs)
     return _apart(given, [gradient for gradient in found if gradient is not None])[0]
+
+
+def _of_each_group(call: Call, inputs, parameters, hx, lengths: Tensor | None, grad_outputs, grad_hx, needs, groups: int):
+    """In plain PyTorch, a group after the other."""
+    plain = replace(_of_program(call, inputs, parameters, hx), needs=tuple(needs), groups=groups)
+    if plain.packed:
+        raise NotImplementedError("sstkern::program_backward: groups of packed sequences need the CPU engine; pad them")
+    if groups < 1 or inputs[0].size(1) % groups:
+        raise ValueError(f"groups: {groups} do not share {inputs[0].size(1)} sequences equally")
+    with torch.enable_grad(), private.autograd_again():
+        return list(transforms.plain_gradients(plain, lengths, *inputs, *parameters, *hx, *grad_outputs, *grad_hx))
 
 
 def _rows(call: Call, x: Tensor, lengths: Tensor | None) -> int:
@@ -204,8 +274,11 @@ def _like(x: Tensor, lead: Sequence[int], kind: Kind) -> Tensor:
 
 @torch.library.register_fake("sstkern::program_backward", lib=_library)
 def _fake_backward(*arguments):
-    *_, inputs, parameters, hx, _, _, _, _, needs = arguments
-    return [tensor.new_empty(tensor.shape) for tensor, need in zip((*inputs, *parameters, *hx), needs, strict=True) if need]
+    *_, inputs, parameters, hx, _, _, _, _, needs, groups = arguments
+    lead = () if groups is None else (groups,)
+    shapes = [*(x.shape for x in inputs), *((*lead, *parameter.shape) for parameter in parameters), *(state.shape for state in hx)]
+    tensors = zip((*inputs, *parameters, *hx), shapes, needs, strict=True)
+    return [tensor.new_empty(shape) for tensor, shape, need in tensors if need]
 
 
 def _setup_forward(ctx, inputs, output):
@@ -247,15 +320,28 @@ def _reached(call: Call, inputs, parameters, hx) -> list[bool]:
 def _gradients(call, inputs, parameters, hx, lengths, saved, grad_outputs, grad_hx, needs) -> list[list[Tensor | None]]:
     tensors = inputs, parameters, hx, lengths, saved, grad_outputs, grad_hx, needs
     if not torch.compiler.is_compiling() and engines.transformed([*grad_outputs, *grad_hx]):
-        found = iter(run.backward(call, *tensors))
-        return [[next(found) for _ in part] for part in (inputs, parameters, hx)]
-    if not torch.is_grad_enabled() and private.plain([*inputs, *parameters, *hx, *grad_outputs, *grad_hx]):
-        gradients = _run_backward(call, *tensors)
+        found = _transformed_gradients(call, *tensors)
     else:
-        with operators.undifferentiated(torch.is_grad_enabled()):
-            gradients = _BACKWARD(*_flat(call), *tensors)
-    found, wanted = iter(gradients), iter(needs)
-    return [[next(found) if next(wanted) else None for _ in part] for part in (inputs, parameters, hx)]
+        gradients = iter(_undifferentiated_backward(call, *tensors, None))
+        found = [next(gradients) if need else None for need in needs]
+    return _split(found, (len(inputs), len(parameters), len(hx)))
+
+
+def _transformed_gradients(call, inputs, parameters, hx, lengths, saved, grad_outputs, grad_hx, needs) -> list[Tensor | None]:
+    """As `_transformed`."""
+    if not on_cpu.runs(call, inputs, parameters, hx):
+        return run.backward(call, inputs, parameters, hx, lengths, saved, grad_outputs, grad_hx, needs)
+    tensors, grads = [*inputs, *parameters, *hx], [*grad_outputs, *grad_hx]
+    return transforms.gradients_of(_of_program(call, inputs, parameters, hx), lengths, tensors, grads, needs)
+
+
+def _undifferentiated_backward(call, inputs, parameters, hx, lengths, saved, grad_outputs, grad_hx, needs, groups) -> list[Tensor]:
+    """As `_undifferentiated`, but for a gradient that is to be differentiated."""
+    tensors = inputs, parameters, hx, lengths, saved, grad_outputs, grad_hx, needs, groups
+    if not torch.is_grad_enabled() and private.plain([*inputs, *parameters, *hx, *grad_outputs, *grad_hx]):
+        return _run_backward(call, *tensors)
+    with operators.undifferentiated(torch.is_grad_enabled()):
+        return _BACKWARD(*_flat(call), *tensors)
 
 
 def _nothing(fields: Sequence) -> list:
@@ -276,7 +362,9 @@ torch.library.register_autograd("sstkern::program", _forward_gradient, setup_con
 
 
 def _setup_backward(ctx, inputs, output):
-    *fields, given, parameters, hx, lengths, saved, grad_outputs, grad_hx, needs = inputs
+    *fields, given, parameters, hx, lengths, saved, grad_outputs, grad_hx, needs, groups = inputs
+    if groups is not None:
+        raise NotImplementedError("sstkern::program_backward: gradients of groups have no derivative")
     ctx.call, ctx.needs = fields, needs
     ctx.counts, ctx.others = (len(given), len(parameters), len(hx)), (len(saved), len(grad_outputs))
     ctx.save_for_backward(*given, *parameters, *hx, lengths, *grad_outputs, *grad_hx)
@@ -296,7 +384,7 @@ def _backward_gradient(ctx, grads):
     of_gradients, of_tensors = second_derivative(forward, [*inputs, *parameters, *hx], gradients, ctx.needs, grads)
     rest = iter(of_tensors)
     found = [[next(rest) for _ in part] for part in (inputs, parameters, hx)]
-    return *_nothing(ctx.call), *found, None, [None] * saved, of_gradients[:outputs], of_gradients[outputs:], None
+    return *_nothing(ctx.call), *found, None, [None] * saved, of_gradients[:outputs], of_gradients[outputs:], None, None
 
 
 torch.library.register_autograd("sstkern::program_backward", _backward_gradient, setup_context=_setup_backward, lib=_library)
@@ -304,32 +392,31 @@ torch.library.register_autograd("sstkern::program_backward", _backward_gradient,
 
 def _batched_backward(*arguments):
     """Where some of the gradients are batches: autograd.grad(is_grads_batched=True), jacobian(vectorize=True)."""
-    *fields, inputs, parameters, hx, lengths, saved, grad_outputs, grad_hx, needs = arguments
-    tensors = [*grad_outputs, *grad_hx]
-    dims = tuple(0 if private.is_batch_of_gradients(tensor) else None for tensor in tensors)
-    given = [tensor if dim is None else private.gradients_in_batch(tensor) for tensor, dim in zip(tensors, dims, strict=True)]
+    *fields, inputs, parameters, hx, lengths, saved, grad_outputs, grad_hx, needs, groups = arguments
+    if groups is not None:
+        raise NotImplementedError("sstkern::program_backward: gradients of groups have no batches")
+    call = _call(*fields)
 
-    def gradients(*tensors: Tensor) -> list[Tensor]:
-        of_outputs, of_states = tensors[: len(grad_outputs)], tensors[len(grad_outputs) :]
-        found = run.backward(_call(*fields), inputs, parameters, hx, lengths, saved, of_outputs, of_states, needs)
+    def gradients(*grads: Tensor) -> list[Tensor]:
+        of_outputs, of_states = grads[: len(grad_outputs)], grads[len(grad_outputs) :]
+        found = _transformed_gradients(call, inputs, parameters, hx, lengths, saved, of_outputs, of_states, needs)
         return [gradient for gradient in found if gradient is not None]
 
-    return [private.as_batch_of_gradients(gradient) for gradient in vmap(gradients, dims)(*given)]
+    return transforms.in_batches(gradients, [*grad_outputs, *grad_hx])
 
 
 _library.impl("program_backward", _batched_backward, "Batched")
 
 
-def _autocast(operator, device: str):
-    def cast(part):
-        if isinstance(part, list):
-            return [operators.autocast(tensor) if tensor.is_floating_point() else tensor for tensor in part]
-        return part
+def _cast(tensors: Sequence[Tensor]) -> list[Tensor]:
+    return [operators.autocast(tensor) if tensor.is_floating_point() else tensor for tensor in tensors]
 
+
+def _autocast(operator, device: str):
     def called(*arguments):
         fields, tensors, rest = arguments[:_FIELDS], arguments[_FIELDS : _FIELDS + 3], arguments[_FIELDS + 3 :]
         with torch.autocast(device, enabled=False):
-            return operator(*fields, *map(cast, tensors), *rest)
+            return operator(*fields, *map(_cast, tensors), *rest)
 
     return called
 

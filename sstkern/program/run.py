@@ -190,13 +190,17 @@ def _wanted(derivative: Derivative, of_inputs: Sequence[bool], sums: Sequence[Su
     return list(dict.fromkeys(found))
 
 
-def summed(parameter: Tensor, parts: Sequence[Tensor]) -> Tensor:
-    """A parameter's gradient of its parts, in the order of the program."""
+def summed(parameter: Tensor, parts: Sequence[Tensor], groups: int | None = None) -> Tensor:
+    """A parameter's gradient of its parts, in the order of the program. groups: how many gradients each part has, (groups, ...)."""
+    lead = () if groups is None else (groups,)
+    shape = *lead, *parameter.shape
     if not parts:
-        return torch.zeros_like(parameter)
-    if len(parts) == 1 and parts[0].shape == parameter.shape and parts[0].dtype == parameter.dtype:
+        return parameter.new_zeros(shape)
+    if len(parts) == 1 and parts[0].shape == shape and parts[0].dtype == parameter.dtype:
         return parts[0]
-    return reduce(torch.add, [part.sum_to_size(parameter.shape) for part in parts]).to(parameter.dtype)
+    ones = ((1,) * (part.dim() - len(shape)) for part in parts)
+    sums = [part.sum_to_size(*lead, *more, *parameter.shape).reshape(shape) for part, more in zip(parts, ones, strict=True)]
+    return reduce(torch.add, sums).to(parameter.dtype)
 
 
 def _sum_over_rows(part: Sum, rows: dict[int, Tensor]) -> Tensor:

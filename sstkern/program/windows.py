@@ -8,7 +8,8 @@ a `Move`, and what sums some of them a `Reduction`.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -43,7 +44,7 @@ class Window(NamedTuple):
 class Values:
     """The values of a program for tensors of these kinds: their numbers, and what they are windows of."""
 
-    def __init__(self, program: Program, leaves: Leaves):
+    def __init__(self, program: Program, leaves: Leaves, alone: Collection[Value] = ()):
         self.program, self.leaves = program, leaves
         with private.untraced(), torch.no_grad():
             self.examples = Examples(leaves)
@@ -55,6 +56,8 @@ class Values:
         self.kinds: dict[Value, Kind] = {value: self._kind(value) for value in self.examples.of}
         self._widths = {value: math.prod(kind.shape) for value, kind in self.kinds.items()}
         self.dtype = self._dtype()
+        self.biases = self._biases(alone)
+        """Of products, the vector that is added and nothing else is done with: their sums then begin with it."""
         self.cuts: dict[Value, set[int]] = {}
 
     def _rows(self) -> set[Value]:
@@ -76,6 +79,20 @@ class Values:
             names = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))
             raise NotLowered(f"it computes in {names or 'bool only'}; compiled are programs of one of float32 and float64")
         return dtypes.pop()
+
+    def _biases(self, alone: Collection[Value]) -> dict[Value, tuple[Value, Value]]:
+        """Of each sum of a product and a vector: both. alone: products that keep theirs apart."""
+        nodes, program = self.program.nodes, self.program
+        uses = Counter(value for node in nodes for value in node.values()) + Counter((*program.outputs, *program.next_states))
+        found = {}
+        for place, node in enumerate(nodes):
+            if node.operation != "add" or len(node.values()) != 2:
+                continue
+            for product, vector in (node.values(), node.values()[::-1]):
+                fits = vector not in self.rows and self.kinds[vector] == self.kinds[product]
+                if fits and self.is_product(product) and uses[product] == 1 and product not in alone:
+                    found[Value("v", place)] = product, vector
+        return found
 
     def node(self, value: Value) -> Node | None:
         return self.program.nodes[value.place] if value.kind == "v" else None
@@ -129,7 +146,7 @@ class Values:
     def _is_same(self, value: Value) -> bool:
         """Whether a node has the numbers of its argument."""
         operation = self.operation(value)
-        if operation in _SAME:
+        if operation in _SAME or value in self.biases:
             return True
         if operation in ("sum_to", "expand"):
             source = self._rows_of(value)[0]
@@ -139,7 +156,8 @@ class Values:
     def _windows_of(self, value: Value) -> list[tuple[int, Window]] | None:
         """The parts of a row that is put together of windows of other rows, each with its place; None where it is not."""
         if self._is_same(value):
-            return [(0, Window(self._rows_of(value)[0], 0, self.width(value)))]
+            source = self.biases[value][0] if value in self.biases else self._rows_of(value)[0]
+            return [(0, Window(source, 0, self.width(value)))]
         node, sizes = self.node(value), self.leaves.sizes
         assert node is not None
         operation, shape = node.operation, self.kinds[value].shape
@@ -191,7 +209,8 @@ class Values:
     def _found_parts(self, value: Value) -> list[tuple[int, Window]] | None:
         if value not in self.rows or value.kind != "v":
             return None
-        parts = self._windows_of(value) if self.operation(value) in (*_SAME, *_MOVES, "sum_to", "cast") else None
+        moves = value in self.biases or self.operation(value) in (*_SAME, *_MOVES, "sum_to", "cast")
+        parts = self._windows_of(value) if moves else None
         return None if parts is None else [(at, window) for at, window in parts if window.width > 0]
 
     def find_cuts(self, used: Sequence[Value]) -> None:
@@ -223,9 +242,9 @@ class Values:
         """Gives both the cuts of both; returns those that have new ones."""
         mine, theirs = self.cuts[value], self.cuts[other]
         before = len(mine), len(theirs)
-        theirs |= {cut - low + start for cut in mine if low <= cut <= low + width} | {start, start + width}
         mine |= {low, low + width}
         if other.kind == "v":  # inputs and states are in memory: whoever reads them does so in windows of his own
+            theirs |= {cut - low + start for cut in mine if low <= cut <= low + width}
             mine |= {cut - start + low for cut in theirs if start <= cut <= start + width}
         changed = zip((value, other), before, (len(mine), len(theirs)), strict=True)
         return [one for one, then, now in changed if now > then]

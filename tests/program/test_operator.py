@@ -5,6 +5,8 @@ import torch
 from programs import EXAMPLES, Example
 from torch import Tensor
 
+import sstkern
+from sstkern.engines import cpu_runs
 from sstkern.program import operator
 from sstkern.program.run import Call
 
@@ -80,11 +82,73 @@ def test_per_sample_gradients(example: Example):
         return sum(result.square().sum() for result in function(*given[:inputs], *parameters, *given[inputs:]))
 
     dims = (None, *[1] * inputs, *[0] * states)
+    before = cpu_runs()["backward"]
     found = torch.func.vmap(torch.func.grad(loss), dims)(parameters, *tensors[:inputs], *tensors[-states:])
+    assert cpu_runs()["backward"] == before + 1
     for b in range(2):
         alone = loss(parameters, *(tensor[:, b] for tensor in tensors[:inputs]), *(tensor[b] for tensor in tensors[-states:]))
         for each, right in zip(found, torch.autograd.grad(alone, parameters), strict=True):
             torch.testing.assert_close(each[b], right, rtol=1e-12, atol=1e-13)
+
+
+def backward_of(example: Example, lengths: Tensor | None, groups: int | None, share: slice = slice(None)) -> list[Tensor]:
+    """All gradients of a batch of 4, or of a share of it, by the operator."""
+    torch.manual_seed(0)
+    call = Call(example.program, (), (), False, True)
+    inputs, hx = example.tensors(example.inputs, 3, 4), example.tensors(example.states, 4)
+    parameters = example.tensors(example.parameters)
+    outputs, hx_n, _ = torch.ops.sstkern.program(*operator._flat(call), inputs, parameters, hx, lengths, None)
+    grad_outputs, grad_hx = ([torch.randn_like(result) for result in results] for results in (outputs, hx_n))
+    inputs, grad_outputs = ([tensor[:, share] for tensor in part] for part in (inputs, grad_outputs))
+    hx, grad_hx = ([tensor[share] for tensor in part] for part in (hx, grad_hx))
+    needs = [True] * (len(inputs) + len(parameters) + len(hx))
+    lengths = None if lengths is None else lengths[share]
+    with torch.no_grad():
+        return torch.ops.sstkern.program_backward(
+            *operator._flat(call), inputs, parameters, hx, lengths, [], grad_outputs, grad_hx, needs, groups
+        )
+
+
+@pytest.mark.parametrize("engine", ["reference", "cpu"])
+@pytest.mark.parametrize("lengths", [None, torch.tensor([1, 3, 0, 0])])
+def test_gradients_of_groups_are_those_of_each_alone(example: Example, lengths: Tensor | None, engine: str):
+    """Of two groups, of which one may have no time step at all."""
+    with sstkern.backend(engine):
+        found, together = backward_of(example, lengths, 2), backward_of(example, lengths, None)
+        alone = [backward_of(example, lengths, None, share) for share in (slice(0, 2), slice(2, 4))]
+    inputs, parameters = len(example.inputs), slice(len(example.inputs), len(example.inputs) + len(example.parameters))
+    for place, gradient in enumerate(found):
+        if place in range(parameters.start, parameters.stop):
+            torch.testing.assert_close(gradient, torch.stack([part[place] for part in alone]), rtol=1e-12, atol=1e-13)
+        else:
+            torch.testing.assert_close(gradient, together[place], rtol=1e-12, atol=1e-13)
+            torch.testing.assert_close(gradient, torch.cat([part[place] for part in alone], int(place < inputs)), rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("engine", ["reference", "cpu"])
+def test_groups_share_the_batch_equally(example: Example, engine: str):
+    with sstkern.backend(engine), pytest.raises(ValueError, match="groups: 3 do not share 4 sequences equally"):
+        backward_of(example, None, 3)
+
+
+@pytest.mark.parametrize("groups", [None, 2])
+def test_the_checks_of_the_backward(example: Example, groups: int | None):
+    call = Call(example.program, (), (), False, True)
+    parts = example.tensors(example.inputs, 3, 2), example.tensors(example.parameters), example.tensors(example.states, 2)
+    parts = tuple([tensor.detach() for tensor in part] for part in parts)
+    outputs, hx_n, saved = torch.ops.sstkern.program(*operator._flat(call), *parts, None, -1)
+    needs = [place % 2 == 0 for place in range(sum(map(len, parts)))]
+    given = *operator._flat(call), *parts, None, saved, outputs, hx_n, needs, groups
+    torch.library.opcheck(torch.ops.sstkern.program_backward.default, given, test_utils=("test_schema", "test_faketensor"))
+
+
+def test_gradients_of_groups_have_no_derivative():
+    example = EXAMPLES["lstm"]()
+    call = Call(example.program, (), (), False, True)
+    parts = example.tensors(example.inputs, 3, 2), example.tensors(example.parameters), example.tensors(example.states, 2)
+    outputs, hx_n, saved = torch.ops.sstkern.program(*operator._flat(call), *parts, None, -1)
+    with pytest.raises(NotImplementedError, match="gradients of groups have no derivative"):
+        torch.ops.sstkern.program_backward(*operator._flat(call), *parts, None, saved, outputs, hx_n, [True] * sum(map(len, parts)), 2)
 
 
 def test_results_share_no_memory(example: Example):

@@ -44,7 +44,21 @@ def texts(name: str) -> tuple[str, str]:
 def accesses(text: str) -> dict[int, int]:
     """Of vectors on the stack, by the number of the loop: in the function for whole vectors and in that for the last ones."""
     source = f'#include "levels/{LEVEL}.h"\n{text}#include "levels/end.h"\n'
-    command = [*compiler.find().command, "-std=c++17", "-O3", "-g0", "-fPIC", "-S", "-I", str(compiler.headers()), "-x", "c++", "-", "-o", "-"]
+    command = [
+        *compiler.find().command,
+        "-std=c++17",
+        "-O3",
+        "-g0",
+        "-fPIC",
+        "-S",
+        "-I",
+        str(compiler.headers()),
+        "-x",
+        "c++",
+        "-",
+        "-o",
+        "-",
+    ]
     assembly = subprocess.run(command, input=source, capture_output=True, text=True, check=True).stdout
     found: dict[int, int] = {}
     loop = None
@@ -67,7 +81,9 @@ def test_few_vectors_are_put_aside(name: str):
             values = body.count("const auto")
             together = _together(int(re.match(r"vectors_together\((\d+)\)", body)[1]))
             share = found[loop] / max(1, 2 * together * values)
-            print(f"{name:12} {direction:8} loop {loop}: {together} vectors of {values:2} values, {found[loop]:3} accesses, {share:.2f} each")
+            print(
+                f"{name:12} {direction:8} loop {loop}: {together} vectors of {values:2} values, {found[loop]:3} accesses, {share:.2f} each"
+            )
             assert share < MOST or found[loop] < 16
 
 
