@@ -309,8 +309,9 @@ def through_a_step(name: str, dtype: torch.dtype) -> tuple[list[Tensor], list[Te
 def test_edges_are_pytorchs(name: str, dtype: torch.dtype):
     """The signs of zeros too. The C++ engine has functions of its own, which round otherwise."""
     (output, *gradients), (expected, *theirs) = through_a_step(name, dtype)
-    eps = torch.finfo(dtype).eps
-    torch.testing.assert_close(output, expected, rtol=4 * eps, atol=4 * eps if name in ROUNDED else 0.0, equal_nan=True)
+    eps, tiny = torch.finfo(dtype).eps, torch.finfo(dtype).tiny
+    cancels = name in ROUNDED or name == "gelu"  # as x / 2 (1 + erf) does at -3
+    torch.testing.assert_close(output, expected, rtol=4 * eps, atol=4 * eps * (1.0 if cancels else tiny), equal_nan=True)
     numbers = ~expected.isnan()
     assert name in ROUNDED or torch.equal(output.signbit()[numbers], expected.signbit()[numbers])
     torch.testing.assert_close(gradients, theirs, rtol=8 * eps, atol=eps, equal_nan=True)
@@ -380,8 +381,8 @@ def errors(entry: Entry, seed: int, rounded: torch.dtype) -> tuple[list[float], 
 ROUNDED_CELLS = dict.fromkeys(("LSTMCell", "GRUCell", "MGU", "MultiplicativeLSTM", "RecurrentHighway", "SLSTM", "TutorialLSTM"), 1.1)
 ROUNDED_CELLS |= {"NASCell": 1.3}
 """What the error may be of the loop's. The weights' gradients may have 1.25 times the loop's: they are sums of 64 rows one after the other
-where the loop, with the 8 sequences here, adds up sums of 8; measured were 0.8 to 1.17. NASCell, which has up to five tanh and sigmoid one
-after the other, had 1.18: the root mean square error of tanh is 0.31 units in the last place, PyTorch's 0.20."""
+where the loop, with the 8 sequences here, adds up sums of 8; measured were 0.8 to 1.17. NASCell's states had 1.18,
+probably by tanh, whose root mean square error is 0.31 units in the last place, PyTorch's 0.20."""
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
