@@ -313,7 +313,7 @@ def test_edges_are_pytorchs(name: str, dtype: torch.dtype):
     cancels = name in ROUNDED or name == "gelu"  # as x / 2 (1 + erf) does at -3
     torch.testing.assert_close(output, expected, rtol=4 * eps, atol=4 * eps * (1.0 if cancels else tiny), equal_nan=True)
     numbers = ~expected.isnan()
-    assert name in ROUNDED or torch.equal(output.signbit()[numbers], expected.signbit()[numbers])
+    assert cancels or torch.equal(output.signbit()[numbers], expected.signbit()[numbers])
     torch.testing.assert_close(gradients, theirs, rtol=8 * eps, atol=eps, equal_nan=True)
 
 
