@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <mutex>
+#include <optional>
 #include <unordered_map>
 
 #include "capability.h"
@@ -25,7 +26,7 @@ class Reader {
   }
   int64_t size() {
     const int64_t found = number();
-    TORCH_CHECK_VALUE(found >= 0 && found < int64_t{1} << 40, "program: a size of its description is ", found);
+    TORCH_CHECK_VALUE(found >= 0 && found < int64_t{1} << 31, "program: a size of its description is ", found);
     return found;
   }
   int64_t count() {
@@ -57,12 +58,16 @@ class ProgramReader {
 
   void run() {
     p_.plain = 0;
-    for (int64_t* const count : {&p_.inputs, &p_.states, &p_.outputs, &p_.weights, &p_.vectors, &p_.numbers}) *count = read_.size();
+    for (int64_t* const count : {&p_.inputs, &p_.states, &p_.outputs, &p_.weights, &p_.vectors, &p_.numbers})
+      *count = read_.below(1 << 20, "count");
     p_.slots = read_.list<Slot>([this] { return slot(); });
+    check_results();
     p_.starts = read_.list<int64_t>([this] { return read_.size(); });
+    p_.vector_sizes.resize(p_.vectors);
     for (size_t phase = 0; phase < p_.phases.size(); ++phase) {
       in_loop_ = phase == 1;
-      p_.attached[phase] = attached_ = read_.count();
+      p_.attached[phase] = read_.count();
+      attached_.assign(p_.attached[phase], std::nullopt);
       p_.phases[phase] = read_.list<ProgramStage>([this] { return stage(); });
     }
     p_.sums = read_.list<RowSum>([this] { return sum(); });
@@ -81,6 +86,17 @@ class ProgramReader {
     return {kind, place, width, boolean, rows_only};
   }
 
+  // Every output and every state after a step has one slot.
+  void check_results() const {
+    std::vector<int64_t> outputs(p_.outputs), after(p_.states);
+    for (const Slot& slot : p_.slots) {
+      if (slot.kind == SlotKind::output) ++outputs[slot.place];
+      if (slot.kind == SlotKind::after) ++after[slot.place];
+    }
+    for (const auto* const counts : {&outputs, &after})
+      for (const int64_t count : *counts) TORCH_CHECK_VALUE(count == 1, "program: a result has ", count, " slots");
+  }
+
   SlotStart start() {
     const int64_t slot = read_.below(static_cast<int64_t>(p_.slots.size()), "slot");
     return {slot, read_.number()};
@@ -91,9 +107,16 @@ class ProgramReader {
     const Slot& slot = p_.slots[at.slot];
     const bool of_all = slot.kind == SlotKind::input || slot.kind == SlotKind::output || slot.kind == SlotKind::rows;
     TORCH_CHECK_VALUE(in_loop_ || of_all, "program: rows of one time step are read outside the loop over time steps");
-    TORCH_CHECK_VALUE(at.start >= 0 && width >= 0 && at.start + width <= slot.width && (booleans || !slot.boolean), "program: ", width,
+    TORCH_CHECK_VALUE(at.start >= 0 && width >= 0 && at.start <= slot.width - width && (booleans || !slot.boolean), "program: ", width,
                       " numbers from ", at.start, " on are not in slot ", at.slot, " of ", slot.width);
     return at;
+  }
+
+  // The same of what is written, which inputs and the states before a step are not.
+  SlotStart written_row(int64_t width, const SlotStart& at, bool booleans = false) const {
+    const SlotKind kind = p_.slots[at.slot].kind;
+    TORCH_CHECK_VALUE(kind != SlotKind::input && kind != SlotKind::before, "program: slot ", at.slot, " is an input, and written to");
+    return row(width, at, booleans);
   }
 
   ProgramProduct product() {
@@ -106,7 +129,7 @@ class ProgramReader {
   PlainProduct plain() {
     const ProgramProduct found = product();
     const SlotStart target = start();
-    return {found, row(found.rows * found.columns, target), p_.plain++};
+    return {found, written_row(found.rows * found.columns, target), p_.plain++};
   }
 
   AttachedProduct attached(int64_t units) {
@@ -117,15 +140,43 @@ class ProgramReader {
                       " units are not ", found.columns, " columns");
     const SlotKind kind = p_.slots[found.operand.slot].kind;
     TORCH_CHECK_VALUE(!ahead || kind == SlotKind::input || kind == SlotKind::rows, "program: a step's rows are not there ahead of it");
-    const int64_t number = read_.below(attached_, "attached product"), bias = read_.number();
+    const int64_t number = read_.below(static_cast<int64_t>(attached_.size()), "attached product"), bias = read_.number();
     TORCH_CHECK_VALUE(bias >= -1 && bias < p_.vectors, "program: there is no vector ", bias);
+    if (bias >= 0) p_.vector_sizes[bias] = std::max(p_.vector_sizes[bias], found.columns);
+    // Packed once for all loops that have it.
+    const std::array<int64_t, 7> packed{units, gates, found.depth, found.columns, found.weight, found.transposed, bias};
+    TORCH_CHECK_VALUE(attached_[number].value_or(packed) == packed, "program: two attached products are number ", number);
+    attached_[number] = packed;
     return {found, static_cast<int>(gates), ahead, number, bias};
   }
 
+  int64_t begin() {
+    const int64_t place = read_.number();
+    TORCH_CHECK_VALUE(place >= -1 && place < static_cast<int64_t>(p_.starts.size()), "program: start ", place, " does not exist");
+    return place < 0 ? 0 : p_.starts[place];
+  }
+
+  // What a function reads or writes, of `units` units or the one number that all take.
+  void touched(int64_t units) {
+    const int64_t slot = read_.below(static_cast<int64_t>(p_.slots.size()), "slot"), start = begin();
+    const bool one = read_.below(2, "flag") != 0, boolean = read_.below(2, "flag") != 0, written = read_.below(2, "flag") != 0;
+    TORCH_CHECK_VALUE(boolean == p_.slots[slot].boolean, "program: slot ", slot, " has numbers read as bools, or bools as numbers");
+    written ? written_row(units, {slot, start}, boolean) : row(one ? 1 : units, {slot, start}, boolean);
+  }
+
+  void touched_vector(int64_t units) {
+    const int64_t vector = read_.below(p_.vectors, "vector"), start = begin();
+    const int64_t size = start + (read_.below(2, "flag") != 0 ? 1 : units);
+    p_.vector_sizes[vector] = std::max(p_.vector_sizes[vector], size);
+  }
+
   UnitsLoop loop() {
-    const int64_t function = read_.below(p_.library->count, "function"), units = read_.size();
+    const int64_t function = functions_++, units = read_.size();
+    TORCH_CHECK_VALUE(function < p_.library->count, "program: its library has ", p_.library->count, " functions only");
     UnitsLoop found{function, units, read_.list<AttachedProduct>([this, units] { return attached(units); })};
     TORCH_CHECK_VALUE(found.attached.size() <= kMostProducts, "program: ", found.attached.size(), " products are attached to a loop");
+    for (int64_t left = read_.count(); left > 0; --left) touched(units);
+    for (int64_t left = read_.count(); left > 0; --left) touched_vector(units);
     return found;
   }
 
@@ -144,7 +195,7 @@ class ProgramReader {
       for (int64_t count = read_.count(); count > 0; --count) found.places.push_back(read_.below(total, "number of a row"));
       found.begin.push_back(static_cast<int64_t>(found.places.size()));
     }
-    row(static_cast<int64_t>(found.begin.size()) - 1, found.target, true);
+    written_row(static_cast<int64_t>(found.begin.size()) - 1, found.target, true);
     for (const SlotStart& from : found.sources)
       TORCH_CHECK_VALUE(p_.slots[from.slot].boolean == p_.slots[found.target.slot].boolean, "program: bools moved among numbers");
     return found;
@@ -179,7 +230,8 @@ class ProgramReader {
 
   Program& p_;
   Reader read_;
-  int64_t attached_ = 0;
+  std::vector<std::optional<std::array<int64_t, 7>>> attached_;  // of the phase, by their numbers
+  int64_t functions_ = 0;                                        // of the loops so far: each has the next one of the library
   bool in_loop_ = false;
 };
 

@@ -74,7 +74,7 @@ struct RowSum {
 struct Program {
   int64_t inputs, states, outputs, weights, vectors, numbers;
   std::vector<Slot> slots;
-  std::vector<int64_t> starts;
+  std::vector<int64_t> starts, vector_sizes;  // how many numbers of each vector are read
   std::array<std::vector<ProgramStage>, 3> phases;
   std::array<int64_t, 3> attached;  // products of each phase
   int64_t plain;                    // products

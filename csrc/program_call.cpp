@@ -150,8 +150,12 @@ class ProgramCall {
     count("numbers", numbers_.size(), p_.numbers);
     for (const Slot& slot : p_.slots) {
       if (slot.kind == SlotKind::input) check_input(slot);
-      if (slot.kind == SlotKind::before) check_tensor("state", states[slot.place], {batch_, slot.width}, slot.boolean);
+      if (slot.kind == SlotKind::before || slot.kind == SlotKind::after)
+        check_tensor("state", states[slot.place], {batch_, slot.width}, slot.boolean);
     }
+    for (size_t place = 0; place < vectors.size(); ++place)
+      TORCH_CHECK(vectors[place].numel() >= p_.vector_sizes[place] && vectors[place].device().is_cpu(), "program: a vector: expected ",
+                  p_.vector_sizes[place], " numbers on the CPU, got ", vectors[place].numel(), " on ", vectors[place].device());
     for (const std::vector<ProgramStage>& phase : p_.phases)
       for (const ProgramStage& stage : phase) {
         for (const PlainProduct& plain : stage.plain) check_weight(plain.product);

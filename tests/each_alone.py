@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
-from layers import assert_close, gradients
+from layers import assert_close, fused_runs, gradients
 from torch import Tensor, nn
 
+from sstkern import engines
 from sstkern.structure import flatten, mapped
 
 
@@ -63,9 +66,24 @@ def gradients_of(results: list[Tensor], tensors: list[Tensor]) -> list[Tensor]:
 def assert_is_the_loop(
     layer: nn.Module, input: Any, hx: Any, lengths: list[int], reverse: bool = False, returns: str = "state", tolerance: float = 1e-10
 ) -> None:
-    """Outputs, last states, every state and every gradient of a layer are those of the loop of its cell."""
-    found = flatten(layer(input, hx, lengths=lengths, return_states=True))
+    """Outputs, last states, every state and every gradient of a layer are those of the loop of its cell.
+
+    A fused layer's are computed by the C++ engine, unless another one is forced.
+    """
+    with by_the_engine(layer, "forward"):
+        found = flatten(layer(input, hx, lengths=lengths, return_states=True))
     expected = flatten(loop(layer.cell, input, hx, lengths, reverse, returns))
     assert_close(found, expected, tolerance)
     tensors = wanted(layer.cell, input, hx)
-    assert_close(gradients_of(found, tensors), gradients_of(expected, tensors), tolerance)
+    with by_the_engine(layer, "backward") if any(result.requires_grad for result in found) else nullcontext():
+        ours = gradients_of(found, tensors)
+    assert_close(ours, gradients_of(expected, tensors), tolerance)
+
+
+@contextmanager
+def by_the_engine(layer: nn.Module, direction: str) -> Iterator[None]:
+    """direction: "forward" or "backward"."""
+    before = fused_runs()[direction]
+    yield
+    compiled = layer.fused and engines.extension_problem() is None and engines.forced() != "reference"
+    assert (fused_runs()[direction] > before) == compiled

@@ -13,8 +13,9 @@ from typing import NamedTuple
 
 SECONDS = 60.0
 """A cell takes a few, on one core."""
-FLAGS = ("-std=c++17", "-O3", "-g0", "-fPIC", "-shared", "-fvisibility=hidden")
-"""As setup.py has the extension compiled: what a level's instructions are stands in its header."""
+FLAGS = ("-std=c++17", "-O3", "-ffp-contract=off", "-g0", "-fPIC", "-shared", "-fvisibility=hidden")
+"""As setup.py has the extension compiled: what a level's instructions are stands in its header. A product and a sum are not made one
+operation: the compiler chose otherwise for vectors that are cut off than for whole ones, and bits hung on the batch."""
 _NAMES = ("c++", "g++", "clang++")
 _CHANGING = ("CPATH", "C_INCLUDE_PATH", "CPLUS_INCLUDE_PATH", "CCC_OVERRIDE_OPTIONS", "DEPENDENCIES_OUTPUT", "SUNPRO_DEPENDENCIES")
 """Environment variables by which a compiler makes something else of the same command."""

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 
@@ -21,14 +22,42 @@ _ATTRIBUTES = ("softplus", "elu", "leaky_relu", "hardtanh", "clamp")
 """Operations whose attributes are numbers."""
 
 
+class Row(NamedTuple):
+    """A window of a slot's row from `starts[start]` on, or from 0 on where start is -1. one: one number, which all units take."""
+
+    slot: int
+    start: int
+    one: bool
+    boolean: bool
+    written: bool
+
+
+class Vector(NamedTuple):
+    """As `Row`, of a vector."""
+
+    vector: int
+    start: int
+    one: bool
+
+
+@dataclass
+class Touched:
+    """What a loop reads and writes."""
+
+    rows: list[Row] = field(default_factory=list)
+    vectors: list[Vector] = field(default_factory=list)
+
+
 @dataclass(frozen=True)
 class Code:
-    """text: a compile unit, without the instruction set. starts: the numbers `given.starts` of the text. vectors: the values without rows
-    that it reads, or that products begin with, and the shape that each is spread to, None for one number."""
+    """text: a compile unit, without the instruction set. starts: the numbers `starts[i]` of the text. vectors: the values without rows
+    that it reads, or that products begin with, and the shape that each is spread to, None for one number. touched: what each loop reads
+    and writes."""
 
     text: str
     starts: list[int]
     vectors: list[tuple[Value, tuple[int, ...] | None]]
+    touched: list[Touched]
 
     def bias(self, attached: Attached) -> int:
         """The place among the vectors of what a product begins with; -1 without."""
@@ -44,11 +73,12 @@ class _Writer:
         self.lowered, self.values = lowered, lowered.values
         self.starts: list[int] = []
         self.vectors: list[tuple[Value, tuple[int, ...] | None]] = []
-        self.start_of: dict[Memory | tuple, str] = {}
+        self.start_of: dict[Memory | tuple, int] = {}
 
     def code(self) -> Code:
         loops = [loop for stages in self.lowered.phases for stage in stages for loop in stage.loops]
-        functions = [_Function(self, loop).lines(f"loop_{place}") for place, loop in enumerate(loops)]
+        written = [_Function(self, loop) for loop in loops]
+        functions = [function.lines(f"loop_{place}") for place, function in enumerate(written)]
         for bias in (part.bias for loop in loops for part in loop.attached if part.bias is not None):
             self.vector(bias, self.values.kinds[bias].shape)
         names = ", ".join(f"run<T, loop_{place}<true>, loop_{place}<false>, kTogether_{place}>" for place in range(len(loops)))
@@ -71,14 +101,14 @@ class _Writer:
             "}  // namespace SSTKERN_LEVEL",
             "}  // namespace sstkern",
         ]
-        return Code("\n".join(lines) + "\n", self.starts, self.vectors)
+        return Code("\n".join(lines) + "\n", self.starts, self.vectors, [function.touched for function in written])
 
-    def start(self, key: Memory | tuple, start: int) -> str:
-        """Where a window begins."""
+    def start(self, key: Memory | tuple, start: int) -> int:
+        """The place in `starts` of where a window begins, or -1 for 0."""
         if start == 0:
-            return "0"
+            return -1
         if key not in self.start_of:
-            self.start_of[key] = f"given.starts[{len(self.starts)}]"
+            self.start_of[key] = len(self.starts)
             self.starts.append(start)
         return self.start_of[key]
 
@@ -96,16 +126,16 @@ class _Function:
         self.mine = set(loop.windows)
         self.names: dict[object, str] = {}
         self.body: list[str] = []
-        self.uses: list[list[str]] = []
+        self.touched = Touched()
 
     def lines(self, name: str) -> list[str]:
         for window in self.loop.windows:
             self._define(window, self._computed(window))
         for window, memory in self.loop.stores:
-            value = self._vectors(window)
-            at = self.writer.start(memory, memory.start)
-            kind = "store_mask" if self._is_mask(window) else "store_row"
-            self.body.append(f"{kind}<T, N, Whole>(at, {memory.slot}, {at}, units, {value});")
+            value, boolean = self._vectors(window), self._is_mask(window)
+            start = self.writer.start(memory, memory.start)
+            self.touched.rows.append(Row(memory.slot, start, False, boolean, True))
+            self.body.append(f"store_{'mask' if boolean else 'row'}<T, N, Whole>(at, {memory.slot}, {_begin(start)}, units, {value});")
         together = f"kTogether_{name.removeprefix('loop_')}"
         return [
             f"constexpr int {together} = vectors_together({self._live()});",
@@ -150,12 +180,14 @@ class _Function:
         attached = self._attached(window)
         if attached is not None:
             return f"load_sums<T, N>(at, {self.loop.attached.index(attached)}, {window.start // window.width})"
-        memory = self.writer.lowered.memory[window.base]  # type: ignore[index]
+        memory = self.writer.lowered.read_by(self.loop, window.base)  # type: ignore[arg-type]
         start = self.writer.start((memory.slot, memory.start + window.start), memory.start + window.start)
-        kind = "mask" if self._is_mask(window) else "row"
-        if window.width != self.loop.width:
-            return f"load_one_{kind}<T, N>(at, {memory.slot}, {start})"
-        return f"load_{kind}<T, N, Whole>(at, {memory.slot}, {start}, units)"
+        boolean, one = self._is_mask(window), window.width != self.loop.width
+        self.touched.rows.append(Row(memory.slot, start, one, boolean, False))
+        kind = "mask" if boolean else "row"
+        if one:
+            return f"load_one_{kind}<T, N>(at, {memory.slot}, {_begin(start)})"
+        return f"load_{kind}<T, N, Whole>(at, {memory.slot}, {_begin(start)}, units)"
 
     def _attached(self, window: Window) -> Attached | None:
         if window.width != self.loop.width:
@@ -166,13 +198,16 @@ class _Function:
         """What has no rows, as an operand of a window of `result`."""
         boolean = self.values.kinds[value].dtype == torch.bool
         if self.values.width(value) == 1:
-            number = f"given.vectors[{self.writer.vector(value, None)}][0]"
+            place = self.writer.vector(value, None)
+            self.touched.vectors.append(Vector(place, -1, True))
+            number = f"given.vectors[{place}][0]"
             return f"spread_mask<T, N>({number} != T(0))" if boolean else number
         place = self.writer.vector(value, self.values.kinds[result].shape)
         key = ("vector", place, window.start)
         if key not in self.names:
             start = self.writer.start(key, window.start)
-            loaded = f"load_vector<T, N, Whole>(at, given.vectors[{place}] + {start}, units)"
+            self.touched.vectors.append(Vector(place, start, False))
+            loaded = f"load_vector<T, N, Whole>(at, given.vectors[{place}] + {_begin(start)}, units)"
             self._define(key, f"truth<T>({loaded})" if boolean else loaded)
         return self.names[key]
 
@@ -272,6 +307,10 @@ class _Function:
             most = max(most, alive)
             alive -= ends[place]
         return most
+
+
+def _begin(start: int) -> str:
+    return "0" if start < 0 else f"given.starts[{start}]"
 
 
 def _variables(line: str) -> Iterator[str]:

@@ -73,6 +73,7 @@ class Attached:
 class Loop:
     """windows: what is computed, each after what it takes. stores: what is put to memory."""
 
+    phase: int
     width: int
     attached: list[Attached] = field(default_factory=list)
     windows: list[Window] = field(default_factory=list)
@@ -130,16 +131,22 @@ NOTHING = Memory(-1, 0)
 
 @dataclass(frozen=True)
 class Lowered:
-    """phases: the stages of each. memory: where values lie that loops read. weights: the parameters of products. fixed: the places of the
-    nodes that follow from parameters only, which are computed once a call."""
+    """phases: the stages of each. memory: where values lie that loops read; copies: where states do that are read after the loop over time
+    steps. weights: the parameters of products. fixed: the places of the nodes that follow from parameters only, which are computed once a
+    call."""
 
     values: Values
     slots: list[Slot]
     phases: list[list[Stage]]
     memory: dict[Value, Memory]
+    copies: dict[Value, Memory]
     weights: list[Value]
     fixed: list[int]
     sums: list[RowSum]
+
+    def read_by(self, loop: Loop, base: Value) -> Memory:
+        """Where a loop reads a value."""
+        return self.copies[base] if base.kind == "h" and loop.phase == AFTER else self.memory[base]
 
 
 @lru_cache(maxsize=512)
@@ -303,6 +310,8 @@ class _Lowering:
                 self._find_operands(base)
             for part in self.taken(window):
                 self._need(part)
+                if part.base is not None and part.base.kind == "h" and self.phase[base] == AFTER:
+                    self._copy(part.base)
                 self.readers.setdefault(part, []).append(window)
         self.order.append(window)
 
@@ -342,7 +351,8 @@ class _Lowering:
                 self._need(window)
             else:
                 self._store(window, Memory(slot, start + at), min(phase, AFTER))
-        if phase != CORE or any(self._phase_of(window) != CORE for _, window in windows):
+        made = (window.base for _, window in windows if window.base is not None and self._is_made(window.base))
+        if phase != CORE or any(self.phase[base] != CORE for base in made):
             self._keep(slot)
         return Memory(slot, start)
 
@@ -518,7 +528,7 @@ class _Lowering:
         return False
 
     def _loop(self, phase: int, stage: int, width: int) -> Loop:
-        return self.loops.setdefault((phase, stage, width), Loop(width))
+        return self.loops.setdefault((phase, stage, width), Loop(phase, width))
 
     def _connect(self, window: Window) -> None:
         """Puts to memory what readers in other loops take."""
@@ -601,7 +611,8 @@ class _Lowering:
                     stages.setdefault(stage, Stage()).loops.append(loop)
             phases.append([stages[stage] for stage in sorted(stages)])
         memory = {base: Memory(slot, 0) for base, slot in self.slot_of.items()} | self.targets
-        return Lowered(self.values, self.slots, phases, memory, self.weights, self.fixed, self.sums)
+        copies = {value: Memory(slot, 0) for value, slot in self.copies.items()}
+        return Lowered(self.values, self.slots, phases, memory, copies, self.weights, self.fixed, self.sums)
 
     def memory_of(self, made: Value) -> Memory:
         """Where what is made lies, if it does."""

@@ -21,7 +21,7 @@ from sstkern import engines, private
 from sstkern.program import cache as libraries
 from sstkern.program import run
 from sstkern.program.compiler import CannotCompile
-from sstkern.program.cpp import Code, code
+from sstkern.program.cpp import Code, Touched, code
 from sstkern.program.derive import Derivative, Sum, derive
 from sstkern.program.graph import Program
 from sstkern.program.language import OPERATIONS, resolved
@@ -169,7 +169,7 @@ def _description(found: Lowered, written: Code, outputs: int, numbers: int, rows
         place = slot.place if slot.kind in "xhno" else 0
         numbers_of += [_KINDS[slot.kind], place, slot.width, slot.boolean, slot.kind in only and place in only[slot.kind]]
     numbers_of += [len(written.starts), *written.starts]
-    function = 0
+    touched = iter(written.touched)
     for stages in found.phases:
         attached = list(dict.fromkeys(part.value for stage in stages for loop in stage.loops for part in loop.attached))
         numbers_of += [len(attached), len(stages)]
@@ -177,8 +177,7 @@ def _description(found: Lowered, written: Code, outputs: int, numbers: int, rows
             numbers_of += [len(stage.plain), *chain.from_iterable(map(_of_plain, stage.plain))]
             numbers_of += [len(stage.moves), *chain.from_iterable(map(_of_move, stage.moves)), len(stage.loops)]
             for loop in stage.loops:
-                numbers_of += _of_loop(loop, function, attached, written)
-                function += 1
+                numbers_of += [*_of_loop(loop, attached, written), *_of_touched(next(touched))]
     numbers_of.append(len(found.sums))
     for part in found.sums:
         numbers_of += [part.left, part.left_width, part.rows, *part.right, part.right_width]
@@ -203,11 +202,15 @@ def _of_move(move: Move) -> list[int]:
     return [len(move.sources), *sources, *_of_memory(move.target), len(move.places), *places]
 
 
-def _of_loop(loop: Loop, function: int, attached: Sequence[Value], written: Code) -> list[int]:
+def _of_loop(loop: Loop, attached: Sequence[Value], written: Code) -> list[int]:
     parts = chain.from_iterable(
         [*_of_product(part.product), part.gates, part.ahead, attached.index(part.value), written.bias(part)] for part in loop.attached
     )
-    return [function, loop.width, len(loop.attached), *parts]
+    return [loop.width, len(loop.attached), *parts]
+
+
+def _of_touched(touched: Touched) -> list[int]:
+    return [len(touched.rows), *chain.from_iterable(touched.rows), len(touched.vectors), *chain.from_iterable(touched.vectors)]
 
 
 def _or_reason(make: Callable[..., Compiled]) -> Callable[..., Compiled]:
@@ -409,3 +412,9 @@ def unable(error: Exception) -> None:
 @cache
 def _warn_once(reason: str) -> None:
     warnings.warn(f"sstkern runs own cells in plain PyTorch, which is slow: {reason}", UserWarning, stacklevel=2)
+
+
+def forget() -> None:
+    """Forgets what was compiled, what could not be and what was warned of, as a new process has."""
+    for cached in (_layer, _library, _warn_once):
+        cached.cache_clear()

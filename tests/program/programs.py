@@ -5,8 +5,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from zoo import ZOO
 
+import sstkern
 from sstkern.program.graph import Builder, Program
+from sstkern.program.shapes import Kind, Leaves, row_kind
+from sstkern.structure import flatten, mapped
 
 
 @dataclass(frozen=True)
@@ -69,3 +73,26 @@ def two_stages() -> Example:
 
 
 EXAMPLES = {"lstm": lstm, "two_stages": two_stages}
+
+
+def kinds_of(example: Example, dtype: torch.dtype = torch.float64) -> Leaves:
+    inputs, states, parameters = (
+        tuple(Kind(shape, dtype) for shape in part) for part in (example.inputs, example.states, example.parameters)
+    )
+    return Leaves(inputs, states, parameters, ())
+
+
+def captured(name: str, input_size: int, hidden_size: int, dtype: torch.dtype = torch.float64) -> tuple[Program, Leaves]:
+    """A cell of the zoo as a program for tensors of these sizes. It is not compiled."""
+    entry = ZOO[name]
+    layer = sstkern.fuse(entry.cell(input_size, hidden_size).to(dtype), strict=True)
+    x, hx = (
+        mapped(given, lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor)
+        for given in entry.drawn(1, 1, input_size, hidden_size)
+    )
+    with torch.no_grad(), sstkern.backend("reference"):
+        layer(x, hx)
+    found = layer._direction.programs.last
+    inputs, states = (tuple(row_kind(tensor, lead) for tensor in flatten(given)) for given, lead in ((x, 2), (hx, 1)))
+    parameters = tuple(row_kind(parameter, 0) for parameter in found.parameters(found.leaves()))
+    return found.program, Leaves(inputs, states, parameters, found.sizes)

@@ -85,13 +85,13 @@ def test_another_compiler_or_version_has_another_identity(monkeypatch: pytest.Mo
     assert len(set(found)) == 6
 
 
-def test_what_it_is_given(monkeypatch: pytest.MonkeyPatch, work: Path):
-    """No more than the flags of setup.py's build, no shell, and nothing that makes something else of them."""
+def test_what_it_is_given(monkeypatch: pytest.MonkeyPatch, work: Path, optimised: None):
+    """No more than its flags, no shell, and nothing that makes something else of them."""
     monkeypatch.setenv("CPATH", "/elsewhere")
     monkeypatch.setenv("LC_ALL", "de_DE.UTF-8")
     found = use(monkeypatch, work.parent, 'printf "%s\\n" "$@" "$CPATH" "$LC_ALL" "$TMPDIR" "$(cat source.cpp)" > library.so\n')
     told = compiler.compiled(found, "$(touch x) `touch x` µ", work).decode().splitlines()
-    flags = ["-std=c++17", "-O3", "-g0", "-fPIC", "-shared", "-fvisibility=hidden", "-I", str(compiler.headers())]
+    flags = ["-std=c++17", "-O3", "-ffp-contract=off", "-g0", "-fPIC", "-shared", "-fvisibility=hidden", "-I", str(compiler.headers())]
     assert told == [*flags, "source.cpp", "-o", "library.so", "", "C", str(work), "$(touch x) `touch x` µ"]
     assert {path.name for path in work.iterdir()} == {"source.cpp", "library.so"}
 

@@ -1,11 +1,13 @@
 """Every operation's derivative is PyTorch's, where it has ties, edges and no numbers too."""
 
 import math
+from collections.abc import Iterator
 
 import pytest
 import torch
 from torch import Tensor
 
+import sstkern
 from sstkern.program import operator
 from sstkern.program.gradients import RULES
 from sstkern.program.graph import Builder, Number, Size
@@ -38,6 +40,13 @@ POINTWISE = [
     if name not in OF_BACKWARD | {"product", "full", "cat", "reshape", "expand", "transpose"}
     for attributes in ATTRIBUTES.get(name, [()])
 ]
+
+
+@pytest.fixture(autouse=True)
+def in_plain_pytorch() -> Iterator[None]:
+    """To the last bit. The C++ engine has functions of its own."""
+    with sstkern.backend("reference"):
+        yield
 
 
 def run(operation: str, arguments: list, attributes: tuple, numbers: tuple = ()) -> tuple[list[Tensor], list[Tensor | None]]:
