@@ -378,21 +378,14 @@ def errors(entry: Entry, seed: int, rounded: torch.dtype) -> tuple[list[float], 
     return relative(ours), relative(loop)
 
 
-ROUNDED_CELLS = dict.fromkeys(("LSTMCell", "GRUCell", "MGU", "MultiplicativeLSTM", "RecurrentHighway", "SLSTM", "TutorialLSTM"), 1.1)
-ROUNDED_CELLS |= {"NASCell": 1.3}
-"""What the error may be of the loop's. The weights' gradients may have 1.25 times the loop's: they are sums of 64 rows one after the other
-where the loop, with the 8 sequences here, adds up sums of 8; measured were 0.8 to 1.17. NASCell's states had 1.18,
-probably by tanh, whose root mean square error is 0.31 units in the last place, PyTorch's 0.20."""
+ROUNDED_CELLS = ["LSTMCell", "GRUCell", "MGU", "MultiplicativeLSTM", "RecurrentHighway", "SLSTM", "TutorialLSTM", "NASCell"]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("name", ROUNDED_CELLS)
 def test_rounding_is_no_larger_than_the_loops(name: str, dtype: torch.dtype, optimised: None):
     ours, loops = (torch.tensor(found).mean(0) for found in zip(*(errors(ZOO[name], seed, dtype) for seed in range(12)), strict=True))
-    matrices = [parameter.dim() == 2 for parameter in ZOO[name].cell(16, 24).parameters()]
-    most = torch.full_like(ours, ROUNDED_CELLS[name])
-    most[-len(matrices) :][matrices] = 1.25
-    assert (ours <= most * loops + 1e-8).all(), (ours / loops).tolist()
+    assert (ours <= 1.1 * loops + 1e-8).all(), (ours / loops).tolist()
 
 
 @pytest.mark.parametrize("name", SOME)
