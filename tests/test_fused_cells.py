@@ -48,7 +48,7 @@ def test_a_layer_has_the_numbers_and_gradients_of_its_cells_loop(name: str, reve
     entry = ZOO[name]
     layer = sstkern.fuse(entry.cell(), reverse=reverse)
     with warning_of(entry):
-        assert_is_the_loop(layer, *entry.drawn(4, 3), LENGTHS, reverse, entry.returns)
+        assert_is_the_loop(layer, *entry.drawn(4, 3), LENGTHS, reverse, entry.returns, every=reverse)
     assert layer.fused == (entry.unfused is None), layer.reason
     assert (layer.reason is None) == layer.fused
 

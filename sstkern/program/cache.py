@@ -151,12 +151,13 @@ def _check_own(path: Path, status: os.stat_result) -> None:
 
 
 def _check_above(path: Path) -> None:
-    """Who may write to a folder above could put another one in this one's place, except in one like /tmp (sticky). A group of the user's
-    own is the usual case of a writable home; who owns what is above a home is its administrator."""
+    """Who may write to a folder above could put another one in this one's place, except in one like /tmp: sticky, and nobody else's but
+    root's. A group of the user's own is the usual case of a writable home; who owns what is above a home is its administrator."""
     for above in path.parents:
         status = os.stat(above)
         others = status.st_mode & stat.S_IWOTH or (status.st_mode & stat.S_IWGRP and status.st_gid != os.getegid())
-        if others and not status.st_mode & stat.S_ISVTX:
+        sticky = status.st_mode & stat.S_ISVTX and status.st_uid in (0, os.geteuid())
+        if others and not sticky:
             raise CannotCompile(f"{path} can be replaced by other users, who can write to {above}; {_OTHER_FOLDER}")
 
 

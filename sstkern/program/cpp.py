@@ -18,6 +18,8 @@ from sstkern.program.windows import Window
 
 _TYPES = {torch.float32: "float", torch.float64: "double"}
 _OPERATORS = {"add": "+", "sub": "-", "mul": "*", "div": "/"}
+_OF_BOOLS = ("add", "mul", "maximum", "minimum")
+"""Operations that give a bool of two, computed with 0 and 1."""
 _ATTRIBUTES = ("softplus", "elu", "leaky_relu", "hardtanh", "clamp")
 """Operations whose attributes are numbers."""
 
@@ -61,7 +63,7 @@ class Code:
 
     def bias(self, attached: Attached) -> int:
         """The place among the vectors of what a product begins with; -1 without."""
-        return next((place for place, (value, _) in enumerate(self.vectors) if value == attached.bias), -1)
+        return next((place for place, vector in enumerate(self.vectors) if vector == (attached.bias, (attached.product.columns,))), -1)
 
 
 def code(lowered: Lowered) -> Code:
@@ -252,6 +254,8 @@ class _Function:
         return self.values.window(part, 0, 1)
 
     def _expression(self, operation: str, arguments: list[str], masks: list[bool], attributes: tuple, gives_mask: bool) -> str:
+        if gives_mask and operation in _OF_BOOLS:
+            return f"truth<T>({self._expression(operation, arguments, masks, attributes, False)})"
         if operation == "cast":
             return self._cast(arguments[0], masks[0])
         if operation == "where":

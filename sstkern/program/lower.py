@@ -565,7 +565,7 @@ class _Lowering:
         assert base is not None
         slot = self._home(base)
         self._store(window, Memory(slot, window.start), self.phase[base])
-        if phase != self.phase[base]:
+        if phase != CORE or self.phase[base] != CORE:
             self._keep(slot)
 
     def _attach(self, loop: Loop, phase: int, stage: int, width: int) -> None:

@@ -188,11 +188,22 @@ class Values:
         return sum(self.kinds[part].shape[dim] for part in node.values()[1:][: others[0]])
 
     def _joined(self, parts: Sequence[Value]) -> list[tuple[int, Window]]:
-        found, at = [], 0
+        """Zeros beside each other are one window: of x[:, :1] the gradient is that of as many chunks as x is wide."""
+        found: list[tuple[int, Window]] = []
+        at = 0
         for part in parts:
-            found.append((at, Window(part, 0, self.width(part))))
-            at += self.width(part)
+            width = self.width(part)
+            if self._is_zero(part) and found and found[-1][1].base is None:
+                before, zeros = found.pop()
+                found.append((before, Window(None, 0, zeros.width + width)))
+            else:
+                found.append((at, Window(None if self._is_zero(part) else part, 0, width)))
+            at += width
         return found
+
+    def _is_zero(self, value: Value) -> bool:
+        node = self.node(value) if self.is_constant(value) else None
+        return node is not None and (node.arguments if node.operation == "full" else node.attributes)[0] in (0, 0.0)
 
     def _transposed(self, value: Value, dims: Sequence[int]) -> list[tuple[int, Window]] | None:
         shape = self.kinds[value].shape

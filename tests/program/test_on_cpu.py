@@ -457,3 +457,92 @@ def test_a_program_that_is_forgotten_can_still_be_differentiated():
     expected = flatten(layer(x, hx))
     tensors = wanted(layer.cell, x, hx)
     assert same(gradients_of(found, tensors), gradients_of(expected, tensors))
+
+
+# Steps whose values go from one stage or phase to another
+
+
+class Twisted(nn.Module):
+    """A step of six products and a vector."""
+
+    def __init__(self, step: Callable, states: int) -> None:
+        super().__init__()
+        self.step, self.states = step, states
+        self.a, self.i = nn.Linear(8, 6), nn.Linear(8, 6)
+        self.h, self.b, self.c = (nn.Linear(6, 6) for _ in range(3))
+        self.z = nn.Linear(8, 12)
+        self.v = nn.Parameter(torch.randn(6))
+
+    def forward(self, x, state):
+        return self.step(self, x, state)
+
+
+def _before(m, x, h):
+    z = m.a(x)
+    z = z + m.b(torch.tanh(z))
+    h = torch.tanh(m.c(z) + m.h(h))
+    return h, h
+
+
+def _after(m, x, h):
+    h = torch.tanh(m.a(x) + m.h(h))
+    y = m.b(h)
+    return y + m.c(torch.tanh(y)), h
+
+
+def _part_of_the_input(m, x, h):
+    h = torch.tanh(m.i(x) + m.h(h)) * torch.sigmoid(x[:, :1])
+    return h, h
+
+
+def _state_after_the_loop(m, x, h):
+    n = torch.tanh(m.i(x) + m.h(h))
+    return m.b(n) * h, n
+
+
+def _sum_as_a_state(m, x, states):
+    h, c = states
+    n = torch.tanh(m.i(x) + m.h(h) + c)
+    return n, (n, c + x[:, :6])
+
+
+def _vector_as_bias_and_spread(m, x, h):
+    s = (m.z(x).view(-1, 2, 6) * m.v).tanh()
+    h = torch.tanh(torch.nn.functional.linear(x, m.i.weight) + m.v + m.h(h) + s[:, 0] * s[:, 1])
+    return h, h
+
+
+def _sum_of_bools(m, x, h):
+    h = torch.tanh(m.i(x) + m.h(h))
+    either = (h > 0.3) + (h < -0.3)
+    return torch.where(torch.maximum(either, h > 0.2), h, 0.5 * h), h
+
+
+TWISTED = {
+    "before": (_before, 1),
+    "after": (_after, 1),
+    "part of the input": (_part_of_the_input, 1),
+    "state after the loop": (_state_after_the_loop, 1),
+    "sum as a state": (_sum_as_a_state, 2),
+    "vector as bias and spread": (_vector_as_bias_and_spread, 1),
+    "sum of bools": (_sum_of_bools, 1),
+}
+
+
+@pytest.mark.parametrize("every", [False, True])
+@pytest.mark.parametrize("name", TWISTED)
+def test_values_that_go_from_one_phase_to_another(name: str, every: bool):
+    torch.manual_seed(0)
+    step, states = TWISTED[name]
+    x, *hx = (torch.randn(*shape, dtype=torch.float64, requires_grad=True) for shape in ((4, 3, 8), *[(3, 6)] * states))
+    layer = sstkern.fuse(Twisted(step, states).double(), returns="output_and_state", strict=True)
+    assert_is_the_loop(layer, x, hx[0] if states == 1 else tuple(hx), [4, 0, 2], returns="output_and_state", every=every)
+
+
+def test_a_part_of_a_wide_input_is_few_windows():
+    """Its gradient is zero elsewhere: as many chunks as the input is wide."""
+    torch.manual_seed(0)
+    x, h = torch.randn(2, 2, 8, requires_grad=True), torch.randn(2, 6, requires_grad=True)
+    layer = sstkern.fuse(Twisted(_part_of_the_input, 1), returns="output_and_state", strict=True)
+    found = Recorded(lambda: layer(x, h)[0].sum().backward())
+    assert max(len(description) for _, description, _ in found.calls) < 400
