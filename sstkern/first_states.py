@@ -9,6 +9,7 @@ from itertools import chain
 from types import MethodType
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from sstkern.structure import Structure, described, flatten, mapped, names, same, unflatten
@@ -78,7 +79,9 @@ def known_widths(cell: nn.Module, initial: Initial | None) -> Structure | None:
 def _has_default(cell: nn.Module) -> bool:
     """Whether the state can be left out."""
     forward = cell.forward
-    return _second_has_default(forward.__func__, 2) if isinstance(forward, MethodType) else _second_has_default(forward, 1)
+    # torch.compile warns of what remembers, and traces once anyway.
+    has_default = _second_has_default.__wrapped__ if torch.compiler.is_dynamo_compiling() else _second_has_default
+    return has_default(forward.__func__, 2) if isinstance(forward, MethodType) else has_default(forward, 1)
 
 
 @lru_cache(maxsize=256)

@@ -11,7 +11,7 @@ are in the first cache.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import NamedTuple
@@ -110,6 +110,9 @@ class Wanted(NamedTuple):
     parameter: int
     left: Value
     right: Value | None
+
+    def renamed(self, new: Mapping[Value, Value]) -> Wanted:
+        return Wanted(self.parameter, new.get(self.left, self.left), None if self.right is None else new.get(self.right, self.right))
 
 
 class RowSum(NamedTuple):

@@ -28,6 +28,7 @@ from sstkern.program.language import OPERATIONS, resolved
 from sstkern.program.lower import Loop, Lowered, Memory, Move, Plain, Product, Wanted, lowered
 from sstkern.program.run import Call
 from sstkern.program.shapes import Kind, Leaves, result_kinds
+from sstkern.program.spread import spread
 from sstkern.program.values import Number, Value
 from sstkern.program.windows import NotLowered, Values
 
@@ -41,6 +42,8 @@ class Compiled:
     def __init__(
         self, program: Program, leaves: Leaves, outputs: tuple[Value, ...], sums: tuple[Wanted, ...], rows_only: tuple[set[int], set[int]]
     ):
+        program, new = spread(program, leaves)
+        outputs, sums = tuple(new.get(value, value) for value in outputs), tuple(part.renamed(new) for part in sums)
         found = lowered(program, leaves, outputs, sums)
         written = code(found)
         self.program, self.fixed = program, found.fixed

@@ -512,6 +512,13 @@ def _vector_as_bias_and_spread(m, x, h):
     return h, h
 
 
+def _rows_spread(m, x, h):
+    """As a state space model's: (H, 1) with (H, N)."""
+    s = torch.tanh(m.i(x))[:, :, None] * m.v.view(1, 1, 6) + h.view(-1, 6, 1) * torch.sigmoid(m.z(x)).view(-1, 1, 12)[:, :, :6]
+    h = torch.tanh(s.view(-1, 36)[:, :6] * s.view(-1, 36)[:, 30:])
+    return h, h
+
+
 def _sum_of_bools(m, x, h):
     h = torch.tanh(m.i(x) + m.h(h))
     either = (h > 0.3) + (h < -0.3)
@@ -525,6 +532,7 @@ TWISTED = {
     "state after the loop": (_state_after_the_loop, 1),
     "sum as a state": (_sum_as_a_state, 2),
     "vector as bias and spread": (_vector_as_bias_and_spread, 1),
+    "rows spread": (_rows_spread, 1),
     "sum of bools": (_sum_of_bools, 1),
 }
 
