@@ -232,12 +232,13 @@ template <int Count>
 SSTKERN_INLINE Vectors<float, Count> tanh_of(const Vectors<float, Count>& x) {
   const auto magnitude = absolute<float>(x), square = x * x;
   const ScaledExp<float, Count> e = scaled_exp<float>(at_most<float>(magnitude, Real<float>::tanh_limit) * 2.0f);
-  const auto large = copy_sign<float>(1.0f - 2.0f / (e.scale * e.fraction + (e.scale + 1.0f)), x);
+  const auto large = 1.0f - 2.0f / (e.scale * e.fraction + (e.scale + 1.0f));
   const auto slope =
       (((square * -5.70498872745e-3f + 2.06390887954e-2f) * square - 5.37397155531e-2f) * square + 1.33314422036e-1f) * square -
       3.33332819422e-1f;
-  const auto small = x * square * slope + x;
-  return each<float, Count>([&](int i) { return magnitude.part[i] < broadcast<float>(0.625f) ? small.part[i] : large.part[i]; });
+  const auto small = magnitude * square * slope + magnitude;
+  const auto either = [&](int i) { return magnitude.part[i] < broadcast<float>(0.625f) ? small.part[i] : large.part[i]; };
+  return copy_sign<float>(each<float, Count>(either), x);
 }
 
 // (exp(2|x|) - 1) / (exp(2|x|) + 1) with the sign of x; exp(.) - 1 without cancellation keeps small x accurate.

@@ -133,7 +133,14 @@ def _wanted() -> Path:
 
 def _temporary() -> Path:
     """A folder of this process alone: a forked child has another number."""
-    return Path(tempfile.gettempdir(), f"sstkern-{_TOKEN}-{os.getpid()}")
+    path = Path(tempfile.gettempdir(), f"sstkern-{_TOKEN}-{os.getpid()}")
+    _removed_at_exit(path)
+    return path
+
+
+@cache
+def _removed_at_exit(path: Path) -> None:
+    atexit.register(shutil.rmtree, path, ignore_errors=True)
 
 
 def _make_folders(path: Path) -> None:
@@ -230,4 +237,3 @@ def _in_a_forked_child() -> None:
 
 
 os.register_at_fork(after_in_child=_in_a_forked_child)
-atexit.register(lambda: shutil.rmtree(_temporary(), ignore_errors=True))

@@ -449,6 +449,8 @@ class _Lowering:
             if self.slots[memory.slot].kind in "xh":
                 continue
             for _, window in self.values.windows(part):
+                if window.base is not None and window.base.kind == "h" and self.phase[made] != CORE:
+                    continue  # its rows are kept by then
                 if self._put(window):
                     found = max(found, self.first[window] if self._phase_of(window) == self.phase[made] else 0)
                 elif not self._computed(window) or self._phase_of(window) == self.phase[made]:
