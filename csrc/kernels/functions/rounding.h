@@ -46,8 +46,10 @@ SSTKERN_INLINE Vectors<T, Count> at_least(const Vectors<T, Count>& x, T limit) {
   return where<T>(lt<T>(x, limit), limit, x);
 }
 
+// NaN where a bound is.
 template <class T, int Count>
 SSTKERN_INLINE Vectors<T, Count> clamp(const Vectors<T, Count>& x, T low, T high) {
+  if (low != low || high != high) return each<T, Count>([&](int) { return broadcast<T>(low + high); });
   return at_most<T>(at_least<T>(x, low), high);
 }
 
