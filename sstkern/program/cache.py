@@ -133,14 +133,18 @@ def _wanted() -> Path:
 
 def _temporary() -> Path:
     """A folder of this process alone: a forked child has another number."""
-    path = Path(tempfile.gettempdir(), f"sstkern-{_TOKEN}-{os.getpid()}")
-    _removed_at_exit(path)
-    return path
+    _note_temporary()
+    return _temporary_path()
+
+
+def _temporary_path() -> Path:
+    return Path(tempfile.gettempdir(), f"sstkern-{_TOKEN}-{os.getpid()}")
 
 
 @cache
-def _removed_at_exit(path: Path) -> None:
-    atexit.register(shutil.rmtree, path, ignore_errors=True)
+def _note_temporary() -> None:
+    """A process that has had such a folder, or a child of one, removes its own at its end."""
+    atexit.register(lambda: shutil.rmtree(_temporary_path(), ignore_errors=True))
 
 
 def _make_folders(path: Path) -> None:
