@@ -19,6 +19,7 @@ from sstkern.program.values import Node, Number, Size, Value
 
 CHEAP, COSTLY, PRODUCT = 1.0, 8.0, 1e6
 """Of computing an element again in the backward: by the processor's own instructions, by a polynomial (exp, tanh), by a matrix product."""
+PRODUCTS = ("product", "transposed_product")
 STORED = 4.0
 """Of storing an element in the forward and loading it in the backward instead."""
 

@@ -342,9 +342,7 @@ class _Lowering:
 
     def _memory(self, value: Value, phase: int) -> Memory:
         """Where all numbers of a value are, in their order, for a phase to read, or at the end."""
-        base, start = value, 0
-        while (parts := self.values.parts(base)) is not None and len(parts) == 1 and parts[0][1].base is not None:
-            base, start = parts[0][1].base, start + parts[0][1].start
+        base, start = self.values.base(value)
         if base.kind in "xh":
             return Memory(self._leaf(base) if base.kind == "x" or phase == CORE else self._copy(base), start)
         windows = self.values.windows(base, start, self.values.width(value))
@@ -387,9 +385,7 @@ class _Lowering:
 
     def _kept(self, value: Value, contiguous: bool = False) -> Memory:
         """Where the rows of all time steps are at the end. contiguous: a row after the other, without anything between them."""
-        base = value
-        while (parts := self.values.parts(base)) is not None and len(parts) == 1 and parts[0][1].base is not None:
-            base = parts[0][1].base
+        base, _ = self.values.base(value)
         if base.kind == "h" or (contiguous and (base.kind == "x" or self.values.width(base) != self.values.width(value))):
             return Memory(self._copy(value), 0)
         return self._memory(value, END)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from sstkern.program.graph import Program, Value, needed
-from sstkern.program.language import OPERATIONS
+from sstkern.program.language import OPERATIONS, PRODUCTS
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def stages(program: Program, core: Sequence[int]) -> dict[int, int]:
     for place in core:
         node = program.nodes[place]
         depth[Value("v", place)] = max((depth.get(value, 0) for value in node.values()), default=0)
-        if node.operation in ("product", "transposed_product"):
+        if node.operation in PRODUCTS:
             found[place] = depth[Value("v", place)]
             depth[Value("v", place)] += 1
     return found

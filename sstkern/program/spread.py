@@ -5,12 +5,9 @@ from __future__ import annotations
 import math
 
 from sstkern.program.graph import Program
-from sstkern.program.language import OPERATIONS, PRODUCT
 from sstkern.program.shapes import Leaves
 from sstkern.program.values import Node, Value
 from sstkern.program.windows import Values
-
-_OF_SHAPES = ("chunk", "slice", "cat", "reshape", "transpose", "expand", "full", "full_like", "reshape_like", "sum_to", "cut", "placed")
 
 
 def spread(program: Program, leaves: Leaves) -> tuple[Program, dict[Value, Value]]:
@@ -25,8 +22,7 @@ def spread(program: Program, leaves: Leaves) -> tuple[Program, dict[Value, Value
 
     for place, node in enumerate(program.nodes):
         value = Value("v", place)
-        shape = values.kinds[value].shape
-        pointwise = node.operation not in _OF_SHAPES and OPERATIONS[node.operation].cost != PRODUCT and value in values.rows
+        shape, pointwise = values.kinds[value].shape, values.is_pointwise(value)
 
         def expanded(part: Value, shape: tuple[int, ...] = shape, pointwise: bool = pointwise) -> Value:
             found, own = new.get(part, part), values.kinds[part].shape

@@ -2,7 +2,7 @@
 
 A row of any shape is its numbers one after the other. A *window* is some neighbouring ones of them. What only moves numbers (chunk, slice,
 cat, reshape) is gone here where it moves them in one piece: a window of `chunk` is a window of what was cut. What moves them otherwise is
-a `Move`, and what sums some of them a `Reduction`.
+a `Move` (`lower`), and what sums some of them is one too.
 """
 
 from __future__ import annotations
@@ -18,11 +18,10 @@ from torch import Tensor
 
 from sstkern import private
 from sstkern.program.graph import Program
-from sstkern.program.language import OPERATIONS, resolved
+from sstkern.program.language import OPERATIONS, PRODUCTS, resolved
 from sstkern.program.shapes import Examples, Kind, Leaves
 from sstkern.program.values import Node, Value
 
-PRODUCTS = ("product", "transposed_product")
 _SAME = ("reshape", "reshape_like", "detach")
 _CUTS = ("chunk", "slice", "cut")
 _JOINS = ("cat", "placed")
@@ -116,7 +115,7 @@ class Values:
         return self.operation(value) == "expand" and self.arguments(value)[0] not in self.rows
 
     def is_moved(self, value: Value) -> bool:
-        """Whether it is made by a `Move` or a `Reduction`."""
+        """Whether a `Move` makes it."""
         operation = self.operation(value)
         if self.is_vector(value):
             return False
@@ -278,6 +277,13 @@ class Values:
                 below = self.windows(window.base, window.start + low - at, high - low)
                 found += [(low - start + place, part) for place, part in below]
         return found
+
+    def base(self, value: Value) -> tuple[Value, int]:
+        """What a value is one window of, itself if of nothing else, and where it begins there."""
+        base, start = value, 0
+        while (parts := self.parts(base)) is not None and len(parts) == 1 and parts[0][1].base is not None:
+            base, start = parts[0][1].base, start + parts[0][1].start
+        return base, start
 
     def window(self, value: Value, start: int, width: int) -> Window:
         """The one window that a window of `value` is, where it is one."""

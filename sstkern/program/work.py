@@ -6,9 +6,8 @@ import torch
 
 from sstkern import private
 from sstkern.program.graph import Program, Value
+from sstkern.program.language import PRODUCTS
 from sstkern.program.shapes import Examples, Leaves
-
-_PRODUCTS = ("product", "transposed_product")
 
 
 def flops_of_products(program: Program, leaves: Leaves) -> int:
@@ -19,7 +18,7 @@ def flops_of_products(program: Program, leaves: Leaves) -> int:
         for place, node in enumerate(program.nodes):
             value = Value("v", place)
             found.add(value, node)
-            if node.operation in _PRODUCTS:
+            if node.operation in PRODUCTS:
                 rows = found.of[node.values()[0]]
                 count += 2 * rows[0].numel() * found.of[value].size(-1)
     return count

@@ -20,12 +20,12 @@ from zoo import ZOO
 
 import sstkern
 from sstkern import engines
-from sstkern.engines import cpu_runs, extension_problem
+from sstkern.engines import cpu_runs, interpreting
 from sstkern.program import cache, on_cpu, operator
 from sstkern.program.run import Call
 from sstkern.structure import flatten, mapped
 
-pytestmark = pytest.mark.skipif(extension_problem() is not None, reason="Triton's interpreter runs instead of the C++ engine")
+pytestmark = pytest.mark.skipif(interpreting(), reason="Triton's interpreter runs instead of the C++ engine")
 SPAWN = multiprocessing.get_context("spawn")
 FOREVER = 10**9  # microseconds
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from programs import captured
 
-from sstkern.engines import extension_problem
+from sstkern.engines import interpreting
 from sstkern.program import compiler, on_cpu
 from sstkern.program.cpp import code
 from sstkern.program.derive import derive
@@ -16,7 +16,7 @@ from sstkern.program.lower import lowered
 
 pytestmark = [
     pytest.mark.skipif(platform.machine().lower() not in ("x86_64", "amd64"), reason="reads the assembly of x86"),
-    pytest.mark.skipif(extension_problem() is not None, reason="Triton's interpreter runs instead of the C++ engine"),
+    pytest.mark.skipif(interpreting(), reason="Triton's interpreter runs instead of the C++ engine"),
 ]
 CELLS = ["LSTMCell", "GRUCell", "ChoGRU", "SLSTM", "KerasLSTM", "NASCell", "LEMCell", "WMCLSTMCell"]
 LEVEL = "avx2"
