@@ -21,9 +21,10 @@ study: $(VENV)/built ## answer the problems of the SST-2 assignment and write th
 docs: $(VENV)/built ## build the documentation's site into site/
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet
 
-# As many processes as there are cores, four at most: each may take 2 GB. Tests that need threads ask for them.
+# As many processes as there are cores, four at most: each may take 2 GB. One that has no tests left takes half of another's. Tests that
+# need threads ask for them.
 test: $(VENV)/built ## the whole test suite (ARGS="..." adds pytest options)
-	OMP_NUM_THREADS=1 $(PYTHON) -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile $(ARGS)
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal $(ARGS)
 
 test-levels: $(VENV)/built ## the numerical tests, once for each lower instruction set (ARGS="--quick" for a minute's part)
 	$(PYTHON) tests/levels.py $(ARGS)

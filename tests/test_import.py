@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -30,7 +31,8 @@ with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16), sstkern.backe
 """
 
 
-def imported(use: str = "") -> tuple[float, list[str]]:
+@cache
+def imported(use: str, attempt: int = 0) -> tuple[float, list[str]]:
     """In a new process: the seconds that `import sstkern` takes after torch, and the modules it adds, with those that `use` adds."""
     command = [sys.executable, "-c", SCRIPT.format(use=use)]
     found = subprocess.run(command, cwd=Path(sstkern.__file__).parents[1], capture_output=True, text=True, check=True, timeout=300)
@@ -47,13 +49,14 @@ def test_no_other_package_is_imported_nor_the_compiler(use: str):
 
 
 def test_optional_parts_wait_until_they_are_asked_for():
-    parts = [name for name in imported()[1] if name.startswith(("sstkern.text", "sstkern.bench", "sstkern.engines.triton"))]
+    parts = [name for name in imported("")[1] if name.startswith(("sstkern.text", "sstkern.bench", "sstkern.engines.triton"))]
     assert parts == []
     assert "sstkern.text.tsv" in imported("import sstkern.text")[1]
 
 
 def test_it_takes_little_time():
-    assert min(imported()[0] for _ in range(3)) < SECONDS
+    found = imported(""), imported("", 1), imported("", 2)
+    assert min(seconds for seconds, _ in found) < SECONDS
 
 
 def test_a_constant_is_marked_as_torch_marks_one():

@@ -108,13 +108,13 @@ def test_sound_cells_pass(name):
 def test_a_planted_fault_is_found_and_named(fault, tensors, against):
     torch.manual_seed(0)
     layer = Layer(fault)
-    report = gradcheck(layer, reference=sound(layer))
+    report = gradcheck(layer, reference=sound(layer), shapes=[(3, 2)])
     found = {row.tensor for row in report.wrong if row.against == against}
     assert tensors <= found
     if fault in ("bias_hh_l0", "weight_hh_l0", "dhx"):
         assert wrong(report) == tensors  # no other gradient is blamed
     with pytest.raises(AssertionError, match=f"wrong: .*{next(iter(tensors))}"):
-        assert_gradients(layer, reference=sound(layer))
+        assert_gradients(layer, reference=sound(layer), shapes=[(3, 2)])
 
 
 def test_the_place_of_an_error_is_that_of_the_fault():
@@ -129,7 +129,7 @@ def test_the_place_of_an_error_is_that_of_the_fault():
     layer = Layer("lengths")
     outputs = [row for row in gradcheck(layer, reference=sound(layer), shapes=[(5, 3)]).wrong if row.tensor == "result 0"]
     assert {row.where.split(", feature")[0] for row in outputs} <= {"step 0, sequence 1", "step 2, sequence 2"}
-    dropped = gradcheck(Layer("bias_hh_l0"))
+    dropped = gradcheck(Layer("bias_hh_l0"), shapes=[(5, 3)])
     assert dropped.wrong
     assert all(row.error == pytest.approx(1) for row in dropped.wrong)
 
