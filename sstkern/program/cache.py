@@ -44,7 +44,7 @@ def library(source: str, level: str) -> Path:
     place in between.
 
     Raises CannotCompile where it is not there and cannot be made, where other users could have changed it, and where the environment
-    has SSTKERN_COMPILE=0.
+    has SSTKERN_COMPILE=0 (`check_wanted`).
     """
     check_wanted()
     key = source, level
@@ -54,9 +54,12 @@ def library(source: str, level: str) -> Path:
 
 
 def check_wanted() -> None:
-    """Raises CannotCompile where the environment has SSTKERN_COMPILE=0."""
-    if os.environ.get("SSTKERN_COMPILE") == "0":
+    """Raises CannotCompile where the environment has SSTKERN_COMPILE=0, or there what is neither 0 nor 1."""
+    given = os.environ.get("SSTKERN_COMPILE") or "1"
+    if given == "0":
         raise CannotCompile("SSTKERN_COMPILE=0 turns compiling off")
+    if given != "1":
+        raise CannotCompile(f"SSTKERN_COMPILE: expected 0 or 1, got {given!r}")
 
 
 def place() -> Path:
