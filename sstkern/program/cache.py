@@ -23,6 +23,8 @@ from sstkern.program.compiler import FLAGS, CannotCompile, Compiler, compiled, f
 _TOKEN = secrets.token_hex(8)
 _OTHER_FOLDER = "SSTKERN_CACHE can name another folder"
 _known: dict[tuple[str, str], Path] = {}
+"""Of the latest texts, the libraries that were checked: to check one takes a millisecond."""
+_MOST_KNOWN = 256
 _locks: set[int] = set()
 """Descriptors of this process's lock files, open while a thread has or awaits the lock."""
 
@@ -48,9 +50,13 @@ def library(source: str, level: str) -> Path:
     """
     check_wanted()
     key = source, level
-    if key not in _known:
-        _known[key] = _library(source, level)
-    return _known[key]
+    found = _known.get(key)
+    if found is None:
+        found = _library(source, level)
+        if len(_known) >= _MOST_KNOWN:
+            _known.clear()
+        _known[key] = found
+    return found
 
 
 def check_wanted() -> None:

@@ -419,6 +419,15 @@ def test_what_is_neither_0_nor_1_is_refused_by_name(given: str, scripted: Callab
     assert compiler.runs == 1
 
 
+def test_what_is_remembered_is_bounded(scripted: Callable[..., Scripted], monkeypatch: pytest.MonkeyPatch):
+    compiler = scripted()
+    monkeypatch.setattr(cache, "_MOST_KNOWN", 3)
+    for text in "abcdab":
+        assert library(text, "avx2").read_text() == text
+        assert len(cache._known) <= 3
+    assert compiler.runs == 4
+
+
 def test_without_a_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
