@@ -327,7 +327,7 @@ REFUSALS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 """What cannot be compiled, and what runs on the engine still."""
 
 
-@pytest.mark.filterwarnings("ignore:sstkern runs own cells in plain PyTorch")
+@pytest.mark.filterwarnings("ignore:sstkern runs .* in plain PyTorch")
 @pytest.mark.parametrize(("refused", "ran"), REFUSALS.values(), ids=REFUSALS)
 def test_what_cannot_be_compiled_runs_in_plain_pytorch(monkeypatch: pytest.MonkeyPatch, refused: tuple[str, ...], ran: tuple[str, ...]):
     def refuse(*_: Any) -> None:

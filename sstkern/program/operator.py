@@ -171,7 +171,7 @@ def _results(call: Call, inputs, parameters, hx, lengths: Tensor | None, saved_r
         try:
             return on_cpu.layer_of(call, inputs, parameters, hx).forward(call, inputs, parameters, hx, lengths, saved_rows)
         except (NotLowered, CannotCompile) as error:
-            on_cpu.unable(error)
+            on_cpu.unable(error, call)
     if saved_rows is None:
         return *_apart(given, *run.layer(call, inputs, parameters, hx, lengths)), []
     outputs, hx_n, saved = run.forward_and_saved(call, inputs, parameters, hx, lengths)
@@ -227,7 +227,7 @@ def _gradients_of(call: Call, inputs, parameters, hx, lengths: Tensor | None, sa
             found = on_cpu.layer_of(call, inputs, parameters, hx).backward(call, *tensors, saved, grad_outputs, grad_hx, needs, groups)
             return [gradient for gradient in found if gradient is not None]
         except (NotLowered, CannotCompile) as error:
-            on_cpu.unable(error)
+            on_cpu.unable(error, call)
     if groups is not None:
         return _of_each_group(call, inputs, parameters, hx, lengths, grad_outputs, grad_hx, needs, groups)
     saved = [tensor[: _rows(call, inputs[0], lengths)] for tensor in saved]
