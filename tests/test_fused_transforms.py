@@ -430,6 +430,28 @@ def test_transforms_inside_a_compiled_function(name: str):
     torch.testing.assert_close(found, gradients(*arguments), rtol=1e-11, atol=1e-13)
 
 
+@pytest.mark.parametrize("dual", [False, True], ids=["jvp", "dual tensors"])
+def test_forward_mode_is_refused_where_the_cpu_engine_is_asked_for(dual: bool):
+    """As our own layers do."""
+    layer, x, hx = made("MGU")
+    x, hx = x.detach(), hx.detach()
+
+    def tangent(of) -> Tensor:
+        if not dual:
+            return jvp(lambda x: of(x)[0], (x,), (x.cos(),))[1]
+        with forward_ad.dual_level():
+            return forward_ad.unpack_dual(of(forward_ad.make_dual(x, x.cos()))[0]).tangent
+
+    def fused(x: Tensor) -> tuple:
+        return layer(x, hx)
+
+    for of in (fused, sstkern.GRU(x.size(2), 4, dtype=x.dtype)):
+        with sstkern.backend("cpu"), pytest.raises(RuntimeError, match=r"^backend: 'cpu' was asked for, but it has no forward mode \(torch"):
+            tangent(of)
+    with sstkern.backend("reference"):
+        assert tangent(fused).abs().sum() > 0
+
+
 def test_forward_mode_inside_a_compiled_function():
     torch._dynamo.reset()
     layer, x, hx = made("MGU")

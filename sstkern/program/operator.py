@@ -65,7 +65,10 @@ def _transformed(call: Call, inputs, parameters, hx, lengths: Tensor | None) -> 
         with torch.autocast(inputs[0].device.type, enabled=False):
             return _transformed(call, _cast(inputs), _cast(parameters), _cast(hx), lengths)
     tensors = [*inputs, *parameters, *hx]
-    if engines.in_forward_mode(tensors) or not (torch.compiler.is_compiling() or on_cpu.runs(call, inputs, parameters, hx)):
+    forward_mode = engines.in_forward_mode(tensors)
+    if forward_mode:
+        engines.check_forward_mode()
+    if forward_mode or not (torch.compiler.is_compiling() or on_cpu.runs(call, inputs, parameters, hx)):
         return run.layer(call, inputs, parameters, hx, lengths)
     results = transforms.run(_of_program(call, inputs, parameters, hx), lengths, tensors)
     return list(results[: len(call.program.outputs)]), list(results[len(call.program.outputs) :])
