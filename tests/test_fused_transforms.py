@@ -446,7 +446,10 @@ def test_forward_mode_is_refused_where_the_cpu_engine_is_asked_for(dual: bool):
         return layer(x, hx)
 
     for of in (fused, sstkern.GRU(x.size(2), 4, dtype=x.dtype)):
-        with sstkern.backend("cpu"), pytest.raises(RuntimeError, match=r"^backend: 'cpu' was asked for, but it has no forward mode \(torch"):
+        with (
+            sstkern.backend("cpu"),
+            pytest.raises(RuntimeError, match=r"^backend: 'cpu' was asked for, but it has no forward mode \(torch"),
+        ):
             tangent(of)
     with sstkern.backend("reference"):
         assert tangent(fused).abs().sum() > 0

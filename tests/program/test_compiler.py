@@ -45,7 +45,10 @@ def test_the_headers_are_those_of_the_sources_or_of_the_package(monkeypatch: pyt
 def test_the_first_compiler_on_path_or_the_one_in_cxx(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
-    with pytest.raises(CannotCompile, match=r"no C\+\+ compiler: none of c\+\+, g\+\+, clang\+\+ is on PATH; install one \('apt-get install g\+\+'\), or name one"):
+    with pytest.raises(
+        CannotCompile,
+        match=r"no C\+\+ compiler: none of c\+\+, g\+\+, clang\+\+ is on PATH; install one \('apt-get install g\+\+'\), or name one",
+    ):
         compiler.find()
     for name in ("clang++", "g++", "c++"):
         path = script(tmp_path, name)

@@ -223,7 +223,9 @@ def test_without_a_compiler_the_engine_that_was_asked_for_is_refused(no_compiler
     layer, (x, hx) = sstkern.fuse(entry.cell(), strict=True), entry.drawn(4, 3)
     with (
         sstkern.backend("cpu"),
-        pytest.raises(engines.BackendError, match=f"^backend: 'cpu' was asked for, but ChoGRU would run in plain PyTorch: {re.escape(no_compiler)}"),
+        pytest.raises(
+            engines.BackendError, match=f"^backend: 'cpu' was asked for, but ChoGRU would run in plain PyTorch: {re.escape(no_compiler)}"
+        ),
     ):
         layer(x, hx)
 
