@@ -115,7 +115,9 @@ def checked(state: Structure, name: str, batch_size: int, like: Tensor, batched:
         raise ValueError(f"{name}: expected at least one Tensor, got {described(state)}")
     for called, leaf in zip(names(state, name), leaves, strict=True):
         if not isinstance(leaf, Tensor):
-            raise TypeError(f"{called}: expected a Tensor, got {type(leaf).__name__}")
+            raise TypeError(
+                f"{called}: expected a Tensor, got {type(leaf).__name__}; a state is a Tensor, or nested tuples or lists of Tensors"
+            )
         if batched and (leaf.dim() == 0 or leaf.size(0) != batch_size):
             raise ValueError(f"{called}: expected shape ({batch_size}, ...), a state for each sequence, got {tuple(leaf.shape)}")
         if leaf.device != like.device:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import dis
 import traceback
 
 from torch import Tensor, nn
 
 from sstkern.first_states import own_method
-from sstkern.program.capture.reasons import place_of
+from sstkern.program.capture.reasons import place_of, users
 from sstkern.structure import Structure, described, flatten, mapped, names, same
 
-_OF_VALUES = (RuntimeError, ValueError, IndexError, AssertionError)
+_OF_VALUES = (RuntimeError, ValueError, IndexError)
 _OF_TYPES = (TypeError, AttributeError)
+_RAISE = dis.opmap["RAISE_VARARGS"]
 
 
 class StepFailed(Exception):
@@ -26,10 +28,20 @@ class StepFailed(Exception):
 
 
 def may_be(error: Exception) -> bool:
-    """Whether arguments may be the cause: of PyTorch's and Python's own errors, not of those that a cell has for itself."""
+    """Whether arguments may be the cause: of PyTorch's and Python's own errors, not of those that a cell raises itself."""
+    if _raised_by_user(error):
+        return False
     if isinstance(error, AttributeError):
         return isinstance(error.obj, Tensor | tuple | list)  # that of a state of another structure
     return type(error) in (*_OF_VALUES, TypeError)
+
+
+def _raised_by_user(error: Exception) -> bool:
+    """Whether a `raise`, or an `assert`, of the user's code made the error: that has words of its own."""
+    last = error.__traceback__
+    while last is not None and last.tb_next is not None:
+        last = last.tb_next
+    return last is not None and users(last.tb_frame) and last.tb_frame.f_code.co_code[last.tb_lasti] == _RAISE
 
 
 def of_step(cell: nn.Module, failed: StepFailed, told: bool) -> TypeError | ValueError:
