@@ -190,18 +190,16 @@ class Direction:
 
         hx: the caller's, if any.
         """
-        rows = inputs if batch.packed else mapped(inputs, lambda tensor: tensor.flatten(0, 1))
-        if isinstance(error, Unpacked):  # where there are as many sequences as it takes, stepping would unpack those
-            if hx is not None:
-                found = misfits.of_arguments(cell, rows, hx)
-                raise found or TypeError(f"hx: {type(cell).__name__} was given {described(hx)}, and {error}") from error
-            if first_states.is_guess(cell, self.initial_state):
-                raise ValueError(
-                    f"hx: {type(cell).__name__} was given zeros of its hidden_size, one Tensor, as its state, and {error}; if its state is "
-                    "another one, give hx, or initial_state to fuse"
-                ) from error
-        if self.strict and isinstance(error, Failed) and (found := misfits.of_arguments(cell, rows, hx)) is not None:
-            raise found from error  # where it is not strict, the error of stepping it tells more
+        unpacked = isinstance(error, Unpacked)  # where there are as many sequences as it takes, stepping would unpack those
+        if unpacked and hx is None and first_states.is_guess(cell, self.initial_state):
+            raise ValueError(
+                f"hx: {type(cell).__name__} was given zeros of its hidden_size, one Tensor, as its state, and {error}; if its state is "
+                "another one, give hx, or initial_state to fuse"
+            ) from error
+        if unpacked or (self.strict and isinstance(error, Failed)):  # where it is not strict, the error of stepping it tells more
+            rows = inputs if batch.packed else mapped(inputs, lambda tensor: tensor.flatten(0, 1))
+            if (found := misfits.of_arguments(cell, rows, hx)) is not None:
+                raise found from error
 
     def unfused(self, cell: nn.Module, reason: str) -> None:
         """Notes why a cell is stepped. Raises NotFused with strict=True."""

@@ -396,14 +396,12 @@ class Scored(Sized):
 
 C = torch.zeros(2, 5)
 WIDTH = r"input: expected 3 features \(input_size\), got 2"
-PICKED = r"a sequence is picked out of a state, as by unpacking one Tensor \(.*test_fuse\.py:\d+\): a state has to"
 MISFITS = {
     "width of the input": (Sized, X[..., :2], H, ValueError, WIDTH),
     "width of the input of torch's cell": (lambda: nn.GRUCell(3, 4), X[..., :2], None, ValueError, WIDTH),
     "width of the state": (Sized, X, C, ValueError, r"hx: expected shape \(B, 4\) \(hidden_size\), got \(B, 5\)"),
     "width of a state": (OfTwoWithZeros, X, (H, C), ValueError, r"hx\[1\]: expected shape \(B, 4\) \(get_initial_state\), got \(B, 5\)"),
     "tensor for tuple": (OfTwoWithZeros, X, H, TypeError, r"hx: expected \(Tensor, Tensor\) \(get_initial_state\), got Tensor"),
-    "tensor that would be unpacked": (OfTwo, X, H, TypeError, f"hx: OfTwo was given Tensor, and {PICKED}"),
     "one state too many": (OfTwoWithZeros, X, (H, H, H), TypeError, r"hx: expected \(Tensor, Tensor\) .*, got \(Tensor, Tensor, Tensor\)"),
     "width of a state that is not known": (
         *(OfTwo, X, (H, C), ValueError),
@@ -443,6 +441,23 @@ def test_what_does_not_fit_the_step_is_named(name: str):
                 layer(x, hx)
             assert type(raised.value) is error
             assert "\n" not in str(raised.value)
+
+
+def test_a_tensor_that_is_unpacked_is_warned_of():
+    """Some steps go through their sequences one by one: right, and no program. To take one Tensor for several states looks the same."""
+
+    class OneByOne(Sized):
+        def forward(self, x, h):
+            return torch.stack([super(OneByOne, self).forward(*rows) for rows in zip(x, h, strict=True)])
+
+    layer, x = sstkern.fuse(OneByOne()), torch.randn(4, 2, 3)
+    with pytest.warns(
+        UserWarning, match=r"steps OneByOne in Python.*taking one out of a state, as unpacking one Tensor does \(.*give the state"
+    ):
+        output, _ = layer(x, H)
+    torch.testing.assert_close(output[0], Sized.forward(layer.cell, x[0], H))
+    with pytest.warns(UserWarning, match=r"steps OfTwo in Python.*, as unpacking one Tensor does"):
+        sstkern.fuse(OfTwo())(x, H)
 
 
 def test_what_does_not_fit_is_named_where_a_program_is_asked_for():

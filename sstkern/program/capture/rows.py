@@ -45,11 +45,8 @@ def _select(record: Recording, operand: Operand, dim: int, index: int) -> Operan
     at = index % operand.shape[dim]
     if record.batch_dim(operand.shape) == dim:
         if operand.value.kind == "h":
-            refuse(
-                "a sequence is picked out of a state, as by unpacking one Tensor",
-                "a state has to have the structure that the step takes",
-                Unpacked,
-            )
+            picked = "the step mixes sequences, taking one out of a state, as unpacking one Tensor does"
+            refuse(picked, "give the state in the structure that the step takes, and let it work on each sequence by itself", Unpacked)
         refuse_mixing()
     part = cut(record, operand, dim, at, at + 1)
     return record.reshaped(part, (*part.shape[:dim], *part.shape[dim + 1 :]))
