@@ -448,7 +448,7 @@ def test_a_tensor_that_is_unpacked_is_warned_of():
 
     class OneByOne(Sized):
         def forward(self, x, h):
-            return torch.stack([super(OneByOne, self).forward(*rows) for rows in zip(x, h, strict=True)])
+            return torch.stack([super(OneByOne, self).forward(row, state) for state, row in zip(h, x, strict=True)])
 
     layer, x = sstkern.fuse(OneByOne()), torch.randn(4, 2, 3)
     with pytest.warns(
