@@ -133,7 +133,7 @@ class Direction:
             state = first_states.checked(hx, "hx", batch.size, like, batch.batched)
             if (widths := first_states.known_widths(cell, self.initial_state)) is not None:
                 first_states.check_widths(state, widths, batch.size)
-            if first_states.differing(state, {like.dtype}) and not autocasting(like):
+            if any(leaf.dtype != like.dtype for leaf in flatten(state)) and not autocasting(like):
                 self._check_dtypes(cell, inputs, batch, state, like)
         order = batch.order
         return state if state is None or order is None else mapped(state, lambda leaf: leaf.index_select(0, order))
