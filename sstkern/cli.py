@@ -63,6 +63,7 @@ Engine = Literal["cpu", "triton", "reference"]
 # What can be given again; typer takes no list of Literal.
 BENCH_CELLS = tuple(dict.fromkeys(key.partition("_")[0] for key in CELLS))
 Phase = Enum("Phase", {name: name for name in ("inference", "training")}, type=str)
+Peer = Enum("Peer", {name: name for name in ("loop", "compiled_step", "torchscript", "compiled_loop", "scan")}, type=str)
 BenchLengths = Enum("BenchLengths", {name: name for name in ("full", "sst2")}, type=str)
 Dtype = Enum("Dtype", {name: name for name in ("float32", "bfloat16")}, type=str)
 CheckedDtype = Enum("CheckedDtype", {name: name for name in ("float64", "float32", "bfloat16", "float16")}, type=str)
@@ -188,6 +189,9 @@ def bench(
     ] = False,
     compiled: Annotated[bool, typer.Option("--compile", help="Also time torch.compile of torch.nn's layers, short ones.")] = False,
     input_size: Annotated[int | None, typer.Option(help="Features of the input of a cell of your own.", min=1, show_default="H")] = None,
+    peer: Annotated[
+        list[Peer] | None, typer.Option(help="What a cell of your own is timed beside; can be given again.", show_default="all")
+    ] = None,
     compile_limit: Annotated[
         float, typer.Option(help="Seconds after which a peer that compiles is given up.", min=0.001, max=86400)
     ] = 120.0,
@@ -206,7 +210,7 @@ def bench(
     A cell of your own is made as Class(input_size, hidden_size) and timed, in float32 and full lengths, beside a loop over its time steps,
     torch.compile of the cell and of the loop, TorchScript and torch's scan.
     """
-    from sstkern.bench import cases, own_cases, show
+    from sstkern.bench import cases, own_cases, show, ways
 
     if threads is not None:
         torch.set_num_threads(threads)
@@ -218,9 +222,9 @@ def bench(
         shapes = [cases.parse_shape(text) for text in shape or ()] or own_cases.SHAPES
         wanted = own_cases.grid(cell, shapes, phases, input_size)
         files = file or output / "own_cells.json", plot or output / "own_cells.png"
-        _end_of_bench(show.own_cells(wanted, threads, seconds, compile_limit, *files), files[0])
+        _end_of_bench(show.own_cells(wanted, threads, seconds, compile_limit, _values(peer) or ways.PEERS, *files), files[0])
         return
-    _refuse({"--input-size": input_size, "--json": file, "--plot": plot}, "is for cells of your own, module:Class")
+    _refuse({"--input-size": input_size, "--peer": peer, "--json": file, "--plot": plot}, "is for cells of your own, module:Class")
     cells = [name.upper() for name in cell or ()] or list(cases.LAYERS)
     kinds, dtypes = _values(lengths) or cases.LENGTHS, _values(dtype) or cases.DTYPES
     shapes = [cases.parse_shape(text) for text in shape or ()] or cases.SHAPES

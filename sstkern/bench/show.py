@@ -41,13 +41,15 @@ def cases(
     return found["complete"]
 
 
-def own_cells(wanted: Sequence[OwnCase], threads: int, seconds: float, limit: float, file: Path, plot: Path) -> bool:
+def own_cells(
+    wanted: Sequence[OwnCase], threads: int, seconds: float, limit: float, peers: Collection[str], file: Path, plot: Path
+) -> bool:
     """Time somebody's own cells; whether all of them were."""
     for case in wanted:
         case.make()  # raises what is wrong with it before hours of others
     console = _console()
     with _progress(wanted) as tell:
-        found = own.run(wanted, threads, seconds, limit, file, tell, tell.doing)
+        found = own.run(wanted, threads, seconds, limit, peers, file, tell, tell.doing)
     for part in report.tables(found):
         console.print(part)
     _tell_files(console, [file, *([charts.own_cells(found["rows"], plot)] if found["rows"] else [])])

@@ -2,7 +2,7 @@
 
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 
 import torch
@@ -16,6 +16,7 @@ from sstkern.bench.own_cases import OwnCase, OwnProblem
 from sstkern.bench.peers import OURS, Engine, Prepared, Unavailable, in_one_line, of_module
 from sstkern.structure import Structure, mapped
 
+LOOP = "loop"
 _SCRIPT = """
 def forward(self, x: Tensor, state: {kind}) -> Tensor:
     outputs: List[Tensor] = []
@@ -139,10 +140,13 @@ COMPILED: dict[str, Callable[[OwnProblem], Prepared]] = {
 """What may compile for long."""
 
 
-def engines(limit: float = compiled.LIMIT) -> list[Engine]:
-    """limit: seconds for each to compile and run once."""
-    late = [Engine(name, partial(_in_a_process, name, limit=limit)) for name in COMPILED]
-    return [Engine(OURS, ours), Engine("loop", OwnProblem.eager), *late]
+PEERS = (LOOP, *COMPILED)
+
+
+def engines(limit: float = compiled.LIMIT, peers: Collection[str] = PEERS) -> list[Engine]:
+    """Ours and the peers. limit: seconds for each that compiles to do so and run once."""
+    others = [Engine(LOOP, OwnProblem.eager), *(Engine(name, partial(_in_a_process, name, limit=limit)) for name in COMPILED)]
+    return [Engine(OURS, ours), *(engine for engine in others if engine.name in peers)]
 
 
 def _in_a_process(name: str, problem: OwnProblem, limit: float) -> Prepared:

@@ -26,7 +26,7 @@ def quick(monkeypatch: pytest.MonkeyPatch):
         return prepared
 
     made = {"sstkern": ways.ours, "loop": OwnProblem.eager, "compiled_loop": fail, "scan": wrong}
-    monkeypatch.setattr(ways, "engines", lambda limit: [Engine(name, prepare) for name, prepare in made.items()])
+    monkeypatch.setattr(ways, "engines", lambda limit, peers: [Engine(name, prepare) for name, prepare in made.items()])
     monkeypatch.setattr(machine, "product_rate", lambda dtype, threads: RATE)
 
 
@@ -55,7 +55,7 @@ def test_a_cell_that_fails_does_not_end_the_run(tmp_path: Path):
     told: list[OwnCase] = []
     doing: list[str] = []
     file = tmp_path / "new" / "own.json"
-    found = own.run(cases, 1, 0.01, 1.0, file, told.append, doing.append)
+    found = own.run(cases, 1, 0.01, 1.0, (), file, told.append, doing.append)
     assert told == cases
     assert doing == [*(f"preparing {name}" for name in ("sstkern", "loop", "compiled_loop", "scan")), "timing"]  # of the second
     assert json.loads(file.read_text()) == found

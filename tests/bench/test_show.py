@@ -2,6 +2,7 @@
 
 import csv
 import json
+from collections.abc import Collection
 from pathlib import Path
 
 import pytest
@@ -87,14 +88,27 @@ def in_process(monkeypatch: pytest.MonkeyPatch):
     def late(problem: OwnProblem) -> Prepared:
         raise Unavailable("compiling took more than 7 s")
 
-    def engines(limit: float) -> list[Engine]:
-        assert limit == 7
+    def engines(limit: float, peers: Collection[str]) -> list[Engine]:
+        assert (limit, peers) == (7, ["loop", "scan"])
         return [Engine("sstkern", ways.ours), Engine("loop", OwnProblem.eager), Engine("scan", late)]
 
     monkeypatch.setattr(ways, "engines", engines)
 
 
-OWN = ("--cell", "own_cells_to_time:Leaky", "--cell", "own_cells_to_time:Learned", "--shape", "2,3,4", "--compile-limit", "7")
+OWN = (
+    "--cell",
+    "own_cells_to_time:Leaky",
+    "--cell",
+    "own_cells_to_time:Learned",
+    "--shape",
+    "2,3,4",
+    "--compile-limit",
+    "7",
+    "--peer",
+    "loop",
+    "--peer",
+    "scan",
+)
 
 
 @pytest.mark.usefixtures("in_process")

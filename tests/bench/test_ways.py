@@ -6,6 +6,7 @@ import torch
 from sstkern.bench import peers, ways
 from sstkern.bench.own_cases import OwnCase, OwnProblem
 from sstkern.bench.peers import Unavailable
+from sstkern.cli import Peer
 
 NAME = "own_cells_to_time:"
 
@@ -82,7 +83,8 @@ def test_a_state_s_type_in_torchscript(state, kind: str, place: str):
 
 def test_the_ways_that_compile_run_in_processes_that_are_given_up():
     names = [engine.name for engine in ways.engines()]
-    assert names == ["sstkern", "loop", "compiled_step", "torchscript", "compiled_loop", "scan"]
+    assert names == ["sstkern", *ways.PEERS] == ["sstkern", *Peer.__members__]
+    assert [engine.name for engine in ways.engines(peers=("scan", "loop"))] == ["sstkern", "loop", "scan"]
     late = {engine.name: engine for engine in ways.engines(limit=0.01)}["scan"]
     with pytest.raises(Unavailable, match=r"compiling took more than 0\.01 s"):
         late.prepare(problem("Leaky", False))
