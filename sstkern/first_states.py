@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import chain
 from types import MethodType
 from typing import Any
@@ -51,8 +51,8 @@ def first_state(cell: nn.Module, initial: Initial | None, batch_size: int, like:
         return checked(initial(batch_size, like), "initial_state", batch_size, like)
     if _has_default(cell):
         return None
-    if callable(method := getattr(cell, "get_initial_state", None)):
-        return checked(_called(method, batch_size, like), "get_initial_state", batch_size, like)
+    if (method := own_method(cell)) is not None:
+        return checked(method(batch_size, like), "get_initial_state", batch_size, like)
     if type(size := getattr(cell, "hidden_size", None)) is int:
         return mapped((size, size) if isinstance(cell, nn.LSTMCell) else size, lambda width: like.new_zeros(batch_size, width))
     raise ValueError(
@@ -94,6 +94,12 @@ def _second_has_default(function: Callable, place: int) -> bool:
     return len(parameters) > place and parameters[place].default is not inspect.Parameter.empty
 
 
+def own_method(cell: nn.Module) -> Callable[[int, Tensor], Structure] | None:
+    """The cell's get_initial_state, of a number of sequences and a tensor with the dtype and device."""
+    method = getattr(cell, "get_initial_state", None)
+    return partial(_called, method) if callable(method) else None
+
+
 def _called(method: Callable[..., Structure], batch_size: int, like: Tensor) -> Structure:
     """As Keras calls get_initial_state, by names; of dtype and device where it takes them."""
     known: dict[str, Any] = {"batch_size": batch_size, "dtype": like.dtype, "device": like.device}
@@ -109,12 +115,27 @@ def checked(state: Structure, name: str, batch_size: int, like: Tensor, batched:
         raise ValueError(f"{name}: expected at least one Tensor, got {described(state)}")
     for called, leaf in zip(names(state, name), leaves, strict=True):
         if not isinstance(leaf, Tensor):
-            raise TypeError(f"{called}: expected a Tensor, got {type(leaf).__name__}")
+            raise TypeError(
+                f"{called}: expected a Tensor, got {type(leaf).__name__}; a state is a Tensor, or nested tuples or lists of Tensors"
+            )
         if batched and (leaf.dim() == 0 or leaf.size(0) != batch_size):
             raise ValueError(f"{called}: expected shape ({batch_size}, ...), a state for each sequence, got {tuple(leaf.shape)}")
         if leaf.device != like.device:
             raise ValueError(f"{called}: is on {leaf.device}, but the input is on {like.device}; move one of them")
     return state if batched else unflatten(state, [leaf.unsqueeze(0) for leaf in leaves])
+
+
+def dtypes(cell: nn.Module, inputs: list[Tensor]) -> set[torch.dtype]:
+    """The floating-point ones of the inputs and of a cell's tensors; none where no parameter says what the cell computes in."""
+    found = {parameter.dtype for parameter in cell.parameters() if parameter.is_floating_point()}
+    others = (tensor.dtype for tensor in chain(inputs, cell.buffers()) if tensor.is_floating_point())
+    return found.union(others) if found else found
+
+
+def differing(state: Structure, allowed: set[torch.dtype]) -> tuple[str, torch.dtype] | None:
+    """The name and dtype of the first floating-point tensor of a state that has none of these dtypes."""
+    pairs = zip(names(state, "hx"), flatten(state), strict=True)
+    return next(((name, leaf.dtype) for name, leaf in pairs if leaf.is_floating_point() and leaf.dtype not in allowed), None)
 
 
 def check_widths(hx: Structure, widths: Structure, batch_size: int) -> None:

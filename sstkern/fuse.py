@@ -13,11 +13,13 @@ from typing import Any, get_args
 import torch
 from torch import Tensor, nn
 
-from sstkern import engines, first_states, private, stepping
+from sstkern import engines, first_states, misfits, private, stepping
 from sstkern.first_states import Initial
 from sstkern.lengths import Batch, Lengths, to_batches
+from sstkern.misfits import StepFailed
+from sstkern.operators import autocasting
 from sstkern.program import layer
-from sstkern.program.capture import Mixed, NoDefault, Unfused
+from sstkern.program.capture import Failed, NoDefault, Unfused, Unpacked
 from sstkern.stepping import Result
 from sstkern.structure import Returns, Structure, described, flatten, mapped
 
@@ -110,6 +112,8 @@ class Direction:
             step = partial(stepping.layer, padded=not batch.packed, returns=self.returns, reverse=self.reverse, every=every)
             try:
                 result = step(cell, inputs, given, batch.lengths)
+            except StepFailed as failed:
+                raise misfits.of_step(cell, failed, hx is not None) from failed.__cause__
             except (TypeError, ValueError) as error:
                 if hx is not None or self.initial_state is not None:
                     raise
@@ -129,8 +133,30 @@ class Direction:
             state = first_states.checked(hx, "hx", batch.size, like, batch.batched)
             if (widths := first_states.known_widths(cell, self.initial_state)) is not None:
                 first_states.check_widths(state, widths, batch.size)
+            if any(leaf.dtype != like.dtype for leaf in flatten(state)) and not autocasting(like):
+                self._check_dtypes(cell, inputs, batch, state, like)
         order = batch.order
         return state if state is None or order is None else mapped(state, lambda leaf: leaf.index_select(0, order))
+
+    def _check_dtypes(self, cell: nn.Module, inputs: Structure, batch: Batch, state: Structure, like: Tensor) -> None:
+        """Raises ValueError for a state of a floating-point dtype that neither an input, nor the cell, nor its own first state has."""
+        allowed = first_states.dtypes(cell, flatten(inputs))
+        if not allowed or not first_states.differing(state, allowed):
+            return
+        try:
+            own = first_states.first_state(cell, self.initial_state, batch.size, like)
+            if own is None and not torch.compiler.is_dynamo_compiling():
+                own = self.programs.of_call(cell, inputs, None, 1 if batch.packed else 2, self.returns).state
+        except (Unfused, NoDefault, ValueError):
+            own = None
+        own_dtypes = set() if own is None else {leaf.dtype for leaf in flatten(own)}
+        if found := first_states.differing(state, allowed | own_dtypes):
+            name, dtype = found
+            expected = " or ".join(sorted(map(str, allowed)))
+            raise ValueError(
+                f"{name}: expected dtype {expected} like the input and the cell's parameters, got {dtype}; "
+                "a cell whose state has another one says so by initial_state to fuse, or its get_initial_state"
+            )
 
     def _as_program(
         self, cell: nn.Module, inputs: Structure, batch: Batch, state: Structure | None, every: bool, told: bool
@@ -149,12 +175,7 @@ class Direction:
         try:
             captured = self.programs.of_call(cell, inputs, state, 1 if batch.packed else 2, self.returns)
         except Unfused as error:
-            guessed = not told and first_states.is_guess(cell, self.initial_state)
-            if guessed and isinstance(error, Mixed):  # one that unpacks its state unpacks sequences, where there are as many
-                raise ValueError(
-                    f"hx: {type(cell).__name__} was given zeros of its hidden_size, one Tensor, as its state, and {error}; if its state is "
-                    "another one, give hx, or initial_state to fuse"
-                ) from error
+            self._check_fit(cell, inputs, batch, state if told else None, error)
             self.unfused(cell, str(error))
             return None
         except NoDefault as error:
@@ -163,6 +184,22 @@ class Direction:
         states = None if state is None else flatten(state)
         tensors = layer.run(captured, captured.leaves(), flatten(inputs), states, batch.lengths, options)
         return Result(*layer.results(tensors, captured.state if state is None else state))
+
+    def _check_fit(self, cell: nn.Module, inputs: Structure, batch: Batch, hx: Structure | None, error: Unfused) -> None:
+        """Raises TypeError or ValueError where the step is no program because it was given something else than it takes.
+
+        hx: the caller's, if any.
+        """
+        unpacked = isinstance(error, Unpacked)  # where there are as many sequences as it takes, stepping would unpack those
+        if unpacked and hx is None and first_states.is_guess(cell, self.initial_state):
+            raise ValueError(
+                f"hx: {type(cell).__name__} was given zeros of its hidden_size, one Tensor, as its state, and {error}; if its state is "
+                "another one, give hx, or initial_state to fuse"
+            ) from error
+        if unpacked or (self.strict and isinstance(error, Failed)):  # where it is not strict, the error of stepping it tells more
+            rows = inputs if batch.packed else mapped(inputs, lambda tensor: tensor.flatten(0, 1))
+            if (found := misfits.of_arguments(cell, rows, hx)) is not None:
+                raise found from error
 
     def unfused(self, cell: nn.Module, reason: str) -> None:
         """Notes why a cell is stepped. Raises NotFused with strict=True."""

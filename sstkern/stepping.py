@@ -14,6 +14,7 @@ from torch.nn.utils import parametrize
 
 from sstkern.engines.loop import PackedStates, Parts, Tensors, recurrence
 from sstkern.engines.rows import Rows
+from sstkern.misfits import StepFailed, may_be
 from sstkern.structure import Returns, Structure, described, flatten, names, split_first_result, split_result, unflatten
 
 
@@ -43,8 +44,8 @@ def layer(
     first step leaves them out. lengths: int64 (B,), or None where every sequence has T steps. every: whether to return all states.
     Parametrizations run once.
 
-    Raises TypeError or ValueError where the cell returns no output or state, or a state of another shape, and ValueError without `hx`
-    where not all sequences begin at the same step.
+    Raises TypeError or ValueError where the cell returns no output or state, or a state of another shape, ValueError without `hx` where not
+    all sequences begin at the same step, and StepFailed.
     """
     tensors = flatten(inputs)
     rows = Rows(tensors, lengths, padded)
@@ -109,10 +110,10 @@ class _Step:
         input = unflatten(self.inputs, [row.clone() for row in rows])
         try:
             return self.cell(input, *state)
-        except RuntimeError as error:
-            if reason := _mismatch(self.cell, input, *state):
-                raise RuntimeError(f"{reason}: {error}") from error
-            raise
+        except Exception as error:
+            if not may_be(error):
+                raise
+            raise StepFailed(input, *(state or (None,))) from error
 
     def _results(self, rows: Parts, output: Tensor, leaves: list[Tensor]) -> tuple[Tensors, Tensors]:
         for name, tensor in [("an output", output), *(("a state", leaf) for leaf in leaves)]:
@@ -120,16 +121,3 @@ class _Step:
                 found = f"shape {tuple(tensor.shape)}" if isinstance(tensor, Tensor) else described(tensor)
                 raise ValueError(f"cell: expected {name} of {len(rows[0])} rows, one for each sequence, got {found}")
         return (output, *leaves) if self.every else (output,), tuple(leaves)
-
-
-def _mismatch(cell: nn.Module, input: Structure, *state: Structure) -> str | None:
-    """What dtype or device differs from the parameters', which may be why the cell failed."""
-    parameters = [parameter for parameter in cell.parameters() if parameter.is_floating_point()]
-    dtypes, devices = {parameter.dtype for parameter in parameters}, {parameter.device for parameter in parameters}
-    named = [(names(part, name), flatten(part)) for name, part in zip(("input", "hx"), (input, *state), strict=False)]
-    for name, tensor in [pair for found, tensors in named for pair in zip(found, tensors, strict=True)]:
-        if parameters and tensor.device not in devices:
-            return f"{name}: is on {tensor.device}, but the cell's parameters are on {parameters[0].device}"
-        if parameters and tensor.is_floating_point() and tensor.dtype not in dtypes:
-            return f"{name}: expected dtype {parameters[0].dtype} like the cell's parameters, got {tensor.dtype}"
-    return None

@@ -81,10 +81,11 @@ def split_result(result: Structure, state: Structure, returns: Returns) -> tuple
         return flatten(result)[0], result
     if is_pair and isinstance(result[0], Tensor):
         return result[0], result[1]
+    new = f"the new state {described(state)}, as it was given"
     expected = {
-        "state": f"the new state {described(state)}",
-        "output_and_state": f"(output, state), a Tensor and the new state {described(state)}",
-        "auto": f"the new state {described(state)}, or (output, state)",
+        "state": new,
+        "output_and_state": f"(output, state), a Tensor and {new}",
+        "auto": f"{new}, or (output, state)",
     }[returns]
     raise TypeError(f"cell: expected it to return {expected}, got {described(result)} (returns={returns!r})")
 

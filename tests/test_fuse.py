@@ -343,7 +343,11 @@ widths = sstkern.fuse(Memory(), initial_state=(4, [12]))
         wrong(ValueError, r"lengths\[1\] is 5; allowed are 0 to 4", lambda: fused(X, lengths=[1, 5])),
         wrong(ValueError, r"lengths: a PackedSequence has its own", lambda: fused(pack_sequence([X[:, 0]]), lengths=[4])),
         wrong(ValueError, r"lengths: expected one for each of 2 sequences", lambda: fused(X, lengths=[1])),
-        wrong(RuntimeError, r"input: expected dtype torch.float32 like the cell's parameters", lambda: fused(X.double())),
+        wrong(
+            ValueError,
+            r"input: expected dtype torch.float32 like the cell's parameters, got torch.float64 \(MGU's step raised",
+            lambda: fused(X.double()),
+        ),
         wrong(
             ValueError,
             r"backward_cell: outputs stand side by side in their last dimension",
@@ -354,6 +358,201 @@ widths = sstkern.fuse(Memory(), initial_state=(4, [12]))
 def test_wrong_arguments(error, message, call):
     with pytest.raises(error, match=message):
         call()
+
+
+class OfTwo(nn.Module):
+    """No more is known of it than what its step does. It may have a first state."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.x, self.h = nn.Linear(3, 4), nn.Linear(4, 4)
+
+    def forward(self, x, state):
+        h, c = state
+        c = c + torch.tanh(self.x(x) + self.h(h))
+        return torch.tanh(c), c
+
+
+class OfTwoWithZeros(OfTwo):
+    def get_initial_state(self, batch_size):
+        return torch.zeros(batch_size, 4), torch.zeros(batch_size, 4)
+
+
+class Sized(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.input_size, self.hidden_size = 3, 4
+        self.x, self.h = nn.Linear(3, 4), nn.Linear(4, 4)
+
+    def forward(self, x, h):
+        return torch.tanh(self.x(x) + self.h(h))
+
+
+class Scored(Sized):
+    def forward(self, inputs, h):
+        x, score = inputs
+        return score * super().forward(x, h)
+
+
+C = torch.zeros(2, 5)
+WIDTH = r"input: expected 3 features \(input_size\), got 2"
+MISFITS = {
+    "width of the input": (Sized, X[..., :2], H, ValueError, WIDTH),
+    "width of the input of torch's cell": (lambda: nn.GRUCell(3, 4), X[..., :2], None, ValueError, WIDTH),
+    "width of the state": (Sized, X, C, ValueError, r"hx: expected shape \(B, 4\) \(hidden_size\), got \(B, 5\)"),
+    "width of a state": (OfTwoWithZeros, X, (H, C), ValueError, r"hx\[1\]: expected shape \(B, 4\) \(get_initial_state\), got \(B, 5\)"),
+    "tensor for tuple": (OfTwoWithZeros, X, H, TypeError, r"hx: expected \(Tensor, Tensor\) \(get_initial_state\), got Tensor"),
+    "one state too many": (OfTwoWithZeros, X, (H, H, H), TypeError, r"hx: expected \(Tensor, Tensor\) .*, got \(Tensor, Tensor, Tensor\)"),
+    "width of a state that is not known": (
+        *(OfTwo, X, (H, C), ValueError),
+        r"input, hx: OfTwo's step raised RuntimeError: .*, given input \(B, 3\) and hx \(\(B, 4\), \(B, 5\)\)$",
+    ),
+    "states that are not known": (
+        *(OfTwo, X, (H,), ValueError),
+        r"OfTwo's step raised ValueError: not enough values to unpack.*test_fuse\.py:\d+\), given .* hx \(\(B, 4\),\)$",
+    ),
+    "tuple for tensor": (
+        *(Sized, X, (H, H), TypeError),
+        r"input, hx: Sized's step raised TypeError: .*, given input \(B, 3\) and hx \(\(B, 4\), \(B, 4\)\)$",
+    ),
+    "one input too few": (
+        *(Scored, (X,), H, ValueError),
+        r"Scored's step raised ValueError: not enough values to unpack.*, given input \(\(B, 3\),\) and hx \(B, 4\)$",
+    ),
+    "one input too many": (
+        *(Scored, (X, X, X), None, ValueError),
+        r"input: Scored's step .* too many values to unpack.* \(no hx was given; see initial_state\)$",
+    ),
+    "list for tuple": (
+        *(OfTwo, X, [H, H], TypeError),
+        r"expected it to return the new state \[Tensor, Tensor\], as it was given, .*, got \(Tensor, Tensor\)",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MISFITS)
+def test_what_does_not_fit_the_step_is_named(name: str):
+    make, x, hx, error, message = MISFITS[name]
+    layer = sstkern.fuse(make())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(2):  # the second time it is known that the step is no program
+            with pytest.raises(error, match=message) as raised:
+                layer(x, hx)
+            assert type(raised.value) is error
+            assert "\n" not in str(raised.value)
+
+
+def test_a_tensor_that_is_unpacked_is_warned_of():
+    """Some steps go through their sequences one by one: right, and no program. To take one Tensor for several states looks the same."""
+
+    class OneByOne(Sized):
+        def forward(self, x, h):
+            return torch.stack([super(OneByOne, self).forward(row, state) for state, row in zip(h, x, strict=True)])
+
+    layer, x = sstkern.fuse(OneByOne()), torch.randn(4, 2, 3)
+    with pytest.warns(
+        UserWarning, match=r"steps OneByOne in Python.*taking one out of a state, as unpacking one Tensor does \(.*give the state"
+    ):
+        output, _ = layer(x, H)
+    torch.testing.assert_close(output[0], Sized.forward(layer.cell, x[0], H))
+    with pytest.warns(UserWarning, match=r"steps OfTwo in Python.*, as unpacking one Tensor does"):
+        sstkern.fuse(OfTwo())(x, H)
+
+
+def test_what_does_not_fit_is_named_where_a_program_is_asked_for():
+    layer = sstkern.fuse(Sized(), strict=True)
+    with pytest.raises(ValueError, match=r"^input: expected 3 features \(input_size\), got 2$"):
+        layer(X[..., :2])
+    with pytest.raises(ValueError, match=r"^hx: expected shape \(B, 4\) \(hidden_size\), got \(B, 5\)$"):
+        layer(X, C)
+    assert layer(X)[0].shape == (4, 2, 4)
+
+
+def test_an_error_of_the_cells_own_is_not_touched():
+    class Own(RuntimeError):
+        pass
+
+    class Raising(Sized):
+        def forward(self, x, h):
+            raise Own("mine")
+
+    with pytest.raises(Own, match=r"^mine$"):
+        sstkern.fuse(Raising())(X)
+
+
+# Dtypes of states
+
+
+class Independent(nn.Module):
+    """IndRNN: nothing in it minds a state of another dtype."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden_size, self.x, self.u = 4, nn.Linear(3, 4), nn.Parameter(torch.ones(4))
+
+    def forward(self, x, h):
+        return torch.relu(self.x(x) + self.u * h)
+
+
+class IndependentByDefault(Independent):
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.dtype = dtype
+
+    def forward(self, x, h=None):
+        h = torch.zeros(x.size(0), 4, dtype=self.dtype) if h is None else h
+        return super().forward(x, h).to(h.dtype)
+
+
+class Wide(Independent):
+    def get_initial_state(self, batch_size):
+        return torch.zeros(batch_size, 4, dtype=torch.float64)
+
+
+def wide_zeros(batch_size: int, like: torch.Tensor) -> torch.Tensor:
+    return torch.zeros(batch_size, 4, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("make", [Independent, lambda: IndependentByDefault(torch.float32), lambda: nn.GRUCell(3, 4)])
+def test_a_state_of_another_dtype_than_the_cell_is_refused(make, dtype: torch.dtype):
+    with pytest.raises(ValueError, match=rf"^hx: expected dtype torch.float32 like the input and the cell's parameters, got {dtype}; "):
+        sstkern.fuse(make())(X, H.to(dtype))
+
+
+@pytest.mark.parametrize(
+    ("make", "options"),
+    [(Wide, {}), (Independent, {"initial_state": wide_zeros}), (lambda: IndependentByDefault(torch.float64), {})],
+    ids=["get_initial_state", "initial_state", "default"],
+)
+def test_a_state_may_have_the_dtype_that_the_cell_begins_with(make, options):
+    layer = sstkern.fuse(make(), **options)
+    with sstkern.backend("reference"):
+        output, h_n = layer(X)
+        assert h_n.dtype == torch.float64
+        torch.testing.assert_close(layer(X, torch.zeros_like(h_n)), (output, h_n))
+
+
+def test_states_of_integers_and_bools_are_the_cells_own_affair():
+    class Counting(Independent):
+        def forward(self, x, state):
+            h, steps, seen = state
+            return super().forward(x, h), steps + 1, seen | (steps > 1).squeeze(-1)
+
+    layer = sstkern.fuse(Counting())
+    with pytest.warns(UserWarning, match="states must be floating point"):
+        _, (_, steps, seen) = layer(X, (H, torch.zeros(2, 1, dtype=torch.int64), torch.zeros(2, dtype=torch.bool)))
+    assert steps.tolist() == [[4], [4]]
+    assert seen.tolist() == [True, True]
+
+
+def test_under_autocast_a_state_may_have_its_dtype():
+    layer = sstkern.fuse(Independent())
+    with sstkern.backend("reference"), torch.autocast("cpu", torch.bfloat16):
+        _, h_n = layer(X)
+        assert h_n.dtype == torch.bfloat16
+        assert torch.equal(layer(X, torch.zeros_like(h_n))[1], h_n)
 
 
 def test_why_a_cell_is_stepped(capsys):
@@ -399,9 +598,9 @@ def test_a_call_that_fails_is_told_by_its_error_alone():
     layer = sstkern.fuse(MGU())
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        with pytest.raises(RuntimeError, match="input: expected dtype"):
+        with pytest.raises(ValueError, match="input: expected dtype"):
             layer(X.double())
-        with pytest.raises(RuntimeError, match="mat1 and mat2 shapes cannot be multiplied"):
+        with pytest.raises(ValueError, match="mat1 and mat2 shapes cannot be multiplied"):
             layer(X, torch.zeros(2, 7))
     layer.cell.register_forward_hook(lambda *arguments: None)
     with pytest.warns(UserWarning, match="steps MGU in Python.*hooks"):
@@ -706,3 +905,23 @@ def test_a_state_that_is_guessed_wrong_is_told():
         with pytest.raises(ValueError, match=r"give hx, or initial_state to fuse|see initial_state"):
             layer(torch.randn(5, batch, 3))
     assert sstkern.fuse(OfTwo(), initial_state=(4, 4))(torch.randn(5, 2, 3))[0].shape == (5, 2, 4)
+
+
+def test_a_cell_with_a_hidden_size_that_mixes_sequences_is_stepped():
+    class Centred(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.hidden_size, self.x = 4, nn.Linear(3, 4)
+
+        def forward(self, x, h):
+            v = self.x(x) + h
+            return torch.tanh(v - v.mean(0))
+
+    layer, x = sstkern.fuse(Centred()), torch.randn(4, 5, 3)
+    with pytest.warns(UserWarning, match="sstkern steps Centred in Python, which is slow: mean mixes sequences"):
+        output, h_n = layer(x)
+    h = torch.zeros(5, 4)
+    for t in range(4):
+        h = layer.cell(x[t], h)
+        torch.testing.assert_close(output[t], h)
+    assert torch.equal(h_n, output[-1])

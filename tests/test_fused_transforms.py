@@ -327,7 +327,7 @@ REFUSALS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 """What cannot be compiled, and what runs on the engine still."""
 
 
-@pytest.mark.filterwarnings("ignore:sstkern runs own cells in plain PyTorch")
+@pytest.mark.filterwarnings("ignore:sstkern runs .* in plain PyTorch")
 @pytest.mark.parametrize(("refused", "ran"), REFUSALS.values(), ids=REFUSALS)
 def test_what_cannot_be_compiled_runs_in_plain_pytorch(monkeypatch: pytest.MonkeyPatch, refused: tuple[str, ...], ran: tuple[str, ...]):
     def refuse(*_: Any) -> None:
@@ -428,6 +428,31 @@ def test_transforms_inside_a_compiled_function(name: str):
     with on_the_engine("forward", "backward"):
         found = compiled(*arguments)
     torch.testing.assert_close(found, gradients(*arguments), rtol=1e-11, atol=1e-13)
+
+
+@pytest.mark.parametrize("dual", [False, True], ids=["jvp", "dual tensors"])
+def test_forward_mode_is_refused_where_the_cpu_engine_is_asked_for(dual: bool):
+    """As our own layers do."""
+    layer, x, hx = made("MGU")
+    x, hx = x.detach(), hx.detach()
+
+    def tangent(of) -> Tensor:
+        if not dual:
+            return jvp(lambda x: of(x)[0], (x,), (x.cos(),))[1]
+        with forward_ad.dual_level():
+            return forward_ad.unpack_dual(of(forward_ad.make_dual(x, x.cos()))[0]).tangent
+
+    def fused(x: Tensor) -> tuple:
+        return layer(x, hx)
+
+    for of in (fused, sstkern.GRU(x.size(2), 4, dtype=x.dtype)):
+        with (
+            sstkern.backend("cpu"),
+            pytest.raises(RuntimeError, match=r"^backend: 'cpu' was asked for, but it has no forward mode \(torch"),
+        ):
+            tangent(of)
+    with sstkern.backend("reference"):
+        assert tangent(fused).abs().sum() > 0
 
 
 def test_forward_mode_inside_a_compiled_function():

@@ -198,19 +198,6 @@ def test_what_returns_says_holds(returns):
         stepped(cell, torch.zeros(2, 5, 1), None)
 
 
-@pytest.mark.parametrize(
-    ("x", "h", "message"),
-    [
-        (torch.zeros(3, 5, 3, dtype=torch.float64), torch.zeros(5, 4), "input: expected dtype torch.float32 like the cell's parameters"),
-        (torch.zeros(3, 5, 3), torch.zeros(5, 4, dtype=torch.float64), "hx: expected dtype torch.float32 like the cell's parameters"),
-        (torch.zeros(3, 5, 3, device="meta"), torch.zeros(5, 4), "input: is on meta, but the cell's parameters are on cpu"),
-    ],
-)
-def test_a_cell_that_fails_for_a_dtype_or_device(x, h, message):
-    with pytest.raises(RuntimeError, match=message):
-        stepped(MGU(), x, h)
-
-
 def test_a_cell_s_own_error_stays_its_own():
     def failing(x, h):
         raise RuntimeError("own words")

@@ -12,7 +12,14 @@ from sstkern.bench.report import Ratio, Row
 ALL = "all cells"
 
 
-def measure(case: OwnCase, threads: int, seconds: float, limit: float = compiled.LIMIT, peers: Collection[str] = ways.PEERS) -> Row:
+def measure(
+    case: OwnCase,
+    threads: int,
+    seconds: float,
+    limit: float = compiled.LIMIT,
+    peers: Collection[str] = ways.PEERS,
+    doing: suite.Doing = lambda _: None,
+) -> Row:
     """One row: what ours and the peers took, and why some did not run. limit: seconds to compile one."""
     engines, rate = ways.engines(limit, peers), machine.product_rate(case.torch_dtype, threads)
 
@@ -24,12 +31,21 @@ def measure(case: OwnCase, threads: int, seconds: float, limit: float = compiled
         problem.expected()
     except Exception as error:  # the cell's own, which must not end the run of other cells
         return as_row({}, {ways.LOOP: f"failed, and leaves nothing to agree with: {in_one_line(error)}"})
-    return suite.timed(problem, engines, seconds, as_row)
+    return suite.timed(problem, engines, seconds, as_row, doing)
 
 
-def run(cases: Sequence[OwnCase], threads: int, seconds: float, limit: float, peers: Collection[str], file: Path, tell: suite.Tell) -> dict:
+def run(
+    cases: Sequence[OwnCase],
+    threads: int,
+    seconds: float,
+    limit: float,
+    peers: Collection[str],
+    file: Path,
+    tell: suite.Tell,
+    doing: suite.Doing,
+) -> dict:
     """Measure the cases, leave `file` (JSON) after each of them, and return the report."""
-    one = partial(measure, threads=threads, seconds=seconds, limit=limit, peers=peers)
+    one = partial(measure, threads=threads, seconds=seconds, limit=limit, peers=peers, doing=doing)
     return suite.reported(cases, one, lambda found: report.write_json(found, file), tell, summary)
 
 

@@ -33,7 +33,7 @@ def cases(
     """Time the cases; whether all of them were. compile_limit: seconds for torch.compile, which is left out where it is None."""
     console, wanted = _console(), grid(cells, shapes, phases, lengths, dtypes)
     engines = [*peers.ENGINES, *([] if compile_limit is None else [compiled.engine(compile_limit)])]
-    with _progress(console, wanted) as tell:
+    with _progress(wanted) as tell:
         found = suite.run(wanted, engines, threads, seconds, output, tell)
     for part in report.tables(found):
         console.print(part)
@@ -48,8 +48,8 @@ def own_cells(
     for case in wanted:
         case.make()  # raises what is wrong with it before hours of others
     console = _console()
-    with _progress(console, wanted) as tell:
-        found = own.run(wanted, threads, seconds, limit, peers, file, tell)
+    with _progress(wanted) as tell:
+        found = own.run(wanted, threads, seconds, limit, peers, file, tell, tell.doing)
     for part in report.tables(found):
         console.print(part)
     _tell_files(console, [file, *([charts.own_cells(found["rows"], plot)] if found["rows"] else [])])
@@ -59,7 +59,7 @@ def own_cells(
 def growth(cells: Collection[str], phases: Collection[str], lengths: Collection[str], threads: int, seconds: float, output: Path) -> bool:
     """Time the sweeps; whether all of them were."""
     console, wanted = _console(), growing.points(threads, cells, phases, lengths)
-    with _progress(console, wanted) as tell:
+    with _progress(wanted) as tell:
         found = growing.run(wanted, seconds, output, tell)
     _tell_files(console, [output / "growth.json", *charts.growth(found["rows"], output)])
     return found["complete"]
@@ -68,7 +68,7 @@ def growth(cells: Collection[str], phases: Collection[str], lengths: Collection[
 def memory(cells: Collection[str], shapes: Collection[Shape], lengths: Collection[str], threads: int, output: Path) -> bool:
     """Measure the memory of training steps; whether of all of them."""
     console, wanted = _console(), remembering.cases(cells, shapes, lengths)
-    with _progress(console, wanted) as tell:
+    with _progress(wanted) as tell:
         found = remembering.run(wanted, threads, output, tell)
     console.print(_memory_table(found["rows"]))
     _tell_files(console, [output / "memory.json", *([charts.memory(found["rows"], output / "memory.png")] if found["rows"] else [])])
@@ -78,7 +78,7 @@ def memory(cells: Collection[str], shapes: Collection[Shape], lengths: Collectio
 def skewed(cells: Collection[str], phases: Collection[str], threads: int, seconds: float, output: Path) -> bool:
     """Measure the skewed batches; whether all of them."""
     console, wanted = _console(), skewing.cases(cells, phases)
-    with _progress(console, wanted) as tell:
+    with _progress(wanted) as tell:
         found = skewing.run(wanted, threads, seconds, output, tell)
     for part in (_skewed_table(found["rows"]), *report.reasons(found["rows"])):
         console.print(part)
@@ -122,15 +122,28 @@ def _console() -> Console:
     return console if console.is_terminal else Console(width=_WIDTH, markup=False)
 
 
+class _Shown:
+    """What to call before each of the items, and while one is worked on, so that a terminal shows which it is."""
+
+    def __init__(self, bar: Progress, total: int):
+        self._bar, self._task, self._done, self._item = bar, bar.add_task("", total=total), iter(range(total)), ""
+
+    def __call__(self, item: Any) -> None:
+        self._item = str(item)
+        self._bar.update(self._task, completed=next(self._done), description=self._item, refresh=True)
+
+    def doing(self, what: str) -> None:
+        self._bar.update(self._task, description=f"{self._item}: {what}", refresh=True)
+
+
 @contextmanager
-def _progress(console: Console, items: Sequence[Any]) -> Iterator[suite.Tell]:
-    """What to call before each of the items, so that a terminal shows which it is."""
+def _progress(items: Sequence[Any]) -> Iterator[_Shown]:
+    """On stderr, where that is a terminal: stdout has the tables, which may go into a file."""
+    console = Console(markup=False, stderr=True)
     columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
-    # Drawn only between items: a thread that draws would take time from what is measured.
+    # Drawn only between items, and between what is done for one: a thread that draws would take time from what is measured.
     with Progress(*columns, console=console, transient=True, auto_refresh=False, disable=not console.is_terminal) as bar:
-        task = bar.add_task("", total=len(items))
-        done = iter(range(len(items)))
-        yield lambda item: bar.update(task, completed=next(done), description=str(item), refresh=True)
+        yield _Shown(bar, len(items))
 
 
 def _tell_files(console: Console, paths: Sequence[Path]) -> None:

@@ -1,15 +1,18 @@
 """A run: every case measured and written as it finishes."""
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from sstkern.bench import machine, peers, report, timing
 from sstkern.bench.cases import Case
-from sstkern.bench.peers import Engine, Problem
+from sstkern.bench.peers import Engine, Prepared, Problem
 
 Item = TypeVar("Item")
 Tell = Callable[[Any], None]
+Doing = Callable[[str], None]
+"""What is done for the item that was told, which may take minutes."""
 ATTEMPTS = 3
 """How often a case is timed whose engines something disturbs; the last attempt is reported."""
 
@@ -22,9 +25,19 @@ def measure(case: Case, engines: Sequence[Engine], threads: int, seconds: float)
     return timed(problem, engines, seconds, lambda taken, left_out: report.row(case, taken, left_out, bandwidth, rate))
 
 
-def timed(problem: Problem, engines: Sequence[Engine], seconds: float, as_row: Callable[[dict, dict], dict]) -> dict:
-    """A row that `as_row` makes of the engines' figures and of why others did not run; timed again where the row says it is discarded."""
-    with peers.ready(problem, engines) as (prepared, differences, left_out):
+def timed(
+    problem: Problem,
+    engines: Sequence[Engine],
+    seconds: float,
+    as_row: Callable[[dict, dict], dict],
+    doing: Doing = lambda _: None,
+) -> dict:
+    """A row that `as_row` makes of the engines' figures and of why others did not run; timed again where the row says it is discarded.
+
+    doing: called before each engine is made ready, and before all are timed.
+    """
+    with peers.ready(problem, [_announced(engine, doing) for engine in engines]) as (prepared, differences, left_out):
+        doing("timing")
         for _ in range(ATTEMPTS):
             timings = timing.compare({name: one.block for name, one in prepared.items()}, seconds) if prepared else {}
             taken = {name: report.figures(timings[name], differences[name], prepared[name].notes) for name in timings}
@@ -32,6 +45,14 @@ def timed(problem: Problem, engines: Sequence[Engine], seconds: float, as_row: C
             if row["discarded"] is None:
                 break
     return row
+
+
+def _announced(engine: Engine, doing: Doing) -> Engine:
+    def prepare(problem: Problem) -> Prepared:
+        doing(f"preparing {engine.name}")
+        return engine.prepare(problem)
+
+    return replace(engine, prepare=prepare)
 
 
 def run(cases: Sequence[Case], engines: Sequence[Engine], threads: int, seconds: float, folder: Path, tell: Tell) -> dict:

@@ -21,6 +21,7 @@ ENGINES = ("reference", "cpu", "triton")
 FUSED_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
+_NO_FORWARD_MODE = "it has no forward mode (torch.func.jvp, jacfwd, hessian, dual tensors); jacrev and vjp run on it"
 _INTERPRETING = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on", "yes", "y")  # as and when triton reads it
 
 
@@ -128,6 +129,12 @@ def check_program(fused: bool) -> None:
         raise BackendError("backend: 'cpu' was asked for, but this cell is stepped in Python, on 'reference'")
 
 
+def check_forward_mode() -> None:
+    """Raises BackendError for a program in forward mode where the engine is forced that has none."""
+    if forced() == "cpu":
+        raise BackendError(f"backend: 'cpu' was asked for, but {_NO_FORWARD_MODE}")
+
+
 def choose(cell: Cell, x: Tensor, others: Sequence[Tensor] = ()) -> str:
     """The engine for a layer of `cell` on `x`, with its weights and states as `others`: the forced one, or the fastest that can run it."""
     name = forced()
@@ -157,7 +164,7 @@ def _obstacle(cell: Cell, x: Tensor, others: Sequence[Tensor], engine: str | Non
     if _INTERPRETING and x.dtype == torch.bfloat16:
         return "Triton's interpreter gets products in bfloat16 wrong"
     if in_forward_mode((x, *others)):
-        return "it has no forward mode (torch.func.jvp, jacfwd, hessian, dual tensors); jacrev and vjp run on it"
+        return _NO_FORWARD_MODE
     return _unregistered(cell) or _incapable(engine, cell.name)
 
 

@@ -23,6 +23,8 @@ from sstkern.program.compiler import FLAGS, CannotCompile, Compiler, compiled, f
 _TOKEN = secrets.token_hex(8)
 _OTHER_FOLDER = "SSTKERN_CACHE can name another folder"
 _known: dict[tuple[str, str], Path] = {}
+"""Of the latest texts, the libraries that were checked: to check one takes a millisecond."""
+_MOST_KNOWN = 256
 _locks: set[int] = set()
 """Descriptors of this process's lock files, open while a thread has or awaits the lock."""
 
@@ -44,19 +46,26 @@ def library(source: str, level: str) -> Path:
     place in between.
 
     Raises CannotCompile where it is not there and cannot be made, where other users could have changed it, and where the environment
-    has SSTKERN_COMPILE=0.
+    has SSTKERN_COMPILE=0 (`check_wanted`).
     """
     check_wanted()
     key = source, level
-    if key not in _known:
-        _known[key] = _library(source, level)
-    return _known[key]
+    found = _known.get(key)
+    if found is None:
+        found = _library(source, level)
+        if len(_known) >= _MOST_KNOWN:
+            _known.clear()
+        _known[key] = found
+    return found
 
 
 def check_wanted() -> None:
-    """Raises CannotCompile where the environment has SSTKERN_COMPILE=0."""
-    if os.environ.get("SSTKERN_COMPILE") == "0":
+    """Raises CannotCompile where the environment has SSTKERN_COMPILE=0, or there what is neither 0 nor 1."""
+    given = os.environ.get("SSTKERN_COMPILE") or "1"
+    if given == "0":
         raise CannotCompile("SSTKERN_COMPILE=0 turns compiling off")
+    if given != "1":
+        raise CannotCompile(f"SSTKERN_COMPILE: expected 0 or 1, got {given!r}")
 
 
 def place() -> Path:

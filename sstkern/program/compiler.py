@@ -55,7 +55,7 @@ def find() -> Compiler:
     for name in _NAMES:
         if shutil.which(name):
             return _compiler(name, [name])
-    raise CannotCompile(f"no C++ compiler: none of {', '.join(_NAMES)} is on PATH; install one, or name one in CXX")
+    raise CannotCompile(f"no C++ compiler: none of {', '.join(_NAMES)} is on PATH; install one ('apt-get install g++'), or name one in CXX")
 
 
 def _words(given: str) -> list[str]:
@@ -132,5 +132,5 @@ def _run(command: list[str], folder: Path, seconds: float) -> str:
     if process.returncode:
         ending = f"failed with exit code {process.returncode}" if process.returncode > 0 else f"was ended by signal {-process.returncode}"
         last = "\n".join(printed.strip().splitlines()[-_LINES:])
-        raise CannotCompile(f"{command[0]} {ending}; its last lines:\n{last or '(none)'}")
+        raise CannotCompile(f"{command[0]} {ending}; its last lines:\n{last}" if last else f"{command[0]} {ending} and printed nothing")
     return printed

@@ -41,7 +41,7 @@ class Program:
     """One time step. Programs are equal if their texts are: 1, 1.0 and True are not the same.
 
     inputs, states, parameters: the numbers of dimensions of each, without that of the rows. outputs: what a step gives, the layer's output
-    first. next_states: each state's value after the step.
+    first. next_states: each state's value after the step. cell: the name of the class whose step it is, for messages only; a text has none.
     """
 
     inputs: tuple[int, ...]
@@ -52,6 +52,7 @@ class Program:
     next_states: tuple[Value, ...]
 
     text: str = field(init=False)
+    cell: str = field(default="an own cell", kw_only=True)
 
     def __post_init__(self) -> None:
         _check(self)

@@ -400,21 +400,22 @@ def runs(call: Call, inputs: Sequence[Tensor], parameters: Sequence[Tensor], hx:
         with private.without_transforms_active():
             layer_of(call, inputs, parameters, hx).compile()
     except (NotLowered, CannotCompile) as error:
-        unable(error)
+        unable(error, call)
         return False
     return True
 
 
-def unable(error: Exception) -> None:
+def unable(error: Exception, call: Call) -> None:
     """Says once why a call runs in plain PyTorch; raises BackendError where the CPU engine was asked for."""
     if engines.forced() == "cpu":
-        raise engines.BackendError(f"backend: 'cpu' was asked for, but {error}") from error
-    _warn_once(str(error))
+        raise engines.BackendError(f"backend: 'cpu' was asked for, but {call.program.cell} would run in plain PyTorch: {error}") from error
+    _warn_once(call.program.cell, str(error))
 
 
 @cache
-def _warn_once(reason: str) -> None:
-    warnings.warn(f"sstkern runs own cells in plain PyTorch, which is slow: {reason}", UserWarning, stacklevel=2)
+def _warn_once(cell: str, reason: str) -> None:
+    remedy = "sstkern.backend('reference') chooses that without a warning"
+    warnings.warn(f"sstkern runs {cell} in plain PyTorch, which is slow: {reason}; {remedy}", UserWarning, stacklevel=2)
 
 
 def forget() -> None:

@@ -65,7 +65,10 @@ def _transformed(call: Call, inputs, parameters, hx, lengths: Tensor | None) -> 
         with torch.autocast(inputs[0].device.type, enabled=False):
             return _transformed(call, _cast(inputs), _cast(parameters), _cast(hx), lengths)
     tensors = [*inputs, *parameters, *hx]
-    if engines.in_forward_mode(tensors) or not (torch.compiler.is_compiling() or on_cpu.runs(call, inputs, parameters, hx)):
+    forward_mode = engines.in_forward_mode(tensors)
+    if forward_mode:
+        engines.check_forward_mode()
+    if forward_mode or not (torch.compiler.is_compiling() or on_cpu.runs(call, inputs, parameters, hx)):
         return run.layer(call, inputs, parameters, hx, lengths)
     results = transforms.run(_of_program(call, inputs, parameters, hx), lengths, tensors)
     return list(results[: len(call.program.outputs)]), list(results[len(call.program.outputs) :])
@@ -171,7 +174,7 @@ def _results(call: Call, inputs, parameters, hx, lengths: Tensor | None, saved_r
         try:
             return on_cpu.layer_of(call, inputs, parameters, hx).forward(call, inputs, parameters, hx, lengths, saved_rows)
         except (NotLowered, CannotCompile) as error:
-            on_cpu.unable(error)
+            on_cpu.unable(error, call)
     if saved_rows is None:
         return *_apart(given, *run.layer(call, inputs, parameters, hx, lengths)), []
     outputs, hx_n, saved = run.forward_and_saved(call, inputs, parameters, hx, lengths)
@@ -227,7 +230,7 @@ def _gradients_of(call: Call, inputs, parameters, hx, lengths: Tensor | None, sa
             found = on_cpu.layer_of(call, inputs, parameters, hx).backward(call, *tensors, saved, grad_outputs, grad_hx, needs, groups)
             return [gradient for gradient in found if gradient is not None]
         except (NotLowered, CannotCompile) as error:
-            on_cpu.unable(error)
+            on_cpu.unable(error, call)
     if groups is not None:
         return _of_each_group(call, inputs, parameters, hx, lengths, grad_outputs, grad_hx, needs, groups)
     saved = [tensor[: _rows(call, inputs[0], lengths)] for tensor in saved]

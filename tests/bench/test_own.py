@@ -53,9 +53,11 @@ def test_a_cell_that_is_no_program_has_no_rate():
 def test_a_cell_that_fails_does_not_end_the_run(tmp_path: Path):
     cases = [OwnCase(NAME + cell, 2, 3, 4) for cell in ("Broken", "Leaky")]
     told: list[OwnCase] = []
+    doing: list[str] = []
     file = tmp_path / "new" / "own.json"
-    found = own.run(cases, 1, 0.01, 1.0, (), file, told.append)
+    found = own.run(cases, 1, 0.01, 1.0, (), file, told.append, doing.append)
     assert told == cases
+    assert doing == [*(f"preparing {name}" for name in ("sstkern", "loop", "compiled_loop", "scan")), "timing"]  # of the second
     assert json.loads(file.read_text()) == found
     broken, leaky = found["rows"]
     assert (broken["engines"], broken["ratio"]) == ({}, None)

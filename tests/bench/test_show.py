@@ -132,6 +132,19 @@ def test_own_cells_are_timed_beside_other_ways_to_run_them(tmp_path: Path):
 
 
 @pytest.mark.usefixtures("in_process")
+def test_a_terminal_shows_which_way_is_being_prepared_and_a_pipe_nothing_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    options = (*OWN[2:], "--phase", "inference", "--output", tmp_path)
+    quiet = call(*options)
+    monkeypatch.setenv("FORCE_COLOR", "1")  # for rich a terminal
+    monkeypatch.setenv("COLUMNS", "250")
+    shown = call(*options)
+    steps = [shown.stderr.find(what) for what in ("preparing sstkern", "preparing loop", "preparing scan", "timing")]
+    assert -1 < steps[0] < steps[1] < steps[2] < steps[3]
+    assert quiet.stderr == ""
+    assert "preparing" not in quiet.stdout + shown.stdout
+
+
+@pytest.mark.usefixtures("in_process")
 def test_own_cells_files_have_the_names_that_are_given(tmp_path: Path):
     files = tmp_path / "a" / "figures.json", tmp_path / "b" / "picture.png"
     result = call(*OWN[2:], "--phase", "inference", "--json", files[0], "--plot", files[1])

@@ -407,6 +407,27 @@ def test_it_can_be_turned_off(scripted: Callable[..., Scripted], folder: Path, m
     assert library("text", "avx2").parent == folder
 
 
+@pytest.mark.parametrize("given", ["maybe", "false", "off", "00", " 0"])
+def test_what_is_neither_0_nor_1_is_refused_by_name(given: str, scripted: Callable[..., Scripted], monkeypatch: pytest.MonkeyPatch):
+    compiler = scripted()
+    monkeypatch.setenv("SSTKERN_COMPILE", given)
+    with pytest.raises(CannotCompile, match=rf"^SSTKERN_COMPILE: expected 0 or 1, got '{given}'$"):
+        library("text", "avx2")
+    assert compiler.runs == 0
+    monkeypatch.setenv("SSTKERN_COMPILE", "")  # as if it were not there
+    library("text", "avx2")
+    assert compiler.runs == 1
+
+
+def test_what_is_remembered_is_bounded(scripted: Callable[..., Scripted], monkeypatch: pytest.MonkeyPatch):
+    compiler = scripted()
+    monkeypatch.setattr(cache, "_MOST_KNOWN", 3)
+    for text in "abcdab":
+        assert library(text, "avx2").read_text() == text
+        assert len(cache._known) <= 3
+    assert compiler.runs == 4
+
+
 def test_without_a_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)

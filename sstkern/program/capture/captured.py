@@ -6,7 +6,7 @@ The step runs twice on example tensors, with two numbers of sequences that no wi
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
@@ -98,7 +98,7 @@ def capture(
             steps, numbers = with_numbers(cell, places, steps, specs, recorded) or (steps, numbers)
         guard = Guard(shadow.watches, shadow.ties, numbers)
     sources = tuple(shadow.sources[at] for step in steps for at in step.replay.leaves())
-    first, program = FirstState(state, steps[1]) if own else None, steps[0].program
+    first, program = FirstState(state, steps[1]) if own else None, replace(steps[0].program, cell=type(cell).__name__)
     return Captured(program, steps[0].sizes, input, state, returns, sources, tuple(shadow.watches), guard, steps[0], first)
 
 

@@ -162,8 +162,10 @@ def _softshrink(record: Recording, a: Operand, limit: Literal) -> Operand:
 
 
 def _hardshrink(record: Recording, a: Operand, limit: Literal) -> Operand:
-    within = record.pointwise("logical_and", record.pointwise("ge", a, -limit), record.pointwise("le", a, limit))
-    return record.pointwise("where", within, 0.0, a)
+    """NaN stays, and its derivative is 0."""
+    outside = record.pointwise("logical_or", record.pointwise("lt", a, -limit), record.pointwise("gt", a, limit))
+    within = record.pointwise("where", record.pointwise("isnan", a), record.pointwise("detach", a), 0.0)
+    return record.pointwise("where", outside, a, within)
 
 
 def _glu(record: Recording, a: Operand, dim: int) -> Operand:

@@ -21,6 +21,10 @@ class Mixed(Unfused):
     """The sequences seem to be mixed. Another number of sequences shows whether a width was taken for it."""
 
 
+class Unpacked(Mixed):
+    """A sequence is picked out of a state: what becomes of `h, c = state` where the state is one tensor."""
+
+
 class NoDefault(Exception):
     """A cell that has no first state of its own, or none that can be told from what it computes."""
 

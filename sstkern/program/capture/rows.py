@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from sstkern.program.capture.reasons import refuse, refuse_mixing
+from sstkern.program.capture.reasons import Unpacked, refuse, refuse_mixing
 from sstkern.program.capture.recording import Literal, Operand, Recording
 from sstkern.program.values import Value
 
@@ -44,6 +44,9 @@ def _select(record: Recording, operand: Operand, dim: int, index: int) -> Operan
     dim %= len(operand.shape)
     at = index % operand.shape[dim]
     if record.batch_dim(operand.shape) == dim:
+        if operand.value.kind == "h":
+            picked = "the step mixes sequences, taking one out of a state, as unpacking one Tensor does"
+            refuse(picked, "give the state in the structure that the step takes, and let it work on each sequence by itself", Unpacked)
         refuse_mixing()
     part = cut(record, operand, dim, at, at + 1)
     return record.reshaped(part, (*part.shape[:dim], *part.shape[dim + 1 :]))
