@@ -165,6 +165,65 @@ SSTKERN_VECTORS_OPERATOR(*)
 SSTKERN_VECTORS_OPERATOR(/)
 #undef SSTKERN_VECTORS_OPERATOR
 
+// a b + c, rounded once where the instruction set has that. It is written out since programs are compiled without contraction
+// (sstkern/program/compiler.py): exp's polynomial, as a * b + c, then takes twice the instructions.
+#ifdef SSTKERN_FMA
+#if defined(__clang__)
+template <class V>
+inline V fma_of(V a, V b, V c) {
+  return __builtin_elementwise_fma(a, b, c);
+}
+#elif SSTKERN_VECTOR_BYTES == 32
+inline Vec<float> fma_of(Vec<float> a, Vec<float> b, Vec<float> c) { return __builtin_ia32_vfmaddps256(a, b, c); }
+inline Vec<double> fma_of(Vec<double> a, Vec<double> b, Vec<double> c) { return __builtin_ia32_vfmaddpd256(a, b, c); }
+#else
+constexpr int kCurrentRounding = 4;
+inline Vec<float> fma_of(Vec<float> a, Vec<float> b, Vec<float> c) {
+  return __builtin_ia32_vfmaddps512_mask(a, b, c, static_cast<unsigned short>(-1), kCurrentRounding);
+}
+inline Vec<double> fma_of(Vec<double> a, Vec<double> b, Vec<double> c) {
+  return __builtin_ia32_vfmaddpd512_mask(a, b, c, static_cast<unsigned char>(-1), kCurrentRounding);
+}
+#endif
+#else
+template <class V>
+inline V fma_of(V a, V b, V c) {
+  return a * b + c;
+}
+#endif
+
+template <class T, int Count>
+inline Vectors<T, Count> fma(const Vectors<T, Count>& a, const Vectors<T, Count>& b, const Vectors<T, Count>& c) {
+  return each<T, Count>([&](int i) { return fma_of(a.part[i], b.part[i], c.part[i]); });
+}
+
+// a b - c
+template <class T, int Count>
+inline Vectors<T, Count> fms(const Vectors<T, Count>& a, const Vectors<T, Count>& b, const Vectors<T, Count>& c) {
+  return each<T, Count>([&](int i) { return fma_of(a.part[i], b.part[i], -c.part[i]); });
+}
+
+// c - a b
+template <class T, int Count>
+inline Vectors<T, Count> fnma(const Vectors<T, Count>& a, const Vectors<T, Count>& b, const Vectors<T, Count>& c) {
+  return each<T, Count>([&](int i) { return fma_of(-a.part[i], b.part[i], c.part[i]); });
+}
+
+template <class T, int Count>
+inline Vectors<T, Count> fma(const Vectors<T, Count>& a, T b, const Vectors<T, Count>& c) {
+  return each<T, Count>([&](int i) { return fma_of(a.part[i], broadcast<T>(b), c.part[i]); });
+}
+
+template <class T, int Count>
+inline Vectors<T, Count> fma(const Vectors<T, Count>& a, const Vectors<T, Count>& b, T c) {
+  return each<T, Count>([&](int i) { return fma_of(a.part[i], b.part[i], broadcast<T>(c)); });
+}
+
+template <class T, int Count>
+inline Vectors<T, Count> fma(const Vectors<T, Count>& a, T b, T c) {
+  return each<T, Count>([&](int i) { return fma_of(a.part[i], broadcast<T>(b), broadcast<T>(c)); });
+}
+
 template <class T, int Count>
 inline Vectors<T, Count> absolute(const Vectors<T, Count>& x) {
   using Bits = typename Simd<T>::Bits;
@@ -206,23 +265,23 @@ SSTKERN_INLINE ScaledExp<T, Count> scaled_exp(const Vectors<T, Count>& x) {
   using R = Real<T>;
   using Bits = typename Simd<T>::Bits;
   const Vec<T> magic = broadcast<T>(R::round_magic);
-  const Vectors<T, Count> shifted = x * R::log2_e + R::round_magic;
+  const Vectors<T, Count> shifted = fma<T>(x, R::log2_e, R::round_magic);
   const Vectors<T, Count> n = shifted - R::round_magic;
-  const Vectors<T, Count> r = (x - n * R::ln2_high) - n * R::ln2_low;
+  const Vectors<T, Count> r = fma<T>(n, -R::ln2_low, fma<T>(n, -R::ln2_high, x));
   static constexpr InverseFactorials<T> taylor;
   const Vec<T> last = broadcast<T>(taylor.of[R::taylor_terms]);
   Vectors<T, Count> sum = each<T, Count>([&](int) { return last; });
 #pragma GCC unroll 16
-  for (int i = R::taylor_terms - 1; i >= 2; --i) sum = sum * r + taylor.of[i];
+  for (int i = R::taylor_terms - 1; i >= 2; --i) sum = fma<T>(sum, r, taylor.of[i]);
   const auto scale = [&](int i) { return (Vec<T>)(((Bits)shifted.part[i] - (Bits)magic + R::exponent_bias) << R::mantissa_bits); };
-  return {each<T, Count>(scale), r * r * sum + r};
+  return {each<T, Count>(scale), fma<T>(r * r, sum, r)};
 }
 
 // 0 below -exp_limit, where exp(-x) would overflow: 0 and 1 far out, whose derivative is 0 for an infinite x too.
 template <class T, int Count>
 SSTKERN_INLINE Vectors<T, Count> sigmoid(const Vectors<T, Count>& x) {
   const ScaledExp<T, Count> e = scaled_exp<T>(at_most<T>(x, Real<T>::exp_limit) * T(-1));
-  const Vectors<T, Count> y = T(1) / (e.scale * e.fraction + (e.scale + T(1)));
+  const Vectors<T, Count> y = T(1) / fma<T>(e.scale, e.fraction, e.scale + T(1));
   return each<T, Count>([&](int i) { return x.part[i] < broadcast<T>(-Real<T>::exp_limit) ? Vec<T>{} : y.part[i]; });
 }
 
@@ -232,11 +291,12 @@ template <int Count>
 SSTKERN_INLINE Vectors<float, Count> tanh_of(const Vectors<float, Count>& x) {
   const auto magnitude = absolute<float>(x), square = x * x;
   const ScaledExp<float, Count> e = scaled_exp<float>(at_most<float>(magnitude, Real<float>::tanh_limit) * 2.0f);
-  const auto large = 1.0f - 2.0f / (e.scale * e.fraction + (e.scale + 1.0f));
-  const auto slope =
-      (((square * -5.70498872745e-3f + 2.06390887954e-2f) * square - 5.37397155531e-2f) * square + 1.33314422036e-1f) * square -
-      3.33332819422e-1f;
-  const auto small = magnitude * square * slope + magnitude;
+  const auto large = 1.0f - 2.0f / fma<float>(e.scale, e.fraction, e.scale + 1.0f);
+  auto slope = fma<float>(square, -5.70498872745e-3f, 2.06390887954e-2f);
+  constexpr float rest[] = {-5.37397155531e-2f, 1.33314422036e-1f, -3.33332819422e-1f};
+#pragma GCC unroll 4
+  for (const float term : rest) slope = fma<float>(slope, square, term);
+  const auto small = fma<float>(magnitude * square, slope, magnitude);
   const auto either = [&](int i) { return magnitude.part[i] < broadcast<float>(0.625f) ? small.part[i] : large.part[i]; };
   return copy_sign<float>(each<float, Count>(either), x);
 }
@@ -245,7 +305,7 @@ SSTKERN_INLINE Vectors<float, Count> tanh_of(const Vectors<float, Count>& x) {
 template <int Count>
 SSTKERN_INLINE Vectors<double, Count> tanh_of(const Vectors<double, Count>& x) {
   const ScaledExp<double, Count> e = scaled_exp<double>(at_most<double>(absolute<double>(x), Real<double>::tanh_limit) * 2.0);
-  const auto minus_one = e.scale * e.fraction + (e.scale - 1.0);
+  const auto minus_one = fma<double>(e.scale, e.fraction, e.scale - 1.0);
   return copy_sign<double>(minus_one / (minus_one + 2.0), x);
 }
 

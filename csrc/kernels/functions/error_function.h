@@ -35,7 +35,7 @@ struct Erf<double> {
 template <class T, int Count>
 SSTKERN_INLINE Vectors<T, Count> erf(const Vectors<T, Count>& x) {
   const auto size = at_most<T>(absolute<T>(x), Erf<T>::largest);
-  const auto near = size + size * polynomial<T>(size * size, Erf<T>::near);
+  const auto near = fma<T>(size, polynomial<T>(size * size, Erf<T>::near), size);
   const auto e = scaled_exp<T>(neg<T>(polynomial<T>(size - T(1), Erf<T>::far)));
   const auto far = (T(1) - e.scale) - e.scale * e.fraction;
   return copy_sign<T>(where<T>(lt<T>(size, T(1)), near, far), x);

@@ -31,11 +31,11 @@ struct ExpArgument {
   Vectors<T, Count> shifted, n, high, r, lost;
 
   SSTKERN_INLINE explicit ExpArgument(const Vectors<T, Count>& x)
-      : shifted(x * R::log2_e + R::round_magic),
+      : shifted(fma<T>(x, R::log2_e, R::round_magic)),
         n(shifted - R::round_magic),
-        high(x - n * R::ln2_high),
-        r(high - n * R::ln2_low),
-        lost((high - r) - n * R::ln2_low) {}
+        high(fma<T>(n, -R::ln2_high, x)),
+        r(fma<T>(n, -R::ln2_low, high)),
+        lost(fma<T>(n, -R::ln2_low, high - r)) {}
 };
 
 // exp(r) - 1 - r
@@ -44,7 +44,7 @@ SSTKERN_INLINE Vectors<T, Count> exp_beyond_linear(const Vectors<T, Count>& r) {
   static constexpr InverseFactorials<T> taylor;
   auto sum = spread<T, Count>(taylor.of[Real<T>::taylor_terms]);
 #pragma GCC unroll 16
-  for (int i = Real<T>::taylor_terms - 1; i >= 2; --i) sum = sum * r + taylor.of[i];
+  for (int i = Real<T>::taylor_terms - 1; i >= 2; --i) sum = fma<T>(sum, r, taylor.of[i]);
   return r * r * sum;
 }
 

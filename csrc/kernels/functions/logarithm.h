@@ -32,7 +32,7 @@ template <class T, int Count, int Size>
 SSTKERN_INLINE Vectors<T, Count> polynomial(const Vectors<T, Count>& x, const T (&coefficient)[Size]) {
   auto sum = spread<T, Count>(coefficient[Size - 1]);
 #pragma GCC unroll 32
-  for (int i = Size - 2; i >= 0; --i) sum = sum * x + coefficient[i];
+  for (int i = Size - 2; i >= 0; --i) sum = fma<T>(sum, x, coefficient[i]);
   return sum;
 }
 
@@ -64,7 +64,7 @@ template <class T, int Count>
 SSTKERN_INLINE Vectors<T, Count> log_of(const Vectors<T, Count>& k, const Vectors<T, Count>& f, const Vectors<T, Count>& low) {
   const auto s = f / (f + T(2));
   const auto z = s * s, half_square = f * f * T(0.5);
-  const auto beyond = s * (half_square + z * polynomial<T>(z, LogReal<T>::series)) + low;
+  const auto beyond = fma<T>(s, fma<T>(z, polynomial<T>(z, LogReal<T>::series), half_square), low);
   return k * Real<T>::ln2_high - ((half_square - beyond) - f);
 }
 
