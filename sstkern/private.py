@@ -45,7 +45,10 @@ def plain(tensors: Sequence[Tensor]) -> bool:
     An operator of ours can then be called as the function that it is: the dispatcher's way there takes 30 microseconds."""
     if torch._C._len_torch_dispatch_stack() > 0:
         return False
-    return all(type(tensor) in _PLAIN and not is_batch_of_gradients(tensor) for tensor in tensors)
+    for tensor in tensors:  # all() over a generator takes twice as long
+        if type(tensor) not in _PLAIN or is_batch_of_gradients(tensor):
+            return False
+    return True
 
 
 _PLAIN = (Tensor, nn.Parameter)
