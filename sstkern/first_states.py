@@ -7,7 +7,6 @@ from collections.abc import Callable
 from functools import lru_cache
 from itertools import chain
 from types import MethodType
-from typing import Any
 
 import torch
 from torch import Tensor, nn

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache, cached_property, lru_cache
 from itertools import chain
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -270,6 +271,14 @@ class Layer:
         """Raises what a forward without gradients would."""
         self._compiled(False)
 
+    def compiles(self, kept: bool) -> bool:
+        """Whether a forward runs; kept: one that gives what the backward needs."""
+        try:
+            self._compiled(kept)
+        except (NotLowered, CannotCompile):
+            return False
+        return True
+
     def _of(self, kept: bool | None, of_inputs: tuple[bool, ...] = (), of_parameters: tuple[bool, ...] = ()) -> Compiled:
         return self._backward(of_inputs, of_parameters) if kept is None else self._forward(kept)
 
@@ -398,9 +407,12 @@ def problem(program: Program, kinds: Leaves) -> str | None:
     return None
 
 
+_IS_CPU = attrgetter("is_cpu")
+
+
 def wanted(tensors: Sequence[Tensor]) -> bool:
     """Whether a call with these tensors is the CPU engine's, if it can be compiled."""
-    if engines.forced() == "reference" or not all(tensor.is_cpu for tensor in tensors):
+    if engines.forced() == "reference" or not all(map(_IS_CPU, tensors)):
         return False
     return engines.extension_problem() is None
 
