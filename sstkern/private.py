@@ -45,10 +45,11 @@ def plain(tensors: Sequence[Tensor]) -> bool:
     An operator of ours can then be called as the function that it is: the dispatcher's way there takes 30 microseconds."""
     if torch._C._len_torch_dispatch_stack() > 0:
         return False
-    return all(type(tensor) in _PLAIN and not is_batch_of_gradients(tensor) for tensor in tensors)
+    # Not over a generator, which takes twice as long.
+    return _PLAIN.issuperset(map(type, tensors)) and not any(map(is_batch_of_gradients, tensors))
 
 
-_PLAIN = (Tensor, nn.Parameter)
+_PLAIN = frozenset((Tensor, nn.Parameter))
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache, cached_property, lru_cache
 from itertools import chain
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -49,10 +50,15 @@ class Compiled:
         self.program, self.fixed = program, found.fixed
         self.weights, self.vectors = found.weights, [_Vector(value, shape, found.values) for value, shape in written.vectors]
         self.numbers = 1 + max((part.place for node in program.nodes for part in _parts(node) if isinstance(part, Number)), default=-1)
-        self.inputs, self.states = ([len(kind.shape) for kind in kinds] for kinds in (leaves.inputs, leaves.states))
+        self.inputs, self.states = _dimensions(leaves.inputs), _dimensions(leaves.states)
         self.shapes = [found.values.kinds[value].shape for value in outputs]
         self.state_shapes = [kind.shape for kind in leaves.states]
         self.sum_shapes = [_sum_shape(found, part) for part in sums]
+        # As most are: to look at each result's shape takes 5 microseconds a call.
+        of_sums = zip(self.sum_shapes, sums, strict=True)
+        self.vectors_only = all(len(shape) == 1 for shape in (*self.shapes, *self.state_shapes)) and all(
+            len(shape) == (1 if part.right is None else 2) for shape, part in of_sums
+        )
         described = _description(found, written, len(outputs), self.numbers, rows_only)
         self.handle = torch.ops.sstkern.make_program(_library(written.text), described)
         weakref.finalize(self, torch.ops.sstkern.forget_program, self.handle)
@@ -73,10 +79,10 @@ class Compiled:
         known = self._known(parameters, call)
         outputs, last, sums = _RUN(
             self.handle,
-            _flat(inputs, self.inputs),
+            inputs if self.inputs is None else _flat(inputs, self.inputs),
             [known(value) for value in self.weights],
             [vector.spread(known(vector.value)) for vector in self.vectors],
-            _flat(states, self.states),
+            states if self.states is None else _flat(states, self.states),
             lengths,
             call.numbers[: self.numbers],
             reverse,
@@ -85,6 +91,8 @@ class Compiled:
             groups,
             backward,
         )
+        if self.vectors_only:
+            return outputs, last, sums
         return (
             _shaped(outputs, self.shapes),
             _shaped(last, self.state_shapes),
@@ -127,6 +135,12 @@ def _sum_shape(found: Lowered, part: Wanted) -> tuple[int, ...]:
 
 def _parts(node):
     return (*node.arguments, *node.attributes)
+
+
+def _dimensions(kinds: Sequence[Kind]) -> list[int] | None:
+    """Of each one's rows; None where all are vectors, which need not be made flat."""
+    found = [len(kind.shape) for kind in kinds]
+    return None if all(count == 1 for count in found) else found
 
 
 def _flat(tensors: Sequence[Tensor], dimensions: Sequence[int]) -> list[Tensor]:
@@ -257,6 +271,14 @@ class Layer:
         """Raises what a forward without gradients would."""
         self._compiled(False)
 
+    def compiles(self, kept: bool) -> bool:
+        """Whether a forward runs; kept: one that gives what the backward needs."""
+        try:
+            self._compiled(kept)
+        except (NotLowered, CannotCompile):
+            return False
+        return True
+
     def _of(self, kept: bool | None, of_inputs: tuple[bool, ...] = (), of_parameters: tuple[bool, ...] = ()) -> Compiled:
         return self._backward(of_inputs, of_parameters) if kept is None else self._forward(kept)
 
@@ -296,7 +318,7 @@ class Layer:
     ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         """As `run.forward_and_saved`, with saved_rows rows of what is saved; nothing is with None."""
         found = self._compiled(saved_rows is not None)
-        given, weights, states = map(self._wide, (inputs, parameters, hx))
+        given, weights, states = (self._wide(tensors) for tensors in (inputs, parameters, hx))
         outputs, last, _ = found(given, weights, states, lengths, call, call.reverse, saved_rows)
         count = len(self.program.outputs)
         if self.narrow is None or self.narrow_program is None:
@@ -385,9 +407,12 @@ def problem(program: Program, kinds: Leaves) -> str | None:
     return None
 
 
+_IS_CPU = attrgetter("is_cpu")
+
+
 def wanted(tensors: Sequence[Tensor]) -> bool:
     """Whether a call with these tensors is the CPU engine's, if it can be compiled."""
-    if engines.forced() == "reference" or not all(tensor.is_cpu for tensor in tensors):
+    if engines.forced() == "reference" or not all(map(_IS_CPU, tensors)):
         return False
     return engines.extension_problem() is None
 

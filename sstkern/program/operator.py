@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
 from typing import TypeVar
 
 import torch
@@ -76,6 +75,9 @@ def _transformed(call: Call, inputs, parameters, hx, lengths: Tensor | None) -> 
 
 def _undifferentiated(call: Call, inputs, parameters, hx, lengths: Tensor | None, saved_rows: int | None):
     """The operator without its derivative, in an eager call."""
+    if (layer := _compiled_layer(call, inputs, parameters, hx, kept=saved_rows is not None)) is not None:
+        with private.below_views():  # a view could not be changed in place by the caller
+            return layer.forward(call, inputs, parameters, hx, lengths, saved_rows)
     if private.plain([*inputs, *parameters, *hx]):
         return _run(call, inputs, parameters, hx, lengths, saved_rows)
     with operators.undifferentiated():
@@ -128,18 +130,33 @@ class _Program(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         inputs, parameters, hx = _split(tensors, counts)
         rows = operators.saved_rows(not call.padded, lengths)
-        outputs, hx_n, saved = _undifferentiated(call, inputs, parameters, hx, lengths, rows)
-        ctx.kinds = [(result.shape, result.dtype, result.device) for result in outputs]
+        ctx.layer = _compiled_layer(call, inputs, parameters, hx, kept=True)
+        if ctx.layer is not None:
+            with private.below_views():
+                outputs, hx_n, saved = ctx.layer.forward(call, inputs, parameters, hx, lengths, rows)
+        else:
+            outputs, hx_n, saved = _undifferentiated(call, inputs, parameters, hx, lengths, rows)
+        ctx.kinds = [(result.shape, result.dtype) for result in outputs]
         ctx.save_for_backward(*tensors, lengths, *saved)
         return *outputs, *hx_n
 
     @staticmethod
     def backward(ctx, *gradients: Tensor | None) -> tuple:
         inputs, parameters, hx, lengths, saved = _parts(ctx.saved_tensors, ctx.counts)
-        wanted = list(ctx.needs_input_grad[3:])
+        wanted = ctx.needs_input_grad[3:]
         count = len(ctx.kinds)
         found = _given_gradients(ctx, inputs, parameters, hx, lengths, saved, gradients[:count], gradients[count:], wanted)
-        return None, None, None, *chain.from_iterable(found)
+        return None, None, None, *found
+
+
+def _compiled_layer(call: Call, inputs, parameters, hx, kept: bool) -> on_cpu.Layer | None:
+    """What runs an eager call of plain tensors on the CPU engine; None where something else has to. Found once a training step: to look
+    for it takes the forward 10 microseconds, and the backward twice that."""
+    given = [*inputs, *parameters, *hx]
+    if not private.plain(given) or not on_cpu.wanted(given):
+        return None
+    layer = on_cpu.layer_of(call, inputs, parameters, hx)
+    return layer if layer.compiles(kept) else None
 
 
 def _split(tensors: Sequence[Part], counts: Sequence[int]) -> list[list[Part]]:
@@ -287,7 +304,7 @@ def _fake_backward(*arguments):
 def _setup_forward(ctx, inputs, output):
     *fields, given, parameters, hx, lengths, _ = inputs
     ctx.call, ctx.counts = _call(*fields), (len(given), len(parameters), len(hx))
-    ctx.kinds = [(result.shape, result.dtype, result.device) for result in output[0]]
+    ctx.kinds, ctx.layer = [(result.shape, result.dtype) for result in output[0]], None
     ctx.save_for_backward(*given, *parameters, *hx, lengths, *output[2])
     ctx.mark_non_differentiable(*output[2])
     ctx.set_materialize_grads(False)
@@ -297,21 +314,37 @@ def _forward_gradient(ctx, grad_outputs, grad_hx, _grad_saved):
     inputs, parameters, hx, lengths, saved = _parts(ctx.saved_tensors, ctx.counts)
     wanted = [need for part in ctx.needs_input_grad[_FIELDS : _FIELDS + 3] for need in part]
     found = _given_gradients(ctx, inputs, parameters, hx, lengths, saved, grad_outputs, grad_hx, wanted)
-    return *_nothing(_flat(ctx.call)), *found, None, None
+    return *_nothing(_flat(ctx.call)), *_split(found, ctx.counts), None, None
 
 
-def _given_gradients(ctx, inputs, parameters, hx, lengths, saved, grad_outputs, grad_hx, wanted) -> Sequence[Sequence[Tensor | None]]:
+def _given_gradients(ctx, inputs, parameters, hx, lengths, saved, grad_outputs, grad_hx, wanted) -> Sequence[Tensor | None]:
     """Of inputs, parameters and states, where some of the results may have no gradient."""
     if all(gradient is None for gradient in (*grad_outputs, *grad_hx)):
-        return [[None] * len(part) for part in (inputs, parameters, hx)]
-    reached = _reached(ctx.call, inputs, parameters, hx)
-    needs = [need and there for need, there in zip(wanted, reached, strict=True)]
+        return [None] * len(wanted)
     grad_outputs = [
-        torch.zeros(shape, dtype=dtype, device=device) if gradient is None else gradient
-        for gradient, (shape, dtype, device) in zip(grad_outputs, ctx.kinds, strict=True)
+        inputs[0].new_zeros(shape, dtype=dtype) if gradient is None else gradient
+        for gradient, (shape, dtype) in zip(grad_outputs, ctx.kinds, strict=True)
     ]
     grad_hx = [torch.zeros_like(state) if gradient is None else gradient for gradient, state in zip(grad_hx, hx, strict=True)]
-    return _gradients(ctx.call, inputs, parameters, hx, lengths, saved, grad_outputs, grad_hx, needs)
+    tensors = inputs, parameters, hx, lengths, saved, grad_outputs, grad_hx
+    if ctx.layer is not None and _runs_backward([*inputs, *parameters, *hx, *grad_outputs, *grad_hx]):
+        try:
+            with private.below_views():
+                return ctx.layer.backward(ctx.call, *tensors, _both(wanted, ctx.layer.reached))
+        except (NotLowered, CannotCompile):
+            pass  # said where it runs in plain PyTorch
+    return _gradients(ctx.call, *tensors, _both(wanted, _reached(ctx.call, inputs, parameters, hx)))
+
+
+def _both(wanted: Sequence[bool], reached: Sequence[bool]) -> list[bool]:
+    return [need and there for need, there in zip(wanted, reached, strict=True)]
+
+
+def _runs_backward(tensors: Sequence[Tensor]) -> bool:
+    """Whether the backward of what `_compiled_layer` found runs by it too: nothing sees it, and it is not to be differentiated."""
+    if torch.is_grad_enabled() or engines.transformed(tensors):
+        return False
+    return private.plain(tensors) and on_cpu.wanted(tensors)
 
 
 def _reached(call: Call, inputs, parameters, hx) -> list[bool]:
@@ -320,14 +353,12 @@ def _reached(call: Call, inputs, parameters, hx) -> list[bool]:
     return on_cpu.layer_of(call, inputs, parameters, hx).reached
 
 
-def _gradients(call, inputs, parameters, hx, lengths, saved, grad_outputs, grad_hx, needs) -> list[list[Tensor | None]]:
+def _gradients(call, inputs, parameters, hx, lengths, saved, grad_outputs, grad_hx, needs) -> list[Tensor | None]:
     tensors = inputs, parameters, hx, lengths, saved, grad_outputs, grad_hx, needs
     if not torch.compiler.is_compiling() and engines.transformed([*grad_outputs, *grad_hx]):
-        found = _transformed_gradients(call, *tensors)
-    else:
-        gradients = iter(_undifferentiated_backward(call, *tensors, None))
-        found = [next(gradients) if need else None for need in needs]
-    return _split(found, (len(inputs), len(parameters), len(hx)))
+        return _transformed_gradients(call, *tensors)
+    gradients = iter(_undifferentiated_backward(call, *tensors, None))
+    return [next(gradients) if need else None for need in needs]
 
 
 def _transformed_gradients(call, inputs, parameters, hx, lengths, saved, grad_outputs, grad_hx, needs) -> list[Tensor | None]:
