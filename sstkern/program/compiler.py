@@ -8,7 +8,10 @@ import shutil
 import signal
 import subprocess
 import tempfile
+import threading
+from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 from typing import NamedTuple
 
 SECONDS = 60.0
@@ -108,6 +111,7 @@ def compiled(compiler: Compiler, source: str, folder: Path) -> bytes:
 def _run(command: list[str], folder: Path, seconds: float) -> str:
     """What the command printed. Whatever ends the wait for it, it and all that it started are ended."""
     environment = {name: value for name, value in os.environ.items() if name not in _CHANGING}
+    ctrl_c = _put_off_ctrl_c()
     try:
         process = subprocess.Popen(
             command,
@@ -119,9 +123,11 @@ def _run(command: list[str], folder: Path, seconds: float) -> str:
             start_new_session=True,  # a group of its own, which can be ended as a whole
         )
     except OSError as error:
+        ctrl_c()
         raise CannotCompile(f"{command[0]} cannot be started: {error.strerror}") from error
     with process:
         try:
+            ctrl_c()
             printed = process.communicate(timeout=seconds)[0].decode(errors="replace")
         except BaseException as error:
             os.killpg(process.pid, signal.SIGKILL)
@@ -134,3 +140,19 @@ def _run(command: list[str], folder: Path, seconds: float) -> str:
         last = "\n".join(printed.strip().splitlines()[-_LINES:])
         raise CannotCompile(f"{command[0]} {ending}; its last lines:\n{last}" if last else f"{command[0]} {ending} and printed nothing")
     return printed
+
+
+def _put_off_ctrl_c() -> Callable[[], None]:
+    """Until what it returns is called, which lets happen what came: in the middle of Popen it would leave a process that nobody knows."""
+    handler = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(handler):
+        return lambda: None
+    came: list[tuple[int, FrameType | None]] = []
+    signal.signal(signal.SIGINT, lambda number, frame: came.append((number, frame)))
+
+    def happens() -> None:
+        signal.signal(signal.SIGINT, handler)
+        if came:
+            handler(*came[0])
+
+    return happens

@@ -197,6 +197,7 @@ def _is_open(name: str) -> bool:
     return os.path.lexists(f"/proc/self/fd/{name}")
 
 
+@pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_while_it_compiles(gated: Scripted, folder: Path, tmp_path: Path):
     thread = threading.Thread(target=lambda: (number(tmp_path / "started"), os.kill(os.getpid(), signal.SIGINT)))
     thread.start()

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 import threading
 from pathlib import Path
 
@@ -137,6 +138,7 @@ def test_one_that_takes_too_long_is_ended_with_all_that_it_started(monkeypatch: 
     ended(number(work / "started"))
 
 
+@pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_ends_it_and_passes_on(monkeypatch: pytest.MonkeyPatch, work: Path):
     found = use(monkeypatch, work.parent, SLEEPING)
     interrupted = threading.Thread(target=lambda: (number(work / "started"), os.kill(os.getpid(), signal.SIGINT)))
@@ -150,3 +152,19 @@ def test_ctrl_c_ends_it_and_passes_on(monkeypatch: pytest.MonkeyPatch, work: Pat
 def test_its_version_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     found = use(monkeypatch, tmp_path, 'echo "$1 5.0"; echo more')
     assert compiler.describe(found) == f"{found.command[0]} (--version 5.0)"
+
+
+@pytest.mark.usefixtures("ctrl_c")
+def test_ctrl_c_while_it_is_started_ends_it_too(monkeypatch: pytest.MonkeyPatch, work: Path):
+    class Interrupted(subprocess.Popen):
+        def __init__(self, *given, **named) -> None:
+            super().__init__(*given, **named)
+            number(work / "started")
+            os.kill(os.getpid(), signal.SIGINT)
+
+    found = use(monkeypatch, work.parent, SLEEPING)
+    monkeypatch.setattr(subprocess, "Popen", Interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        compiler.compiled(found, "", work)
+    ended(number(work / "started"))
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
