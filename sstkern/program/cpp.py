@@ -149,19 +149,16 @@ class _Function:
         ]
 
     def _store(self) -> None:
-        """Puts each value to memory as soon as it is there, for fewer to be alive (an LSTM's training step took 0.95 of the time); into rows
-        that the loop reads last of all."""
-        stores = [(self._vectors(window), self._stored(window, memory)) for window, memory in self.loop.stores]
+        """Puts each value to memory as soon as it is there: fewer are alive then, and an LSTM's training step took 0.95 of the time. What goes
+        into rows that the loop reads, and numbers, come last."""
+        stores = [(self._vectors(window), self._stored(window, memory), memory.slot) for window, memory in self.loop.stores]
         read = {row.slot for row in self.touched.rows if not row.written}
-        early: dict[str, list[str]] = {}
+        body = self._used([value for value, _, _ in stores])
+        early: dict[str, list[str]] = {_name(line): [] for line in body}
         late = []
-        for value, (slot, line) in stores:
-            (late if slot in read else early.setdefault(value, [])).append(f"{line}, {value});")
-        body = self._used([*early, *(value for value, _ in stores)])
-        self.body = []
-        for line in body:
-            self.body += [line, *early.pop(_name(line), ())]
-        self.body += [line for lines in early.values() for line in lines] + late
+        for value, store, slot in stores:
+            (early[value] if value in early and slot not in read else late).append(f"{store}, {value});")
+        self.body = [one for line in body for one in (line, *early[_name(line)])] + late
 
     def _used(self, names: Collection[str]) -> list[str]:
         """The lines that these values are made of: not the products that went into sums only."""
@@ -172,11 +169,11 @@ class _Function:
                 found.append(line)
         return found[::-1]
 
-    def _stored(self, window: Window, memory: Memory) -> tuple[int, str]:
-        """The slot, and what stores a value there."""
+    def _stored(self, window: Window, memory: Memory) -> str:
+        """What stores a value, without its name."""
         boolean, start = self._is_mask(window), self.writer.start(memory, memory.start)
         self.touched.rows.append(Row(memory.slot, start, False, boolean, True))
-        return memory.slot, f"store_{'mask' if boolean else 'row'}<T, N, Whole>(at, {memory.slot}, {_begin(start)}, units"
+        return f"store_{'mask' if boolean else 'row'}<T, N, Whole>(at, {memory.slot}, {_begin(start)}, units"
 
     def _define(self, key: object, expression: str) -> str:
         name = f"v{len(self.names)}"
