@@ -149,13 +149,13 @@ class _Function:
         ]
 
     def _store(self) -> None:
-        """Puts each value to memory as soon as it is there: fewer are alive then, and an LSTM's training step took 0.95 of the time. What goes
-        into rows that the loop reads, and numbers, come last."""
+        """Puts each value to memory as soon as it is there: fewer are alive then, and an LSTM's training step took 0.95 of the time.
+        Numbers, and what goes into rows that the loop reads, come last."""
         stores = [(self._vectors(window), self._stored(window, memory), memory.slot) for window, memory in self.loop.stores]
         read = {row.slot for row in self.touched.rows if not row.written}
         body = self._used([value for value, _, _ in stores])
         early: dict[str, list[str]] = {_name(line): [] for line in body}
-        late = []
+        late: list[str] = []
         for value, store, slot in stores:
             (early[value] if value in early and slot not in read else late).append(f"{store}, {value});")
         self.body = [one for line in body for one in (line, *early[_name(line)])] + late
