@@ -2,7 +2,7 @@
 
     python benchmarks/published_cells.py --output benchmarks/results/MACHINE
 
-writes own_cells.json and own_cells.png there. `--shape`, `--phase`, `--cell` and the other options of `sstkern bench` choose what is
+writes own_cells.json and two pictures of it there. `--shape`, `--phase`, `--cell` and the other options of `sstkern bench` choose what is
 measured.
 """
 

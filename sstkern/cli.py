@@ -202,7 +202,11 @@ def bench(
         Path | None, typer.Option("--json", help="File for the figures of cells of your own.", show_default="own_cells.json in --output")
     ] = None,
     plot: Annotated[
-        Path | None, typer.Option(help="PNG file for the picture of cells of your own.", show_default="own_cells.png in --output")
+        Path | None,
+        typer.Option(
+            help="PNG file for the picture of cells of your own; that of the fastest peer goes beside it.",
+            show_default="own_cells.png in --output",
+        ),
     ] = None,
 ) -> None:
     """Time our layers on the CPU, beside torch.nn, ONNX Runtime and OpenVINO, which are left out where they are not installed.

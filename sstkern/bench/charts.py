@@ -70,6 +70,28 @@ def own_cells(rows: list[dict], path: Path) -> Path:
     return _panels(rows, ("phase", "shape"), lambda row: row["cell"], "{}, {}", dots, title, "time / ours", path)
 
 
+def fastest_of_own_cells(rows: list[dict], path: Path) -> Path:
+    """How many times as long as ours the fastest other way takes: a panel a phase, a line a cell, a color a shape."""
+    rows = [row | {"shape": shape(row)} for row in rows]
+    shapes = _distinct(rows, "shape")
+
+    def dots(panel: Axes, chosen: list[dict], cells: list[str]) -> None:
+        panel.axvline(1, color="black", linewidth=1)
+        for place, one in enumerate(shapes):
+            found = [row for row in chosen if row["shape"] == one and row["ratio"] is not None]
+            colors = ["none" if row["discarded"] else f"C{place}" for row in found]
+            heights = [cells.index(_class_name(row)) for row in found]
+            panel.scatter([row["ratio"] for row in found], heights, s=28, c=colors, edgecolors=f"C{place}", zorder=3)
+            panel.scatter([], [], s=28, color=f"C{place}", label=one)  # the legend's, filled
+
+    title = "float32, by sequences, time steps, hidden size; hollow: discarded"
+    return _panels(rows, ("dtype", "phase"), _class_name, "{1}", dots, title, "fastest other way's time / ours", path)
+
+
+def _class_name(row: dict) -> str:
+    return row["cell"].rpartition(":")[2]
+
+
 def _by_shape(rows: list[dict], names: tuple[str, str], dots: Callable, title: str, unit: str, path: Path) -> Path:
     return _panels(rows, names, shape, "{}, {} lengths", dots, title, unit, path)
 

@@ -52,8 +52,13 @@ def own_cells(
         found = own.run(wanted, threads, seconds, limit, peers, file, tell, tell.doing)
     for part in report.tables(found):
         console.print(part)
-    _tell_files(console, [file, *([charts.own_cells(found["rows"], plot)] if found["rows"] else [])])
+    _tell_files(console, [file, *(_pictures(found["rows"], plot) if found["rows"] else [])])
     return found["complete"]
+
+
+def _pictures(rows: list[dict], plot: Path) -> list[Path]:
+    """Of every other way, and beside it of the fastest."""
+    return [charts.own_cells(rows, plot), charts.fastest_of_own_cells(rows, plot.with_name(f"{plot.stem}-fastest{plot.suffix}"))]
 
 
 def growth(cells: Collection[str], phases: Collection[str], lengths: Collection[str], threads: int, seconds: float, output: Path) -> bool:

@@ -64,6 +64,22 @@ def test_own_cells(tmp_path: Path, figures: list[Figure]):
     assert [len(found.get_offsets()) for found in figure.axes[3].collections] == [0, 0, 0, 0]  # ours did not run
 
 
+def test_the_fastest_way_beside_own_cells(tmp_path: Path, figures: list[Figure]):
+    def row(cell: str, batch: int, training: bool, ratio: float | None, discarded: str | None = None) -> dict:
+        return described(OwnCase(cell, batch, 2, 3, training=training)) | {"ratio": ratio, "discarded": discarded}
+
+    rows = [row("a:A", 1, False, 8.0), row("a:A", 4, False, 2.0, "why"), row("b:B", 1, False, None), row("b:B", 4, True, 3.0)]
+    assert is_png(charts.fastest_of_own_cells(rows, tmp_path / "fastest.png"))
+    (figure,) = figures
+    inference, training = figure.axes
+    assert (inference.get_title(), training.get_title()) == ("inference", "training")
+    assert [label.get_text() for label in inference.get_yticklabels()] == ["A", "B"]
+    few, _, many, _ = inference.collections  # each shape's dots, then its entry of the legend
+    assert (few.get_offsets().tolist(), many.get_offsets().tolist()) == ([[8.0, 0.0]], [[2.0, 0.0]])
+    assert [dots.get_facecolors()[0, 3] for dots in (few, many)] == [1, 0]  # filled, hollow
+    assert training.collections[2].get_offsets().tolist() == [[3.0, 1.0]]
+
+
 def test_growth(tmp_path: Path, figures: list[Figure]):
     rows = [
         described(point.case)
