@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable
 from functools import lru_cache, partial
 from itertools import chain
-from types import MethodType
+from types import FunctionType, MethodType
 
 import torch
 from torch import Tensor, nn
@@ -102,8 +102,9 @@ def own_method(cell: nn.Module) -> Callable[[int, Tensor], Structure] | None:
 def _called(method: Callable[..., Structure], batch_size: int, like: Tensor) -> Structure:
     """As Keras calls get_initial_state, by names; of dtype and device where it takes them."""
     function = getattr(method, "__func__", method)
-    # torch.compile warns of what remembers, and traces once anyway.
-    taken = _named.__wrapped__(function) if torch.compiler.is_dynamo_compiling() else _named(function)
+    # torch.compile warns of what remembers, and traces once anyway; an object that can be called may not be hashable.
+    remembers = isinstance(function, FunctionType) and not torch.compiler.is_dynamo_compiling()
+    taken = _named(function) if remembers else _named.__wrapped__(function)
     options = {name: getattr(like, name) for name in ("dtype", "device") if name in taken}
     return method(batch_size=batch_size, **options)
 

@@ -139,16 +139,19 @@ class Direction:
         return state if state is None or order is None else mapped(state, lambda leaf: leaf.index_select(0, order))
 
     def _check_dtypes(self, cell: nn.Module, inputs: Structure, batch: Batch, state: Structure, like: Tensor) -> None:
-        """Raises ValueError for a state of a floating-point dtype that neither an input, nor the cell, nor its own first state has."""
+        """Raises ValueError for a state of a floating-point dtype that neither an input, nor the cell, nor its own first state has. What a
+        cell gives that is stepped is not known before."""
         allowed = first_states.dtypes(cell, flatten(inputs))
-        if not allowed or not first_states.differing(state, allowed):
+        if not allowed or self.reason is not None or not first_states.differing(state, allowed):
             return
         try:
             own = first_states.first_state(cell, self.initial_state, batch.size, like)
             if own is None and not torch.compiler.is_dynamo_compiling():
                 own = self.programs.of_call(cell, inputs, None, 1 if batch.packed else 2, self.returns).state
-        except (Unfused, NoDefault, ValueError):
+        except NoDefault:
             own = None
+        except Exception:  # the cell cannot say; the call tells what is wrong with it
+            return
         own_dtypes = set() if own is None else {leaf.dtype for leaf in flatten(own)}
         if found := first_states.differing(state, allowed | own_dtypes):
             name, dtype = found

@@ -61,7 +61,8 @@ def of_arguments(cell: nn.Module, input: Structure, state: Structure | None) -> 
     if reason := _dtype_or_device(cell, input, state):
         return ValueError(reason)
     size = getattr(cell, "input_size", None)
-    if isinstance(input, Tensor) and type(size) is int and input.size(-1) != size:
+    rows = isinstance(input, Tensor) and input.is_floating_point() and input.dim() > 1  # not tokens, of which input_size may be the number
+    if rows and type(size) is int and input.size(-1) != size:
         return ValueError(f"input: expected {size} features (input_size), got {input.size(-1)}")
     return None if state is None else _of_state(cell, state)
 
@@ -71,7 +72,10 @@ def _of_state(cell: nn.Module, state: Structure) -> TypeError | ValueError | Non
     batch = like.size(0)
     expected, source = None, "get_initial_state"
     if (method := own_method(cell)) is not None:
-        expected = method(batch, like)
+        try:
+            expected = method(batch, like)
+        except Exception:  # the step's own error says more
+            return None
     elif isinstance(state, Tensor) and state.dim() == 2 and type(size := getattr(cell, "hidden_size", None)) is int:
         expected, source = like.new_empty(batch, size), "hidden_size"
     if expected is None:

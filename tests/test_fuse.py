@@ -2,6 +2,7 @@ import copy
 import io
 import pickle
 import warnings
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -532,6 +533,41 @@ def test_a_state_may_have_the_dtype_that_the_cell_begins_with(make, options):
         output, h_n = layer(X)
         assert h_n.dtype == torch.float64
         torch.testing.assert_close(layer(X, torch.zeros_like(h_n)), (output, h_n))
+
+
+def test_the_states_that_a_stepped_layer_gave_can_go_on():
+    class Widening(nn.Module):
+        """h in float32 and a running sum in float64; it mixes sequences, so that it is no program."""
+
+        def forward(self, x, state=None):
+            h, total = (x[:, :2], x[:, :2].double()) if state is None else state
+            h = torch.tanh(h + x[:, :2].mean(0))
+            return h, total + h
+
+    layer = sstkern.fuse(Widening(), returns="state")
+    with pytest.warns(UserWarning, match="steps Widening"):
+        _, whole = layer(X)
+    assert [leaf.dtype for leaf in whole] == [torch.float32, torch.float64]
+    _, half = layer(X[:2])
+    for one in (layer, sstkern.fuse(Widening(), returns="state")):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the new one's, that it is stepped
+            torch.testing.assert_close(one(X[2:], half)[1], whole)
+
+
+def test_get_initial_state_may_be_an_object_that_has_no_hash():
+    @dataclass
+    class Ones:
+        width: int
+
+        def __call__(self, batch_size, dtype):
+            return torch.ones(batch_size, self.width, dtype=dtype)
+
+    cell = MGU()
+    cell.get_initial_state = Ones(4)
+    output, _ = sstkern.fuse(cell)(X)
+    expected, _ = sstkern.fuse(cell)(X, torch.ones(2, 4))
+    assert torch.equal(output, expected)
 
 
 def test_states_of_integers_and_bools_are_the_cells_own_affair():

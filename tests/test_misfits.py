@@ -41,6 +41,29 @@ def test_a_state_of_another_structure_is_a_type_error():
     assert str(found).endswith("given input (B, 4) and hx (B, 4)")
 
 
+def test_tokens_are_not_counted_as_features():
+    class Reading(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.input_size, self.embedding = 10, nn.Embedding(10, 4)
+
+        def forward(self, token, h):
+            return torch.tanh(self.embedding(token.squeeze(-1)) + h)
+
+    tokens = torch.full((3, 5, 1), 10)
+    found = misfits.of_step(Reading(), failed(Reading(), tokens, torch.zeros(5, 4)), True)
+    assert str(found).startswith("input, hx: Reading's step raised IndexError: index out of range in self")
+
+
+def test_a_get_initial_state_that_fails_hides_nothing():
+    class Broken(MGU):
+        def get_initial_state(self, batch_size, dtype):
+            raise RuntimeError("boom")
+
+    found = misfits.of_step(Broken(), failed(Broken(), torch.zeros(3, 5, 3), torch.zeros(5, 7)), True)
+    assert str(found).startswith("input, hx: Broken's step raised RuntimeError: mat1 and mat2 shapes cannot be multiplied")
+
+
 @pytest.mark.parametrize("error", [RuntimeError("mine"), ValueError("mine"), TypeError("mine")], ids=repr)
 def test_what_a_cell_raises_itself_is_its_own(error: Exception):
     class Raising(nn.Module):

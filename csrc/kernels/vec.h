@@ -197,18 +197,6 @@ inline Vectors<T, Count> fma(const Vectors<T, Count>& a, const Vectors<T, Count>
   return each<T, Count>([&](int i) { return fma_of(a.part[i], b.part[i], c.part[i]); });
 }
 
-// a b - c
-template <class T, int Count>
-inline Vectors<T, Count> fms(const Vectors<T, Count>& a, const Vectors<T, Count>& b, const Vectors<T, Count>& c) {
-  return each<T, Count>([&](int i) { return fma_of(a.part[i], b.part[i], -c.part[i]); });
-}
-
-// c - a b
-template <class T, int Count>
-inline Vectors<T, Count> fnma(const Vectors<T, Count>& a, const Vectors<T, Count>& b, const Vectors<T, Count>& c) {
-  return each<T, Count>([&](int i) { return fma_of(-a.part[i], b.part[i], c.part[i]); });
-}
-
 template <class T, int Count>
 inline Vectors<T, Count> fma(const Vectors<T, Count>& a, T b, const Vectors<T, Count>& c) {
   return each<T, Count>([&](int i) { return fma_of(a.part[i], broadcast<T>(b), c.part[i]); });

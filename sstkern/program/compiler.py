@@ -122,9 +122,11 @@ def _run(command: list[str], folder: Path, seconds: float) -> str:
             stderr=subprocess.STDOUT,
             start_new_session=True,  # a group of its own, which can be ended as a whole
         )
-    except OSError as error:
+    except BaseException as error:
         ctrl_c()
-        raise CannotCompile(f"{command[0]} cannot be started: {error.strerror}") from error
+        if isinstance(error, OSError):
+            raise CannotCompile(f"{command[0]} cannot be started: {error.strerror}") from error
+        raise
     with process:
         try:
             ctrl_c()

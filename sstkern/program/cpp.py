@@ -6,7 +6,7 @@ The text names no sizes: where a window begins in a row is an argument. Programs
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -19,8 +19,6 @@ from sstkern.program.windows import Window
 
 _TYPES = {torch.float32: "float", torch.float64: "double"}
 _OPERATORS = {"add": "+", "sub": "-", "mul": "*", "div": "/"}
-_SUMS = {"add": ("fma", "fma"), "sub": ("fms", "fnma")}
-"""A sum whose first, or second, argument is a product."""
 _OF_BOOLS = ("add", "mul", "maximum", "minimum")
 """Operations that give a bool of two, computed with 0 and 1."""
 _ATTRIBUTES = ("softplus", "elu", "leaky_relu", "hardtanh", "clamp")
@@ -153,21 +151,11 @@ class _Function:
         Numbers, and what goes into rows that the loop reads, come last."""
         stores = [(self._vectors(window), self._stored(window, memory), memory.slot) for window, memory in self.loop.stores]
         read = {row.slot for row in self.touched.rows if not row.written}
-        body = self._used([value for value, _, _ in stores])
-        early: dict[str, list[str]] = {_name(line): [] for line in body}
+        early: dict[str, list[str]] = {_name(line): [] for line in self.body}
         late: list[str] = []
         for value, store, slot in stores:
             (early[value] if value in early and slot not in read else late).append(f"{store}, {value});")
-        self.body = [one for line in body for one in (line, *early[_name(line)])] + late
-
-    def _used(self, names: Collection[str]) -> list[str]:
-        """The lines that these values are made of: not the products that went into sums only."""
-        used, found = set(names), []
-        for line in reversed(self.body):
-            if _name(line) in used:
-                used.update(_variables(line))
-                found.append(line)
-        return found[::-1]
+        self.body = [one for line in self.body for one in (line, *early[_name(line)])] + late
 
     def _stored(self, window: Window, memory: Memory) -> str:
         """What stores a value, without its name."""
@@ -258,28 +246,13 @@ class _Function:
 
     def _computed(self, window: Window) -> str:
         node = self._node(window)
-        contracted = self._contracted(window, node) if node.operation in _SUMS and not self._is_mask(window) else None
-        return contracted or self._expression(node.operation, *self._arguments(window, node), node.attributes, self._is_mask(window))
+        return self._expression(node.operation, *self._arguments(window, node), node.attributes, self._is_mask(window))
 
     def _node(self, window: Window) -> Node:
         assert window.base is not None
         node = self.values.node(window.base)
         assert node is not None
         return node
-
-    def _contracted(self, window: Window, node: Node) -> str | None:
-        """A sum or a difference of which one side is a product, rounded once: the compiler is not to choose (compiler.py)."""
-        for place in (1, 0):
-            product = node.arguments[place]
-            if not isinstance(product, Value) or product not in self.values.rows or self._window(window, product) not in self.mine:
-                continue
-            inner = self._window(window, product)
-            if self._node(inner).operation != "mul" or self._is_mask(inner):
-                continue
-            factors = self._numbers(*self._arguments(inner, self._node(inner)))
-            other = self._numbers(*self._arguments(window, node))[1 - place]
-            return f"{_SUMS[node.operation][place]}<T>({', '.join(self._spread(part, False) for part in (*factors, other))})"
-        return None
 
     def _arguments(self, window: Window, node: Node) -> tuple[list[str], list[bool]]:
         """The operands of a node, and which are masks."""

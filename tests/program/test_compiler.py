@@ -10,7 +10,7 @@ import pytest
 from compilers import COPYING, Scripted, ended, number
 
 from sstkern.program import compiler
-from sstkern.program.compiler import CannotCompile
+from sstkern.program.compiler import CannotCompile, Compiler
 
 
 @pytest.fixture
@@ -167,4 +167,11 @@ def test_ctrl_c_while_it_is_started_ends_it_too(monkeypatch: pytest.MonkeyPatch,
     with pytest.raises(KeyboardInterrupt):
         compiler.compiled(found, "", work)
     ended(number(work / "started"))
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.mark.usefixtures("ctrl_c")
+def test_ctrl_c_is_as_before_where_nothing_was_started(work: Path):
+    with pytest.raises(ValueError, match="null byte"):
+        compiler.compiled(Compiler(("nothing\0",), ()), "", work)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

@@ -69,12 +69,6 @@ EXPRESSIONS = {
     "gelu by tanh": (lambda do, x, h: do.node("gelu", x, attributes=("tanh",)), "gelu_tanh<T>(v0)"),
     "a comparison as a number": (lambda do, x, h: do.node("cast", do.node("lt", x, h), attributes=(torch.float64,)), "numbers<T>(v2)"),
     "a number times a comparison": (lambda do, x, h: do.node("mul", x, do.node("lt", x, h)), "v0 * numbers<T>(v2)"),
-    "a product and a number": (
-        lambda do, x, h: do.node("add", do.node("mul", x, h), 0.5),
-        "fma<T>(v0, v1, spread<T, N>(T(0.5)))",
-    ),
-    "a product less something": (lambda do, x, h: do.node("sub", do.node("mul", x, 2.0), h), "fms<T>(v0, spread<T, N>(T(2.0)), v2)"),
-    "something less a product": (lambda do, x, h: do.node("sub", h, do.node("mul", x, h)), "fnma<T>(v0, v1, v1)"),
     "where": (lambda do, x, h: do.node("where", do.node("gt", x, 0.0), x, 0.1), "where<T>(v1, v0, T(0.1))"),
 }
 
@@ -83,25 +77,6 @@ EXPRESSIONS = {
 def test_expressions(name: str):
     step, expected = EXPRESSIONS[name]
     assert f"= {expected};" in " ".join(lines(step))
-
-
-def test_of_two_products_the_second_goes_into_the_sum():
-    """And is not computed by itself."""
-    found = lines(lambda do, x, h: do.node("add", do.node("mul", x, x), do.node("mul", h, h)))
-    assert [line for line in found if line.startswith("const") and "load" not in line] == [
-        "const auto v1 = v0 * v0;",
-        "const auto v4 = fma<T>(v2, v2, v1);",
-    ]
-
-
-def test_a_product_that_others_read_too_goes_into_the_sum_all_the_same():
-    """The bits of a sum do not depend on what else is wanted: a training step has those of inference."""
-
-    def step(do, x, h):
-        product = do.node("mul", x, h)
-        return do.node("mul", do.node("add", product, x), product)
-
-    assert any("fma<T>(v0, v1, v0)" in line for line in lines(step))
 
 
 def test_vectors_and_numbers_of_parameters():

@@ -382,6 +382,31 @@ def results(layer: nn.Module, x: Tensor, hx: Any) -> list[Tensor]:
     return [*found, *gradients_of(found, wanted(layer.cell, x, hx))]
 
 
+class StraightThrough(nn.Module):
+    """Its spikes are 0 or 1, with the derivative of a * g: what is added to them is a product less itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.rand(4))
+
+    def get_initial_state(self, batch_size: int) -> Tensor:
+        return torch.zeros(batch_size, 4)
+
+    def forward(self, x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+        h = 0.9 * h + x
+        soft = h * self.gain
+        spikes = (h > 0).to(h.dtype) + (soft - soft.detach())
+        return spikes, h - spikes * h
+
+
+@pytest.mark.usefixtures("optimised")
+def test_a_product_less_itself_is_zero():
+    layer, x = sstkern.fuse(StraightThrough(), returns="output_and_state", strict=True), torch.randn(9, 5, 4, requires_grad=True)
+    spikes, _ = layer(x)
+    assert set(spikes.unique().tolist()) == {0.0, 1.0}
+    assert torch.autograd.grad(spikes.sum(), x)[0].abs().min() > 0
+
+
 @pytest.mark.parametrize("name", ["LSTMCell", "ChoGRU", "Heads", "SLSTM", "GRUD"])
 def test_recomputed(name: str):
     torch.manual_seed(0)
