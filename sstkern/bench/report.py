@@ -268,13 +268,13 @@ def reasons(rows: list[Row]) -> list[str]:
         for name, reason in row["left_out"].items():
             counted[f"{name}: {reason}"] = counted.get(f"{name}: {reason}", 0) + 1
     discarded = [f"* discarded: {label(row)}: {row['discarded']}" for row in rows if row["discarded"]]
-    stepped = {f"{row['cell']} was stepped in Python: {reason}": None for row in rows if (reason := _stepped(row))}
-    return [*discarded, *stepped, *(f"left out of {count} cases: {reason}" for reason, count in counted.items())]
+    notes = ((row["cell"], row["engines"].get(OURS, {})) for row in rows)
+    slow = {f"{cell} {how}: {ours[note]}": None for cell, ours in notes for note, how in _SLOW.items() if note in ours}
+    return [*discarded, *slow, *(f"left out of {count} cases: {reason}" for reason, count in counted.items())]
 
 
-def _stepped(row: Row) -> str | None:
-    """Why ours is no program."""
-    return row["engines"].get(OURS, {}).get("stepped")
+_SLOW = {"stepped": "was stepped in Python", "plain": "ran in plain PyTorch"}
+"""Notes of ours, with the reason, and what they say."""
 
 
 def shape(row: Row) -> str:

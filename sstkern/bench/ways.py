@@ -14,6 +14,7 @@ from sstkern.bench.compiled import Child
 from sstkern.bench.loops import Loop, Read, read_pair, unrolled
 from sstkern.bench.own_cases import OwnCase, OwnProblem
 from sstkern.bench.peers import OURS, Engine, Prepared, Unavailable, in_one_line, of_module
+from sstkern.program.layer import cpu_problem
 from sstkern.structure import Structure, mapped
 
 LOOP = "loop"
@@ -33,11 +34,14 @@ def ours(problem: OwnProblem) -> Prepared:
     prepared = of_module(problem, loop.cell, lambda x: layer(x)[0])
     start = time.perf_counter()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of a cell that is stepped, which the report says
+        warnings.simplefilter("ignore")  # of a cell that is stepped or not compiled, which the report says
         prepared.results()
     prepared.notes["compile_seconds"] = time.perf_counter() - start
+    captured = layer._direction.programs.last
     if layer.reason is not None:
         prepared.notes["stepped"] = layer.reason
+    elif captured is not None and (problem := cpu_problem(captured)) is not None:
+        prepared.notes["plain"] = problem
     return prepared
 
 

@@ -124,10 +124,13 @@ def _engine(captured: Captured) -> str:
     device = flatten(captured.state)[0].device
     if device.type != "cpu":
         return f"{device}, in plain PyTorch"
-    problem = engines.extension_problem() or on_cpu.problem(captured.program, kinds(captured))
-    if problem is not None:
-        return f"the CPU, in plain PyTorch: {problem}"
-    return f"the CPU engine, compiled for {on_cpu.level()}"
+    problem = cpu_problem(captured)
+    return f"the CPU engine, compiled for {on_cpu.level()}" if problem is None else f"the CPU, in plain PyTorch: {problem}"
+
+
+def cpu_problem(captured: Captured) -> str | None:
+    """Why the CPU engine does not run a program, or None."""
+    return engines.extension_problem() or on_cpu.problem(captured.program, kinds(captured))
 
 
 class Options(NamedTuple):

@@ -201,7 +201,10 @@ def test_a_table_tells_what_compiling_took():
     assert lines == [["LSTM", "2,3,4", "inference", "full", "float32", "12.3"]]
 
 
-def test_what_was_stepped_is_told_once():
-    engines = {"sstkern": taken(2.0) | {"stepped": "why"}, "loop": taken(4.0)}
-    rows = [report.row(Case("LSTM", 2, steps, 4), engines, {}, None, RATE) for steps in (3, 5)]
-    assert report.reasons(rows) == ["LSTM was stepped in Python: why"]
+def test_what_was_slow_is_told_once():
+    def rows(cell: str, note: str) -> list[dict]:
+        engines = {"sstkern": taken(2.0) | {note: "why"}, "loop": taken(4.0)}
+        return [report.row(Case(cell, 2, steps, 4), engines, {}, None, RATE) for steps in (3, 5)]
+
+    found = report.reasons([*rows("LSTM", "stepped"), *rows("GRU", "plain")])
+    assert found == ["LSTM was stepped in Python: why", "GRU ran in plain PyTorch: why"]
