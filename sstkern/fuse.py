@@ -133,6 +133,8 @@ class Direction:
             state = first_states.checked(hx, "hx", batch.size, like, batch.batched)
             if (widths := first_states.known_widths(cell, self.initial_state)) is not None:
                 first_states.check_widths(state, widths, batch.size)
+            if any(leaf.dim() > 2 for leaf in flatten(state)) and (found := misfits.of_state(cell, state)) is not None:
+                raise found  # (1, B, H), say, as torch.nn's layers take it
             if any(leaf.dtype != like.dtype for leaf in flatten(state)) and not autocasting(like):
                 self._check_dtypes(cell, inputs, batch, state, like)
         order = batch.order

@@ -64,10 +64,11 @@ def of_arguments(cell: nn.Module, input: Structure, state: Structure | None) -> 
     rows = isinstance(input, Tensor) and input.is_floating_point() and input.dim() > 1  # not tokens, of which input_size may be the number
     if rows and type(size) is int and input.size(-1) != size:
         return ValueError(f"input: expected {size} features (input_size), got {input.size(-1)}")
-    return None if state is None else _of_state(cell, state)
+    return None if state is None else of_state(cell, state)
 
 
-def _of_state(cell: nn.Module, state: Structure) -> TypeError | ValueError | None:
+def of_state(cell: nn.Module, state: Structure) -> TypeError | ValueError | None:
+    """As `of_arguments`, of the caller's state (B, ...) alone."""
     like = flatten(state)[0]
     batch = like.size(0)
     expected, source = None, "get_initial_state"

@@ -555,6 +555,19 @@ def test_the_states_that_a_stepped_layer_gave_can_go_on():
             torch.testing.assert_close(one(X[2:], half)[1], whole)
 
 
+def test_a_state_with_a_dimension_too_many_is_refused():
+    """As torch.nn's layers have it; the step would give an output with one too many."""
+
+    class Beginning(Independent):
+        def get_initial_state(self, batch_size):
+            return torch.zeros(batch_size, 4)
+
+    layer = sstkern.fuse(Beginning())
+    for x, h in ((X[:, :1], torch.zeros(1, 1, 4)), (X[:, 0], torch.zeros(1, 4))):
+        with pytest.raises(ValueError, match=r"^hx: expected shape \(B, 4\) \(get_initial_state\), got \(B, 1, 4\)$"):
+            layer(x, h)
+
+
 def test_get_initial_state_may_be_an_object_that_has_no_hash():
     @dataclass
     class Ones:
