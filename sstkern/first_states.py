@@ -121,16 +121,22 @@ def checked(state: Structure, name: str, batch_size: int, like: Tensor, batched:
     leaves = flatten(state)
     if not leaves:
         raise ValueError(f"{name}: expected at least one Tensor, got {described(state)}")
-    for called, leaf in zip(names(state, name), leaves, strict=True):
-        if not isinstance(leaf, Tensor):
-            raise TypeError(
-                f"{called}: expected a Tensor, got {type(leaf).__name__}; a state is a Tensor, or nested tuples or lists of Tensors"
-            )
-        if batched and (leaf.dim() == 0 or leaf.size(0) != batch_size):
-            raise ValueError(f"{called}: expected shape ({batch_size}, ...), a state for each sequence, got {tuple(leaf.shape)}")
-        if leaf.device != like.device:
-            raise ValueError(f"{called}: is on {leaf.device}, but the input is on {like.device}; move one of them")
+    for place, leaf in enumerate(leaves):
+        if (found := _misfit(leaf, batch_size if batched else None, like)) is not None:
+            kind, why = found
+            raise kind(f"{names(state, name)[place]}: {why}")
     return state if batched else unflatten(state, [leaf.unsqueeze(0) for leaf in leaves])
+
+
+def _misfit(leaf: object, batch_size: int | None, like: Tensor) -> tuple[type[Exception], str] | None:
+    """Why it is no state of so many sequences beside `like`, and the error's type."""
+    if not isinstance(leaf, Tensor):
+        return TypeError, f"expected a Tensor, got {type(leaf).__name__}; a state is a Tensor, or nested tuples or lists of Tensors"
+    if batch_size is not None and (leaf.dim() == 0 or leaf.size(0) != batch_size):
+        return ValueError, f"expected shape ({batch_size}, ...), a state for each sequence, got {tuple(leaf.shape)}"
+    if leaf.device != like.device:
+        return ValueError, f"is on {leaf.device}, but the input is on {like.device}; move one of them"
+    return None
 
 
 def dtypes(cell: nn.Module, inputs: list[Tensor]) -> set[torch.dtype]:

@@ -122,6 +122,8 @@ class Direction:
                 ) from error
             if not torch.compiler.is_dynamo_compiling():
                 self._warn(cell)  # not of a call that fails, which says itself what is wrong
+        if batch.inverse is None and batch.batched:
+            return result
         return result._replace(hx_n=mapped(result.hx_n, lambda state: _to_caller(state, batch)))
 
     def _given(self, cell: nn.Module, inputs: Structure, batch: Batch, hx: Structure | None) -> Structure | None:

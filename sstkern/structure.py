@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, Literal
 
 from torch import Tensor
@@ -10,19 +10,21 @@ from torch import Tensor
 Structure = Any
 """A Tensor, or a tuple or list of structures, named tuples included."""
 Returns = Literal["auto", "state", "output_and_state"]
+_SEQUENCES = (tuple, list)
+"""Every call asks a dozen times; `tuple | list` would be made each time."""
 
 
 def flatten(structure: Structure) -> list[Any]:
     """The leaves, in order. What is neither a tuple nor a list is one."""
-    return list(_leaves(structure))
-
-
-def _leaves(structure: Structure) -> Iterator[Any]:
-    if isinstance(structure, tuple | list):
-        for part in structure:
-            yield from _leaves(part)
-    else:
-        yield structure
+    if not isinstance(structure, _SEQUENCES):
+        return [structure]
+    found: list[Any] = []
+    for part in structure:
+        if isinstance(part, _SEQUENCES):
+            found += flatten(part)
+        else:
+            found.append(part)
+    return found
 
 
 def unflatten(like: Structure, leaves: list[Any]) -> Structure:
@@ -33,7 +35,7 @@ def unflatten(like: Structure, leaves: list[Any]) -> Structure:
 
 def mapped(structure: Structure, change: Callable[[Any], Any]) -> Structure:
     """Each leaf changed, in order."""
-    if not isinstance(structure, tuple | list):
+    if not isinstance(structure, _SEQUENCES):
         return change(structure)
     return of_parts(structure, [mapped(part, change) for part in structure])
 
