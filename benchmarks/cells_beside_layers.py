@@ -54,7 +54,7 @@ def line(row: dict) -> str:
     times = "  ".join(f"{name} {row['ms'][name]:8.3f} ms {row['rate_share'][name]:5.0%}" for name in row["ms"])
     star = "*" if row["disturbed"] else ""
     return (
-        f"{row['cell'].rpartition(':')[2]:22} {report.shape(row):11} {row['phase']:9} {times}  "
+        f"{report.class_name(row):22} {report.shape(row):11} {row['phase']:9} {times}  "
         f"{row['nearest']} / cell {row['ratio']:.2f}{star}, per operation {row['ratio_per_flop']:.2f}{star}"
     )
 

@@ -11,7 +11,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLoca
 
 from sstkern.bench.cases import LAYERS
 from sstkern.bench.peers import OURS
-from sstkern.bench.report import against, shape
+from sstkern.bench.report import against, class_name, shape
 
 _ENGINES = {"sstkern": "C0", "torch": "C1", "torch_packed": "C2"}
 _AXES = {"steps": "time steps", "size": "hidden size", "batch": "sequences", "threads": "threads"}
@@ -30,9 +30,7 @@ def _ratios(rows: list[dict], path: Path) -> Path:
         for place, cell in enumerate(LAYERS):
             found = [row for row in chosen if row["cell"] == cell and row["ratio"] is not None]
             heights = [shapes.index(shape(row)) + 0.2 * (place - 1) for row in found]
-            colors = [f"C{place}" if row["discarded"] is None else "none" for row in found]
-            panel.scatter([row["ratio"] for row in found], heights, s=28, c=colors, edgecolors=f"C{place}", zorder=3)
-            panel.scatter([], [], s=28, color=f"C{place}", label=cell)  # the legend's, filled
+            _scatter(panel, found, [row["ratio"] for row in found], heights, f"C{place}", cell)
 
     title = f"{rows[0]['dtype']}, by sequences, time steps, hidden size; hollow: discarded"
     return _by_shape(rows, ("phase", "lengths"), dots, title, "best peer's time / ours", path)
@@ -61,10 +59,8 @@ def own_cells(rows: list[dict], path: Path) -> Path:
         panel.axvline(1, color="black", linewidth=1)
         for place, peer in enumerate(peers):
             found = [row for row in chosen if {peer, OURS} <= row["engines"].keys()]
-            colors = ["none" if row["discarded"] else f"C{place}" for row in found]
-            ratios = [against(row, (peer,)) for row in found]
-            panel.scatter(ratios, [cells.index(row["cell"]) for row in found], s=28, c=colors, edgecolors=f"C{place}", zorder=3)
-            panel.scatter([], [], s=28, color=f"C{place}", label=peer)  # the legend's, filled
+            heights = [cells.index(row["cell"]) for row in found]
+            _scatter(panel, found, [against(row, (peer,)) for row in found], heights, f"C{place}", peer)
 
     title = "float32; panels by sequences, time steps, hidden size; hollow: discarded"
     return _panels(rows, ("phase", "shape"), lambda row: row["cell"], "{}, {}", dots, title, "time / ours", path)
@@ -79,17 +75,18 @@ def fastest_of_own_cells(rows: list[dict], path: Path) -> Path:
         panel.axvline(1, color="black", linewidth=1)
         for place, one in enumerate(shapes):
             found = [row for row in chosen if row["shape"] == one and row["ratio"] is not None]
-            colors = ["none" if row["discarded"] else f"C{place}" for row in found]
-            heights = [cells.index(_class_name(row)) for row in found]
-            panel.scatter([row["ratio"] for row in found], heights, s=28, c=colors, edgecolors=f"C{place}", zorder=3)
-            panel.scatter([], [], s=28, color=f"C{place}", label=one)  # the legend's, filled
+            heights = [cells.index(class_name(row)) for row in found]
+            _scatter(panel, found, [row["ratio"] for row in found], heights, f"C{place}", one)
 
     title = "float32, by sequences, time steps, hidden size; hollow: discarded"
-    return _panels(rows, ("dtype", "phase"), _class_name, "{1}", dots, title, "fastest other way's time / ours", path)
+    return _panels(rows, ("dtype", "phase"), class_name, "{1}", dots, title, "fastest other way's time / ours", path)
 
 
-def _class_name(row: dict) -> str:
-    return row["cell"].rpartition(":")[2]
+def _scatter(panel: Axes, rows: list[dict], ratios: list, heights: list, color: str, label: str) -> None:
+    """A dot a row, hollow where it was discarded; that of the legend is filled."""
+    colors = [color if row["discarded"] is None else "none" for row in rows]
+    panel.scatter(ratios, heights, s=28, c=colors, edgecolors=color, zorder=3)
+    panel.scatter([], [], s=28, color=color, label=label)
 
 
 def _by_shape(rows: list[dict], names: tuple[str, str], dots: Callable, title: str, unit: str, path: Path) -> Path:

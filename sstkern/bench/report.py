@@ -212,7 +212,7 @@ def _cases_table(rows: list[Row]) -> Any:
         ratio = _number(row["ratio"], ".2f") + ("*" if row["discarded"] else "")
         shares = [_number(row[name], ".0%") for name in ("peak_share", "rate_share", "bandwidth_share")]
         table.add_row(
-            _short(row),
+            class_name(row),
             shape(row),
             row["phase"],
             row["lengths"],
@@ -244,7 +244,7 @@ def _compile_table(rows: list[Row]) -> list[Any]:
         table.add_column(name, justify="right")
     for row in compiled:
         times = [_number(seconds(row).get(name), ".1f") for name in names]
-        table.add_row(_short(row), shape(row), row["phase"], row["lengths"], row["dtype"], *times)
+        table.add_row(class_name(row), shape(row), row["phase"], row["lengths"], row["dtype"], *times)
     return [table]
 
 
@@ -281,7 +281,7 @@ def shape(row: Row) -> str:
     return f"{row['batch']},{row['steps']},{row['size']}"
 
 
-def _short(row: Row) -> str:
+def class_name(row: Row) -> str:
     """A cell's name without its module, for which a table has no room."""
     return row["cell"].rpartition(":")[2]
 

@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 import torch
 
-from sstkern.program.graph import Node
 from sstkern.program.lower import Attached, Loop, Lowered, Memory
 from sstkern.program.values import Number, Value
 from sstkern.program.windows import Window
@@ -245,17 +244,10 @@ class _Function:
         return f"T({value!r})"
 
     def _computed(self, window: Window) -> str:
-        node = self._node(window)
-        return self._expression(node.operation, *self._arguments(window, node), node.attributes, self._is_mask(window))
-
-    def _node(self, window: Window) -> Node:
-        assert window.base is not None
-        node = self.values.node(window.base)
+        base = window.base
+        assert base is not None
+        node = self.values.node(base)
         assert node is not None
-        return node
-
-    def _arguments(self, window: Window, node: Node) -> tuple[list[str], list[bool]]:
-        """The operands of a node, and which are masks."""
         arguments, masks = [], []
         for part in node.arguments:
             if not isinstance(part, Value):
@@ -266,8 +258,8 @@ class _Function:
             if part in self.values.rows:
                 arguments.append(self._argument(self._window(window, part)))
             else:
-                arguments.append(self._of_parameter(part, window.base, window))  # type: ignore[arg-type]
-        return arguments, masks
+                arguments.append(self._of_parameter(part, base, window))
+        return self._expression(node.operation, arguments, masks, node.attributes, self._is_mask(window))
 
     def _window(self, window: Window, part: Value) -> Window:
         if self.values.width(part) == self.values.width(window.base):  # type: ignore[arg-type]
@@ -309,7 +301,7 @@ class _Function:
         return found
 
     def _spread(self, argument: str, mask: bool) -> str:
-        if argument.startswith(("v", "numbers", "spread")):
+        if argument.startswith(("v", "spread")):
             return argument
         return f"spread_mask<T, N>({argument})" if mask else f"spread<T, N>({argument})"
 

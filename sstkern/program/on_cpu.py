@@ -271,10 +271,10 @@ class Layer:
         """Raises what a forward without gradients would."""
         self._compiled(False)
 
-    def compiles(self, kept: bool) -> bool:
-        """Whether a forward runs; kept: one that gives what the backward needs."""
+    def compiles(self) -> bool:
+        """Whether the forward runs that gives what the backward needs."""
         try:
-            self._compiled(kept)
+            self._compiled(True)
         except (NotLowered, CannotCompile):
             return False
         return True

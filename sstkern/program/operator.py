@@ -75,9 +75,6 @@ def _transformed(call: Call, inputs, parameters, hx, lengths: Tensor | None) -> 
 
 def _undifferentiated(call: Call, inputs, parameters, hx, lengths: Tensor | None, saved_rows: int | None):
     """The operator without its derivative, in an eager call."""
-    if (layer := _compiled_layer(call, inputs, parameters, hx, kept=saved_rows is not None)) is not None:
-        with private.below_views():  # a view could not be changed in place by the caller
-            return layer.forward(call, inputs, parameters, hx, lengths, saved_rows)
     if private.plain([*inputs, *parameters, *hx]):
         return _run(call, inputs, parameters, hx, lengths, saved_rows)
     with operators.undifferentiated():
@@ -130,9 +127,9 @@ class _Program(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         inputs, parameters, hx = _split(tensors, counts)
         rows = operators.saved_rows(not call.padded, lengths)
-        ctx.layer = _compiled_layer(call, inputs, parameters, hx, kept=True)
+        ctx.layer = _compiled_layer(call, inputs, parameters, hx)
         if ctx.layer is not None:
-            with private.below_views():
+            with private.below_views():  # a view could not be changed in place by the caller
                 outputs, hx_n, saved = ctx.layer.forward(call, inputs, parameters, hx, lengths, rows)
         else:
             outputs, hx_n, saved = _undifferentiated(call, inputs, parameters, hx, lengths, rows)
@@ -149,14 +146,16 @@ class _Program(torch.autograd.Function):
         return None, None, None, *found
 
 
-def _compiled_layer(call: Call, inputs, parameters, hx, kept: bool) -> on_cpu.Layer | None:
-    """What runs an eager call of plain tensors on the CPU engine; None where something else has to. Found once a training step: to look
-    for it takes the forward 10 microseconds, and the backward twice that."""
+def _compiled_layer(call: Call, inputs, parameters, hx) -> on_cpu.Layer | None:
+    """What runs an eager training step of plain tensors on the CPU engine; None where something else has to.
+
+    Found once a step: to look for it takes the forward 10 microseconds, and the backward twice that.
+    """
     given = [*inputs, *parameters, *hx]
     if not private.plain(given) or not on_cpu.wanted(given):
         return None
     layer = on_cpu.layer_of(call, inputs, parameters, hx)
-    return layer if layer.compiles(kept) else None
+    return layer if layer.compiles() else None
 
 
 def _split(tensors: Sequence[Part], counts: Sequence[int]) -> list[list[Part]]:

@@ -9,9 +9,9 @@ from layers import KINDS, as_hx, flat, gradients, pair, states_of
 
 import sstkern
 from sstkern import engines
-from sstkern.engines import extension_problem
+from sstkern.engines import interpreting
 
-pytestmark = pytest.mark.skipif(extension_problem() is not None, reason="Triton's interpreter runs instead of the C++ engine")
+pytestmark = pytest.mark.skipif(interpreting(), reason="Triton's interpreter runs instead of the C++ engine")
 FOREVER = 10**9  # microseconds
 
 
