@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from typing import TypeVar
 
 import torch
@@ -36,6 +37,7 @@ _library.define(
     f"program_backward({_CALL}, {_TENSORS}, Tensor[] saved, Tensor[] grad_outputs, Tensor[] grad_hx, bool[] needs, int? groups) -> Tensor[]"
 )
 _FIELDS = len(_CALL.split(","))
+_REQUIRES_GRAD = attrgetter("requires_grad")
 # The overloads themselves: to find one takes the operator 2 microseconds.
 _PROGRAM, _BACKWARD = torch.ops.sstkern.program.default, torch.ops.sstkern.program_backward.default
 
@@ -44,11 +46,11 @@ def layer(
     call: Call, inputs: Sequence[Tensor], parameters: Sequence[Tensor], hx: Sequence[Tensor], lengths: Tensor | None
 ) -> tuple[list[Tensor], list[Tensor]]:
     """`run.layer`, with the derivative of the program where a gradient is wanted. It passes under autocast in the dtype of that."""
-    tensors = [*inputs, *parameters, *hx]
-    if private.transforms_active() or (not torch.compiler.is_compiling() and engines.in_forward_mode(tensors)):
+    tensors, compiling = [*inputs, *parameters, *hx], torch.compiler.is_compiling()
+    if private.transforms_active() or (not compiling and private.in_dual_level() and engines.in_forward_mode(tensors)):
         return _transformed(call, inputs, parameters, hx, lengths)
-    differentiable = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
-    if torch.compiler.is_compiling() or torch.jit.is_tracing() or operators.autocasting(inputs[0]):
+    differentiable = torch.is_grad_enabled() and any(map(_REQUIRES_GRAD, tensors))
+    if compiling or torch.jit.is_tracing() or operators.autocasting(inputs[0]):
         rows = operators.saved_rows(not call.padded, lengths) if differentiable else None
         return torch.ops.sstkern.program(*_flat(call), inputs, parameters, hx, lengths, rows)[:2]
     if differentiable:
@@ -160,8 +162,8 @@ def _compiled_layer(call: Call, inputs, parameters, hx) -> on_cpu.Layer | None:
 
 def _split(tensors: Sequence[Part], counts: Sequence[int]) -> list[list[Part]]:
     """Inputs, parameters and states."""
-    rest = iter(tensors)
-    return [[next(rest) for _ in range(count)] for count in counts]
+    first, second = counts[0], counts[0] + counts[1]
+    return [list(tensors[:first]), list(tensors[first:second]), list(tensors[second:])]
 
 
 def _flat(call: Call) -> tuple:
