@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from operator import attrgetter
 from typing import TypeVar
 
 import torch
@@ -37,7 +36,6 @@ _library.define(
     f"program_backward({_CALL}, {_TENSORS}, Tensor[] saved, Tensor[] grad_outputs, Tensor[] grad_hx, bool[] needs, int? groups) -> Tensor[]"
 )
 _FIELDS = len(_CALL.split(","))
-_REQUIRES_GRAD = attrgetter("requires_grad")
 # The overloads themselves: to find one takes the operator 2 microseconds.
 _PROGRAM, _BACKWARD = torch.ops.sstkern.program.default, torch.ops.sstkern.program_backward.default
 
@@ -49,7 +47,7 @@ def layer(
     tensors, compiling = [*inputs, *parameters, *hx], torch.compiler.is_compiling()
     if private.transforms_active() or (not compiling and private.in_dual_level() and engines.in_forward_mode(tensors)):
         return _transformed(call, inputs, parameters, hx, lengths)
-    differentiable = torch.is_grad_enabled() and any(map(_REQUIRES_GRAD, tensors))
+    differentiable = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
     if compiling or torch.jit.is_tracing() or operators.autocasting(inputs[0]):
         rows = operators.saved_rows(not call.padded, lengths) if differentiable else None
         return torch.ops.sstkern.program(*_flat(call), inputs, parameters, hx, lengths, rows)[:2]
