@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from sstkern.bench import charts, compiled, own, peers, report, suite
 from sstkern.bench import callers as calling
+from sstkern.bench import charts, compiled, own, peers, report, suite
 from sstkern.bench import growth as growing
 from sstkern.bench import memory as remembering
 from sstkern.bench import skewed as skewing

@@ -44,7 +44,6 @@ def test_a_run_writes_rates_of_all_ways(tmp_path: Path):
     found = callers.run([Case("RNN", 2, 3, 5)], 2, 0.2, tmp_path, lambda case: None)
     assert json.loads((tmp_path / "callers.json").read_text())["rows"][0]["tokens"] == 6
     (row,) = found["rows"]
-    assert {name: set(rates) for name, rates in row["calls_per_second"].items()} == dict.fromkeys(
-        ("sstkern", "torch", "sstkern_one_thread"), {1, 2, 4, 8}
-    )
+    assert set(row["calls_per_second"]) == {"sstkern", "torch", "sstkern_one_thread"}
+    assert all(set(rates) == {1, 2, 4, 8} and min(rates.values()) > 0 for rates in row["calls_per_second"].values())
     assert row["ideal"] == 2 * row["calls_per_second"]["sstkern_one_thread"][1] > 0
