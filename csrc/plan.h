@@ -61,7 +61,7 @@ class Plan {
 // For as many threads as the call is worth.
 Plan make_plan(const LoopWork& work);
 
-// How many threads shared the latest call's time loop.
+// How many threads shared the time loop of this thread's latest call.
 int64_t latest_threads();
 void note_threads(int64_t threads);
 

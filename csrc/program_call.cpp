@@ -8,6 +8,7 @@
 #include <cstring>
 
 #include "arguments.h"
+#include "callers.h"
 #include "forked.h"
 #include "gradients.h"
 #include "layer.h"
@@ -756,7 +757,7 @@ ProgramResult run_program(int64_t program, at::TensorList inputs, at::TensorList
                           const std::optional<at::Tensor>& lengths, at::ArrayRef<double> numbers, bool reverse, bool padded,
                           std::optional<int64_t> saved_rows, std::optional<int64_t> groups, bool backward) {
   const OneThreadIfForked guard;
-  const OneThreadForAWhile late;
+  const CallThreads threads;
   const std::shared_ptr<const Program> found = find_program(program);
   const auto run = [&](auto type) {
     return ProgramCall<decltype(type)>(*found, inputs, weights, vectors, states, lengths, numbers, reverse, padded, saved_rows, groups)

@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from sstkern import cli
-from sstkern.bench import growth, memory, own, skewed, suite, ways
+from sstkern.bench import callers, growth, memory, own, skewed, suite, ways
 from sstkern.bench.growth import BASE, Point
 from sstkern.bench.own_cases import OwnProblem
 from sstkern.bench.peers import Engine, Prepared, Unavailable
@@ -79,6 +79,20 @@ def test_skewed_batches_are_a_table_of_forms(tmp_path: Path, monkeypatch: pytest
         "left out of 2 cases: sstkern_padded: too large",
         str(tmp_path / "skewed.json"),
     ]
+
+
+def test_callers_are_a_table_of_calls_a_second(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def measure(case, threads, seconds):
+        rates = {"sstkern": {1: 900.0, 2: 1500.0, 4: 1000.0, 8: 500.0}}
+        return case.as_row() | {"ideal": 2000.0, "calls_per_second": rates, "left_out": {"torch": "failed: no reason"}}
+
+    monkeypatch.setattr(callers, "measure", measure)
+    result = call("--callers", "--cell", "gru", "--phase", "training", "--output", tmp_path)
+    assert result.exit_code == 0, result.output
+    assert len(json.loads((tmp_path / "callers.json").read_text())["rows"]) == 1
+    lines = [" ".join(line.replace("│", " ").split()) for line in result.stdout.splitlines()]
+    assert "GRU 3,40,256 training sstkern 900 0.45 1,500 0.75 1,000 0.50 500 0.25" in lines
+    assert lines[-2:] == ["left out of 1 cases: torch: failed: no reason", str(tmp_path / "callers.json")]
 
 
 @pytest.fixture
