@@ -166,18 +166,25 @@ class Places {
   int filled_ = 0;
 };
 
-// What the member `from` of the places' rows holds from `offset` on, and back. A vector past the last unit is cut off, unless all are
-// whole.
+// A vector of a row's units, cut off past the last one unless it is whole.
+template <bool Whole, class T>
+inline Vec<T> load_units(const T* row, int64_t unit, int64_t hidden_size) {
+  return Whole ? load(row + unit) : load(row + unit, hidden_size - unit);
+}
+
+// What the member `from` of the places' rows holds from `offset` on, and back.
 template <bool Whole, class T, class Row, class Member>
 inline Vectors<T> load_vectors(const Place<T, Row>* at, Member Row::* from, int64_t offset, int64_t hidden_size) {
-  return each<T>([&](int i) { return load<T>(at[i].row->*from + offset + at[i].unit, Whole ? Simd<T>::width : hidden_size - at[i].unit); });
+  return each<T>([&](int i) { return load_units<Whole, T>(at[i].row->*from + offset, at[i].unit, hidden_size); });
 }
 
 template <bool Whole, class T, class Row>
 inline void store_vectors(const Place<T, Row>* at, T* Row::* to, int64_t offset, int64_t hidden_size, const Vectors<T>& values) {
 #pragma GCC unroll 8
-  for (int i = 0; i < kVectors; ++i)
-    store(at[i].row->*to + offset + at[i].unit, values.part[i], Whole ? Simd<T>::width : hidden_size - at[i].unit);
+  for (int i = 0; i < kVectors; ++i) {
+    T* const unit = at[i].row->*to + offset + at[i].unit;
+    Whole ? store(unit, values.part[i]) : store(unit, values.part[i], hidden_size - at[i].unit);
+  }
 }
 
 template <class T, class Row>
@@ -204,8 +211,7 @@ SSTKERN_INLINE void store_list(const Place<T, Row>* at, T* Row::* to, int64_t hi
 template <bool Whole, class T, int Size, class Row>
 SSTKERN_INLINE void load_parameters(List<Vectors<T>, Size>& to, const Place<T, Row>* at, const T* const* parameters, int64_t hidden_size) {
 #pragma GCC unroll 32
-  for (int p = 0; p < Size; ++p)
-    to[p] = each<T>([&](int i) { return load<T>(parameters[p] + at[i].unit, Whole ? Simd<T>::width : hidden_size - at[i].unit); });
+  for (int p = 0; p < Size; ++p) to[p] = each<T>([&](int i) { return load_units<Whole, T>(parameters[p], at[i].unit, hidden_size); });
 }
 
 template <bool Whole, class T, class Cell>
