@@ -273,7 +273,7 @@ def test_units_that_threads_cannot_share_equally_have_the_same_bits(
     def results() -> list[Tensor]:
         torch.manual_seed(0)
         module = layer()
-        output, hx = module(torch.randn(STEPS, 2, module.input_size))
+        output, _ = module(torch.randn(STEPS, 2, module.input_size))
         output.backward(torch.randn_like(output))
         return [output.detach(), module.weight_ih_l0.grad, module.weight_hh_l0.grad]
 
