@@ -34,6 +34,9 @@ class Plan {
 
   int64_t threads() const { return together_ * ranges() * parts_; }
 
+  // Threads that share the hidden units of a range.
+  int64_t parts() const { return parts_; }
+
   // Positions of the largest range.
   int64_t most_rows() const;
 

@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from sstkern import cli
-from sstkern.bench import callers, growth, memory, own, skewed, suite, ways
+from sstkern.bench import callers, growth, memory, own, skewed, suite, ways, widths
 from sstkern.bench.growth import BASE, Point
 from sstkern.bench.own_cases import OwnProblem
 from sstkern.bench.peers import Engine, Prepared, Unavailable
@@ -55,6 +55,28 @@ def test_growth_and_memory_run_instead_of_the_cases(tmp_path: Path, monkeypatch:
     assert result.exit_code == 0, result.output
     assert {path.name for path in tmp_path.iterdir()} == {"growth.json", "growth-lstm-inference.png", "memory.json", "memory.png"}
     assert ["LSTM", "2,3,4", "full", "3.0", "3.0"] in [line.replace("│", " ").split() for line in result.stdout.splitlines()]
+
+
+def test_widths_are_a_table_of_the_least_shares(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    figures = {
+        "batch": 48,
+        "steps": 37,
+        "threads": 1,
+        "size": [64, 72, 80, 128],
+        "gflops": [4.0, 3.0, 2.0, 4.0],
+        "share": [1, 0.96, 0.9, 1],
+    }
+
+    def measure(curve, threads, seconds):
+        assert curve.shape == (48, 37, 128)
+        return {"cell": curve.cell, "phase": curve.case(64).phase} | figures
+
+    monkeypatch.setattr(widths, "measure", measure)
+    result = call("--widths", "--cell", "gru", "--phase", "training", "--shape", "48,37,128", "--output", tmp_path)
+    assert result.exit_code == 0, result.output
+    lines = [" ".join(line.replace("│", " ").split()) for line in result.stdout.splitlines()]
+    assert "GRU training 0.90 80 75%" in lines
+    assert lines[-2:] == [str(tmp_path / "widths.json"), str(tmp_path / "widths.png")]
 
 
 def test_skewed_batches_are_a_table_of_forms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -185,6 +207,11 @@ def test_an_interrupted_run_of_own_cells_says_where_the_rest_is(tmp_path: Path, 
     [
         (("--cell", "own_cells_to_time:Leaky", "--cell", "lstm"), "cells of your own have other peers than torch.nn's"),
         (("--cell", "own_cells_to_time:Leaky", "--growth"), "--growth: is not for cells of your own"),
+        (("--cell", "own_cells_to_time:Leaky", "--widths"), "--widths: is not for cells of your own"),
+        (("--widths", "--memory"), "--widths: has shapes of its own, and is not for --memory"),
+        (("--widths", "--shape", "48,37,100"), "--shape: with --widths, expected a multiple of 64 from 128 on as H, got 100"),
+        (("--widths", "--shape", "48,37,128", "--shape", "8,37,128"), "--shape: with --widths, expected one, of which H is the largest"),
+        (("--widths", "--lengths", "full"), "--widths: has lengths of its own, and is not for --lengths"),
         (("--cell", "own_cells_to_time:Leaky", "--dtype", "bfloat16"), "--dtype: is not for cells of your own"),
         (("--cell", "lstm", "--json", "a.json"), "--json: is for cells of your own, module:Class"),
         (("--input-size", "3"), "--input-size: is for cells of your own, module:Class"),
