@@ -20,10 +20,14 @@ class ForwardMemory {
         right_(left_.size()),
         chunk_x_(std::max(share.count, kChunkRows)),
         chunk_sums_(a.empty({a.products.unit_sums(a.kernels.shape, a.size.hidden, kChunkRows)})),
-        panels_(a.empty({a.products.unit_panel(a.kernels.shape, a.size.input) + a.products.unit_panel(a.kernels.shape, a.size.output)})),
+        panels_(a.empty({panel(a, a.size.input) + kGap<T> + panel(a, a.size.output)})),
         x_room_(a.empty({a.products.factor_room(std::max(share.count, kChunkRows), a.size.input)})),
         h_room_(a.empty({a.products.factor_room(share.count, a.size.output)})),
-        hidden_room_(a.empty({a.projected() ? a.products.factor_room(kBlockRows, a.size.hidden) : 0})) {}
+        hidden_room_(a.empty({a.projected() ? a.products.factor_room(kBlockRows, a.size.hidden) : 0})) {
+    close_gap(read<T>(panels_) + panel(a, a.size.input));
+    const int64_t each = a.products.unit_sums(a.kernels.shape, 1, kChunkRows);
+    for (int64_t end = each; end <= chunk_sums_.numel(); end += each) close_gap(read<T>(chunk_sums_) + end - kGap<T>);
+  }
 
   ForwardWork<T> work() {
     return {rows_.data(),          h_factors_.data(), left_.data(),      right_.data(),     chunk_x_.data(),
@@ -31,6 +35,8 @@ class ForwardMemory {
   }
 
  private:
+  static int64_t panel(const Arguments<T>& a, int64_t depth) { return a.products.unit_panel(a.kernels.shape, depth); }
+
   std::vector<ForwardRow<T>> rows_;
   std::vector<const T*> h_factors_, left_;
   std::vector<T*> right_;

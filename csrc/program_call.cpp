@@ -278,6 +278,9 @@ class ProgramCall {
     zeros_ = zeros({columns * products_.width});
   }
 
+  // The sums of a chunk's rows with a panel, and the gap after them.
+  int64_t chunk_panel(const Packed<T>& packed) const { return kChunkRows * packed.shape.columns() * products_.width + kGap<T>; }
+
   void plan_loop(const UnitsLoop& loop, size_t phase, int blocks) {
     const int64_t width = products_.width;
     LoopPlan<T>& plan = loops_[loop.function];
@@ -289,7 +292,7 @@ class ProgramCall {
         if (attached.bias >= 0) packed.start = pack_bias(attached, packed, loop.units);
         if (attached.ahead) {
           packed.ahead = chunk_;
-          chunk_ += packed.panels * packed.shape.columns() * width * kChunkRows;
+          chunk_ += packed.panels * chunk_panel(packed);
           ahead_.push_back({&attached.product, &packed});
         }
       }
@@ -397,6 +400,12 @@ class ProgramCall {
       right.resize(most);
       sums = call.empty({sums_size});
       room = call.empty({std::max<int64_t>(1, call.products_.factor_room(kBlockRows, depth))});
+      if (chunk > 0) close_gaps(call);
+    }
+    void close_gaps(const ProgramCall& call) const {
+      const T* end = read<T>(chunk_sums);
+      for (const auto& [product, packed] : call.ahead_)
+        for (int64_t panel = 0; panel < packed->panels; ++panel) close_gap((end += call.chunk_panel(*packed)) - kGap<T>);
     }
     std::vector<void*> addresses;
     std::vector<const T*> left;
@@ -483,8 +492,8 @@ class ProgramCall {
       for (int64_t k = 0; k < attached; ++k) {
         const AttachedWork<T>& work = plan.attached[k];
         if (work.ahead >= 0 && ahead >= 0) {
-          of[k] = read<T>(m_.chunk_sums) + work.ahead + (panel * kChunkRows + ahead + first) * work.stride;
-          to_next[k] = kChunkRows * work.stride;
+          to_next[k] = call_.chunk_panel(*work.packed);
+          of[k] = read<T>(m_.chunk_sums) + work.ahead + panel * to_next[k] + (ahead + first) * work.stride;
           continue;
         }
         for (int64_t r = 0; r < count; ++r) m_.left[r] = at(work.operand, first + r);
@@ -621,7 +630,7 @@ class ProgramCall {
           m_.left[row] = static_cast<const T*>(call_.row_address(product.operand.slot, t, share_.first + i)) + product.operand.start;
       }
       T* const sums = write<T>(m_.chunk_sums) + packed.ahead;
-      const int64_t panel_sums = kChunkRows * packed.shape.columns() * call_.products_.width;
+      const int64_t panel_sums = call_.chunk_panel(packed);
       for (int64_t panel = packed.panels * share_.part / share_.parts; panel < packed.panels * (share_.part + 1) / share_.parts; ++panel)
         runner_.product(packed, product.depth, panel, count, sums + panel * panel_sums);
     }

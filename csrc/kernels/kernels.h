@@ -2,12 +2,32 @@
 // pointers, no code but sizes. A cell that is compiled apart from the library needs this, the headers it stands beside, and no other.
 #pragma once
 
+#include <stddef.h>
 #include <stdint.h>
 
 // For what the linker may not choose a copy of: one of them is compiled for AVX-512.
 #define SSTKERN_INLINE inline __attribute__((always_inline))
 
 namespace sstkern {
+
+// Bytes between buffers of one allocation: none, unless the build is for AddressSanitizer (setup.py), which then reports who runs from one
+// buffer into the next.
+#ifdef SSTKERN_GAPS
+constexpr int64_t kGapBytes = 64;
+extern "C" void __asan_poison_memory_region(const volatile void*, size_t);
+#else
+constexpr int64_t kGapBytes = 0;
+#endif
+
+template <class T>
+constexpr int64_t kGap = kGapBytes / static_cast<int64_t>(sizeof(T));
+
+// Whoever touches the gap that begins here is reported from now on, until the allocation is freed.
+SSTKERN_INLINE void close_gap([[maybe_unused]] const void* begin) {
+#ifdef SSTKERN_GAPS
+  __asan_poison_memory_region(begin, kGapBytes);
+#endif
+}
 
 // Sequences are sorted by falling length: position p of the sorted batch is batch index order[p], and at time step t the positions
 // 0..active[t]-1 are inside their sequence. Valid (time, position) pairs are numbered row by row: offset[t] + p.
@@ -91,10 +111,10 @@ struct Products {
   SSTKERN_INLINE int64_t unit_panels(PanelShape shape, int64_t hidden_size) const {
     return (hidden_size + shape.blocks * width - 1) / (shape.blocks * width);
   }
-  // Elements of a packed panel, and of the sums of `rows` rows.
+  // Elements of a packed panel, and of the sums of `rows` rows: a panel's after those of the one before it, and a gap after each.
   SSTKERN_INLINE int64_t unit_panel(PanelShape shape, int64_t depth) const { return shape.columns() * width * factors(depth); }
   SSTKERN_INLINE int64_t unit_sums(PanelShape shape, int64_t hidden_size, int64_t rows) const {
-    return unit_panels(shape, hidden_size) * shape.columns() * width * rows;
+    return unit_panels(shape, hidden_size) * (shape.columns() * width * rows + kGap<T>);
   }
   SSTKERN_INLINE int64_t plain_panels(int64_t columns) const { return (columns + plain_panel - 1) / plain_panel; }
   SSTKERN_INLINE int64_t packed_plain(int64_t depth) const { return plain_panel * factors(depth); }
@@ -153,7 +173,7 @@ struct ForwardWork {
   T** right;                         // and of its result
   const T** chunk_x;                 // for each row of a chunk, as factors
   T* chunk_sums;                     // a chunk's input projection: kChunkRows rows of every panel; aligned to a vector
-  T* panels;                         // room for a packed panel of both weights
+  T* panels;                         // room for a packed panel of weight_ih, a gap, and one of weight_hh
   T *x_room, *h_room, *hidden_room;  // factor_room for a chunk's rows of x, for h of each position and for kBlockRows hidden states
 };
 
@@ -200,7 +220,7 @@ struct Kernels {
 };
 
 // Raised with every change of these structures: a cell compiled apart is refused unless it has the same.
-constexpr int kKernelsVersion = 3;
+constexpr int kKernelsVersion = 3 + (kGapBytes > 0 ? 1000 : 0);
 
 // A cell's kernels for one instruction set.
 struct CellKernels {

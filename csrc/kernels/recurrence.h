@@ -117,9 +117,9 @@ inline int64_t gather_chunk(const Forward<T>& f, const Share& share, const Forwa
   return end;
 }
 
-// The room that a chunk's input projection has for a panel, in vectors.
+// The room that a chunk's input projection has for a panel, in vectors, with the gap after it.
 template <class T, class Cell>
-constexpr int64_t kChunkPanel = kChunkRows * Panels<T, Cell>::columns;
+constexpr int64_t kChunkPanel = kChunkRows * Panels<T, Cell>::columns + kGap<Vec<T>>;
 
 // The input projection of a chunk's `count` rows.
 template <class T, class Cell>
@@ -241,7 +241,7 @@ inline void recur(const Forward<T>& f, const Share& share, const ForwardWork<T>&
   };
   Places<At, decltype(step)> places(step);
   Vec<T> x_sums[kBlockRows * Panel::columns], h_sums[kBlockRows * Panel::columns];
-  T* const h_room = work.panels + products.unit_panel(kShape<Cell>, f.input_size);
+  T* const h_room = work.panels + products.unit_panel(kShape<Cell>, f.input_size) + kGap<T>;
   int64_t waiting = 0;  // rows whose sums are there, of panels before
   for (int64_t panel = mine.begin; panel < mine.end; ++panel) {
     const T* const packed_ih = ahead ? nullptr : panel_of<T, Cell>(f, f.packed_ih, f.weight_ih, f.input_size, panel, work.panels);
