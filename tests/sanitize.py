@@ -1,8 +1,8 @@
 """The C++ engine under sanitizers: `make sanitize`.
 
-Builds the extension twice, for AddressSanitizer with UndefinedBehaviorSanitizer and for ThreadSanitizer, each into a folder of its own under
-build/sanitize, and runs with each the numerical tests at this machine's best instruction set, and random calls at every one. Own cells are
-compiled with the same sanitizers. One line for each build tells the outcome; what a sanitizer reported is in its folder.
+Builds the extension twice, for AddressSanitizer with UndefinedBehaviorSanitizer and for ThreadSanitizer, each into a folder of its own
+under build/sanitize, and runs with each numerical tests at this machine's best instruction set, and random calls at every one. Own cells
+are compiled with the same sanitizers. One line for each build tells the outcome; what a sanitizer reported is in its folder.
 """
 
 from __future__ import annotations
@@ -139,7 +139,8 @@ def main() -> int:
     parser.add_argument("--sanitizer", choices=PRELOADED, action="append", help="can be given again; both")
     parser.add_argument("--seconds", type=float, default=30, help="of random calls at each instruction set")
     options = parser.parse_args()
-    return 0 if all([check(sanitizer, options.seconds) for sanitizer in options.sanitizer or PRELOADED]) else 1
+    red = [sanitizer for sanitizer in options.sanitizer or PRELOADED if not check(sanitizer, options.seconds)]
+    return 1 if red else 0
 
 
 if __name__ == "__main__":

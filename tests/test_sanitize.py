@@ -23,8 +23,8 @@ class Layer(sstkern.modules.Recurrent):
 
 engines.cpu.load_cells(sys.argv[1])
 cells.register(Layer.cell)
-with torch.no_grad(), sstkern.backend("cpu"):
-    Layer(4, int(sys.argv[2]))(torch.ones(3, 2, 4))
+with sstkern.backend("cpu"):
+    Layer(4, int(sys.argv[2]))(torch.ones(3, 2, 4), lengths=[3, 0])[0].sum().backward()
 """
 COMPILER = os.environ.get("CXX", "c++")
 
