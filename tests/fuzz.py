@@ -37,11 +37,13 @@ class Call(NamedTuple):
 
 
 def draw(rng: random.Random) -> Call:
-    """A layer with an input. One of six is wide enough for threads to share its units."""
-    batch, steps, wide = rng.randint(1, 9), rng.randint(1, 12), rng.random() < 1 / 6
+    """A layer with an input. One of six is wide enough for threads to share its units, and one has more rows than products take at once."""
+    batch, steps, shape = rng.randint(1, 9), rng.randint(1, 12), rng.random()
     input_size, hidden_size = rng.randint(1, 40), rng.randint(1, 40)
-    if wide:
+    if shape < 1 / 6:
         batch, hidden_size = rng.randint(1, 3), rng.randint(120, 200)
+    elif shape < 1 / 3:
+        batch, steps = rng.randint(5, 12), rng.randint(50, 70)
     dtype, backward = rng.choice(DTYPES), rng.random() < 0.7
     lengths = [rng.randint(0, steps) for _ in range(batch)] if rng.random() < 0.6 else None
     kind = rng.choice([*KINDS, *OWN])

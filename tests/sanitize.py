@@ -47,7 +47,7 @@ TESTS = {
         "test_recompute.py",
         "test_transforms.py",
     ],
-    # Where calls have several threads, or several callers. A forked child is in two of them.
+    # Where calls have several threads, or several callers.
     "thread": ["engines/test_engines.py", "engines/test_team.py", "program/test_on_cpu.py"],
 }
 
