@@ -86,7 +86,7 @@ template <class T>
 inline void weight_gradients(const T* left, int64_t left_size, int64_t rows, const WeightGradient<T>* weights, int64_t count, int64_t begin,
                              int64_t end, T* work) {
   T* const transposed = work;
-  close_gaps(weights, count, work);
+  if constexpr (kGapBytes > 0) close_gaps(weights, count, work);
   const int64_t block = rows < kGradientRows ? kFewRows : kGradientRows;
   for (int64_t first = 0; first < rows; first += block) {
     const int64_t depth = rows - first < block ? rows - first : block;
