@@ -46,6 +46,8 @@ TESTS = {
         "test_random_cells.py",
         "test_recompute.py",
         "test_transforms.py",
+        # Bounds of rounding are for products and sums that the compiler has made one operation, which -Og leaves two.
+        *("-k", "not errors_are_no_larger and not without_the_extension"),
     ],
     # Where calls have several threads, or several callers. It knows no threads in a forked child, as a DataLoader's worker starts them.
     "thread": ["engines/test_engines.py", "engines/test_team.py", "program/test_on_cpu.py", "-k", "not data_loader"],
