@@ -63,14 +63,15 @@ def build(sanitizer: str) -> Path:
     command = [sys.executable, "setup.py", "--quiet", "build_ext", "--force"]
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # ninja's
     with open(folder / "build.log", "w") as log:
-        subprocess.run(
+        built = subprocess.run(
             [*command, "--build-lib", str(package.parent), "--build-temp", str(folder / "temp")],
             cwd=ROOT,
             env=os.environ | {"SSTKERN_SANITIZE": sanitizer, "PATH": path},
-            check=True,
             stdout=log,
             stderr=log,
         )
+    if built.returncode:
+        raise SystemExit(f"{sanitizer}: the build failed; {log.name} has why")
     for source in (ROOT / "sstkern").iterdir():
         if source.suffix != ".so" and not (package / source.name).exists():
             (package / source.name).symlink_to(source)
