@@ -38,8 +38,6 @@ TESTS = {
         "engines/test_team.py",
         "program/test_on_cpu.py",
         "test_functional.py",
-        "test_fused_edges.py",
-        "test_fused_transforms.py",
         "test_lengths.py",
         "test_modules.py",
         "test_operators.py",
