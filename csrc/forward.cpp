@@ -24,9 +24,7 @@ class ForwardMemory {
         x_room_(a.empty({a.products.factor_room(std::max(share.count, kChunkRows), a.size.input)})),
         h_room_(a.empty({a.products.factor_room(share.count, a.size.output)})),
         hidden_room_(a.empty({a.projected() ? a.products.factor_room(kBlockRows, a.size.hidden) : 0})) {
-    close_gap(read<T>(panels_) + panel(a, a.size.input));
-    const int64_t each = a.products.unit_sums(a.kernels.shape, 1, kChunkRows);
-    for (int64_t end = each; end <= chunk_sums_.numel(); end += each) close_gap(read<T>(chunk_sums_) + end - kGap<T>);
+    if constexpr (kGapBytes > 0) close_gaps(a);
   }
 
   ForwardWork<T> work() {
@@ -36,6 +34,12 @@ class ForwardMemory {
 
  private:
   static int64_t panel(const Arguments<T>& a, int64_t depth) { return a.products.unit_panel(a.kernels.shape, depth); }
+
+  void close_gaps(const Arguments<T>& a) const {
+    close_gap(read<T>(panels_) + panel(a, a.size.input));
+    const int64_t each = a.products.unit_sums(a.kernels.shape, 1, kChunkRows);
+    for (int64_t end = each; end <= chunk_sums_.numel(); end += each) close_gap(read<T>(chunk_sums_) + end - kGap<T>);
+  }
 
   std::vector<ForwardRow<T>> rows_;
   std::vector<const T*> h_factors_, left_;

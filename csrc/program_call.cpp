@@ -400,7 +400,8 @@ class ProgramCall {
       right.resize(most);
       sums = call.empty({sums_size});
       room = call.empty({std::max<int64_t>(1, call.products_.factor_room(kBlockRows, depth))});
-      if (chunk > 0) close_gaps(call);
+      if constexpr (kGapBytes > 0)
+        if (chunk > 0) close_gaps(call);
     }
     void close_gaps(const ProgramCall& call) const {
       const T* end = read<T>(chunk_sums);
