@@ -63,16 +63,47 @@ def write_units(folder: Path) -> list[str]:
     return [str(path) for path in units]
 
 
+SANITIZERS = {
+    "": [],
+    # Of what -fsanitize=undefined checks: a null reference is a fault for AddressSanitizer as well, and the two others double the
+    # compiler's time, as -O1 does. Python's own flags may define what a signed overflow gives.
+    "address": [
+        "-Og",
+        "-fsanitize=address,undefined",
+        "-fno-sanitize=null,vptr,object-size",
+        "-fno-wrapv",
+        "-fno-sanitize-recover=all",
+        "-DSSTKERN_GAPS",
+    ],
+    "thread": ["-O1", "-fsanitize=thread"],
+}
+
+
+def sanitizer_flags() -> list[str]:
+    """Flags of the compiler for the sanitizers that SSTKERN_SANITIZE names: `make sanitize` builds with each in turn."""
+    given = os.environ.get("SSTKERN_SANITIZE", "")
+    if given not in SANITIZERS:
+        raise SystemExit(f"sstkern: SSTKERN_SANITIZE is '{given}'; allowed are {', '.join(filter(None, SANITIZERS))}, or nothing")
+    return [*SANITIZERS[given], "-g1", "-fno-omit-frame-pointer"] if given else []
+
+
 def extension_arguments(torch_version: str) -> dict:
     from torch.utils.cpp_extension import BuildExtension, CppExtension
 
+    flags = sanitizer_flags()
+
     class Build(BuildExtension):
-        """Leaves a note of the torch compiled for, which `import sstkern` reads before it loads the binary."""
+        """Leaves a note of the torch compiled for, which `import sstkern` reads before it loads the binary, and of the sanitizers' flags,
+        which a cell that is compiled at run time then has too."""
 
         def run(self):
+            if flags and self.inplace:
+                raise SystemExit(
+                    "sstkern: with SSTKERN_SANITIZE the extension in use is not replaced; give --build-lib instead of --inplace"
+                )
             super().run()
             package = Path(__file__).parent / "sstkern" if self.inplace else Path(self.build_lib) / "sstkern"
-            (package / "_build_info.json").write_text(json.dumps({"torch": torch_version}) + "\n")
+            (package / "_build_info.json").write_text(json.dumps({"torch": torch_version, "flags": flags}) + "\n")
 
     extension = CppExtension(
         "sstkern._cpu",
@@ -81,7 +112,8 @@ def extension_arguments(torch_version: str) -> dict:
         depends=glob("csrc/**/*.h", recursive=True),
         # Compiled with OpenMP but not linked with it: at::parallel_for then meets the runtime torch itself brings, and one pool of
         # threads obeys torch.set_num_threads. A second runtime would have threads of its own.
-        extra_compile_args=["-O3", "-g0", "-fopenmp", "-Wall"],
+        extra_compile_args=["-O3", "-g0", "-fopenmp", "-Wall", *flags],
+        extra_link_args=[flag for flag in flags if flag.startswith("-fsanitize=")],
     )
     return {"ext_modules": [extension], "cmdclass": {"build_ext": Build}}
 

@@ -13,17 +13,19 @@ namespace {
 template <class T>
 class ForwardMemory {
  public:
-  ForwardMemory(const Arguments<T>& a, const Share& share)
+  ForwardMemory(const Arguments<T>& a, const Panels& units, const Share& share)
       : rows_(share.count),
         h_factors_(share.count),
         left_(a.projected() ? share.count : 0),
         right_(left_.size()),
         chunk_x_(std::max(share.count, kChunkRows)),
-        chunk_sums_(a.empty({kChunkRows * a.kernels.shape.gates * a.products.vectors(a.size.hidden) * a.products.width})),
-        panels_(a.empty({room_for_panel(a, a.size.input) + room_for_panel(a, a.size.output)})),
+        chunk_sums_(a.empty({a.products.chunk_sums(units, a.kernels.shape.gates, units.count)})),
+        panels_(a.empty({room_for_panel(a, a.size.input) + kGap<T> + room_for_panel(a, a.size.output)})),
         x_room_(a.empty({a.products.factor_room(std::max(share.count, kChunkRows), a.size.input)})),
         h_room_(a.empty({a.products.factor_room(share.count, a.size.output)})),
-        hidden_room_(a.empty({a.projected() ? a.products.factor_room(kBlockRows, a.size.hidden) : 0})) {}
+        hidden_room_(a.empty({a.projected() ? a.products.factor_room(kBlockRows, a.size.hidden) : 0})) {
+    if constexpr (kGapBytes > 0) close_gaps(a, units);
+  }
 
   ForwardWork<T> work() {
     return {rows_.data(),          h_factors_.data(), left_.data(),      right_.data(),     chunk_x_.data(),
@@ -32,6 +34,12 @@ class ForwardMemory {
 
  private:
   static int64_t room_for_panel(const Arguments<T>& a, int64_t depth) { return a.products.packed(a.kernels.shape.columns(), depth); }
+
+  void close_gaps(const Arguments<T>& a, const Panels& units) const {
+    close_gap(read<T>(panels_) + room_for_panel(a, a.size.input));
+    for (int64_t panel = 1; panel <= units.count; ++panel)
+      close_gap(read<T>(chunk_sums_) + a.products.chunk_sums(units, a.kernels.shape.gates, panel) - kGap<T>);
+  }
 
   std::vector<ForwardRow<T>> rows_;
   std::vector<const T*> h_factors_, left_;
@@ -48,6 +56,7 @@ class LayerForward {
         save_(saved_rows.has_value()),
         rows_(rows(a, saved_rows)),
         plan_(make_plan(a.work())),
+        units_(a.products.unit_panels(a.kernels.shape, a.size.hidden, plan_.parts())),
         output_(a.empty(a.rounded() ? std::vector<int64_t>{rows_, a.output_features()} : a.shape(a.output_features()))),
         h_n_(a.empty({a.size.directions, a.size.batch, a.size.output})),
         states_n_(a.empty({a.size.directions, a.size.batch, a.states()})) {
@@ -56,7 +65,7 @@ class LayerForward {
   }
 
   LayerResult run() {
-    const auto memory_for = [&](const Share& share) { return ForwardMemory<T>(a_, share); };
+    const auto memory_for = [&](const Share& share) { return ForwardMemory<T>(a_, units_, share); };
     run_plan(a_.work(), plan_, memory_for, [&](int64_t direction, const Share& share, ForwardMemory<T>& memory) {
       a_.kernels.forward(calls_[direction], share, memory.work());
     });
@@ -78,7 +87,7 @@ class LayerForward {
     const Sizes& size = a_.size;
     const Weights& w = a_.weights[d];
     Forward<T> f{a_.recurrence(d, parameters_[d].data())};
-    f.units = a_.products.unit_panels(a_.kernels.shape, size.hidden, plan_.parts());
+    f.units = units_;
     f.outputs = a_.products.plain_panels(size.output, plan_.parts());
     f.x = read<T>(a_.x);
     f.input_size = size.input;
@@ -132,6 +141,7 @@ class LayerForward {
   const bool save_;
   const int64_t rows_;  // of what is saved
   const Plan plan_;
+  const Panels units_;
   at::Tensor output_, h_n_, states_n_;
   std::vector<at::Tensor> saved_, packed_;
   std::vector<std::vector<const T*>> parameters_;

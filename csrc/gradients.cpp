@@ -79,7 +79,7 @@ template <class T>
 void grouped_weight_gradients(const Products<T>& products, const T* left, int64_t gates, const std::vector<WeightGradient<T>>& weights,
                               const Groups& groups) {
   // Not in a Watch: groups may have few rows or many.
-  at::parallel_for(0, static_cast<int64_t>(groups.size()), 1, [&](int64_t begin, int64_t end) {
+  in_threads(static_cast<int64_t>(groups.size()), 1, [&](int64_t begin, int64_t end) {
     const std::unique_ptr<T[]> work(new T[products.gradient_work(weights.data(), static_cast<int64_t>(weights.size()))]);
     for (int64_t group = begin; group < end; ++group) one_group(products, left, gates, weights, groups[group], group, work.get());
   });
@@ -134,7 +134,7 @@ void sum_rows(const std::vector<const T*>& rows, int64_t columns, T* to) {
 
 template <class T>
 void grouped_row_sums(const T* left, int64_t columns, const Groups& groups, T* to) {
-  at::parallel_for(0, static_cast<int64_t>(groups.size()), 1, [&](int64_t begin, int64_t end) {
+  in_threads(static_cast<int64_t>(groups.size()), 1, [&](int64_t begin, int64_t end) {
     for (int64_t group = begin; group < end; ++group) {
       std::vector<const T*> rows;
       for (const int64_t row : groups[group]) rows.push_back(left + row * columns);

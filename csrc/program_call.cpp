@@ -294,7 +294,7 @@ class ProgramCall {
         if (attached.bias >= 0) packed.start = pack_bias(attached, plan.panels.vectors, loop.units);
         if (attached.ahead) {
           packed.ahead = chunk_;
-          chunk_ += plan.panels.vectors * attached.gates * width * kChunkRows;
+          chunk_ += products_.chunk_sums(plan.panels, attached.gates, plan.panels.count);
           ahead_.push_back({&attached.product, &packed});
         }
       }
@@ -375,6 +375,13 @@ class ProgramCall {
       right.resize(most);
       sums = call.empty({sums_size});
       room = call.empty({std::max<int64_t>(1, call.products_.factor_room(kBlockRows, depth))});
+      if constexpr (kGapBytes > 0)
+        if (chunk > 0) close_gaps(call);
+    }
+    void close_gaps(const ProgramCall& call) const {
+      for (const auto& [product, packed] : call.ahead_)
+        for (int64_t panel = 1; panel <= packed->panels.count; ++panel)
+          close_gap(read<T>(chunk_sums) + packed->ahead + call.products_.chunk_sums(packed->panels, packed->gates, panel) - kGap<T>);
     }
     std::vector<void*> addresses;
     std::vector<const T*> left;
@@ -458,17 +465,19 @@ class ProgramCall {
       struct Sums {
         const T* panel;       // the next one's,
         int64_t first, rows;  // of so many rows, these from `first` on
+        int64_t gap;          // after a panel's
       };
       std::array<Sums, kMostProducts> of{};
       T* sums = write<T>(m_.sums);
       for (int64_t k = 0; k < attached; ++k) {
         const AttachedWork<T>& work = plan.attached[k];
         if (work.ahead >= 0 && ahead >= 0) {
-          of[k] = {read<T>(m_.chunk_sums) + work.ahead + plan.panels.begin(panel) * work.gates * kChunkRows, ahead + first, kChunkRows};
+          const int64_t begin = work.ahead + call_.products_.chunk_sums(plan.panels, work.packed->gates, panel);
+          of[k] = {read<T>(m_.chunk_sums) + begin, ahead + first, kChunkRows, kGap<T>};
           continue;
         }
         for (int64_t r = 0; r < count; ++r) m_.left[r] = at(work.operand, first + r);
-        of[k] = {sums, 0, count};
+        of[k] = {sums, 0, count, 0};
         for (int64_t i = panel; i < end; ++i) {
           product(*work.packed, work.depth, i, count, sums);
           sums += count * plan.panels.width(i) * work.gates;
@@ -484,7 +493,7 @@ class ProgramCall {
             for (int64_t k = 0; k < attached; ++k) place.sums[k] = of[k].panel + ((of[k].first + r) * blocks + b) * plan.attached[k].gates;
             if (filled_ == kPlaces) flush(loop);
           }
-        for (int64_t k = 0; k < attached; ++k) of[k].panel += of[k].rows * blocks * plan.attached[k].gates;
+        for (int64_t k = 0; k < attached; ++k) of[k].panel += of[k].rows * blocks * plan.attached[k].gates + of[k].gap;
       }
       if (attached > 0) flush(loop);  // the next sums take these sums' place
     }
@@ -605,9 +614,9 @@ class ProgramCall {
           m_.left[row] = static_cast<const T*>(call_.row_address(product.operand.slot, t, share_.first + i)) + product.operand.start;
       }
       T* const sums = write<T>(m_.chunk_sums) + packed.ahead;
-      const int64_t vector_sums = kChunkRows * packed.gates * call_.products_.width, panels = packed.panels.count;
+      const int64_t panels = packed.panels.count;
       for (int64_t panel = panels * share_.part / share_.parts; panel < panels * (share_.part + 1) / share_.parts; ++panel)
-        runner_.product(packed, product.depth, panel, count, sums + packed.panels.begin(panel) * vector_sums);
+        runner_.product(packed, product.depth, panel, count, sums + call_.products_.chunk_sums(packed.panels, packed.gates, panel));
     }
 
     // The last states of this thread's positions.

@@ -11,6 +11,7 @@
 #include <cstdint>
 
 #include "kernels.h"
+#include "sanitizers.h"
 
 namespace sstkern {
 
@@ -62,13 +63,23 @@ class Watch {
   int64_t busy_, done_ = 0;
 };
 
-// at::parallel_for, unless calls are to have one thread.
+// at::parallel_for.
+template <class Run>
+void in_threads(int64_t end, int64_t grain, const Run& run) {
+  Region region;
+  at::parallel_for(0, end, grain, [&](int64_t first, int64_t last) SSTKERN_BETWEEN_TURNS {
+    const Turn turn(region);
+    run(first, last);
+  });
+}
+
+// The same, unless calls are to have one thread.
 template <class Run>
 void parallel_for(int64_t end, int64_t grain, const Run& run) {
   if (end <= 0) return;
   if (end <= grain || paused()) return run(int64_t{0}, end);
   Watch watch;
-  at::parallel_for(0, end, grain, [&](int64_t first, int64_t last) {
+  in_threads(end, grain, [&](int64_t first, int64_t last) {
     run(first, last);
     if (first == 0) watch.done();  // the caller's own part
   });
@@ -77,12 +88,14 @@ void parallel_for(int64_t end, int64_t grain, const Run& run) {
 // Calls run(thread, threads) in up to `most` threads of PyTorch's own pool. at::parallel_for does not promise that its tasks run at once;
 // these do.
 template <class Run>
-void run_team(int64_t most, const Run& run) {
+SSTKERN_BETWEEN_TURNS void run_team(int64_t most, const Run& run) {
 #ifdef _OPENMP
   if (most > 1 && !paused()) {
     Watch watch;
+    Region region;
 #pragma omp parallel num_threads(static_cast<int>(most))
     {
+      const Turn turn(region);
       const int64_t thread = omp_get_thread_num();
       run(thread, static_cast<int64_t>(omp_get_num_threads()));
       if (thread == 0) watch.done();

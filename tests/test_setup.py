@@ -44,13 +44,31 @@ def test_the_extension_is_built_where_torch_is(script: ModuleType, monkeypatch: 
     assert "-fopenmp" not in extension.extra_link_args
 
 
-def test_the_build_notes_the_torch_it_was_for(script: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+@pytest.mark.parametrize("sanitizer", ["", "thread"])
+def test_the_build_notes_the_torch_it_was_for_and_sanitizers(
+    script: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, sanitizer: str
+):
+    monkeypatch.setenv("SSTKERN_SANITIZE", sanitizer)
     monkeypatch.setattr(BuildExtension, "run", lambda self: None)
     build = script.extension_arguments(torch.__version__)["cmdclass"]["build_ext"](Distribution())
     build.inplace, build.build_lib = False, str(tmp_path)
     (tmp_path / "sstkern").mkdir()
     build.run()
-    assert json.loads((tmp_path / "sstkern" / "_build_info.json").read_text()) == {"torch": torch.__version__}
+    found = json.loads((tmp_path / "sstkern" / "_build_info.json").read_text())
+    assert found == {"torch": torch.__version__, "flags": script.sanitizer_flags()}
+    assert ("-fsanitize=thread" in found["flags"]) == bool(sanitizer)
+
+
+def test_an_extension_with_sanitizers_never_replaces_the_one_in_use(script: ModuleType, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("SSTKERN_SANITIZE", "address")
+    monkeypatch.setattr(BuildExtension, "run", lambda self: pytest.fail("it was built"))
+    build = script.extension_arguments(torch.__version__)["cmdclass"]["build_ext"](Distribution())
+    build.inplace = True
+    with pytest.raises(SystemExit, match="SSTKERN_SANITIZE the extension in use is not replaced; give --build-lib instead of --inplace"):
+        build.run()
+    monkeypatch.setenv("SSTKERN_SANITIZE", "memory")
+    with pytest.raises(SystemExit, match="SSTKERN_SANITIZE is 'memory'; allowed are address, thread, or nothing"):
+        script.extension_arguments(torch.__version__)
 
 
 def test_nothing_is_built_without_torch(script: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):

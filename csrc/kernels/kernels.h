@@ -2,12 +2,32 @@
 // pointers, no code but sizes. A cell that is compiled apart from the library needs this, the headers it stands beside, and no other.
 #pragma once
 
+#include <stddef.h>
 #include <stdint.h>
 
 // For what the linker may not choose a copy of: one of them is compiled for AVX-512.
 #define SSTKERN_INLINE inline __attribute__((always_inline))
 
 namespace sstkern {
+
+// Bytes between buffers of one allocation: none, unless the build is for AddressSanitizer (setup.py), which then reports who runs from one
+// buffer into the next.
+#ifdef SSTKERN_GAPS
+constexpr int64_t kGapBytes = 64;
+extern "C" void __asan_poison_memory_region(const volatile void*, size_t);
+#else
+constexpr int64_t kGapBytes = 0;
+#endif
+
+template <class T>
+constexpr int64_t kGap = kGapBytes / static_cast<int64_t>(sizeof(T));
+
+// Whoever touches the gap that begins here is reported from now on, until the allocation is freed.
+SSTKERN_INLINE void close_gap([[maybe_unused]] const void* begin) {
+#ifdef SSTKERN_GAPS
+  __asan_poison_memory_region(begin, kGapBytes);
+#endif
+}
 
 // Sequences are sorted by falling length: position p of the sorted batch is batch index order[p], and at time step t the positions
 // 0..active[t]-1 are inside their sequence. Valid (time, position) pairs are numbered row by row: offset[t] + p.
@@ -79,6 +99,11 @@ struct PanelShape {
   SSTKERN_INLINE constexpr int columns() const { return gates * blocks; }  // vectors of a panel's row
 };
 
+// Rows that a product takes at once: their sums, and what they are made from, stay in the first cache.
+constexpr int64_t kBlockRows = 24;
+// Rows whose input projection is made at once, so that its weights are read once for all of them.
+constexpr int64_t kChunkRows = 96;
+
 // The matrix products of one instruction set, which all cells share.
 template <class T>
 struct Products {
@@ -117,6 +142,11 @@ struct Products {
   }
   SSTKERN_INLINE Panels plain_panels(int64_t columns, int64_t threads) const {
     return share_panels(vectors(columns), count_tiles(vectors(columns), tile, widest), threads);
+  }
+  // Where a panel's sums of a chunk's rows begin: after those of the panel before it, and a gap; of number `count`, how many elements all
+  // of them have.
+  SSTKERN_INLINE int64_t chunk_sums(const Panels& panels, int64_t gates, int64_t panel) const {
+    return kChunkRows * gates * width * panels.begin(panel) + kGap<T> * panel;
   }
   // Elements of `columns` packed vectors of columns.
   SSTKERN_INLINE int64_t packed(int64_t columns, int64_t depth) const { return columns * width * factors(depth); }
@@ -162,11 +192,6 @@ struct Forward : Recurrence<T> {
   T* hidden;  // (., H), likewise: what the projection reads, or null
 };
 
-// Rows that a product takes at once: their sums, and what they are made from, stay in the first cache.
-constexpr int64_t kBlockRows = 24;
-// Rows whose input projection is made at once, so that its weights are read once for all of them.
-constexpr int64_t kChunkRows = 96;
-
 // A thread's own memory.
 template <class T>
 struct ForwardWork {
@@ -176,7 +201,7 @@ struct ForwardWork {
   T** right;                         // and of its result
   const T** chunk_x;                 // for each row of a chunk, as factors
   T* chunk_sums;                     // a chunk's input projection: kChunkRows rows of every panel; aligned to a vector
-  T* panels;                         // room for a packed panel of both weights
+  T* panels;                         // room for a packed panel of weight_ih, a gap, and one of weight_hh
   T *x_room, *h_room, *hidden_room;  // factor_room for a chunk's rows of x, for h of each position and for kBlockRows hidden states
 };
 
@@ -223,7 +248,7 @@ struct Kernels {
 };
 
 // Raised with every change of these structures: a cell compiled apart is refused unless it has the same.
-constexpr int kKernelsVersion = 4;
+constexpr int kKernelsVersion = 4 + (kGapBytes > 0 ? 1000 : 0);
 
 // A cell's kernels for one instruction set.
 struct CellKernels {

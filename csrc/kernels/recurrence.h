@@ -122,7 +122,7 @@ inline int64_t gather_chunk(const Forward<T>& f, const Share& share, const Forwa
 // A panel's sums in a chunk's input projection.
 template <class T, class Cell>
 inline Vec<T>* chunk_sums(const Forward<T>& f, const ForwardWork<T>& work, int64_t panel) {
-  return reinterpret_cast<Vec<T>*>(work.chunk_sums) + kChunkRows * Cell::gates * f.units.begin(panel);
+  return reinterpret_cast<Vec<T>*>(work.chunk_sums + f.products->chunk_sums(f.units, Cell::gates, panel));
 }
 
 // The input projection of a chunk's `count` rows.
@@ -248,7 +248,7 @@ inline void recur(const Forward<T>& f, const Share& share, const ForwardWork<T>&
   };
   Places<At, decltype(step)> places(step);
   Vec<T> x_sums[kBlockRows * kColumns<Cell>], h_sums[kBlockRows * kColumns<Cell>];
-  T* const h_room = work.panels + f.products->packed(kColumns<Cell>, f.input_size);
+  T* const h_room = work.panels + f.products->packed(kColumns<Cell>, f.input_size) + kGap<T>;
   int64_t waiting = 0;  // sums of panels before
   for (int64_t panel = mine.begin; panel < mine.end; ++panel) {
     const int64_t columns = columns_of<Cell>(f.units, panel), first_unit = f.units.begin(panel) * Simd<T>::width;

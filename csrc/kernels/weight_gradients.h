@@ -16,18 +16,28 @@ constexpr int64_t kGradientFactors = kGradientRows / kFactorParts;
 // Gates whose gradients are transposed at once: two row blocks of a plain product, and whole cache lines of a row.
 constexpr int64_t kGradientGates = 2 * kBlockRows;
 
-// Elements that pack_rows makes of one block of rows.
+// Elements of working memory for transposed gates, and for what pack_rows makes of one block of rows, each with the gap after it.
+template <class T>
+constexpr int64_t kTransposed = kGradientGates * kGradientFactors + kGap<T>;
+
 template <class T>
 inline int64_t packed_block(int64_t columns) {
-  return plain_panels<T>(columns).vectors * Simd<T>::width * kGradientFactors;
+  return plain_panels<T>(columns).vectors * Simd<T>::width * kGradientFactors + kGap<T>;
 }
 
 // Elements of working memory that weight_gradients needs.
 template <class T>
 inline int64_t gradient_work(const WeightGradient<T>* weights, int64_t count) {
-  int64_t size = kGradientGates * kGradientFactors;
+  int64_t size = kTransposed<T>;
   for (int64_t w = 0; w < count; ++w) size += packed_block<T>(weights[w].columns);
   return size;
+}
+
+template <class T>
+inline void close_gaps(const WeightGradient<T>* weights, int64_t count, const T* work) {
+  const T* end = work + kTransposed<T>;
+  close_gap(end - kGap<T>);
+  for (int64_t w = 0; w < count; ++w) close_gap((end += packed_block<T>(weights[w].columns)) - kGap<T>);
 }
 
 // transposed[g * kGradientFactors + k] = the factor of rows k * kFactorParts.. of left[r * left_size + g], for `rows` rows and `gates`
@@ -79,17 +89,18 @@ template <class T>
 inline void weight_gradients(const T* left, int64_t left_size, int64_t rows, const WeightGradient<T>* weights, int64_t count, int64_t begin,
                              int64_t end, T* work) {
   T* const transposed = work;
+  if constexpr (kGapBytes > 0) close_gaps(weights, count, work);
   const T* of_gates[kBlockRows];
   const int64_t most = rows < kGradientRows ? kFewRows : kGradientRows;
   for (int64_t first = 0; first < rows; first += most) {
     const int64_t depth = rows - first < most ? rows - first : most;
-    T* packed = work + kGradientGates * kGradientFactors;
+    T* packed = work + kTransposed<T>;
     for (int64_t w = 0; w < count; packed += packed_block<T>(weights[w].columns), ++w)
       pack_rows<T>(plain_panels<T>(weights[w].columns), weights[w].right + first, depth, weights[w].columns, packed);
     for (int64_t gate = begin; gate < end; gate += kGradientGates) {
       const int64_t gates = end - gate < kGradientGates ? end - gate : kGradientGates;
       transpose_block<T>(left + first * left_size + gate, left_size, depth, gates, transposed);
-      packed = work + kGradientGates * kGradientFactors;
+      packed = work + kTransposed<T>;
       for (int64_t w = 0; w < count; packed += packed_block<T>(weights[w].columns), ++w) {
         const WeightGradient<T>& weight = weights[w];
         const Panels panels = plain_panels<T>(weight.columns);

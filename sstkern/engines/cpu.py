@@ -1,7 +1,6 @@
 """The C++ engine: loading it, or why it cannot be loaded and how to get it, and the cells that it has kernels of."""
 
 import importlib.util
-import json
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -9,6 +8,7 @@ from typing import NamedTuple
 import torch
 
 from sstkern import private
+from sstkern.build_info import build_info
 from sstkern.cells import Cell
 
 
@@ -39,8 +39,7 @@ def _not_built() -> str:
 
 
 def _built_for() -> str:
-    note = Path(__file__).parents[1] / "_build_info.json"
-    return json.loads(note.read_text())["torch"] if note.exists() else "of an unknown version"
+    return build_info().get("torch", "of an unknown version")
 
 
 class Kernels(NamedTuple):

@@ -14,11 +14,14 @@ from pathlib import Path
 from types import FrameType
 from typing import NamedTuple
 
+from sstkern.build_info import build_info
+
 SECONDS = 60.0
 """A cell takes a few, on one core."""
-FLAGS = ("-std=c++17", "-O3", "-ffp-contract=off", "-g0", "-fPIC", "-shared", "-fvisibility=hidden")
+FLAGS = ("-std=c++17", "-O3", "-ffp-contract=off", "-g0", "-fPIC", "-shared", "-fvisibility=hidden", *build_info().get("flags", ()))
 """As setup.py has the extension compiled: what a level's instructions are stands in its header. A product and a sum are not made one
-operation: the compiler chose otherwise for vectors that are cut off than for whole ones, and bits hung on the batch."""
+operation: the compiler chose otherwise for vectors that are cut off than for whole ones, and bits hung on the batch. Where the extension
+was built with sanitizers, so are cells."""
 _NAMES = ("c++", "g++", "clang++")
 _CHANGING = ("CPATH", "C_INCLUDE_PATH", "CPLUS_INCLUDE_PATH", "CCC_OVERRIDE_OPTIONS", "DEPENDENCIES_OUTPUT", "SUNPRO_DEPENDENCIES")
 """Environment variables by which a compiler makes something else of the same command."""

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 import sstkern
-from sstkern import engines
+from sstkern import build_info, engines
 from sstkern.cells import CELLS
 from sstkern.engines import cpu
 
@@ -191,7 +191,7 @@ def test_without_the_extension(state: str, message: str, request: pytest.Fixture
 
 
 def test_a_build_without_a_note_is_not_trusted(monkeypatch: pytest.MonkeyPatch, forget: Callable[[], None], tmp_path):
-    monkeypatch.setattr(cpu, "__file__", str(tmp_path / "engines" / "cpu.py"))
+    monkeypatch.setattr(build_info, "NOTE", tmp_path / "none")
     forget()
     assert "built for torch of an unknown version" in engines.extension_problem()
 
