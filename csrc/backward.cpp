@@ -22,6 +22,9 @@ class LayerBackward {
       : a_(a),
         given_(given),
         groups_(groups),
+        plan_(make_plan(a.work())),
+        units_(a.products.plain_panels(a.size.hidden, plan_.parts())),
+        outputs_(a.products.plain_panels(a.size.output, plan_.parts())),
         output_(a.rounded() ? given.saved.back() : given.output.contiguous()),
         dh_(prepare(given.grad_hx[0]).clone()),
         dstates_(a.kernels.states ? joined(given.grad_hx.slice(1)) : at::Tensor()) {
@@ -45,7 +48,7 @@ class LayerBackward {
       return Memory{std::vector<BackwardRow<T>>(share.count), std::vector<const T*>(share.count), std::vector<T*>(share.count),
                     std::vector<T>(room)};
     };
-    run_plan(a_.work(), make_plan(a_.work()), memory_for, [&](int64_t direction, const Share& share, Memory& memory) {
+    run_plan(a_.work(), plan_, memory_for, [&](int64_t direction, const Share& share, Memory& memory) {
       a_.kernels.backward(calls_[direction], share, {memory.rows.data(), memory.left.data(), memory.right.data(), memory.room.data()});
     });
   }
@@ -86,9 +89,9 @@ class LayerBackward {
     b.dgates_x = a_.empty({rows, a_.gates()});
     b.dgates_h = a_.kernels.same_gate_gradients ? b.dgates_x : a_.empty({rows, a_.gates()});
     b.dparameters = a_.empty({rows, a_.parameters()});
-    if (needs_state(0) || a_.size.steps > 1) b.weight_hh = pack_plain(a_, w.hh);
+    if (needs_state(0) || a_.size.steps > 1) b.weight_hh = pack_plain(a_.products, outputs_, w.hh);
     if (!a_.projected()) return b;
-    b.weight_hr = pack_plain(a_, w.hr);
+    b.weight_hr = pack_plain(a_.products, units_, w.hr);
     b.dh_total = a_.empty({rows, a_.size.output});
     b.dhidden = a_.empty({a_.size.batch, a_.size.hidden});
     return b;
@@ -99,6 +102,8 @@ class LayerBackward {
     const Sizes& size = a_.size;
     const at::TensorList saved = given_.saved.slice(d * a_.saved_per_direction(), a_.saved_per_direction());
     Backward<T> f{a_.recurrence(d, parameters_[d].data())};
+    f.units = units_;
+    f.outputs = outputs_;
     f.needs_dh0 = needs_state(0);
     f.weight_hh = read<T>(b.weight_hh);
     f.weight_hr = read<T>(b.weight_hr);
@@ -163,6 +168,8 @@ class LayerBackward {
   const Arguments<T>& a_;
   const BackwardArguments& given_;
   const std::optional<Groups>& groups_;
+  const Plan plan_;
+  const Panels units_, outputs_;
   at::Tensor output_, grad_output_, dh_, dstates_;
   std::vector<std::vector<const T*>> parameters_;
   std::vector<Buffers> buffers_;

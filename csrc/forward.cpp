@@ -19,8 +19,8 @@ class ForwardMemory {
         left_(a.projected() ? share.count : 0),
         right_(left_.size()),
         chunk_x_(std::max(share.count, kChunkRows)),
-        chunk_sums_(a.empty({a.products.unit_sums(a.kernels.shape, a.size.hidden, kChunkRows)})),
-        panels_(a.empty({a.products.unit_panel(a.kernels.shape, a.size.input) + a.products.unit_panel(a.kernels.shape, a.size.output)})),
+        chunk_sums_(a.empty({kChunkRows * a.kernels.shape.gates * a.products.vectors(a.size.hidden) * a.products.width})),
+        panels_(a.empty({room_for_panel(a, a.size.input) + room_for_panel(a, a.size.output)})),
         x_room_(a.empty({a.products.factor_room(std::max(share.count, kChunkRows), a.size.input)})),
         h_room_(a.empty({a.products.factor_room(share.count, a.size.output)})),
         hidden_room_(a.empty({a.projected() ? a.products.factor_room(kBlockRows, a.size.hidden) : 0})) {}
@@ -31,6 +31,8 @@ class ForwardMemory {
   }
 
  private:
+  static int64_t room_for_panel(const Arguments<T>& a, int64_t depth) { return a.products.packed(a.kernels.shape.columns(), depth); }
+
   std::vector<ForwardRow<T>> rows_;
   std::vector<const T*> h_factors_, left_;
   std::vector<T*> right_;
@@ -76,16 +78,18 @@ class LayerForward {
     const Sizes& size = a_.size;
     const Weights& w = a_.weights[d];
     Forward<T> f{a_.recurrence(d, parameters_[d].data())};
+    f.units = a_.products.unit_panels(a_.kernels.shape, size.hidden, plan_.parts());
+    f.outputs = a_.products.plain_panels(size.output, plan_.parts());
     f.x = read<T>(a_.x);
     f.input_size = size.input;
     f.x_at = a_.x_layout();
     f.weight_ih = read<T>(w.ih);
     f.weight_hh = read<T>(w.hh);
-    f.packed_ih = packed_unless(size.steps <= 1 || size.steps * plan_.most_rows() <= kChunkRows, w.ih);
-    f.packed_hh = packed_unless(size.steps <= 1, w.hh);
+    f.packed_ih = packed_unless(size.steps <= 1 || size.steps * plan_.most_rows() <= kChunkRows, f.units, w.ih);
+    f.packed_hh = packed_unless(size.steps <= 1, f.units, w.hh);
     f.bias_ih = read<T>(w.bias_ih);
     f.bias_hh = read<T>(w.bias_hh);
-    f.weight_hr = a_.projected() ? kept(packed_, pack_plain(a_, w.hr.t())) : nullptr;
+    f.weight_hr = a_.projected() ? kept(packed_, pack_plain(a_.products, f.outputs, w.hr, true)) : nullptr;
     f.output = write<T>(output_) + d * size.output;
     f.h_n = write<T>(h_n_) + d * size.batch * size.output;
     f.states_n = write<T>(states_n_) + d * size.batch * a_.states();
@@ -120,7 +124,9 @@ class LayerForward {
     return write<T>(in.back());
   }
 
-  const T* packed_unless(bool used_once, const at::Tensor& weight) { return used_once ? nullptr : kept(packed_, pack_units(a_, weight)); }
+  const T* packed_unless(bool used_once, const Panels& units, const at::Tensor& weight) {
+    return used_once ? nullptr : kept(packed_, pack_units(a_.products, a_.kernels.shape.gates, units, weight));
+  }
 
   const Arguments<T>& a_;
   const bool save_;

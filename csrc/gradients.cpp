@@ -54,20 +54,21 @@ void one_group(const Products<T>& products, const T* left, int64_t gates, const 
 
 // to[r] = or += what a direction's gates pass on to x, for rows begin..end-1.
 template <class T>
-void add_input_gradient(const Arguments<T>& a, const T* from, T* const* to, int64_t begin, int64_t end, const T* packed, bool first) {
-  const int64_t count = end - begin, input = a.size.input, panels = a.products.plain_panels(input);
+void add_input_gradient(const Arguments<T>& a, const T* from, T* const* to, int64_t begin, int64_t end, const Panels& panels,
+                        const T* packed, bool first) {
+  const int64_t count = end - begin, input = a.size.input;
   std::vector<const T*> rows(count);
   for (int64_t r = 0; r < count; ++r) rows[r] = from + (begin + r) * a.gates();
   const std::unique_ptr<T[]> room(new T[a.products.factor_room(kBlockRows, a.gates())]);
   if (first) {
-    a.products.plain_product(rows.data(), to + begin, count, a.gates(), input, 0, panels, packed, false, room.get());
+    a.products.plain_product(panels, rows.data(), to + begin, count, a.gates(), input, 0, panels.count, packed, false, room.get());
     return;
   }
   // Summed up first and then added, so that dx is the sum of what each direction alone has, bit for bit.
   const std::unique_ptr<T[]> sums(new T[count * input]);
   std::vector<T*> sum_rows(count);
   for (int64_t r = 0; r < count; ++r) sum_rows[r] = sums.get() + r * input;
-  a.products.plain_product(rows.data(), sum_rows.data(), count, a.gates(), input, 0, panels, packed, false, room.get());
+  a.products.plain_product(panels, rows.data(), sum_rows.data(), count, a.gates(), input, 0, panels.count, packed, false, room.get());
   for (int64_t r = 0; r < count; ++r)
     for (int64_t i = 0; i < input; ++i) to[begin + r][i] += sum_rows[r][i];
 }
@@ -91,10 +92,11 @@ at::Tensor input_gradient(const Arguments<T>& a, const std::vector<at::Tensor>& 
   at::Tensor dx = a.packed || a.schedule.full() ? a.empty(shape) : a.zeros(shape);
   const std::vector<T*> to = a.schedule.rows_of(write<T>(dx), a.layout(size.input));
   const int64_t grain = std::max(kThreadRows, kThreadWork / std::max<int64_t>(1, a.gates() * size.input));
+  const Panels panels = a.products.plain_panels(size.input, 1);
   for (int64_t d = 0; d < size.directions; ++d) {
-    const at::Tensor packed = pack_plain(a, a.weights[d].ih);
+    const at::Tensor packed = pack_plain(a.products, panels, a.weights[d].ih);
     parallel_for(a.schedule.rows(), grain, [&](int64_t begin, int64_t end) {
-      add_input_gradient(a, read<T>(dgates[d]), to.data(), begin, end, read<T>(packed), d == 0);
+      add_input_gradient(a, read<T>(dgates[d]), to.data(), begin, end, panels, read<T>(packed), d == 0);
     });
   }
   return dx;

@@ -4,10 +4,10 @@
 #include <type_traits>
 
 #include "backward.h"
+#include "callers.h"
 #include "forked.h"
 #include "forward.h"
 #include "plan.h"
-#include "team.h"
 
 namespace sstkern {
 
@@ -28,7 +28,7 @@ auto in_compute_type(const at::Tensor& x, const Run& run) {
 LayerResult layer(std::string_view cell, const at::Tensor& x, at::TensorList weights, at::TensorList hx,
                   const std::optional<at::Tensor>& lengths, bool has_bias, bool bidirectional, std::optional<int64_t> saved_rows) {
   const OneThreadIfForked guard;
-  const OneThreadForAWhile late;
+  const CallThreads threads;
   return in_compute_type(x, [&](auto type) {
     const Arguments<decltype(type)> arguments(cell, x, weights, hx, lengths, has_bias, bidirectional);
     LayerResult result = run_forward(arguments, saved_rows);
@@ -42,7 +42,7 @@ std::vector<at::Tensor> layer_backward(std::string_view cell, const at::Tensor& 
                                        const at::Tensor& output, at::TensorList saved, const std::optional<at::Tensor>& grad_output,
                                        at::TensorList grad_hx, const c10::List<bool>& needs, std::optional<int64_t> groups) {
   const OneThreadIfForked guard;
-  const OneThreadForAWhile late;
+  const CallThreads threads;
   return in_compute_type(x, [&](auto type) {
     const Arguments<decltype(type)> arguments(cell, x, weights, hx, lengths, has_bias, bidirectional);
     const BackwardArguments given{output, saved, grad_output, grad_hx, needs};

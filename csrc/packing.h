@@ -11,30 +11,34 @@ namespace sstkern {
 // Elements a thread should pack at least.
 constexpr int64_t kPackGrain = 1 << 15;
 
-// Packs run(begin, end, where panel `begin` starts) of `panels` panels.
+// A tensor that run(begin, end, where panel `begin` starts) packs panels into; `size` elements for each of their vectors.
 template <class T, class Run>
-at::Tensor pack(const Arguments<T>& a, int64_t panels, int64_t panel_size, const Run& run) {
-  at::Tensor packed = a.empty({panels * panel_size});
+at::Tensor pack(const Panels& panels, int64_t size, const at::TensorOptions& options, const Run& run) {
+  at::Tensor packed = at::empty({panels.vectors * size}, options);
   T* const to = write<T>(packed);
-  parallel_for(panels, std::max<int64_t>(1, kPackGrain / std::max<int64_t>(1, panel_size)),
-               [&](int64_t begin, int64_t end) { run(begin, end, to + begin * panel_size); });
+  parallel_for(panels.count, std::max<int64_t>(1, kPackGrain / std::max<int64_t>(1, panels.widest() * size)),
+               [&](int64_t begin, int64_t end) { run(begin, end, to + panels.begin(begin) * size); });
   return packed;
 }
 
+// A matrix (depth, columns), or transposed.
 template <class T>
-at::Tensor pack_plain(const Arguments<T>& a, const at::Tensor& matrix) {
-  const int64_t depth = matrix.size(0), columns = matrix.size(1);
-  return pack(a, a.products.plain_panels(columns), a.products.packed_plain(depth), [&](int64_t begin, int64_t end, T* to) {
-    a.products.pack_plain(read<T>(matrix), depth, columns, matrix.stride(0), matrix.stride(1), begin, end, to);
+at::Tensor pack_plain(const Products<T>& products, const Panels& panels, const at::Tensor& matrix, bool transposed = false) {
+  const int row = transposed ? 1 : 0, column = 1 - row;
+  const int64_t depth = matrix.size(row);
+  return pack<T>(panels, products.packed(1, depth), matrix.options(), [&](int64_t begin, int64_t end, T* to) {
+    products.pack_plain(panels, read<T>(matrix), depth, matrix.size(column), matrix.stride(row), matrix.stride(column), begin, end, to);
   });
 }
 
+// A weight (gates * H, depth), or transposed, by units.
 template <class T>
-at::Tensor pack_units(const Arguments<T>& a, const at::Tensor& weight) {
-  const PanelShape shape = a.kernels.shape;
-  const int64_t depth = weight.size(1);
-  return pack(a, a.products.unit_panels(shape, a.size.hidden), a.products.unit_panel(shape, depth), [&](int64_t begin, int64_t end, T* to) {
-    a.products.pack_units(shape, read<T>(weight), depth, 1, a.size.hidden, depth, begin, end, to);
+at::Tensor pack_units(const Products<T>& products, int gates, const Panels& panels, const at::Tensor& weight, bool transposed = false) {
+  const int unit = transposed ? 1 : 0, row = 1 - unit;
+  const int64_t depth = weight.size(row);
+  return pack<T>(panels, products.packed(gates, depth), weight.options(), [&](int64_t begin, int64_t end, T* to) {
+    products.pack_units(gates, panels, read<T>(weight), weight.stride(unit), weight.stride(row), weight.size(unit) / gates, depth, begin,
+                        end, to);
   });
 }
 

@@ -1,12 +1,10 @@
 #include "plan.h"
 
-#include <atomic>
-
 namespace sstkern {
 
 namespace {
 
-std::atomic<int64_t> latest{0};
+thread_local int64_t latest = 0;
 
 // Multiply-adds a thread should have in a time step at least where others share it: they meet once a step.
 constexpr int64_t kStepWork = 1 << 14;

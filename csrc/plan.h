@@ -34,6 +34,9 @@ class Plan {
 
   int64_t threads() const { return together_ * ranges() * parts_; }
 
+  // Threads that share the hidden units of a range.
+  int64_t parts() const { return parts_; }
+
   // Positions of the largest range.
   int64_t most_rows() const;
 
@@ -61,7 +64,7 @@ class Plan {
 // For as many threads as the call is worth.
 Plan make_plan(const LoopWork& work);
 
-// How many threads shared the latest call's time loop.
+// How many threads shared the time loop of this thread's latest call.
 int64_t latest_threads();
 void note_threads(int64_t threads);
 

@@ -8,9 +8,11 @@
 #include <cstring>
 
 #include "arguments.h"
+#include "callers.h"
 #include "forked.h"
 #include "gradients.h"
 #include "layer.h"
+#include "packing.h"
 #include "plan.h"
 #include "program.h"
 
@@ -34,9 +36,8 @@ struct Place {
 template <class T>
 struct Packed {
   at::Tensor memory;
-  const T* at;
-  PanelShape shape;
-  int64_t panels, panel_size;
+  Panels panels;
+  int gates;           // of a vector of units
   at::Tensor start;    // of an attached product: what the sums of each panel begin with, or undefined
   int64_t ahead = -1;  // where the sums that are made ahead begin in a chunk's
 };
@@ -46,14 +47,14 @@ template <class T>
 struct AttachedWork {
   const Packed<T>* packed;
   SlotStart operand;
-  int64_t depth, stride, gates;  // stride: of a row's sums
-  int64_t ahead;                 // where the sums that are made ahead begin in a chunk's, or -1
+  int64_t depth, gates;  // gates: numbers of a vector of units in a row's sums
+  int64_t ahead;         // where the sums that are made ahead begin in a chunk's, or -1
 };
 
 // A loop, and the panels of units that it goes over.
 template <class T>
 struct LoopPlan {
-  int64_t blocks, panels;
+  Panels panels;
   std::vector<AttachedWork<T>> attached;
 };
 
@@ -83,6 +84,7 @@ class ProgramCall {
         batch_(batch(lengths)),
         schedule_(lengths, steps(lengths), batch_),
         view_(schedule_.view()),
+        plan_(make_plan(work())),
         numbers_(numbers.begin(), numbers.end()) {
     check(vectors, states);
     rows_ = schedule_.rows();
@@ -103,9 +105,8 @@ class ProgramCall {
 
   ProgramResult run() {
     over_rows(p_.phases[0]);
-    const Plan plan = make_plan(work());
     const auto memory_for = [&](const Share& share) { return Memory(*this, p_.phases[1], std::max<int64_t>(1, share.count), chunk_); };
-    run_plan(work(), plan, memory_for, [&](int64_t, const Share& share, Memory& memory) { Loop(*this, share, memory).run(); });
+    run_plan(work(), plan_, memory_for, [&](int64_t, const Share& share, Memory& memory) { Loop(*this, share, memory).run(); });
     over_rows(p_.phases[2]);
     for (at::Tensor& output : unused_) output.zero_();
     return {std::move(outputs_), std::move(last_), sums()};
@@ -260,97 +261,74 @@ class ProgramCall {
   // --- weights ---
 
   void pack_weights() {
-    const bool sixteen = products_.plain_panel / products_.width == 2;
     int64_t columns = 1;
     plain_.resize(p_.plain);
     loops_.resize(p_.library->count);
     for (size_t phase = 0; phase < p_.phases.size(); ++phase) {
       attached_[phase].resize(p_.attached[phase]);
       for (const ProgramStage& stage : p_.phases[phase]) {
-        for (const PlainProduct& plain : stage.plain) plain_[plain.number] = pack_plain(plain.product);
+        for (const PlainProduct& plain : stage.plain) plain_[plain.number] = pack(plain.product, threads_of(phase));
         for (const UnitsLoop& loop : stage.loops) {
-          plan_loop(loop, phase, blocks_of(p_.phases[phase], loop.units, sixteen));
+          plan_loop(loop, phase, blocks_of(p_.phases[phase], loop.units));
           for (const AttachedWork<T>& work : loops_[loop.function].attached)
-            columns = std::max<int64_t>(columns, work.packed->shape.columns());
+            columns = std::max(columns, work.packed->gates * work.packed->panels.widest());
         }
       }
     }
     zeros_ = zeros({columns * products_.width});
   }
 
+  // Threads that share the rows of a phase.
+  int64_t threads_of(size_t phase) const { return phase == 1 ? plan_.parts() : 1; }
+
   void plan_loop(const UnitsLoop& loop, size_t phase, int blocks) {
     const int64_t width = products_.width;
     LoopPlan<T>& plan = loops_[loop.function];
-    plan = {blocks, (loop.units + blocks * width - 1) / (blocks * width), {}};
+    plan = {products_.unit_panels({1, blocks}, loop.units, threads_of(phase)), {}};
     for (const AttachedProduct& attached : loop.attached) {
       Packed<T>& packed = attached_[phase][attached.number];
-      if (packed.at == nullptr) {
-        packed = pack_units(attached, loop.units, blocks);
-        if (attached.bias >= 0) packed.start = pack_bias(attached, packed, loop.units);
+      if (!packed.memory.defined()) {
+        const at::Tensor& weight = weights_[attached.product.weight];
+        packed = {
+            pack_units(products_, attached.gates, plan.panels, weight, attached.product.transposed), plan.panels, attached.gates, {}, -1};
+        if (attached.bias >= 0) packed.start = pack_bias(attached, plan.panels.vectors, loop.units);
         if (attached.ahead) {
           packed.ahead = chunk_;
-          chunk_ += packed.panels * packed.shape.columns() * width * kChunkRows;
+          chunk_ += plan.panels.vectors * attached.gates * width * kChunkRows;
           ahead_.push_back({&attached.product, &packed});
         }
       }
-      plan.attached.push_back({&packed, attached.product.operand, attached.product.depth, packed.shape.columns() * width,
-                               attached.gates * width, packed.ahead});
+      plan.attached.push_back({&packed, attached.product.operand, attached.product.depth, attached.gates * width, packed.ahead});
     }
   }
 
-  static int blocks_of(const std::vector<ProgramStage>& stages, int64_t units, bool sixteen) {
+  int blocks_of(const std::vector<ProgramStage>& stages, int64_t units) const {
     std::vector<int> gates;
     for (const ProgramStage& stage : stages)
       for (const UnitsLoop& loop : stage.loops)
         for (const AttachedProduct& attached : loop.attached)
           if (loop.units == units) gates.push_back(attached.gates);
-    return gates.empty() ? 4 : common_blocks(gates, sixteen);
+    return gates.empty() ? 4 : common_blocks(gates, products_.tile == 2);
   }
 
-  template <class Run>
-  Packed<T> pack(PanelShape shape, int64_t panels, int64_t size, const Run& run) {
-    at::Tensor memory = empty({std::max<int64_t>(1, panels * size)});
-    T* const to = write<T>(memory);
-    parallel_for(panels, std::max<int64_t>(1, (int64_t{1} << 15) / std::max<int64_t>(1, size)),
-                 [&](int64_t begin, int64_t end) { run(begin, end, to + begin * size); });
-    return {memory, to, shape, panels, size, {}, -1};
+  Packed<T> pack(const ProgramProduct& product, int64_t threads) {
+    const Panels panels = products_.plain_panels(product.columns, threads);
+    return {pack_plain(products_, panels, weights_[product.weight], !product.transposed), panels, 1, {}, -1};
   }
 
-  Packed<T> pack_units(const AttachedProduct& attached, int64_t units, int blocks) {
-    const PanelShape shape{attached.gates, blocks};
-    const ProgramProduct& product = attached.product;
-    const at::Tensor& weight = weights_[product.weight];
-    const int64_t unit_stride = weight.stride(product.transposed ? 1 : 0), depth_stride = weight.stride(product.transposed ? 0 : 1);
-    return pack(shape, products_.unit_panels(shape, units), products_.unit_panel(shape, product.depth),
-                [&](int64_t begin, int64_t end, T* to) {
-                  products_.pack_units(shape, read<T>(weight), unit_stride, depth_stride, units, product.depth, begin, end, to);
-                });
-  }
-
-  // Column c of a panel is gate c % gates of its block of units c / gates, as its weights are.
-  at::Tensor pack_bias(const AttachedProduct& attached, const Packed<T>& packed, int64_t units) const {
-    const int64_t width = products_.width, columns = packed.shape.columns();
+  // Column c is gate c % gates of vector of units c / gates, as the weights are.
+  at::Tensor pack_bias(const AttachedProduct& attached, int64_t vectors, int64_t units) const {
+    const int64_t width = products_.width;
     const at::Tensor& bias = vectors_[attached.bias];
     TORCH_CHECK(bias.numel() == attached.product.columns, "program: a bias of ", bias.numel(), " numbers for ", attached.product.columns,
                 " columns");
-    at::Tensor found = zeros({packed.panels, columns, width});
+    at::Tensor found = zeros({vectors, attached.gates, width});
     T* to = write<T>(found);
     const T* const from = read<T>(bias);
-    for (int64_t panel = 0; panel < packed.panels; ++panel)
-      for (int64_t c = 0; c < columns; ++c, to += width) {
-        const int64_t unit = (panel * packed.shape.blocks + c / attached.gates) * width;
-        if (unit < units) std::copy_n(from + c % attached.gates * units + unit, std::min(width, units - unit), to);
-      }
+    for (int64_t unit = 0; unit < units; unit += width)
+      for (int gate = 0; gate < attached.gates; ++gate, to += width)
+        std::copy_n(from + gate * units + unit, std::min(width, units - unit), to);
     return found;
-  }
-
-  Packed<T> pack_plain(const ProgramProduct& product) {
-    const at::Tensor& weight = weights_[product.weight];
-    const int64_t depth_stride = weight.stride(product.transposed ? 0 : 1), column_stride = weight.stride(product.transposed ? 1 : 0);
-    return pack({1, 1}, products_.plain_panels(product.columns), products_.packed_plain(product.depth),
-                [&](int64_t begin, int64_t end, T* to) {
-                  products_.pack_plain(read<T>(weight), product.depth, product.columns, depth_stride, column_stride, begin, end, to);
-                });
   }
 
   // --- rows ---
@@ -388,9 +366,9 @@ class ProgramCall {
           depth = std::max(depth, plain.product.depth);
         }
         for (const UnitsLoop& loop : stage.loops) {
-          int64_t columns = 0;
-          for (const AttachedWork<T>& work : call.loops_[loop.function].attached) columns += work.stride;
-          sums_size = std::max(sums_size, columns * kBlockRows);
+          int64_t gates = 0;
+          for (const AttachedWork<T>& work : call.loops_[loop.function].attached) gates += work.gates;
+          sums_size = std::max(sums_size, call.loops_[loop.function].panels.widest() * gates * kBlockRows);
         }
       }
       left.resize(most);
@@ -434,8 +412,9 @@ class ProgramCall {
           m_.left[count] = at(product.operand, row) + r * product.depth;
           m_.right[count] = at(plain.target, row) + r * product.columns;
         }
-      call_.products_.plain_product(m_.left.data(), m_.right.data(), count, product.depth, product.columns, part(share, packed.panels, 0),
-                                    part(share, packed.panels, 1), packed.at, false, write<T>(m_.room));
+      call_.products_.plain_product(packed.panels, m_.left.data(), m_.right.data(), count, product.depth, product.columns,
+                                    part(share, packed.panels.count, 0), part(share, packed.panels.count, 1), read<T>(packed.memory), false,
+                                    write<T>(m_.room));
     }
 
     void move(const MovedRow& move, const Share& share) {
@@ -463,9 +442,9 @@ class ProgramCall {
     void loop(const UnitsLoop& loop, const Share& share, int64_t ahead) {
       const LoopPlan<T>& plan = call_.loops_[loop.function];
       // The sums of panels of few rows are kept until there are enough vectors to compute side by side.
-      const int64_t together = plan.attached.empty() ? plan.panels : std::max<int64_t>(1, kBlockRows / std::max<int64_t>(1, count_));
-      const int64_t end = part(share, plan.panels, 1);
-      for (int64_t panel = part(share, plan.panels, 0); panel < end; panel += together) {
+      const int64_t together = plan.attached.empty() ? plan.panels.count : std::max<int64_t>(1, kBlockRows / std::max<int64_t>(1, count_));
+      const int64_t end = part(share, plan.panels.count, 1);
+      for (int64_t panel = part(share, plan.panels.count, 0); panel < end; panel += together) {
         const int64_t last = std::min(end, panel + together);
         for (int64_t first = 0; first < count_; first += kBlockRows)
           block(loop, plan, panel, last, first, std::min(kBlockRows, count_ - first), ahead);
@@ -476,32 +455,36 @@ class ProgramCall {
     // Some panels of `count` rows from `first` on.
     void block(const UnitsLoop& loop, const LoopPlan<T>& plan, int64_t panel, int64_t end, int64_t first, int64_t count, int64_t ahead) {
       const int64_t width = call_.products_.width, attached = static_cast<int64_t>(plan.attached.size());
-      const int64_t panels = end - panel;
-      std::array<const T*, kMostProducts> of{};      // where the sums of the next panel are,
-      std::array<int64_t, kMostProducts> to_next{};  // and how far those of the one after it
+      struct Sums {
+        const T* panel;       // the next one's,
+        int64_t first, rows;  // of so many rows, these from `first` on
+      };
+      std::array<Sums, kMostProducts> of{};
       T* sums = write<T>(m_.sums);
       for (int64_t k = 0; k < attached; ++k) {
         const AttachedWork<T>& work = plan.attached[k];
         if (work.ahead >= 0 && ahead >= 0) {
-          of[k] = read<T>(m_.chunk_sums) + work.ahead + (panel * kChunkRows + ahead + first) * work.stride;
-          to_next[k] = kChunkRows * work.stride;
+          of[k] = {read<T>(m_.chunk_sums) + work.ahead + plan.panels.begin(panel) * work.gates * kChunkRows, ahead + first, kChunkRows};
           continue;
         }
         for (int64_t r = 0; r < count; ++r) m_.left[r] = at(work.operand, first + r);
-        of[k] = sums;
-        to_next[k] = count * work.stride;
-        for (int64_t i = 0; i < panels; ++i, sums += to_next[k]) product(*work.packed, work.depth, panel + i, count, sums);
+        of[k] = {sums, 0, count};
+        for (int64_t i = panel; i < end; ++i) {
+          product(*work.packed, work.depth, i, count, sums);
+          sums += count * plan.panels.width(i) * work.gates;
+        }
       }
       for (; panel < end; ++panel) {
-        for (int64_t b = 0; b < plan.blocks && (panel * plan.blocks + b) * width < loop.units; ++b)
+        const int64_t begin = plan.panels.begin(panel), blocks = plan.panels.width(panel);
+        for (int64_t b = 0; b < blocks; ++b)
           for (int64_t r = 0; r < count; ++r) {
             Units<T>& place = m_.places[filled_++];
             place.slots = m_.addresses.data() + (first + r) * call_.p_.slots.size();
-            place.unit = (panel * plan.blocks + b) * width;
-            for (int64_t k = 0; k < attached; ++k) place.sums[k] = of[k] + r * plan.attached[k].stride + b * plan.attached[k].gates;
+            place.unit = (begin + b) * width;
+            for (int64_t k = 0; k < attached; ++k) place.sums[k] = of[k].panel + ((of[k].first + r) * blocks + b) * plan.attached[k].gates;
             if (filled_ == kPlaces) flush(loop);
           }
-        for (int64_t k = 0; k < attached; ++k) of[k] += to_next[k];
+        for (int64_t k = 0; k < attached; ++k) of[k].panel += of[k].rows * blocks * plan.attached[k].gates;
       }
       if (attached > 0) flush(loop);  // the next sums take these sums' place
     }
@@ -514,9 +497,10 @@ class ProgramCall {
    public:
     // The sums of `count` rows, whose operands are in memory.left, with a panel.
     void product(const Packed<T>& packed, int64_t depth, int64_t panel, int64_t count, T* sums) const {
+      const int64_t columns = packed.gates * packed.panels.width(panel), before = packed.gates * packed.panels.begin(panel);
       call_.products_.panel_product(
-          packed.shape, sums, count, m_.left.data(), depth, packed.at + panel * packed.panel_size,
-          packed.start.defined() ? read<T>(packed.start) + panel * packed.shape.columns() * call_.products_.width : read<T>(call_.zeros_));
+          static_cast<int>(columns), sums, count, m_.left.data(), depth, read<T>(packed.memory) + call_.products_.packed(before, depth),
+          packed.start.defined() ? read<T>(packed.start) + before * call_.products_.width : read<T>(call_.zeros_));
     }
 
    private:
@@ -621,9 +605,9 @@ class ProgramCall {
           m_.left[row] = static_cast<const T*>(call_.row_address(product.operand.slot, t, share_.first + i)) + product.operand.start;
       }
       T* const sums = write<T>(m_.chunk_sums) + packed.ahead;
-      const int64_t panel_sums = kChunkRows * packed.shape.columns() * call_.products_.width;
-      for (int64_t panel = packed.panels * share_.part / share_.parts; panel < packed.panels * (share_.part + 1) / share_.parts; ++panel)
-        runner_.product(packed, product.depth, panel, count, sums + panel * panel_sums);
+      const int64_t vector_sums = kChunkRows * packed.gates * call_.products_.width, panels = packed.panels.count;
+      for (int64_t panel = panels * share_.part / share_.parts; panel < panels * (share_.part + 1) / share_.parts; ++panel)
+        runner_.product(packed, product.depth, panel, count, sums + packed.panels.begin(panel) * vector_sums);
     }
 
     // The last states of this thread's positions.
@@ -734,6 +718,7 @@ class ProgramCall {
   const int64_t batch_;
   const BatchSchedule schedule_;
   const Schedule view_;
+  const Plan plan_;
   const std::vector<T> numbers_;
   int64_t rows_ = 0, saved_rows_ = 0;
   std::optional<Groups> groups_;  // rows with sums of their own
@@ -756,7 +741,7 @@ ProgramResult run_program(int64_t program, at::TensorList inputs, at::TensorList
                           const std::optional<at::Tensor>& lengths, at::ArrayRef<double> numbers, bool reverse, bool padded,
                           std::optional<int64_t> saved_rows, std::optional<int64_t> groups, bool backward) {
   const OneThreadIfForked guard;
-  const OneThreadForAWhile late;
+  const CallThreads threads;
   const std::shared_ptr<const Program> found = find_program(program);
   const auto run = [&](auto type) {
     return ProgramCall<decltype(type)>(*found, inputs, weights, vectors, states, lengths, numbers, reverse, padded, saved_rows, groups)

@@ -29,11 +29,6 @@ int64_t busy_microseconds() {
   return 0;
 }
 
-int64_t microseconds() {
-  using std::chrono::steady_clock;
-  return std::chrono::duration_cast<std::chrono::microseconds>(steady_clock::now().time_since_epoch()).count();
-}
-
 void note_late(int64_t waited, int64_t threads) {
   const int64_t pause = std::clamp(kPause * waited, kShortest, kLongest) / std::max<int64_t>(1, threads - 1);
   pause_end.store(microseconds() + pause, std::memory_order_relaxed);
@@ -48,6 +43,11 @@ inline void pause() {
 }
 
 }  // namespace
+
+int64_t microseconds() {
+  using std::chrono::steady_clock;
+  return std::chrono::duration_cast<std::chrono::microseconds>(steady_clock::now().time_since_epoch()).count();
+}
 
 int64_t Barrier::wait_for(uint64_t round) const {
   const int64_t start = microseconds();
@@ -114,20 +114,5 @@ Watch::~Watch() {
   const int64_t waited = microseconds() - done_;
   if (waited > std::max(patience.load(std::memory_order_relaxed), busy_)) note_late(waited, at::get_num_threads());
 }
-
-#ifdef _OPENMP
-OneThreadForAWhile::OneThreadForAWhile() {
-  if (!paused()) return;
-  threads_ = at::get_num_threads();  // not OpenMP's, which is not yet torch's in a new thread
-  omp_set_num_threads(1);            // of this thread's calls, at::parallel_for's too
-}
-
-OneThreadForAWhile::~OneThreadForAWhile() {
-  if (threads_ > 0) omp_set_num_threads(threads_);
-}
-#else
-OneThreadForAWhile::OneThreadForAWhile() = default;
-OneThreadForAWhile::~OneThreadForAWhile() = default;
-#endif
 
 }  // namespace sstkern

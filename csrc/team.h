@@ -39,6 +39,9 @@ class Barrier {
 // Barrier::wait as the kernels call it (kernels.h).
 Meeting wait(Barrier& barrier, int64_t part);
 
+// On a clock that never goes back.
+int64_t microseconds();
+
 // How long a thread waits for another before it goes on alone, in microseconds; returns what it was before, and forgets who was late.
 int64_t set_patience(int64_t microseconds);
 
@@ -57,18 +60,6 @@ class Watch {
 
  private:
   int64_t busy_, done_ = 0;
-};
-
-// One thread for as long as this lives, while calls are to have one.
-class OneThreadForAWhile {
- public:
-  OneThreadForAWhile();
-  ~OneThreadForAWhile();
-  OneThreadForAWhile(const OneThreadForAWhile&) = delete;
-  OneThreadForAWhile& operator=(const OneThreadForAWhile&) = delete;
-
- private:
-  int threads_ = 0;
 };
 
 // at::parallel_for, unless calls are to have one thread.

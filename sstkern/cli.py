@@ -220,6 +220,12 @@ def bench(
     skewed: Annotated[
         bool, typer.Option("--skewed", help="Instead: time and memory of packed batches with one long sequence, float32.")
     ] = False,
+    callers: Annotated[
+        bool, typer.Option("--callers", help="Instead: calls a second of one layer from 1, 2, 4 and 8 Python threads at once, float32.")
+    ] = False,
+    widths: Annotated[
+        bool, typer.Option("--widths", help="Instead: our rate over hidden sizes from 64 to 704, or to a --shape's H, float32.")
+    ] = False,
     compiled: Annotated[bool, typer.Option("--compile", help="Also time torch.compile of torch.nn's layers, short ones.")] = False,
     input_size: Annotated[int | None, typer.Option(help="Features of the input of a cell of your own.", min=1, show_default="H")] = None,
     peer: Annotated[
@@ -256,8 +262,8 @@ def bench(
     threads = torch.get_num_threads()
     phases = _values(phase) or cases.PHASES
     if _are_own(cell or ()):
-        others = {"--lengths": lengths, "--dtype": dtype, "--growth": growth, "--skewed": skewed, "--memory": memory, "--compile": compiled}
-        _refuse(others, "is not for cells of your own")
+        runs = {"--growth": growth, "--skewed": skewed, "--callers": callers, "--widths": widths, "--memory": memory}
+        _refuse({"--lengths": lengths, "--dtype": dtype, **runs, "--compile": compiled}, "is not for cells of your own")
         shapes = [cases.parse_shape(text) for text in shape or ()] or own_cases.SHAPES
         wanted = own_cases.grid(cell, shapes, phases, input_size)
         files = file or output / "own_cells.json", plot or output / "own_cells.png"
@@ -267,13 +273,19 @@ def bench(
     cells = [name.upper() for name in cell or ()] or list(cases.LAYERS)
     kinds, dtypes = _values(lengths) or cases.LENGTHS, _values(dtype) or cases.DTYPES
     shapes = [cases.parse_shape(text) for text in shape or ()] or cases.SHAPES
-    _refuse_together({"--growth": growth, "--skewed": skewed, "--memory": memory, "--shape": shape})
-    if skewed and lengths:
-        raise typer.BadParameter("--skewed: has lengths of its own, and is not for --lengths")
+    runs = {"--growth": growth, "--skewed": skewed, "--callers": callers, "--widths": widths, "--memory": memory}
+    _refuse_together({**runs, "--shape": shape})
+    for name, chosen in (("--skewed", skewed), ("--callers", callers), ("--widths", widths)):
+        if chosen and lengths:
+            raise typer.BadParameter(f"{name}: has lengths of its own, and is not for --lengths")
     if growth:
         complete = show.growth(cells, phases, kinds, threads, seconds, output)
     elif skewed:
         complete = show.skewed(cells, phases, threads, seconds, output)
+    elif callers:
+        complete = show.callers(cells, phases, threads, seconds, output)
+    elif widths:
+        complete = show.widths(cells, phases, _shape_of_widths(list(shapes) if shape else []), threads, seconds, output)
     elif memory:
         complete = show.memory(cells, shapes, kinds, threads, output)
     else:
@@ -306,10 +318,21 @@ def _refuse(given: dict[str, Any], why: str) -> None:
 
 
 def _refuse_together(given: dict[str, Any]) -> None:
-    """Two options of which one says what shapes there are; --memory is for any."""
+    """Two options of which one says what shapes there are; --memory is for any, and --widths for one."""
     names = [name for name, value in given.items() if value]
-    if len(names) > 1 and names[0] in ("--growth", "--skewed"):
+    if len(names) > 1 and (names[0] in ("--growth", "--skewed", "--callers") or names[:2] == ["--widths", "--memory"]):
         raise typer.BadParameter(f"{names[0]}: has shapes of its own, and is not for {names[1]}")
+
+
+def _shape_of_widths(given: list[tuple[int, int, int]]) -> tuple[int, int, int]:
+    from sstkern.bench import widths
+
+    if len(given) > 1:
+        raise typer.BadParameter("--shape: with --widths, expected one, of which H is the largest")
+    shape = given[0] if given else widths.SHAPE
+    if shape[2] % widths.WHOLE or shape[2] < 2 * widths.WHOLE:
+        raise typer.BadParameter(f"--shape: with --widths, expected a multiple of 64 from 128 on as H, got {shape[2]}")
+    return shape
 
 
 @app.command()

@@ -34,6 +34,8 @@ def check_initial(initial: Initial | None) -> None:
 
 def like(inputs: list[Tensor], cell: nn.Module) -> Tensor:
     """A tensor with the dtype and device of zeros: the first floating-point input, else the first such parameter."""
+    if inputs[0].is_floating_point():
+        return inputs[0]
     floating = (tensor for tensor in chain(inputs, cell.parameters()) if tensor.is_floating_point())
     return next(floating, inputs[0])
 
@@ -156,6 +158,6 @@ def check_widths(hx: Structure, widths: Structure, batch_size: int) -> None:
     """Raises TypeError or ValueError unless a state (B, ...) is of these widths."""
     if not same(hx, widths):
         raise TypeError(f"hx: expected {described(mapped(widths, lambda _: Tensor()))}, got {described(hx)}")
-    for name, leaf, width in zip(names(hx, "hx"), flatten(hx), flatten(widths), strict=True):
-        if tuple(leaf.shape) != (batch_size, width):
-            raise ValueError(f"{name}: expected shape {(batch_size, width)}, got {tuple(leaf.shape)}")
+    for place, (leaf, width) in enumerate(zip(flatten(hx), flatten(widths), strict=True)):
+        if leaf.shape != (batch_size, width):
+            raise ValueError(f"{names(hx, 'hx')[place]}: expected shape {(batch_size, width)}, got {tuple(leaf.shape)}")

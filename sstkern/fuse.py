@@ -134,14 +134,18 @@ class Direction:
             state = first_states.first_state(cell, self.initial_state, batch.size, like)
         else:
             state = first_states.checked(hx, "hx", batch.size, like, batch.batched)
-            if (widths := first_states.known_widths(cell, self.initial_state)) is not None:
-                first_states.check_widths(state, widths, batch.size)
-            if any(leaf.dim() > 2 for leaf in flatten(state)) and (found := misfits.of_state(cell, state)) is not None:
-                raise found  # (1, B, H), say, as torch.nn's layers take it
-            if any(leaf.dtype != like.dtype for leaf in flatten(state)) and not autocasting(like):
-                self._check_dtypes(cell, inputs, batch, state, like)
         order = batch.order
         return state if state is None or order is None else mapped(state, lambda leaf: leaf.index_select(0, order))
+
+    def _check_hx(self, cell: nn.Module, inputs: Structure, batch: Batch, state: Structure) -> None:
+        """Raises TypeError or ValueError for a caller's state, (B, ...), that is not the cell's."""
+        if (widths := first_states.known_widths(cell, self.initial_state)) is not None:
+            first_states.check_widths(state, widths, batch.size)
+        leaves, like = flatten(state), first_states.like(flatten(inputs), cell)
+        if any(leaf.dim() > 2 for leaf in leaves) and (found := misfits.of_state(cell, state)) is not None:
+            raise found  # (1, B, H), say, as torch.nn's layers take it
+        if any(leaf.dtype != like.dtype for leaf in leaves) and not autocasting(like):
+            self._check_dtypes(cell, inputs, batch, state, like)
 
     def _check_dtypes(self, cell: nn.Module, inputs: Structure, batch: Batch, state: Structure, like: Tensor) -> None:
         """Raises ValueError for a state of a floating-point dtype that neither an input, nor the cell, nor its own first state has. What a
@@ -174,14 +178,18 @@ class Direction:
         inputs: rows of every step, (T, B, ...), with `batch.packed` (N, ...). state: (B, ...), or None where only the cell knows it, by the
         default of its state. told: whether the caller gave it.
         """
-        options = layer.Options(not batch.packed, self.reverse, self.recompute, every)
-        if torch.compiler.is_dynamo_compiling():
+        options, lead = layer.Options(not batch.packed, self.reverse, self.recompute, every), 1 if batch.packed else 2
+        compiling = torch.compiler.is_dynamo_compiling()
+        captured = None if compiling else self.programs.known(inputs, state, lead)
+        if captured is None and told:  # a state like one that was run before is the cell's
+            self._check_hx(cell, inputs, batch, state)
+        if compiling:
             from sstkern.program import compiled  # here: it imports the compiler
 
             found = compiled.run(self, cell, inputs, state, batch.lengths, options)
             return None if found is None else Result(*found)
         try:
-            captured = self.programs.of_call(cell, inputs, state, 1 if batch.packed else 2, self.returns)
+            captured = captured or self.programs.of_call(cell, inputs, state, lead, self.returns)
         except Unfused as error:
             self._check_fit(cell, inputs, batch, state if told else None, error)
             self.unfused(cell, str(error))

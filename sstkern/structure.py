@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 from torch import Tensor
@@ -29,22 +29,26 @@ def flatten(structure: Structure) -> list[Any]:
 
 def unflatten(like: Structure, leaves: list[Any]) -> Structure:
     """The structure of `like` with other leaves."""
-    rest = iter(leaves)
-    return mapped(like, lambda _: next(rest))
+    return _filled(like, iter(leaves)) if isinstance(like, _SEQUENCES) else leaves[0]
+
+
+def _filled(like: Structure, rest: Iterator[Any]) -> Structure:
+    return of_parts(like, [_filled(part, rest) if isinstance(part, _SEQUENCES) else next(rest) for part in like])
 
 
 def mapped(structure: Structure, change: Callable[[Any], Any]) -> Structure:
     """Each leaf changed, in order."""
     if not isinstance(structure, _SEQUENCES):
         return change(structure)
-    return of_parts(structure, [mapped(part, change) for part in structure])
+    return of_parts(structure, [mapped(part, change) if isinstance(part, _SEQUENCES) else change(part) for part in structure])
 
 
 def of_parts(structure: Structure, parts: list[Structure]) -> Structure:
     """A list, tuple or named tuple, as the structure is one, of other parts."""
     if isinstance(structure, list):
         return parts
-    return type(structure)(*parts) if hasattr(structure, "_fields") else tuple(parts)
+    named = type(structure) is not tuple and hasattr(structure, "_fields")
+    return type(structure)(*parts) if named else tuple(parts)
 
 
 def names(structure: Structure, name: str) -> list[str]:

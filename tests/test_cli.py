@@ -92,6 +92,9 @@ def test_a_usage_error_names_what_is_wrong():
         (("--skewed", "--memory"), "--skewed: has shapes of its own, and is not for --memory"),
         (("--skewed", "--shape", "1,2,3"), "--skewed: has shapes of its own, and is not for --shape"),
         (("--skewed", "--lengths", "full"), "--skewed: has lengths of its own, and is not for --lengths"),
+        (("--skewed", "--callers"), "--skewed: has shapes of its own, and is not for --callers"),
+        (("--callers", "--shape", "1,2,3"), "--callers: has shapes of its own, and is not for --shape"),
+        (("--callers", "--lengths", "full"), "--callers: has lengths of its own, and is not for --lengths"),
         (("--seconds", "inf"), "--seconds"),
     ],
 )

@@ -52,10 +52,31 @@ struct WeightGradient {
   T* out;  // (., columns)
 };
 
-// The panels that a cell's weights are packed in: those of `blocks` neighbouring vectors of units, each with all its gates.
+// A matrix's vectors of columns, or a cell's of units, in panels of about equal width.
+struct Panels {
+  int64_t vectors, count;
+  // The first vector of a panel; of number `count`, where the last one ends.
+  SSTKERN_INLINE int64_t begin(int64_t panel) const { return vectors * panel / count; }
+  SSTKERN_INLINE int64_t width(int64_t panel) const { return begin(panel + 1) - begin(panel); }
+  SSTKERN_INLINE int64_t widest() const { return (vectors + count - 1) / count; }
+};
+
+// At least `count` panels, none of them empty, and as many for each of the threads that share them.
+SSTKERN_INLINE Panels share_panels(int64_t vectors, int64_t count, int64_t threads) {
+  count = (count + threads - 1) / threads * threads;
+  if (count > vectors) count = vectors;
+  return {vectors, count < 1 ? 1 : count};
+}
+
+// Tiles of `columns` vectors: of `tile` each, the widest only where one more would be left alone.
+SSTKERN_INLINE int64_t count_tiles(int64_t columns, int tile, int widest) {
+  return columns <= widest ? 1 : (columns + 2 * tile - 1 - widest) / tile;
+}
+
+// The panels that a cell's weights are packed in: those of up to `blocks` neighbouring vectors of units, each with all its gates.
 struct PanelShape {
   int gates, blocks;
-  SSTKERN_INLINE int columns() const { return gates * blocks; }  // vectors of a panel's row
+  SSTKERN_INLINE constexpr int columns() const { return gates * blocks; }  // vectors of a panel's row
 };
 
 // The matrix products of one instruction set, which all cells share.
@@ -63,21 +84,21 @@ template <class T>
 struct Products {
   int width;         // numbers of a vector
   int factor_parts;  // numbers that a product's factor is made of (factor.h)
-  int plain_panel;   // columns of a plain product's panel
+  int tile, widest;  // vectors of a tile's row: as a rule, and at most (gemm.h)
 
-  // Packs panels begin..end-1 of weight(unit, k) = weight[unit * unit_stride + k * depth_stride] of gates * H units: panel p holds those
-  // from p * blocks * width on of each gate, zero past H.
-  void (*pack_units)(PanelShape shape, const T* weight, int64_t unit_stride, int64_t depth_stride, int64_t hidden_size, int64_t depth,
-                     int64_t begin, int64_t end, T* packed);
-  // sums[row][column] = start[column] + the product of `count` rows of factors with a panel; aligned vectors.
-  void (*panel_product)(PanelShape shape, T* sums, int64_t count, const T* const* rows, int64_t depth, const T* packed, const T* start);
+  // Packs panels begin..end-1 of weight(unit, k) = weight[unit * unit_stride + k * depth_stride] of gates * H units: a panel holds its
+  // vectors of units of each gate, zero past H.
+  void (*pack_units)(int gates, const Panels& panels, const T* weight, int64_t unit_stride, int64_t depth_stride, int64_t hidden_size,
+                     int64_t depth, int64_t begin, int64_t end, T* packed);
+  // sums[row][column] = start[column] + the product of `count` rows of factors with a panel of `columns` vectors; aligned vectors.
+  void (*panel_product)(int columns, T* sums, int64_t count, const T* const* rows, int64_t depth, const T* packed, const T* start);
   // Packs panels begin..end-1 of matrix(k, column) = from[k * depth_stride + column * column_stride].
-  void (*pack_plain)(const T* from, int64_t depth, int64_t columns, int64_t depth_stride, int64_t column_stride, int64_t begin, int64_t end,
-                     T* packed);
+  void (*pack_plain)(const Panels& panels, const T* from, int64_t depth, int64_t columns, int64_t depth_stride, int64_t column_stride,
+                     int64_t begin, int64_t end, T* packed);
   // out[i] = (accumulate ? out[i] : 0) + in[i] * matrix, for `count` rows and panels begin..end-1 of a matrix packed by pack_plain; room
   // has factor_room for kBlockRows rows.
-  void (*plain_product)(const T* const* in, T* const* out, int64_t count, int64_t depth, int64_t columns, int64_t begin, int64_t end,
-                        const T* packed, bool accumulate, T* room);
+  void (*plain_product)(const Panels& panels, const T* const* in, T* const* out, int64_t count, int64_t depth, int64_t columns,
+                        int64_t begin, int64_t end, const T* packed, bool accumulate, T* room);
   // For each of `count` weights: out[g][c] = sum over rows r of left[r * left_size + g] * right[r][c], for g in begin..end-1. `work` has
   // gradient_work elements.
   int64_t (*gradient_work)(const WeightGradient<T>* weights, int64_t count);
@@ -88,16 +109,17 @@ struct Products {
   SSTKERN_INLINE int64_t factors(int64_t depth) const { return (depth + factor_parts - 1) / factor_parts; }
   // Elements that `rows` rows of factors need, where these are not the numbers themselves.
   SSTKERN_INLINE int64_t factor_room(int64_t rows, int64_t depth) const { return factor_parts == 1 ? 0 : rows * factors(depth); }
-  SSTKERN_INLINE int64_t unit_panels(PanelShape shape, int64_t hidden_size) const {
-    return (hidden_size + shape.blocks * width - 1) / (shape.blocks * width);
+  // Vectors that hold `size` numbers.
+  SSTKERN_INLINE int64_t vectors(int64_t size) const { return (size + width - 1) / width; }
+  // The panels of hidden units, and of a plain product's columns, for threads that share them.
+  SSTKERN_INLINE Panels unit_panels(PanelShape shape, int64_t hidden_size, int64_t threads) const {
+    return share_panels(vectors(hidden_size), (vectors(hidden_size) + shape.blocks - 1) / shape.blocks, threads);
   }
-  // Elements of a packed panel, and of the sums of `rows` rows.
-  SSTKERN_INLINE int64_t unit_panel(PanelShape shape, int64_t depth) const { return shape.columns() * width * factors(depth); }
-  SSTKERN_INLINE int64_t unit_sums(PanelShape shape, int64_t hidden_size, int64_t rows) const {
-    return unit_panels(shape, hidden_size) * shape.columns() * width * rows;
+  SSTKERN_INLINE Panels plain_panels(int64_t columns, int64_t threads) const {
+    return share_panels(vectors(columns), count_tiles(vectors(columns), tile, widest), threads);
   }
-  SSTKERN_INLINE int64_t plain_panels(int64_t columns) const { return (columns + plain_panel - 1) / plain_panel; }
-  SSTKERN_INLINE int64_t packed_plain(int64_t depth) const { return plain_panel * factors(depth); }
+  // Elements of `columns` packed vectors of columns.
+  SSTKERN_INLINE int64_t packed(int64_t columns, int64_t depth) const { return columns * width * factors(depth); }
 };
 
 // What the forward and the backward of one direction of a layer share. H = hidden_size, P = output_size (proj_size, or H). States are those
@@ -108,6 +130,7 @@ struct Recurrence {
   const Products<T>* products;
   bool reverse;
   int64_t hidden_size, output_size;
+  Panels units, outputs;       // of H, and of P
   const T* h0;                 // (B, P)
   const T* states0;            // (B, states * H)
   const T* const* parameters;  // the cell's own vectors, (H,) each
@@ -200,7 +223,7 @@ struct Kernels {
 };
 
 // Raised with every change of these structures: a cell compiled apart is refused unless it has the same.
-constexpr int kKernelsVersion = 3;
+constexpr int kKernelsVersion = 4;
 
 // A cell's kernels for one instruction set.
 struct CellKernels {

@@ -56,24 +56,26 @@ constexpr int unit_blocks(int gates) {
 template <class Cell>
 constexpr PanelShape kShape{Cell::gates, unit_blocks(Cell::gates)};
 
-template <class T, class Cell>
-struct Panels {
-  static constexpr int blocks = kShape<Cell>.blocks;
-  static constexpr int columns = Cell::gates * blocks;
-  static constexpr int units = blocks * Simd<T>::width;
-};
+// Columns of a panel, at most, and of one of them.
+template <class Cell>
+constexpr int kColumns = kShape<Cell>.columns();
+
+template <class Cell>
+inline int columns_of(const Panels& units, int64_t panel) {
+  return Cell::gates * static_cast<int>(units.width(panel));
+}
 
 // sums[row][column] = bias + row's product with a panel, for `count` rows of factors.
 template <class T, class Cell>
-inline void panel_sums(const Products<T>& products, Vec<T>* sums, int64_t count, const T* const* rows, int64_t depth, const T* packed,
-                       const T* bias, int64_t hidden_size, int64_t panel) {
-  using Panel = Panels<T, Cell>;
-  Vec<T> start[Panel::columns];
-  for (int c = 0; c < Panel::columns; ++c) {
-    const int64_t unit = panel * Panel::units + c / Cell::gates * Simd<T>::width;
-    start[c] = bias && unit < hidden_size ? load(bias + c % Cell::gates * hidden_size + unit, hidden_size - unit) : Vec<T>{};
+inline void panel_sums(const Forward<T>& f, Vec<T>* sums, int64_t count, const T* const* rows, int64_t depth, const T* packed,
+                       const T* bias, int64_t panel) {
+  const int columns = columns_of<Cell>(f.units, panel);
+  Vec<T> start[kColumns<Cell>];
+  for (int c = 0; c < columns; ++c) {
+    const int64_t unit = (f.units.begin(panel) + c / Cell::gates) * Simd<T>::width;
+    start[c] = bias ? load(bias + c % Cell::gates * f.hidden_size + unit, f.hidden_size - unit) : Vec<T>{};
   }
-  products.panel_product(kShape<Cell>, reinterpret_cast<T*>(sums), count, rows, depth, packed, reinterpret_cast<const T*>(start));
+  f.products->panel_product(columns, reinterpret_cast<T*>(sums), count, rows, depth, packed, reinterpret_cast<const T*>(start));
 }
 
 // The part of `count` panels that falls to this thread.
@@ -96,8 +98,8 @@ inline bool meet(Share& share) {
 // A weight's packed panel, made now where the call packs none.
 template <class T, class Cell>
 inline const T* panel_of(const Forward<T>& f, const T* packed, const T* weight, int64_t depth, int64_t panel, T* room) {
-  if (packed) return packed + panel * f.products->unit_panel(kShape<Cell>, depth);
-  f.products->pack_units(kShape<Cell>, weight, depth, 1, f.hidden_size, depth, panel, panel + 1, room);
+  if (packed) return packed + f.products->packed(Cell::gates * f.units.begin(panel), depth);
+  f.products->pack_units(Cell::gates, f.units, weight, depth, 1, f.hidden_size, depth, panel, panel + 1, room);
   return room;
 }
 
@@ -117,18 +119,19 @@ inline int64_t gather_chunk(const Forward<T>& f, const Share& share, const Forwa
   return end;
 }
 
-// The room that a chunk's input projection has for a panel, in vectors.
+// A panel's sums in a chunk's input projection.
 template <class T, class Cell>
-constexpr int64_t kChunkPanel = kChunkRows * Panels<T, Cell>::columns;
+inline Vec<T>* chunk_sums(const Forward<T>& f, const ForwardWork<T>& work, int64_t panel) {
+  return reinterpret_cast<Vec<T>*>(work.chunk_sums) + kChunkRows * Cell::gates * f.units.begin(panel);
+}
 
 // The input projection of a chunk's `count` rows.
 template <class T, class Cell>
 inline void project(const Forward<T>& f, const Share& share, const ForwardWork<T>& work, int64_t count) {
-  const Range mine = my_part(share, f.products->unit_panels(kShape<Cell>, f.hidden_size));
+  const Range mine = my_part(share, f.units.count);
   for (int64_t panel = mine.begin; panel < mine.end; ++panel) {
     const T* const packed = panel_of<T, Cell>(f, f.packed_ih, f.weight_ih, f.input_size, panel, work.panels);
-    Vec<T>* const sums = reinterpret_cast<Vec<T>*>(work.chunk_sums) + panel * kChunkPanel<T, Cell>;
-    panel_sums<T, Cell>(*f.products, sums, count, work.chunk_x, f.input_size, packed, f.bias_ih, f.hidden_size, panel);
+    panel_sums<T, Cell>(f, chunk_sums<T, Cell>(f, work, panel), count, work.chunk_x, f.input_size, packed, f.bias_ih, panel);
   }
 }
 
@@ -166,18 +169,25 @@ class Places {
   int filled_ = 0;
 };
 
-// What the member `from` of the places' rows holds from `offset` on, and back. A vector past the last unit is cut off, unless all are
-// whole.
+// A vector of a row's units, cut off past the last one unless it is whole.
+template <bool Whole, class T>
+inline Vec<T> load_units(const T* row, int64_t unit, int64_t hidden_size) {
+  return Whole ? load(row + unit) : load(row + unit, hidden_size - unit);
+}
+
+// What the member `from` of the places' rows holds from `offset` on, and back.
 template <bool Whole, class T, class Row, class Member>
 inline Vectors<T> load_vectors(const Place<T, Row>* at, Member Row::* from, int64_t offset, int64_t hidden_size) {
-  return each<T>([&](int i) { return load<T>(at[i].row->*from + offset + at[i].unit, Whole ? Simd<T>::width : hidden_size - at[i].unit); });
+  return each<T>([&](int i) { return load_units<Whole, T>(at[i].row->*from + offset, at[i].unit, hidden_size); });
 }
 
 template <bool Whole, class T, class Row>
 inline void store_vectors(const Place<T, Row>* at, T* Row::* to, int64_t offset, int64_t hidden_size, const Vectors<T>& values) {
 #pragma GCC unroll 8
-  for (int i = 0; i < kVectors; ++i)
-    store(at[i].row->*to + offset + at[i].unit, values.part[i], Whole ? Simd<T>::width : hidden_size - at[i].unit);
+  for (int i = 0; i < kVectors; ++i) {
+    T* const unit = at[i].row->*to + offset + at[i].unit;
+    Whole ? store(unit, values.part[i]) : store(unit, values.part[i], hidden_size - at[i].unit);
+  }
 }
 
 template <class T, class Row>
@@ -204,8 +214,7 @@ SSTKERN_INLINE void store_list(const Place<T, Row>* at, T* Row::* to, int64_t hi
 template <bool Whole, class T, int Size, class Row>
 SSTKERN_INLINE void load_parameters(List<Vectors<T>, Size>& to, const Place<T, Row>* at, const T* const* parameters, int64_t hidden_size) {
 #pragma GCC unroll 32
-  for (int p = 0; p < Size; ++p)
-    to[p] = each<T>([&](int i) { return load<T>(parameters[p] + at[i].unit, Whole ? Simd<T>::width : hidden_size - at[i].unit); });
+  for (int p = 0; p < Size; ++p) to[p] = each<T>([&](int i) { return load_units<Whole, T>(parameters[p], at[i].unit, hidden_size); });
 }
 
 template <bool Whole, class T, class Cell>
@@ -228,45 +237,40 @@ inline void forward_step(const Forward<T>& f, const Place<T, ForwardRow<T>>* at)
   if (f.save_for_backward) store_list<Whole, T>(at, &Row::saved, hidden_size, result.saved);
 }
 
-// One time step of `active` rows: the recurrent product, then the cell's step while the sums are in the first cache. `ahead` is the input
-// projection of these rows, or null: it is then made here, a panel at a time.
+// One time step of `active` rows: the recurrent product, then the cell's step while the sums are in the first cache. `ahead` is the number
+// of the first of these rows in the chunk whose input projection is there, or -1: it is then made here, a panel at a time.
 template <class T, class Cell>
-inline void recur(const Forward<T>& f, const Share& share, const ForwardWork<T>& work, int64_t active, const Vec<T>* ahead) {
-  using Panel = Panels<T, Cell>;
+inline void recur(const Forward<T>& f, const Share& share, const ForwardWork<T>& work, int64_t active, int64_t ahead) {
   using At = Place<T, ForwardRow<T>>;
-  const Products<T>& products = *f.products;
-  const Range mine = my_part(share, products.unit_panels(kShape<Cell>, f.hidden_size));
+  const Range mine = my_part(share, f.units.count);
   const auto step = [&f](const At* at) {
     all_whole(at, f.hidden_size) ? forward_step<true, T, Cell>(f, at) : forward_step<false, T, Cell>(f, at);
   };
   Places<At, decltype(step)> places(step);
-  Vec<T> x_sums[kBlockRows * Panel::columns], h_sums[kBlockRows * Panel::columns];
-  T* const h_room = work.panels + products.unit_panel(kShape<Cell>, f.input_size);
-  int64_t waiting = 0;  // rows whose sums are there, of panels before
+  Vec<T> x_sums[kBlockRows * kColumns<Cell>], h_sums[kBlockRows * kColumns<Cell>];
+  T* const h_room = work.panels + f.products->packed(kColumns<Cell>, f.input_size);
+  int64_t waiting = 0;  // sums of panels before
   for (int64_t panel = mine.begin; panel < mine.end; ++panel) {
-    const T* const packed_ih = ahead ? nullptr : panel_of<T, Cell>(f, f.packed_ih, f.weight_ih, f.input_size, panel, work.panels);
+    const int64_t columns = columns_of<Cell>(f.units, panel), first_unit = f.units.begin(panel) * Simd<T>::width;
+    const T* const packed_ih = ahead >= 0 ? nullptr : panel_of<T, Cell>(f, f.packed_ih, f.weight_ih, f.input_size, panel, work.panels);
     const T* const packed_hh = panel_of<T, Cell>(f, f.packed_hh, f.weight_hh, f.output_size, panel, h_room);
     for (int64_t first = 0; first < active; first += kBlockRows) {
       const int64_t count = active - first < kBlockRows ? active - first : kBlockRows;
-      Vec<T>* const from_h = h_sums + waiting * Panel::columns;
-      const Vec<T>* from_x = x_sums + waiting * Panel::columns;
-      if (ahead)
-        from_x = ahead + panel * kChunkPanel<T, Cell> + first * Panel::columns;
+      Vec<T>* const from_h = h_sums + waiting;
+      const Vec<T>* from_x = x_sums + waiting;
+      if (ahead >= 0)
+        from_x = chunk_sums<T, Cell>(f, work, panel) + (ahead + first) * columns;
       else
-        panel_sums<T, Cell>(products, x_sums + waiting * Panel::columns, count, work.chunk_x + first, f.input_size, packed_ih, f.bias_ih,
-                            f.hidden_size, panel);
-      panel_sums<T, Cell>(products, from_h, count, work.h_factors + first, f.output_size, packed_hh, f.bias_hh, f.hidden_size, panel);
-      for (int block = 0; block < Panel::blocks; ++block) {
-        const int64_t unit = panel * Panel::units + block * Simd<T>::width;
-        if (unit >= f.hidden_size) break;
+        panel_sums<T, Cell>(f, x_sums + waiting, count, work.chunk_x + first, f.input_size, packed_ih, f.bias_ih, panel);
+      panel_sums<T, Cell>(f, from_h, count, work.h_factors + first, f.output_size, packed_hh, f.bias_hh, panel);
+      for (int64_t gate = 0, unit = first_unit; gate < columns; gate += Cell::gates, unit += Simd<T>::width)
         for (int64_t r = 0; r < count; ++r) {
-          const int64_t at = r * Panel::columns + block * Cell::gates;
+          const int64_t at = r * columns + gate;
           places.add({work.rows + first + r, unit, from_x + at, from_h + at});
         }
-      }
       // The next sums take these sums' place, unless so few rows leave places to be filled by another panel's.
-      waiting += count;
-      if (active < kVectors && waiting * Panel::blocks < kVectors) continue;
+      waiting += count * columns;
+      if (active < kVectors && waiting < kVectors * Cell::gates) continue;
       places.finish();
       waiting = 0;
     }
@@ -315,35 +319,35 @@ inline void finish(const Forward<T>& f, const Share& share) {
 // The product of a member of `count` rows with a packed matrix, to another member.
 template <class T, class Row, class From, class Work>
 inline void multiply_rows(const Recurrence<T>& r, const Work& work, From Row::* from, T* Row::* to, int64_t count, int64_t depth,
-                          int64_t columns, const Range& panels, const T* packed, bool accumulate, T* room) {
+                          int64_t columns, const Panels& panels, const Range& mine, const T* packed, bool accumulate, T* room) {
   for (int64_t i = 0; i < count; ++i) {
     work.left[i] = work.rows[i].*from;
     work.right[i] = work.rows[i].*to;
   }
-  r.products->plain_product(work.left, work.right, count, depth, columns, panels.begin, panels.end, packed, accumulate, room);
+  r.products->plain_product(panels, work.left, work.right, count, depth, columns, mine.begin, mine.end, packed, accumulate, room);
 }
 
 template <class T, class Cell>
 void forward(const Forward<T>& f, const Share& given, const ForwardWork<T>& work) {
   using Row = ForwardRow<T>;
   Share share = given;
-  const Vec<T>* ahead = nullptr;
+  int64_t ahead = -1;
   for (int64_t s = 0, chunk_end = 0; s < f.schedule.steps; ++s) {
     const int64_t t = time_step(f, s), active = active_rows(f, t, share.first, share.count);
     if (s == chunk_end) {
       int64_t rows;
       chunk_end = gather_chunk(f, share, work, s, &rows);
-      ahead = chunk_end > s + 1 ? reinterpret_cast<const Vec<T>*>(work.chunk_sums) : nullptr;
-      if (ahead) project<T, Cell>(f, share, work, rows);
+      ahead = chunk_end > s + 1 ? 0 : -1;
+      if (ahead == 0) project<T, Cell>(f, share, work, rows);
     }
     address<T, Cell>(f, share, work, t, active);
     if (active > 0) recur<T, Cell>(f, share, work, active, ahead);
-    if (ahead) ahead += active * Panels<T, Cell>::columns;
+    if (ahead >= 0) ahead += active;
     const int64_t parts = share.parts;
     if (!meet(share)) return;
     if (f.hidden) {
-      multiply_rows(f, work, &Row::hidden, &Row::h, active, f.hidden_size, f.output_size,
-                    my_part(share, f.products->plain_panels(f.output_size)), f.weight_hr, false, work.hidden_room);
+      multiply_rows(f, work, &Row::hidden, &Row::h, active, f.hidden_size, f.output_size, f.outputs, my_part(share, f.outputs.count),
+                    f.weight_hr, false, work.hidden_room);
       if (!meet(share)) return;
     }
     if (share.parts != parts) chunk_end = s + 1;  // the others' part of the input projection is theirs
@@ -396,23 +400,20 @@ inline void address(const Backward<T>& f, const Share& share, const BackwardWork
   }
 }
 
-// The columns that panels of a plain product hold.
+// The part of `size` numbers in panels that falls to this thread.
 template <class T>
-inline Range columns_of(const Products<T>& products, const Range& panels, int64_t size) {
-  const int64_t end = panels.end * products.plain_panel;
-  return {panels.begin * products.plain_panel, end < size ? end : size};
+inline Range my_numbers(const Share& share, const Panels& panels, int64_t size) {
+  const Range mine = my_part(share, panels.count);
+  const int64_t end = panels.begin(mine.end) * Simd<T>::width;
+  return {panels.begin(mine.begin) * Simd<T>::width, end < size ? end : size};
 }
 
 template <class T, class Cell>
 void backward(const Backward<T>& f, const Share& given, const BackwardWork<T>& work) {
   using Row = BackwardRow<T>;
   using At = Place<T, Row>;
-  const Products<T>& products = *f.products;
   const int64_t hidden_size = f.hidden_size, output_size = f.output_size;
   Share share = given;
-  // A thread's units are the columns of dh that it makes: they need no meeting from one time step to the next.
-  const auto unit_panels = [&] { return my_part(share, products.plain_panels(hidden_size)); };
-  const auto h_panels = [&] { return my_part(share, products.plain_panels(output_size)); };
   const auto step = [&f](const At* at) {
     all_whole(at, f.hidden_size) ? backward_step<true, T, Cell>(f, at) : backward_step<false, T, Cell>(f, at);
   };
@@ -420,23 +421,25 @@ void backward(const Backward<T>& f, const Share& given, const BackwardWork<T>& w
     const int64_t t = time_step(f, s), active = active_rows(f, t, share.first, share.count);
     address<T, Cell>(f, share, work, t, active);
     if (f.dhidden) {
-      const Range columns = columns_of(products, h_panels(), output_size);
+      const Range columns = my_numbers<T>(share, f.outputs, output_size);
       for (int64_t i = 0; i < active; ++i) {
         const Row& row = work.rows[i];
         for (int64_t k = columns.begin; k < columns.end; ++k) row.dh_total[k] = row.dh[k] + (row.grad_output ? row.grad_output[k] : T(0));
       }
       if (!meet(share)) return;
-      multiply_rows(f, work, &Row::dh_total, &Row::dhidden, active, output_size, hidden_size, unit_panels(), f.weight_hr, false, work.room);
+      multiply_rows(f, work, &Row::dh_total, &Row::dhidden, active, output_size, hidden_size, f.units, my_part(share, f.units.count),
+                    f.weight_hr, false, work.room);
     }
-    const Range units = columns_of(products, unit_panels(), hidden_size);
+    // A thread's units are the columns of dh that it makes: they need no meeting from one time step to the next.
+    const Range units = my_numbers<T>(share, f.units, hidden_size);
     Places<At, decltype(step)> places(step);
     for (int64_t i = 0; i < active; ++i)
       for (int64_t unit = units.begin; unit < units.end; unit += Simd<T>::width) places.add({work.rows + i, unit, nullptr, nullptr});
     places.finish();
     if (s == 0 && !f.needs_dh0) return;
     if (!meet(share)) return;
-    multiply_rows(f, work, &Row::dgates_h, &Row::dh, active, Cell::gates * hidden_size, output_size, h_panels(), f.weight_hh, Cell::uses_h,
-                  work.room);
+    multiply_rows(f, work, &Row::dgates_h, &Row::dh, active, Cell::gates * hidden_size, output_size, f.outputs,
+                  my_part(share, f.outputs.count), f.weight_hh, Cell::uses_h, work.room);
   }
 }
 

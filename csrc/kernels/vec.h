@@ -89,19 +89,75 @@ inline void store(T* to, Vec<T> v) {
   __builtin_memcpy(to, &v, sizeof(v));
 }
 
-// The first `count` lanes only: the last block of a hidden size that is no multiple of the width.
+// The upper lanes moved down by `Distance`.
+template <class T, int Distance, int... Lane>
+inline Vec<T> moved_down(Vec<T> v, Lanes<Lane...>) {
+  constexpr int width = Simd<T>::width;
+#if defined(__clang__)
+  return __builtin_shufflevector(v, v, ((Lane + Distance) % width)...);
+#else
+  return __builtin_shuffle(v, typename Simd<T>::Bits{((Lane + Distance) % width)...});
+#endif
+}
+
+// Lanes in pieces of falling powers of two.
+template <class T, int Piece = Simd<T>::width / 2>
+inline void store_pieces(T* to, Vec<T> v, int64_t count) {
+  if (count & Piece) {
+    __builtin_memcpy(to, &v, Piece * sizeof(T));
+    to += Piece;
+    v = moved_down<T, Piece>(v, typename LanesBelow<Simd<T>::width>::Type{});
+  }
+  if constexpr (Piece > 1) store_pieces<T, Piece / 2>(to, v, count);
+}
+
+#if SSTKERN_VECTOR_BYTES == 64
+inline unsigned first_lanes(int64_t count, int width) { return ((1u << width) - 1) >> (count < width ? width - count : 0); }
+inline Vec<float> load_masked(const float* from, int64_t count) {
+  return __builtin_ia32_loadups512_mask(from, Vec<float>{}, static_cast<unsigned short>(first_lanes(count, 16)));
+}
+inline Vec<double> load_masked(const double* from, int64_t count) {
+  return __builtin_ia32_loadupd512_mask(from, Vec<double>{}, static_cast<unsigned char>(first_lanes(count, 8)));
+}
+inline void store_masked(float* to, Vec<float> v, int64_t count) {
+  __builtin_ia32_storeups512_mask(to, v, static_cast<unsigned short>(first_lanes(count, 16)));
+}
+inline void store_masked(double* to, Vec<double> v, int64_t count) {
+  __builtin_ia32_storeupd512_mask(to, v, static_cast<unsigned char>(first_lanes(count, 8)));
+}
+#elif SSTKERN_VECTOR_BYTES == 32
+inline Vec<float> load_masked(const float* from, int64_t count) {
+  const Simd<float>::Bits lanes{0, 1, 2, 3, 4, 5, 6, 7};
+  return __builtin_ia32_maskloadps256(reinterpret_cast<const Vec<float>*>(from), lanes < static_cast<int32_t>(count));
+}
+inline Vec<double> load_masked(const double* from, int64_t count) {
+  typedef long long Mask __attribute__((vector_size(32)));
+  return __builtin_ia32_maskloadpd256(reinterpret_cast<const Vec<double>*>(from), Mask{0, 1, 2, 3} < static_cast<long long>(count));
+}
+#else
 template <class T>
-inline Vec<T> load(const T* from, int64_t count) {
+inline Vec<T> load_masked(const T* from, int64_t count) {
   if (count >= Simd<T>::width) return load(from);
   Vec<T> v{};
   for (int64_t i = 0; i < count; ++i) v[i] = from[i];
   return v;
 }
+#endif
+
+// The first `count` lanes only, and zeros: the last block of a hidden size that is no multiple of the width. Lane by lane, a load and a
+// store of 1 to 7 floats took 11 ns together and so 1.1; with AVX2's masked store 4.0 (AMD EPYC).
+template <class T>
+inline Vec<T> load(const T* from, int64_t count) {
+  return load_masked(from, count);
+}
 
 template <class T>
 inline void store(T* to, Vec<T> v, int64_t count) {
-  if (count >= Simd<T>::width) return store(to, v);
-  for (int64_t i = 0; i < count; ++i) to[i] = v[i];
+#if SSTKERN_VECTOR_BYTES == 64
+  store_masked(to, v, count);
+#else
+  count >= Simd<T>::width ? store(to, v) : store_pieces(to, v, count);
+#endif
 }
 
 // Swaps blocks of `Distance` lanes between two rows of a matrix: what a transposition is made of.

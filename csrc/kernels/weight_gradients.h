@@ -19,7 +19,7 @@ constexpr int64_t kGradientGates = 2 * kBlockRows;
 // Elements that pack_rows makes of one block of rows.
 template <class T>
 inline int64_t packed_block(int64_t columns) {
-  return plain_panels<T>(columns) * plain_panel<T>(kGradientRows);
+  return plain_panels<T>(columns).vectors * Simd<T>::width * kGradientFactors;
 }
 
 // Elements of working memory that weight_gradients needs.
@@ -58,17 +58,20 @@ inline void transpose_block(const T* left, int64_t left_size, int64_t rows, int6
 
 // Rows as the panels of a matrix: pack_plain for rows that lie anywhere.
 template <class T>
-inline void pack_rows(const T* const* rows, int64_t count, int64_t columns, T* packed) {
+inline void pack_rows(const Panels& panels, const T* const* rows, int64_t count, int64_t columns, T* packed) {
   constexpr int width = Simd<T>::width, parts = kFactorParts;
-  for (int64_t panel = 0; panel < plain_panels<T>(columns); ++panel)
+  for (int64_t panel = 0; panel < panels.count; ++panel) {
+    const int64_t begin = panels.begin(panel) * width, end = panels.begin(panel + 1) * width;
     for (int64_t k = 0; k < count; k += parts)
-      for (int c = 0; c < kPlainColumns; ++c, packed += width) {
-        const int64_t column = panel * kPlainPanel<T> + c * width;
+      for (int64_t column = begin; column < end; column += width, packed += width) {
         Vec<T> numbers[parts]{};
-        for (int part = 0; part < parts && k + part < count; ++part)
-          if (column < columns) numbers[part] = load(rows[k + part] + column, columns - column);
+        for (int part = 0; part < parts && k + part < count; ++part) {
+          const T* const from = rows[k + part] + column;
+          numbers[part] = column + width <= columns ? load(from) : load(from, columns - column);
+        }
         store(packed, factors_across<T>(numbers));
       }
+  }
 }
 
 // out[g][c] = sum over rows r of left[r * left_size + g] * right[r][c] for each of the weights, for g in begin..end-1.
@@ -76,21 +79,28 @@ template <class T>
 inline void weight_gradients(const T* left, int64_t left_size, int64_t rows, const WeightGradient<T>* weights, int64_t count, int64_t begin,
                              int64_t end, T* work) {
   T* const transposed = work;
-  const int64_t block = rows < kGradientRows ? kFewRows : kGradientRows;
-  for (int64_t first = 0; first < rows; first += block) {
-    const int64_t depth = rows - first < block ? rows - first : block;
+  const T* of_gates[kBlockRows];
+  const int64_t most = rows < kGradientRows ? kFewRows : kGradientRows;
+  for (int64_t first = 0; first < rows; first += most) {
+    const int64_t depth = rows - first < most ? rows - first : most;
     T* packed = work + kGradientGates * kGradientFactors;
     for (int64_t w = 0; w < count; packed += packed_block<T>(weights[w].columns), ++w)
-      pack_rows<T>(weights[w].right + first, depth, weights[w].columns, packed);
+      pack_rows<T>(plain_panels<T>(weights[w].columns), weights[w].right + first, depth, weights[w].columns, packed);
     for (int64_t gate = begin; gate < end; gate += kGradientGates) {
       const int64_t gates = end - gate < kGradientGates ? end - gate : kGradientGates;
       transpose_block<T>(left + first * left_size + gate, left_size, depth, gates, transposed);
       packed = work + kGradientGates * kGradientFactors;
       for (int64_t w = 0; w < count; packed += packed_block<T>(weights[w].columns), ++w) {
         const WeightGradient<T>& weight = weights[w];
-        factor_product<T>([&](int64_t g) { return transposed + g * kGradientFactors; },
-                          [&](int64_t g) { return weight.out + (gate + g) * weight.columns; }, gates, factors(depth), weight.columns, 0,
-                          plain_panels<T>(weight.columns), packed, first > 0);
+        const Panels panels = plain_panels<T>(weight.columns);
+        for (int64_t block = 0; block < gates; block += kBlockRows) {
+          const int64_t rows = gates - block < kBlockRows ? gates - block : kBlockRows;
+          for (int64_t g = 0; g < rows; ++g) of_gates[g] = transposed + (block + g) * kGradientFactors;
+          T* const out = weight.out + (gate + block) * weight.columns;
+          factor_product<T>(
+              panels, of_gates, [&](int64_t g) { return out + g * weight.columns; }, rows, factors(depth), weight.columns, 0, panels.count,
+              packed, first > 0);
+        }
       }
     }
   }

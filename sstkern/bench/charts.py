@@ -163,6 +163,28 @@ def _growth(rows: list[dict], title: str, path: Path) -> Path:
     return _save(figure, path)
 
 
+def widths(rows: list[dict], path: Path) -> Path:
+    """The rate over the hidden size: a panel a phase, a line a cell; thin: what is expected between multiples of 64."""
+    phases = _distinct(rows, "phase")
+    figure = Figure(figsize=(max(6.5, 1 + 5.5 * len(phases)), 4.6), layout="constrained")
+    (panels,) = figure.subplots(1, len(phases), sharey=True, squeeze=False)
+    for panel, phase in zip(panels, phases, strict=True):
+        for row in (row for row in rows if row["phase"] == phase):
+            color = f"C{list(LAYERS).index(row['cell'])}"
+            panel.plot(row["size"], row["gflops"], ".-", color=color, markersize=4, label=row["cell"])
+            thin = [rate / share for rate, share in zip(row["gflops"], row["share"], strict=True)]
+            panel.plot(row["size"], thin, color=color, linewidth=0.6, alpha=0.6)
+        panel.set_title(phase)
+        panel.set_xlabel(_AXES["size"])
+        panel.set_ylim(bottom=0)
+        panel.grid(alpha=0.3)
+    panels[0].set_ylabel("GFLOP/s")
+    _legend(figure, panels)
+    shape = "{batch} sequences, {steps} time steps, {threads} thread(s)".format(**rows[0])
+    figure.suptitle(f"float32, {shape}; thin: between multiples of 64, less empty lanes")
+    return _save(figure, path)
+
+
 def _write_ticks(axis: Axis) -> None:
     """On a logarithmic axis with everything drawn: the more numbers a decade, the fewer decades it has."""
     low, high = axis.get_view_interval()

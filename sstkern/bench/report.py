@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -263,14 +264,16 @@ def _summary_table(summary: list[dict]) -> Any:
 
 def reasons(rows: list[Row]) -> list[str]:
     """Everything that is not in the table, and why."""
-    counted: dict[str, int] = {}
-    for row in rows:
-        for name, reason in row["left_out"].items():
-            counted[f"{name}: {reason}"] = counted.get(f"{name}: {reason}", 0) + 1
     discarded = [f"* discarded: {label(row)}: {row['discarded']}" for row in rows if row["discarded"]]
     notes = ((row["cell"], row["engines"].get(OURS, {})) for row in rows)
     slow = {f"{cell} {how}: {ours[note]}": None for cell, ours in notes for note, how in _SLOW.items() if note in ours}
-    return [*discarded, *slow, *(f"left out of {count} cases: {reason}" for reason, count in counted.items())]
+    return [*discarded, *slow, *left_out(rows)]
+
+
+def left_out(rows: list[Row]) -> list[str]:
+    """Which engines did not run, and why."""
+    counted = Counter(f"{name}: {reason}" for row in rows for name, reason in row["left_out"].items())
+    return [f"left out of {count} cases: {reason}" for reason, count in counted.items()]
 
 
 _SLOW = {"stepped": "was stepped in Python", "plain": "ran in plain PyTorch"}

@@ -9,10 +9,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from sstkern.bench import callers as calling
 from sstkern.bench import charts, compiled, own, peers, report, suite
 from sstkern.bench import growth as growing
 from sstkern.bench import memory as remembering
 from sstkern.bench import skewed as skewing
+from sstkern.bench import widths as widening
 from sstkern.bench.cases import Shape, grid
 from sstkern.bench.own_cases import OwnCase
 
@@ -89,6 +91,54 @@ def skewed(cells: Collection[str], phases: Collection[str], threads: int, second
         console.print(part)
     _tell_files(console, [output / "skewed.json"])
     return found["complete"]
+
+
+def callers(cells: Collection[str], phases: Collection[str], threads: int, seconds: float, output: Path) -> bool:
+    """Count the calls of several callers; whether all were."""
+    console, wanted = _console(), calling.cases(cells, phases)
+    with _progress(wanted) as tell:
+        found = calling.run(wanted, threads, seconds, output, tell)
+    for part in (_callers_table(found["rows"]), *report.left_out(found["rows"])):
+        console.print(part)
+    _tell_files(console, [output / "callers.json"])
+    return found["complete"]
+
+
+def _callers_table(rows: list[dict]) -> Table:
+    table = Table(title="calls a second, and their share of one call on each thread, by the number of callers", title_justify="left")
+    for name in ("cell", "B,T,H", "phase", ""):
+        table.add_column(name, no_wrap=True)
+    for count in calling.CALLERS:
+        table.add_column(str(count), justify="right")
+    for row in rows:
+        for name, rates in row["calls_per_second"].items():
+            figures = [f"{rate:,.0f} " + (f"{rate / row['ideal']:.2f}" if row["ideal"] else "-") for rate in rates.values()]
+            table.add_row(row["cell"], report.shape(row), row["phase"], name, *figures)
+        table.add_section()
+    return table
+
+
+def widths(cells: Collection[str], phases: Collection[str], shape: Shape, threads: int, seconds: float, output: Path) -> bool:
+    """Measure the rates over hidden sizes; whether all of them."""
+    console, wanted = _console(), widening.curves(cells, phases, shape)
+    with _progress(wanted) as tell:
+        found = widening.run(wanted, threads, seconds, output, tell)
+    console.print(_widths_table(found["rows"]))
+    _tell_files(console, [output / "widths.json", *([charts.widths(found["rows"], output / "widths.png")] if found["rows"] else [])])
+    return found["complete"]
+
+
+def _widths_table(rows: list[dict]) -> Table:
+    table = Table(title="rate / that of the neighbouring multiples of 64, less the last vector's empty lanes", title_justify="left")
+    for name in ("cell", "phase"):
+        table.add_column(name)
+    for name in ("least", "at H", "widths from 0.95 on"):
+        table.add_column(name, justify="right")
+    for row in rows:
+        least = min(row["share"])
+        enough = sum(share >= 0.95 for share in row["share"]) / len(row["share"])
+        table.add_row(row["cell"], row["phase"], f"{least:.2f}", str(row["size"][row["share"].index(least)]), f"{enough:.0%}")
+    return table
 
 
 def _skewed_table(rows: list[dict]) -> Table:

@@ -252,7 +252,8 @@ def extension_problem() -> str | None:
 def cpu_runs() -> dict[str, int]:
     """What the C++ engine ran in this process.
 
-    Keys: "forward" and "backward", its calls, one for each layer with all its directions, and "threads", how many shared the latest one.
+    Keys: "forward" and "backward", its calls, one for each layer with all its directions, and "threads", how many shared the latest one of
+    the calling thread.
     Raises NotImplementedError where the extension is not loaded.
     """
     return dict(zip(("forward", "backward", "threads"), torch.ops.sstkern.cpu_runs(), strict=True))

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from sstkern import engines
+from sstkern import engines, private
 from sstkern.operators import autocasting
 from sstkern.program import on_cpu, operator
 from sstkern.program.capture import Captured, Spec, Unfused, capture
@@ -42,8 +42,16 @@ class Programs:
 
     def of_call(self, cell: nn.Module, inputs: Structure, state: Structure | None, lead: int, returns: Returns) -> Captured:
         """`find` for tensors, whose first dimensions, `lead` of an input, count rows."""
-        found = self.find(cell, _specs(inputs, lead, cell), None if state is None else _specs(state, 1, cell), returns)
-        self.last = found
+        self.last = self.find(cell, _specs(inputs, lead, cell), None if state is None else _specs(state, 1, cell), returns)
+        return self.last
+
+    def known(self, inputs: Structure, state: Structure | None, lead: int) -> Captured | None:
+        """What `of_call` gives, where that was captured before and holds; None under autocast, which changes dtypes."""
+        if private.autocast_anywhere():
+            return None
+        found = self._known((_key_of(inputs, lead), None if state is None else _key_of(state, 1)))
+        if found is not None:
+            self.last = found
         return found
 
     def find(self, cell: nn.Module, inputs: Structure, state: Structure | None, returns: Returns) -> Captured:
@@ -52,19 +60,15 @@ class Programs:
         Raises Unfused, also for what was refused before, and NoDefault for a state that was not given and that the cell does not know.
         """
         key = _key(inputs), _key(state)
-        captures = self._captures  # never changed in place: another thread may go through it
-        for place, (known, captured) in enumerate(captures):
-            if known == key and captured.holds():
-                if place:
-                    self._captures = [captures[place], *captures[:place], *captures[place + 1 :]]
-                return captured
+        if (captured := self._known(key)) is not None:
+            return captured
         refused = self._refused.setdefault(key, [])
         now = seen(cell)
-        known = next((error for cell_then, *error in refused if cell_then == now), None)
-        if known is None and len(refused) == KEPT:  # a cell that counts, say
-            _, *known = refused[-1]
-        if known is not None:
-            kind, reason = known
+        before: Any = next((error for cell_then, *error in refused if cell_then == now), None)
+        if before is None and len(refused) == KEPT:  # a cell that counts, say
+            _, *before = refused[-1]
+        if before is not None:
+            kind, reason = before
             raise kind(reason)
         try:
             previous = next((captured for known, captured in self._captures if known == key), None)
@@ -75,12 +79,29 @@ class Programs:
         self._captures = [(key, captured), *self._captures][:KEPT]
         return captured
 
+    def _known(self, key: Any) -> Captured | None:
+        """The capture of a key that still holds."""
+        captures = self._captures  # never changed in place: another thread may go through it
+        for place, (known, captured) in enumerate(captures):
+            if known == key and captured.holds():
+                if place:
+                    self._captures = [captures[place], *captures[:place], *captures[place + 1 :]]
+                return captured
+        return None
 
-def _key(specs: Structure) -> Any:
+
+def _key(specs: Structure | None) -> Any:
     """Structures that differ in the type of a sequence only are not equal."""
     if isinstance(specs, tuple | list):
         return type(specs), *map(_key, specs)
-    return specs
+    return None if specs is None else (specs.shape, specs.dtype, specs.device)
+
+
+def _key_of(tensors: Structure, lead: int) -> Any:
+    """`_key` of their Specs, where autocast casts none: to make those takes longer."""
+    if isinstance(tensors, Tensor):
+        return tensors.shape[lead:], tensors.dtype, tensors.device
+    return type(tensors), *[_key_of(part, lead) for part in tensors]
 
 
 def _specs(tensors: Structure, lead: int, cell: nn.Module) -> Structure:

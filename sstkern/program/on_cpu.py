@@ -31,7 +31,7 @@ from sstkern.program.run import Call
 from sstkern.program.shapes import Kind, Leaves, result_kinds
 from sstkern.program.spread import spread
 from sstkern.program.values import Number, Value
-from sstkern.program.windows import NotLowered, Values
+from sstkern.program.windows import NotLowered
 
 _KINDS = {letter: place for place, letter in enumerate("xhnorl")}
 """As csrc/program.h numbers kinds of slots."""
@@ -48,7 +48,9 @@ class Compiled:
         found = lowered(program, leaves, outputs, sums)
         written = code(found)
         self.program, self.fixed = program, found.fixed
-        self.weights, self.vectors = found.weights, [_Vector(value, shape, found.values) for value, shape in written.vectors]
+        places = {value: place for place, value in enumerate(self._values())}
+        self.weights = [places[value] for value in found.weights]
+        self.vectors = [_Vector(places[value], shape, found.values.kinds[value].shape) for value, shape in written.vectors]
         self.numbers = 1 + max((part.place for node in program.nodes for part in _parts(node) if isinstance(part, Number)), default=-1)
         self.inputs, self.states = _dimensions(leaves.inputs), _dimensions(leaves.states)
         self.shapes = [found.values.kinds[value].shape for value in outputs]
@@ -76,12 +78,12 @@ class Compiled:
         backward: bool = False,
     ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         """The outputs, the states after the last step, and the sums, with groups (groups, ...): those of equal shares of the batch."""
-        known = self._known(parameters, call)
+        known = self._known(parameters, call) if self.fixed else parameters
         outputs, last, sums = _RUN(
             self.handle,
             inputs if self.inputs is None else _flat(inputs, self.inputs),
-            [known(value) for value in self.weights],
-            [vector.spread(known(vector.value)) for vector in self.vectors],
+            [known[place] for place in self.weights],
+            [known[vector.place] if vector.as_it_is else vector.spread(known[vector.place]) for vector in self.vectors],
             states if self.states is None else _flat(states, self.states),
             lengths,
             call.numbers[: self.numbers],
@@ -99,31 +101,32 @@ class Compiled:
             _shaped(sums, self.sum_shapes, leading=0 if groups is None else 1),
         )
 
-    def _known(self, parameters: Sequence[Tensor], call: Call) -> Callable[[Value], Any]:
+    def _values(self) -> list[Value]:
         """Parameters, and what follows from them only."""
-        if not self.fixed:
-            return lambda value: parameters[value.place]
+        return [*(Value("p", place) for place in range(len(self.program.parameters))), *(Value("v", place) for place in self.fixed)]
+
+    def _known(self, parameters: Sequence[Tensor], call: Call) -> list[Any]:
+        """Of the values, in that order."""
         known: dict[Value, Any] = {Value("p", place): tensor for place, tensor in enumerate(parameters)}
         for place in self.fixed:
             node = self.program.nodes[place]
             given = [known[part] if isinstance(part, Value) else resolved(part, call.sizes, call.numbers) for part in _parts(node)]
             known[Value("v", place)] = OPERATIONS[node.operation].compute(*given)
-        return known.__getitem__
+        return [known[value] for value in self._values()]
 
 
 _RUN = torch.ops.sstkern.run_program.default
 
 
 class _Vector:
-    """A value without rows that loops read, spread to a shape, or one number."""
+    """A value without rows that loops read, spread to a shape, or one number. own: its shape."""
 
-    def __init__(self, value: Value, shape: tuple[int, ...] | None, values: Values):
-        self.value, self.shape = value, shape
-        self.as_it_is = len(values.kinds[value].shape) == 1 and shape in (None, values.kinds[value].shape)
+    def __init__(self, place: int, shape: tuple[int, ...] | None, own: tuple[int, ...]):
+        self.place, self.shape = place, shape
+        self.as_it_is = len(own) == 1 and shape in (None, own)
 
     def spread(self, vector: Any) -> Tensor:
-        if self.as_it_is:
-            return vector
+        """Where it is not `as_it_is`."""
         tensor = torch.as_tensor(vector)
         return tensor.reshape(1) if self.shape is None else tensor.expand(self.shape).reshape(-1)
 
@@ -317,12 +320,12 @@ class Layer:
         saved_rows: int | None,
     ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         """As `run.forward_and_saved`, with saved_rows rows of what is saved; nothing is with None."""
-        found = self._compiled(saved_rows is not None)
+        found, count = self._compiled(saved_rows is not None), len(self.program.outputs)
+        if self.narrow is None or self.narrow_program is None:
+            outputs, last, _ = found(inputs, parameters, hx, lengths, call, call.reverse, saved_rows)
+            return outputs[:count], last, outputs[count:]
         given, weights, states = (self._wide(tensors) for tensors in (inputs, parameters, hx))
         outputs, last, _ = found(given, weights, states, lengths, call, call.reverse, saved_rows)
-        count = len(self.program.outputs)
-        if self.narrow is None or self.narrow_program is None:
-            return outputs[:count], last, outputs[count:]
         results = zip(outputs, result_kinds(self.narrow_program, self.narrow), strict=False)
         return (
             [output.to(kind.dtype) for output, kind in results],

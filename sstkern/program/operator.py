@@ -44,8 +44,8 @@ def layer(
     call: Call, inputs: Sequence[Tensor], parameters: Sequence[Tensor], hx: Sequence[Tensor], lengths: Tensor | None
 ) -> tuple[list[Tensor], list[Tensor]]:
     """`run.layer`, with the derivative of the program where a gradient is wanted. It passes under autocast in the dtype of that."""
-    tensors, counts = [*inputs, *parameters, *hx], (len(inputs), len(parameters), len(hx))
-    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    tensors, counts, compiling = [*inputs, *parameters, *hx], (len(inputs), len(parameters), len(hx)), torch.compiler.is_compiling()
+    traced = compiling or torch.jit.is_tracing()
     if not traced and operators.autocasting(inputs[0]):
         with private.without_autocast():
             inputs, parameters, hx = _split(operators.autocast(tensors), counts)
@@ -53,7 +53,7 @@ def layer(
     if (savable := operators.savable(tensors)) is not tensors:
         inputs, parameters, hx = _split(savable, counts)
         return layer(call, inputs, parameters, hx, lengths)
-    if private.transforms_active() or (not torch.compiler.is_compiling() and engines.in_forward_mode(tensors)):
+    if private.transforms_active() or (not compiling and private.in_dual_level() and engines.in_forward_mode(tensors)):
         return _transformed(call, inputs, parameters, hx, lengths)
     differentiable = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
     if traced:
@@ -168,8 +168,8 @@ def _compiled_layer(call: Call, inputs, parameters, hx) -> on_cpu.Layer | None:
 
 def _split(tensors: Sequence[Part], counts: Sequence[int]) -> list[list[Part]]:
     """Inputs, parameters and states."""
-    rest = iter(tensors)
-    return [[next(rest) for _ in range(count)] for count in counts]
+    first, second = counts[0], counts[0] + counts[1]
+    return [list(tensors[:first]), list(tensors[first:second]), list(tensors[second:])]
 
 
 def _flat(call: Call) -> tuple:

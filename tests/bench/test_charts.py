@@ -99,6 +99,18 @@ def test_growth(tmp_path: Path, figures: list[Figure]):
     assert hollow == [[growth.SWEEPS["steps"][0]]] * 2  # ours and torch's
 
 
+def test_widths(tmp_path: Path, figures: list[Figure]):
+    row = {"cell": "GRU", "phase": "training", "batch": 48, "steps": 37, "threads": 1}
+    row |= {"size": [64, 96, 128], "gflops": [40.0, 30.0, 80.0], "share": [1.0, 0.5, 1.0]}
+    assert is_png(charts.widths([row, row | {"phase": "inference"}], tmp_path / "widths.png"))
+    training, inference = figures[0].axes
+    assert (training.get_title(), inference.get_title()) == ("training", "inference")
+    rates, expected = training.lines
+    assert rates.get_label() == "GRU"
+    assert (list(rates.get_xdata()), list(rates.get_ydata())) == ([64, 96, 128], [40, 30, 80])
+    assert list(expected.get_ydata()) == [40, 60, 80]
+
+
 def test_memory(tmp_path: Path, figures: list[Figure]):
     rows = [described(cases.Case("LSTM", 1, 2, 3, True, lengths)) | {"bytes": {"sstkern": 2**21, "torch": 0}} for lengths in cases.LENGTHS]
     assert is_png(charts.memory(rows, tmp_path / "memory.png"))

@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from sstkern import cli
-from sstkern.bench import growth, memory, own, skewed, suite, ways
+from sstkern.bench import callers, growth, memory, own, skewed, suite, ways, widths
 from sstkern.bench.growth import BASE, Point
 from sstkern.bench.own_cases import OwnProblem
 from sstkern.bench.peers import Engine, Prepared, Unavailable
@@ -57,6 +57,28 @@ def test_growth_and_memory_run_instead_of_the_cases(tmp_path: Path, monkeypatch:
     assert ["LSTM", "2,3,4", "full", "3.0", "3.0"] in [line.replace("│", " ").split() for line in result.stdout.splitlines()]
 
 
+def test_widths_are_a_table_of_the_least_shares(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    figures = {
+        "batch": 48,
+        "steps": 37,
+        "threads": 1,
+        "size": [64, 72, 80, 128],
+        "gflops": [4.0, 3.0, 2.0, 4.0],
+        "share": [1, 0.96, 0.9, 1],
+    }
+
+    def measure(curve, threads, seconds):
+        assert curve.shape == (48, 37, 128)
+        return {"cell": curve.cell, "phase": curve.case(64).phase} | figures
+
+    monkeypatch.setattr(widths, "measure", measure)
+    result = call("--widths", "--cell", "gru", "--phase", "training", "--shape", "48,37,128", "--output", tmp_path)
+    assert result.exit_code == 0, result.output
+    lines = [" ".join(line.replace("│", " ").split()) for line in result.stdout.splitlines()]
+    assert "GRU training 0.90 80 75%" in lines
+    assert lines[-2:] == [str(tmp_path / "widths.json"), str(tmp_path / "widths.png")]
+
+
 def test_skewed_batches_are_a_table_of_forms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     figures = {"sstkern_packed": (2.0, 2**20), "sstkern_nested": (4.0, 0), "torch_packed": (7.0, 3 * 2**20)}
     engines = {name: {"ms": ms, "bytes": size} for name, (ms, size) in figures.items()}
@@ -79,6 +101,20 @@ def test_skewed_batches_are_a_table_of_forms(tmp_path: Path, monkeypatch: pytest
         "left out of 2 cases: sstkern_padded: too large",
         str(tmp_path / "skewed.json"),
     ]
+
+
+def test_callers_are_a_table_of_calls_a_second(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def measure(case, threads, seconds):
+        rates = {"sstkern": {1: 900.0, 2: 1500.0, 4: 1000.0, 8: 500.0}}
+        return case.as_row() | {"ideal": 2000.0, "calls_per_second": rates, "left_out": {"torch": "failed: no reason"}}
+
+    monkeypatch.setattr(callers, "measure", measure)
+    result = call("--callers", "--cell", "gru", "--phase", "training", "--output", tmp_path)
+    assert result.exit_code == 0, result.output
+    assert len(json.loads((tmp_path / "callers.json").read_text())["rows"]) == 1
+    lines = [" ".join(line.replace("│", " ").split()) for line in result.stdout.splitlines()]
+    assert "GRU 3,40,256 training sstkern 900 0.45 1,500 0.75 1,000 0.50 500 0.25" in lines
+    assert lines[-2:] == ["left out of 1 cases: torch: failed: no reason", str(tmp_path / "callers.json")]
 
 
 @pytest.fixture
@@ -171,6 +207,11 @@ def test_an_interrupted_run_of_own_cells_says_where_the_rest_is(tmp_path: Path, 
     [
         (("--cell", "own_cells_to_time:Leaky", "--cell", "lstm"), "cells of your own have other peers than torch.nn's"),
         (("--cell", "own_cells_to_time:Leaky", "--growth"), "--growth: is not for cells of your own"),
+        (("--cell", "own_cells_to_time:Leaky", "--widths"), "--widths: is not for cells of your own"),
+        (("--widths", "--memory"), "--widths: has shapes of its own, and is not for --memory"),
+        (("--widths", "--shape", "48,37,100"), "--shape: with --widths, expected a multiple of 64 from 128 on as H, got 100"),
+        (("--widths", "--shape", "48,37,128", "--shape", "8,37,128"), "--shape: with --widths, expected one, of which H is the largest"),
+        (("--widths", "--lengths", "full"), "--widths: has lengths of its own, and is not for --lengths"),
         (("--cell", "own_cells_to_time:Leaky", "--dtype", "bfloat16"), "--dtype: is not for cells of your own"),
         (("--cell", "lstm", "--json", "a.json"), "--json: is for cells of your own, module:Class"),
         (("--input-size", "3"), "--input-size: is for cells of your own, module:Class"),

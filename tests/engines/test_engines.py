@@ -9,6 +9,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from functools import partial
 from multiprocessing import get_context
 
 import pytest
@@ -254,6 +255,33 @@ def test_the_number_of_threads_changes_no_bits(cell: str, batch: int, set_thread
     set_threads(4)  # two for each direction
     assert same_bits(of_first_sequence(cell, batch), expected)
     assert engines.cpu_runs()["threads"] == 4
+
+
+@pytest.mark.parametrize(
+    ("layer", "threads"),
+    [
+        (partial(sstkern.LSTM, 100, 100), 2),
+        (partial(sstkern.LSTM, 100, 150, proj_size=117), 3),
+        (partial(sstkern.GRU, 30, 144), 2),
+        (partial(sstkern.RNN, 300, 232), 3),
+    ],
+    ids=str,
+)
+def test_units_that_threads_cannot_share_equally_have_the_same_bits(
+    layer: Callable[[], torch.nn.Module], threads: int, set_threads: Callable[[int], None]
+):
+    def results() -> list[Tensor]:
+        torch.manual_seed(0)
+        module = layer()
+        output, _ = module(torch.randn(STEPS, 2, module.input_size))
+        output.backward(torch.randn_like(output))
+        return [output.detach(), module.weight_ih_l0.grad, module.weight_hh_l0.grad]
+
+    set_threads(1)
+    expected = results()
+    set_threads(threads)
+    assert same_bits(results(), expected)
+    assert engines.cpu_runs()["threads"] == threads
 
 
 def fewer_threads_than_asked_for() -> list[list[Tensor]]:

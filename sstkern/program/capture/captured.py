@@ -49,7 +49,7 @@ class Captured:
 
     def parameters(self, leaves: Sequence[Tensor]) -> list[Tensor]:
         """The tensors of the program's parameters: leaves, and what follows from these alone, with their gradients."""
-        return self._step.replay.run(leaves[: len(self._step.replay.leaves())])
+        return self._step.replay.run(leaves[: len(self._step.replay.leaves)])
 
     def numbers(self) -> list[float]:
         """The program's arguments `$0`, `$1` ... now."""
@@ -58,7 +58,7 @@ class Captured:
     def first_state(self, leaves: Sequence[Tensor], batch_size: int) -> Structure:
         """The cell's own first state, tensors (batch_size, ...). Only of what was captured without a given one."""
         assert self._first is not None
-        return self._first.tensors(leaves[len(self._step.replay.leaves()) :], batch_size, flatten(self.state)[0].device)
+        return self._first.tensors(leaves[len(self._step.replay.leaves) :], batch_size, flatten(self.state)[0].device)
 
     def names(self) -> list[str]:
         """Of the program's parameters: a tensor's own, or `p0 of weight, bias` where it is computed from these before the loop."""
@@ -97,7 +97,7 @@ def capture(
         if previous is not None and (places := previous.guard.changing()):
             steps, numbers = with_numbers(cell, places, steps, specs, recorded) or (steps, numbers)
         guard = Guard(shadow.watches, shadow.ties, numbers)
-    sources = tuple(shadow.sources[at] for step in steps for at in step.replay.leaves())
+    sources = tuple(shadow.sources[at] for step in steps for at in step.replay.leaves)
     first, program = FirstState(state, steps[1]) if own else None, replace(steps[0].program, cell=type(cell).__name__)
     return Captured(program, steps[0].sizes, input, state, returns, sources, tuple(shadow.watches), guard, steps[0], first)
 

@@ -117,14 +117,22 @@ class Guard:
         for held, modules in self._modules:
             if not all(map(is_, held.values(), modules)):
                 return False
-        return (
-            all(held[name] is None for held, name in self._none)
-            and all(frozen(getattr(module, name)) == expected for module, name, expected in self._frozen)
-            and not any(name in vars(module) or hasattr(type(module), name) for module, name in self._absent)
-            and all(first.read() is second.read() for first, second in self._ties)
-            and all(_sort(getattr(module, name)) == expected for module, name, expected in self._sorts)
-            and all(formula.value() == answer for formula, answer in self._numbers.conditions.items())
-        )
+        for held, name in self._none:
+            if held[name] is not None:
+                return False
+        for module, name, expected in self._frozen:
+            if frozen(getattr(module, name)) != expected:
+                return False
+        for module, name in self._absent:
+            if name in vars(module) or hasattr(type(module), name):
+                return False
+        for first, second in self._ties:
+            if first.read() is not second.read():
+                return False
+        for module, name, expected in self._sorts:
+            if _sort(getattr(module, name)) != expected:
+                return False
+        return all(formula.value() == answer for formula, answer in self._numbers.conditions.items())
 
 
 _NO_DATA = object()

@@ -1,0 +1,20 @@
+// How calls from several threads at once share the threads that torch.set_num_threads allows.
+#pragma once
+
+namespace sstkern {
+
+// This thread's call of the engine, for as long as it runs: where n threads have calls at once, each call has an n-th of the threads, one
+// at least, for all that it does, torch's own operators too. Were each to have all of them, they would wait for each other at every time
+// step. A lone call has all, but one while calls are `paused` (team.h).
+class CallThreads {
+ public:
+  CallThreads();
+  ~CallThreads();
+  CallThreads(const CallThreads&) = delete;
+  CallThreads& operator=(const CallThreads&) = delete;
+
+ private:
+  int threads_ = 0;  // what this thread has otherwise, or 0 where that is not changed
+};
+
+}  // namespace sstkern
