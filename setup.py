@@ -152,6 +152,7 @@ dev = ["clang-format", "hypothesis>=6.100", "mypy", "ninja", "pytest>=8", "pytes
 setup(
     # The kernels' headers, which a cell of the user's is compiled with, are a folder of the installed package: sstkern/kernels.
     packages=[*find_packages(include=["sstkern", "sstkern.*"]), "sstkern.kernels"],
+    py_modules=["sstkern_command"],
     package_dir={"sstkern.kernels": "csrc/kernels"},
     package_data={"sstkern": ["_build_info.json", "py.typed", "text/study/report.md.jinja"], "sstkern.kernels": ["**/*.h"]},
     install_requires=["torch>=2.11", "numpy>=1.26", "triton>=3.6; platform_system == 'Linux'"],
@@ -163,6 +164,6 @@ setup(
         "docs": docs,
         "dev": sorted({*study, *bench, *onnx, *docs, *dev}),
     },
-    entry_points={"console_scripts": ["sstkern = sstkern.cli:app"]},
+    entry_points={"console_scripts": ["sstkern = sstkern_command:main"]},
     **arguments(),
 )

@@ -1,6 +1,7 @@
 // Binds the kernels to the operators whose schemas sstkern/operators.py holds.
 #include <torch/library.h>
 
+#include "autocast.h"
 #include "capability.h"
 #include "layer.h"
 #include "program.h"
@@ -27,3 +28,5 @@ TORCH_LIBRARY_IMPL(sstkern, CompositeExplicitAutograd, m) {
   m.impl("cpu_peak", &sstkern::cpu_peak);
   m.impl("cpu_bandwidth", &sstkern::cpu_bandwidth);
 }
+
+TORCH_LIBRARY_IMPL(sstkern, CompositeImplicitAutograd, m) { m.impl("autocast", &sstkern::autocast); }

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from sstkern import private, transforms
+from sstkern import forked, private, transforms
 from sstkern.cells import CELLS
 from sstkern.engines import transformed
 from sstkern.lengths import ALL_ROWS
-from sstkern.operators import autocasting, flat_reference, saved_rows, undifferentiated
+from sstkern.operators import autocast, autocasting, flat_reference, savable, saved_rows, undifferentiated
 from sstkern.second_derivative import second_derivative
 from sstkern.weights import weight_names
 
@@ -42,7 +42,9 @@ def _gradients(ctx, grad_output, grad_hx, needs: list[bool]) -> Gradients:
         # A second derivative comes by here, through `output`, an input of layer_backward; there is nothing to run.
         return None, [None] * ctx.counts[0], [None] * ctx.counts[1]
     x, weights, hx, others = _saved(ctx)
-    return _run_backward(ctx.call, x, weights, hx, others, grad_output, _materialized(grad_hx, hx), needs)
+    dx, dweights, dhx = _run_backward(ctx.call, x, weights, hx, others, grad_output, _materialized(grad_hx, hx), needs)
+    forked.follow([dx, *dweights, *dhx])
+    return dx, dweights, dhx
 
 
 def _saved(ctx) -> tuple[Tensor, Sequence[Tensor], Sequence[Tensor], Sequence[Tensor]]:
@@ -146,7 +148,7 @@ def step(cell: str, x: Tensor, weights: Sequence[Tensor], hx: Sequence[Tensor], 
     """One time step of an eager call: x (B, I), the states before and after it (B, ...)."""
     call = cell, has_bias, False
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, *weights, *hx)):
-        return _Step.apply(call, len(weights), x, *weights, *hx)
+        return _Step.apply(call, len(weights), *savable([x, *weights, *hx]))
     return _run_step(call, x, weights, hx, False)[0]
 
 
@@ -161,11 +163,10 @@ def layer(
 ) -> tuple[Tensor, list[Tensor]]:
     """The operator `sstkern::layer` as the modules call it, differentiable: output and final states.
 
-    torch.compile, torch.export and torch.jit.trace see the operator itself, as does autocast; torch.func's transforms see what is in
-    `transforms`.
+    torch.compile, torch.export and torch.jit.trace see the operator itself; torch.func's transforms see what is in `transforms`.
     """
     differentiable = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, *weights, *hx))
-    if torch.compiler.is_compiling() or torch.jit.is_tracing() or autocasting(x):
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
         if torch.jit.is_tracing() and torch.onnx.is_in_onnx_export():
             raise NotImplementedError(
                 "torch.onnx.export: with dynamo=False it does not know sstkern's operators; call it with dynamo=True, for which "
@@ -173,8 +174,12 @@ def layer(
             )
         rows = saved_rows(x.dim() == 2, lengths) if differentiable else None
         return torch.ops.sstkern.layer(cell, x, weights, hx, lengths, has_bias, bidirectional, rows)[:2]
+    if autocasting(x):
+        x, *tensors = autocast([x, *weights, *hx])
+        with private.without_autocast():
+            return layer(cell, x, tensors[: len(weights)], tensors[len(weights) :], lengths, has_bias, bidirectional)
     if differentiable:
-        output, *hx_n = _Layer.apply((cell, has_bias, bidirectional), len(weights), lengths, x, *weights, *hx)
+        output, *hx_n = _Layer.apply((cell, has_bias, bidirectional), len(weights), lengths, *savable([x, *weights, *hx]))
         return output, hx_n
     with undifferentiated():
         return _LAYER(cell, x, weights, hx, lengths, has_bias, bidirectional, None)[:2]

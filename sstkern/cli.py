@@ -1,27 +1,37 @@
-"""The command `sstkern`: train, evaluate, predict, study, gradcheck, doctor, bench, aot-report."""
+"""The command `sstkern`: train, evaluate, predict, study, gradcheck, doctor, bench, aot-report.
+
+Nothing here imports torch before a command runs: help, and what is wrong with options, are there at once (sstkern_command.py).
+"""
 
 import json
+from collections.abc import Callable
 from enum import Enum
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
-
-import torch
-
-import sstkern
-from sstkern.cells import CELLS
-from sstkern.doctor import version_or_advice
-from sstkern.engines import BackendError, interpreting, triton_problem
-from sstkern.named import own_cell
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 try:
     import typer
-    from typer.core import TyperGroup
+    from typer.core import TyperCommand, TyperGroup
 
     from sstkern.text.cli import COMMANDS
-    from sstkern.text.memory import is_out_of_memory
 except ModuleNotFoundError as error:
     raise SystemExit(f'sstkern: {error.name} is not installed: pip install "sstkern[train]"') from None
+
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Command(TyperCommand):
+    """A command that runs once its options are known to be right."""
+
+    before: ClassVar[Callable[[], None]] = staticmethod(lambda: None)
+    """Called first."""
+
+    def invoke(self, ctx: typer.Context) -> Any:
+        Command.before()
+        return super().invoke(ctx)
 
 
 class OneLineErrors(TyperGroup):
@@ -30,21 +40,33 @@ class OneLineErrors(TyperGroup):
     def invoke(self, ctx: typer.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except BrokenPipeError:
+        except (BrokenPipeError, typer.Exit):
             raise  # typer ends in silence when the reader of a pipe is gone
         except ModuleNotFoundError as error:
             extra = ctx.invoked_subcommand if ctx.invoked_subcommand in ("bench", "study") else "train"
             message = f'{error.name.partition(".")[0]} is not installed: pip install "sstkern[{extra}]"'
         except OSError as error:
             message = f"{error.filename}: {error.strerror}" if error.filename else str(error)
-        except (ValueError, FloatingPointError, BackendError) as error:
+        except (ValueError, FloatingPointError) as error:
             message = str(error)
         except (MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error):
+            message = _expected(error)
+            if message is None:
                 raise
-            message = str(error) if isinstance(error, MemoryError) and str(error) else f"out of memory ({_first_line(error)})"
         typer.echo(f"sstkern: {message}", err=True)
         raise typer.Exit(1)
+
+
+def _expected(error: MemoryError | RuntimeError) -> str | None:
+    """What to say, or None for an error of ours."""
+    from sstkern.engines import BackendError
+    from sstkern.text.memory import is_out_of_memory
+
+    if isinstance(error, BackendError):
+        return str(error)
+    if not is_out_of_memory(error):
+        return None
+    return str(error) if isinstance(error, MemoryError) and str(error) else f"out of memory ({_first_line(error)})"
 
 
 def _first_line(error: BaseException) -> str:
@@ -61,7 +83,7 @@ app = typer.Typer(
 Engine = Literal["cpu", "triton", "reference"]
 
 # What can be given again; typer takes no list of Literal.
-BENCH_CELLS = tuple(dict.fromkeys(key.partition("_")[0] for key in CELLS))
+BENCH_CELLS = ("lstm", "gru", "rnn")
 Phase = Enum("Phase", {name: name for name in ("inference", "training")}, type=str)
 Peer = Enum("Peer", {name: name for name in ("loop", "compiled_step", "torchscript", "compiled_loop", "scan")}, type=str)
 BenchLengths = Enum("BenchLengths", {name: name for name in ("full", "sst2")}, type=str)
@@ -71,6 +93,9 @@ CheckedDtype = Enum("CheckedDtype", {name: name for name in ("float64", "float32
 
 def _print_version(wanted: bool) -> None:
     if wanted:
+        Command.before()
+        from sstkern.doctor import version_or_advice
+
         typer.echo(f"sstkern {version_or_advice('sstkern')}")
         raise typer.Exit
 
@@ -88,7 +113,7 @@ for command in COMMANDS:
 
 @app.command()
 def gradcheck(
-    cell: Annotated[str, typer.Option(help=f"Recurrent cell: {', '.join(CELLS)}, or module:Class for one of your own.")] = "lstm",
+    cell: Annotated[str, typer.Option(help="Recurrent cell: lstm, gru, rnn_tanh, rnn_relu, or module:Class for one of your own.")] = "lstm",
     engine: Annotated[Engine, typer.Option(help="Engine whose kernels are checked.")] = "cpu",
     dtype: Annotated[
         list[CheckedDtype] | None, typer.Option(help="Number format; can be given again.", show_default="float64, float32, bfloat16")
@@ -102,6 +127,11 @@ def gradcheck(
     plot: Annotated[Path | None, typer.Option(help="PNG file for the errors over the time steps.", show_default="none")] = None,
 ) -> None:
     """Check every gradient of a layer, one direction and both, with and without lengths, against what it should be."""
+    import torch
+
+    import sstkern
+    from sstkern.cells import CELLS
+    from sstkern.engines import interpreting, triton_problem
     from sstkern.testing import Report
     from sstkern.testing import gradcheck as check
 
@@ -134,8 +164,11 @@ def gradcheck(
         raise typer.Exit(1)
 
 
-def _fused(name: str, both: bool, input_size: int, hidden_size: int, layers: int, device: str) -> torch.nn.Module:
+def _fused(name: str, both: bool, input_size: int, hidden_size: int, layers: int, device: str) -> "torch.nn.Module":
     """A layer of somebody's own cell, with both of them another one for the way back. ValueError for a name that leads to none."""
+    import sstkern
+    from sstkern.named import own_cell
+
     if layers != 1:
         raise ValueError(f"layers: a cell of your own is checked as 1 layer, got {layers}")
     cells = [own_cell(name, input_size, hidden_size) for _ in range(1 + both)]
@@ -220,6 +253,8 @@ def bench(
     A cell of your own is made as Class(input_size, hidden_size) and timed, in float32 and full lengths, beside a loop over its time steps,
     torch.compile of the cell and of the loop, TorchScript and torch's scan.
     """
+    import torch
+
     from sstkern.bench import cases, own_cases, show, ways
 
     if threads is not None:
@@ -333,3 +368,7 @@ def aot_report(
 
 def _values(given: list[Enum] | None) -> list[str]:
     return [choice.value for choice in given or ()]
+
+
+for registered in app.registered_commands:
+    registered.cls = Command

@@ -16,6 +16,7 @@ from torch.overrides import handle_torch_function, has_torch_function, has_torch
 from sstkern import autograd, engines, operators, private, recompute, transforms
 from sstkern.cells import CELLS, Cell
 from sstkern.engines import reference
+from sstkern.forked import one_thread
 from sstkern.lengths import Batch, Lengths, to_batch
 from sstkern.weights import check_number
 
@@ -65,6 +66,7 @@ def lstm(
     )
 
 
+@one_thread
 def layer(
     cell: Cell,
     input: Input,
@@ -144,6 +146,7 @@ rnn_tanh = _one_state(CELLS["rnn_tanh"], "A simple recurrent network, as torch.n
 rnn_relu = _one_state(CELLS["rnn_relu"], "As `rnn_tanh`, with relu.", "H rows in the weights")
 
 
+@one_thread
 def cell_step(
     cell: str | Cell, input: Tensor, hx: Sequence[Tensor] | None, weights: Sequence[Tensor], bias: bool = True
 ) -> tuple[Tensor, ...]:
@@ -179,13 +182,17 @@ def cell_step(
 
 def _short_step(cell: Cell, input: Tensor, hx: Sequence[Tensor], weights: Sequence[Tensor], bias: bool) -> Sequence[Tensor] | None:
     """An eager step of a batch on a fused engine, without what only layers need, in half the time. None where that does not fit."""
-    if torch.compiler.is_compiling() or torch.jit.is_tracing() or private.transforms_active() or private.autocast_anywhere():
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or private.transforms_active():
         return None
     if input.dim() != 2 or isinstance(hx, Tensor):
         return None
     try:
         if engines.choose(cell, input, (*weights, *hx)) == "reference" or weights[1].size(1) == 0:
             return None
+        if private.autocast_anywhere() and operators.autocasting(input):
+            x, *tensors = operators.autocast([input, *weights, *hx])
+            with private.without_autocast():
+                return autograd.step(cell.name, x, tensors[: len(weights)], tensors[len(weights) :], bias)
         return autograd.step(cell.name, input, weights, hx, bias)
     except (RuntimeError, ValueError, TypeError, AttributeError):
         # The operator has checked all that it was given. The long way's checks say the same in the caller's words.
@@ -302,10 +309,12 @@ def _layer(cell: Cell, x: Tensor, weights: list[Tensor], hx: list[Tensor], lengt
         run = recompute.layer
     if run is None:
         return autograd.layer(cell.name, x, weights, hx, lengths, options.bias, options.bidirectional)
+    x, *tensors = operators.savable([x, *weights, *hx])
+    weights, hx = tensors[: len(weights)], tensors[len(weights) :]
     if not operators.autocasting(x):
         return run(cell, x, weights, hx, lengths, options.bias, options.bidirectional)
     # The operator does this by itself.
-    x, *tensors = (operators.autocast(tensor) for tensor in (x, *weights, *hx))
+    x, *tensors = operators.autocast([x, *weights, *hx])
     with torch.autocast(x.device.type, enabled=False):
         return run(cell, x, tensors[: len(weights)], tensors[len(weights) :], lengths, options.bias, options.bidirectional)
 

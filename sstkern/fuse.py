@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from sstkern import engines, first_states, misfits, private, stepping
 from sstkern.first_states import Initial
+from sstkern.forked import one_thread
 from sstkern.lengths import Batch, Lengths, to_batches
 from sstkern.misfits import StepFailed
 from sstkern.operators import autocasting
@@ -232,7 +233,7 @@ class Direction:
         if self.reason is not None and not self.warned:
             self.warned = True
             warnings.warn(
-                f"sstkern steps {type(cell).__name__} in Python, which is slow: {self.reason}", UserWarning, stacklevel=7
+                f"sstkern steps {type(cell).__name__} in Python, which is slow: {self.reason}", UserWarning, stacklevel=8
             )  # the layer's caller
 
     def explained(self, cell: nn.Module, source: bool) -> str:
@@ -257,6 +258,7 @@ class FusedLayer(nn.Module):
         super().__init__()
         self.batch_first = batch_first
 
+    @one_thread
     def forward(
         self, input: Any, hx: Structure | None = None, *, lengths: Lengths | None = None, return_states: bool = False
     ) -> tuple[Any, ...]:

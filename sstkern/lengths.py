@@ -214,7 +214,14 @@ def _from_packed(packed: PackedSequence, vectors: bool) -> Batch:
     def restore(output: Tensor) -> PackedSequence:
         return PackedSequence(output, sizes, packed.sorted_indices, packed.unsorted_indices)
 
-    return Batch(x, lengths, True, restore, packed.sorted_indices, packed.unsorted_indices, packed=True)
+    return Batch(x, lengths, True, restore, _saved(packed.sorted_indices), _saved(packed.unsorted_indices), packed=True)
+
+
+def _saved(indices: Tensor | None) -> Tensor | None:
+    """What autograd can save for a backward, which indices that were made under torch.inference_mode are not."""
+    if indices is None or torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        return indices
+    return indices.clone() if indices.is_inference() else indices
 
 
 def _from_nested(input: Any, vectors: bool) -> Batch:  # a Tensor, whose annotations know nothing of nested ones

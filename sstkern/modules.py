@@ -22,6 +22,7 @@ from sstkern import functional, private
 from sstkern.cells import CELLS, Cell, Weight
 from sstkern.cells.cell import uniform
 from sstkern.cells.rnn import RNN_RELU, RNN_TANH
+from sstkern.forked import one_thread
 from sstkern.functional import Input
 from sstkern.lengths import Lengths
 
@@ -163,6 +164,7 @@ class Recurrent(RNNBase):
         )
         return results if restored is None else restored(*results)
 
+    @one_thread
     def _checked(self, given: Input, hx: Any) -> tuple[Input, Any]:
         """Calls the methods that torch.nn's forward calls before it computes; a batch, and states in the order of the packed data."""
         self._update_flat_weights()
@@ -178,6 +180,7 @@ class Recurrent(RNNBase):
         self.check_forward_args(data, hx, batch_sizes)
         return data if batch_sizes is None else PackedSequence(data, batch_sizes), hx
 
+    @one_thread
     def _restored(self, given: Input, output: Any, hx_n: Any) -> tuple[Input, Any]:
         """What `_checked` has changed, in the form of the input that was given, and the states as the layer's own method puts them."""
         if isinstance(given, PackedSequence):

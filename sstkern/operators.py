@@ -26,6 +26,9 @@ _library.define(f"layer({_LAYER}, int? saved_rows) -> (Tensor output, Tensor[] h
 # groups: equal shares of the batch, each with weight gradients of its own, (groups, ...); None for one sum over the batch.
 _GRADIENTS = "Tensor output, Tensor[] saved, Tensor? grad_output, Tensor[] grad_hx, bool[] needs, int? groups"
 _library.define(f"layer_backward({_LAYER}, {_GRADIENTS}) -> Tensor[]")
+# See csrc/autocast.h.
+_library.define("autocast(Tensor[] tensors) -> Tensor[]")
+_AUTOCAST = torch.ops.sstkern.autocast.default  # to find the overload takes the operator 2 microseconds
 _library.define("cpu_capability() -> str")
 _library.define("cpu_runs() -> int[]")
 # How long a thread waits for another that shares its time steps before it goes on alone; returns what it was before.
@@ -147,6 +150,15 @@ def undifferentiated(differentiable: bool = False):
     return nullcontext() if differentiable or torch.compiler.is_compiling() else private.below_autograd()
 
 
+def savable(tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+    """What autograd can save for a backward: copies of those that were made under torch.inference_mode, if there is to be one."""
+    if torch.compiler.is_compiling() or not any(map(Tensor.is_inference, tensors)):
+        return tensors
+    if not torch.is_grad_enabled() or not any(tensor.requires_grad for tensor in tensors):
+        return tensors
+    return [tensor.clone() if tensor.is_inference() else tensor for tensor in tensors]
+
+
 def autocasting(tensor: Tensor) -> bool:
     """Whether autocast is enabled for the tensor's device."""
     if tensor.is_cpu:
@@ -156,16 +168,33 @@ def autocasting(tensor: Tensor) -> bool:
     return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
 
-def autocast(tensor: Tensor) -> Tensor:
-    """float32, bfloat16 and float16 in the dtype that autocast asks for; float64 stays, as in torch's own operators."""
-    return tensor if tensor.dtype == torch.float64 else tensor.to(torch.get_autocast_dtype(tensor.device.type))
+def autocast(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """float32, bfloat16 and float16 in the dtype that autocast asks for; float64 and integers stay, as in torch's own operators.
+
+    A weight is cast once in an autocast region, and kept where torch's own operators keep it.
+    """
+    # Of a compiled graph's casts the compiler makes one.
+    return _plain_autocast(tensors) if torch.compiler.is_compiling() else _AUTOCAST(tensors)
+
+
+@torch.library.register_vmap("sstkern::autocast", lib=_library)
+def _autocast_of_samples(_info, in_dims, tensors):
+    return _AUTOCAST(tensors), in_dims[0]
+
+
+def _plain_autocast(tensors: Sequence[Tensor]) -> list[Tensor]:
+    def cast(tensor: Tensor) -> Tensor:
+        stays = tensor.dtype == torch.float64 or not tensor.is_floating_point()
+        return tensor if stays else tensor.to(torch.get_autocast_dtype(tensor.device.type))
+
+    return [cast(tensor) for tensor in tensors]
 
 
 # torch.library.register_autocast casts to one dtype, named once and for all; here it is the one that autocast has at the call. Where
 # autocast is disabled its implementations are not called, and the matrix products of ours keep their tensors' dtype.
 def _autocast_layer(device: str):
     def layer(cell, x, weights, hx, *options):
-        x, *tensors = (autocast(tensor) for tensor in (x, *weights, *hx))
+        x, *tensors = autocast([x, *weights, *hx])
         with torch.autocast(device, enabled=False):
             return torch.ops.sstkern.layer(cell, x, tensors[: len(weights)], tensors[len(weights) :], *options)
 
@@ -185,5 +214,6 @@ for _device in ("cpu", "cuda"):
     _library.impl("layer_backward", _autocast_backward(_device), f"Autocast{_device.upper()}")
 
 
-extension_problem()  # loads the C++ implementations, now that their operators exist
+if extension_problem() is not None:  # it loads the C++ implementations, now that their operators exist
+    _library.impl("autocast", _plain_autocast, "CompositeImplicitAutograd")
 flops.register()

@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.functional import dropout
 from torch.nn.utils.rnn import PackedSequence
 
+from sstkern.forked import one_thread
 from sstkern.lengths import Lengths
 
 
@@ -45,6 +46,7 @@ class Stack(nn.Module):
         for place, layer in enumerate(layers):
             self.add_module(str(place), layer)
 
+    @one_thread
     def forward(
         self, input: Any, hx: Sequence[Any] | None = None, *, lengths: Lengths | None = None, return_states: bool = False
     ) -> tuple[Any, ...]:

@@ -2,8 +2,10 @@
 
 import json
 import re
+import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import typer
@@ -27,6 +29,47 @@ def test_the_commands_have_an_order():
 def test_every_cell_of_the_registry_can_be_named():
     assert all(name in call("gradcheck", "--help").stdout for name in CELLS)
     assert cli.BENCH_CELLS == ("lstm", "gru", "rnn")
+
+
+WITHOUT_TORCH = """
+import sys
+sys.path.insert(0, {folder!r})
+sys.modules["torch"] = None
+sys.argv = ["sstkern", *{arguments!r}]
+import sstkern_command
+sstkern_command.main()
+"""
+
+
+def started(arguments: tuple[str, ...]) -> subprocess.CompletedProcess[str]:
+    """By the installed command's entry, where torch cannot be imported."""
+    code = WITHOUT_TORCH.format(folder=str(Path(sstkern.__file__).parents[1]), arguments=arguments)
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "said"),
+    [
+        (("--help",), 0, "Text classifiers on fused recurrent layers"),
+        (("train", "--help"), 0, "--pooling"),
+        (("bench", "--help"), 0, "--growth"),
+        (("fly",), 2, "No such command 'fly'"),
+        (("evaluate", "--data", "x"), 2, "Missing option '--model'"),
+        (("train", "--epochs", "many"), 2, "--epochs"),
+        (("doctor",), 1, "sstkern: torch is not installed"),
+    ],
+)
+def test_help_and_wrong_options_need_no_torch(arguments: tuple[str, ...], status: int, said: str):
+    found = started(arguments)
+    assert found.returncode == status
+    assert said in " ".join((found.stdout + found.stderr).replace("│", " ").split())
+
+
+def test_the_installed_entry_runs_commands():
+    process = start("gradcheck", "--steps", "2", "--dtype", "float64", code="import sstkern_command; sstkern_command.main()")
+    said, _ = process.communicate(timeout=100)
+    assert said.splitlines()[-1].endswith(" comparisons, 0 wrong")
+    assert process.returncode == 0
 
 
 def test_an_expected_error_is_one_line():

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from plain_cells import MGU
 from torch import Tensor, nn
 from torch.nn.utils import prune
 from torch.nn.utils.rnn import pack_padded_sequence, pack_sequence, pad_packed_sequence, unpack_sequence
@@ -14,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 import sstkern
 from sstkern.engines import cpu_runs
+from sstkern.structure import flatten
 
 LENGTHS = torch.tensor([5, 0, 2])
 
@@ -107,6 +109,72 @@ def test_switches_of_pytorch_leave_the_bits(layer, x):
     finally:
         torch.use_deterministic_algorithms(False)
         torch.set_float32_matmul_precision("highest")
+
+
+class Stepped(MGU):
+    """No program."""
+
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+        return super().forward(x, h) if x.sum() < 1e9 else h
+
+
+MADE = {
+    "LSTM": lambda: sstkern.LSTM(3, 4, num_layers=2, bidirectional=True),
+    "GRU, batch_first": lambda: sstkern.GRU(3, 4, batch_first=True),
+    "RNN, recompute": lambda: sstkern.RNN(3, 4, recompute=True),
+    "own": lambda: sstkern.fuse(MGU(), MGU()),
+    "own, batch_first, recompute": lambda: sstkern.fuse(MGU(), batch_first=True, recompute=True),
+    "own, stepped": lambda: sstkern.fuse(Stepped(), initial_state=4),
+    "stack": lambda: sstkern.stack([sstkern.GRU(3, 4), sstkern.fuse(MGU(4, 4))]),
+    "reference": lambda: Referred(sstkern.LSTM(3, 4)),
+}
+
+
+class Referred(nn.Module):
+    """A layer on the reference engine."""
+
+    def __init__(self, layer: nn.Module):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, *arguments: object, **options: object) -> object:
+        with sstkern.backend("reference"):
+            return self.layer(*arguments, **options)
+
+
+@pytest.mark.filterwarnings("ignore:sstkern steps")
+@pytest.mark.parametrize("autocast", [False, True], ids=["float32", "autocast"])
+@pytest.mark.parametrize("make", MADE.values(), ids=MADE)
+def test_what_was_made_under_inference_mode_is_trained_with(make, autocast):
+    layer, found = make(), []
+    for mode in (torch.inference_mode, torch.no_grad):
+        torch.manual_seed(1)
+        with mode():
+            x, lengths = torch.randn(5, 5, 3), torch.tensor([5, 1, 2, 4, 3])
+            packed = pack_padded_sequence(x, lengths, enforce_sorted=False)
+            hx = layer(x)[1]  # as a warm-up leaves them; an own cell is captured here
+        layer.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            results = [layer(x, hx)[0], layer(x, lengths=lengths)[0], *flatten(layer(packed, hx))]
+        sum(tensor.float().sum() for tensor in results if isinstance(tensor, Tensor) and tensor.requires_grad).backward()
+        found.append([parameter.grad for parameter in layer.parameters()])
+    for of_inference, of_no_grad in zip(*found, strict=True):
+        torch.testing.assert_close(of_inference, of_no_grad)
+
+
+@pytest.mark.parametrize("make", [sstkern.LSTMCell, sstkern.GRUCell, sstkern.RNNCell])
+def test_a_cell_is_trained_with_what_was_made_under_inference_mode(make):
+    cell, found = make(3, 4), []
+    for mode in (torch.inference_mode, torch.no_grad):
+        torch.manual_seed(1)
+        with mode():
+            x = torch.randn(2, 3)
+            state = cell(x)
+        cell.zero_grad()
+        flatten(cell(x, cell(x, state)))[0].sum().backward()
+        found.append([parameter.grad for parameter in cell.parameters()])
+    for of_inference, of_no_grad in zip(*found, strict=True):
+        assert torch.equal(of_inference, of_no_grad)
 
 
 def test_a_scaled_loss_under_autocast(layer, x):

@@ -13,7 +13,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from sstkern import engines, operators, private, transforms
+from sstkern import engines, forked, operators, private, transforms
 from sstkern.lengths import ALL_ROWS
 from sstkern.program import on_cpu, run
 from sstkern.program.compiler import CannotCompile
@@ -44,15 +44,22 @@ def layer(
     call: Call, inputs: Sequence[Tensor], parameters: Sequence[Tensor], hx: Sequence[Tensor], lengths: Tensor | None
 ) -> tuple[list[Tensor], list[Tensor]]:
     """`run.layer`, with the derivative of the program where a gradient is wanted. It passes under autocast in the dtype of that."""
-    tensors, compiling = [*inputs, *parameters, *hx], torch.compiler.is_compiling()
+    tensors, counts, compiling = [*inputs, *parameters, *hx], (len(inputs), len(parameters), len(hx)), torch.compiler.is_compiling()
+    traced = compiling or torch.jit.is_tracing()
+    if not traced and operators.autocasting(inputs[0]):
+        with private.without_autocast():
+            inputs, parameters, hx = _split(operators.autocast(tensors), counts)
+            return layer(call, inputs, parameters, hx, lengths)
+    if (savable := operators.savable(tensors)) is not tensors:
+        inputs, parameters, hx = _split(savable, counts)
+        return layer(call, inputs, parameters, hx, lengths)
     if private.transforms_active() or (not compiling and private.in_dual_level() and engines.in_forward_mode(tensors)):
         return _transformed(call, inputs, parameters, hx, lengths)
     differentiable = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
-    if compiling or torch.jit.is_tracing() or operators.autocasting(inputs[0]):
+    if traced:
         rows = operators.saved_rows(not call.padded, lengths) if differentiable else None
         return torch.ops.sstkern.program(*_flat(call), inputs, parameters, hx, lengths, rows)[:2]
     if differentiable:
-        counts = len(inputs), len(parameters), len(hx)
         found = _Program.apply(call, counts, lengths, *tensors)
         return list(found[: len(call.program.outputs)]), list(found[len(call.program.outputs) :])
     return _undifferentiated(call, inputs, parameters, hx, lengths, None)[:2]
@@ -62,7 +69,8 @@ def _transformed(call: Call, inputs, parameters, hx, lengths: Tensor | None) -> 
     """Within transforms, or in forward mode, which comes from plain PyTorch."""
     if operators.autocasting(inputs[0]):  # the operator does this by itself
         with torch.autocast(inputs[0].device.type, enabled=False):
-            return _transformed(call, _cast(inputs), _cast(parameters), _cast(hx), lengths)
+            inputs, parameters, hx = map(operators.autocast, (inputs, parameters, hx))
+            return _transformed(call, inputs, parameters, hx, lengths)
     tensors = [*inputs, *parameters, *hx]
     forward_mode = engines.in_forward_mode(tensors)
     if forward_mode:
@@ -332,7 +340,9 @@ def _given_gradients(ctx, inputs, parameters, hx, lengths, saved, grad_outputs, 
                 return ctx.layer.backward(ctx.call, *tensors, _both(wanted, ctx.layer.reached))
         except (NotLowered, CannotCompile):
             pass  # said where it runs in plain PyTorch
-    return _gradients(ctx.call, *tensors, _both(wanted, _reached(ctx.call, inputs, parameters, hx)))
+    found = _gradients(ctx.call, *tensors, _both(wanted, _reached(ctx.call, inputs, parameters, hx)))
+    forked.follow(found)
+    return found
 
 
 def _both(wanted: Sequence[bool], reached: Sequence[bool]) -> list[bool]:
@@ -441,15 +451,11 @@ def _batched_backward(*arguments):
 _library.impl("program_backward", _batched_backward, "Batched")
 
 
-def _cast(tensors: Sequence[Tensor]) -> list[Tensor]:
-    return [operators.autocast(tensor) if tensor.is_floating_point() else tensor for tensor in tensors]
-
-
 def _autocast(operator, device: str):
     def called(*arguments):
         fields, tensors, rest = arguments[:_FIELDS], arguments[_FIELDS : _FIELDS + 3], arguments[_FIELDS + 3 :]
         with torch.autocast(device, enabled=False):
-            return operator(*fields, *map(_cast, tensors), *rest)
+            return operator(*fields, *map(operators.autocast, tensors), *rest)
 
     return called
 

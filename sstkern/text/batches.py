@@ -56,6 +56,19 @@ def collate(encoded: Sequence[Sequence[int]], labels: Sequence[int] | None, indi
     return Batch(ids, lengths, torch.tensor(classes), torch.tensor(indices))
 
 
+def small_batches(encoded: Sequence[Sequence[int]]) -> Iterator[Batch]:
+    """All sentences, from the shortest to the longest, in batches of at most 256 sentences and 32,768 tokens with the padding, or of one
+    sentence: a long one does not make all others as long."""
+    group: list[int] = []
+    for place in sorted(range(len(encoded)), key=lambda place: len(encoded[place])):
+        if len(group) == 256 or (group and (len(group) + 1) * len(encoded[place]) > 32_768):
+            yield collate(encoded, None, group)
+            group = []
+        group.append(place)
+    if group:
+        yield collate(encoded, None, group)
+
+
 class Batches:
     """Cuts a data set into batches of similar length, anew in every epoch, each example once per epoch.
 

@@ -20,7 +20,6 @@ Nothing read from a checkpoint is unpickled or executed.
 
 import dataclasses
 import json
-import math
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,8 +32,10 @@ import torch
 from torch import Tensor
 
 from sstkern.atomic import write_atomically
-from sstkern.text import AffixVocabulary, Batches, Subwords, Vocabulary
-from sstkern.text.models import Classifier, ModelConfig
+from sstkern.text import AffixVocabulary, Subwords, Vocabulary
+from sstkern.text.batches import small_batches
+from sstkern.text.models import Classifier
+from sstkern.text.options import ModelConfig, TrainingOptions
 
 FORMAT = 2
 VOCABULARIES: dict[str, type[Vocabulary] | type[Subwords]] = {
@@ -47,66 +48,6 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 T = TypeVar("T", bound="DataclassInstance")
-
-
-@dataclass(frozen=True)
-class TrainingOptions:
-    """How to train (see :mod:`sstkern.text.trainer`).
-
-    Attributes:
-        data: a folder with train.tsv and dev.tsv, or ``demo``; None is SST-2 (see :func:`sstkern.text.load`).
-        valid: a TSV file to validate on instead of the data's own dev.tsv; ``none`` validates on nothing, and the model is that of
-            the last epoch.
-        vectors: pretrained word vectors: GloVe's, as :func:`sstkern.text.read_glove` takes them, or a transformer's, as
-            :func:`sstkern.text.read_transformer` does; None begins with random ones.
-        min_count: a word that is rarer in the training data is unknown; a transformer's tokenizer has its own tokens.
-        epochs: the most passes over the training data.
-        batch_size: sentences per step and process.
-        lr: AdamW's learning rate at first; it falls in a line to 0 at the end of the last epoch.
-        weight_decay: AdamW's weight decay.
-        clip: the largest norm of the gradient; a longer one is scaled down to it.
-        label_smoothing: share of the target, from 0 to below 1, that training spreads over all classes.
-        patience: epochs without a better accuracy on the validation set before training stops.
-        seed: decides the initial weights, the order of the batches and dropout; 0 or more.
-        threads: CPU threads of a process; None leaves it to PyTorch.
-
-    Raises:
-        ValueError: a field has a value that is not allowed; the message names it and what is.
-    """
-
-    data: str | None = None
-    valid: str | None = None
-    vectors: str | None = None
-    min_count: int = 1
-    epochs: int = 3
-    batch_size: int = 128
-    lr: float = 4e-3
-    weight_decay: float = 0.01
-    clip: float = 1.0
-    label_smoothing: float = 0.1
-    patience: int = 3
-    seed: int = 0
-    threads: int | None = None
-
-    def __post_init__(self) -> None:
-        for name, least in (("min_count", 1), ("epochs", 1), ("batch_size", 1), ("patience", 1), ("seed", 0)):
-            value = getattr(self, name)
-            if type(value) is not int or value < least:
-                raise ValueError(f"{name} must be an integer of at least {least}, not {value!r}")
-        for name in ("data", "valid", "vectors"):
-            value = getattr(self, name)
-            if value is not None and not isinstance(value, str):
-                raise ValueError(f"{name} must be a string, or None, not {value!r}")
-        if self.threads is not None and (type(self.threads) is not int or self.threads < 1):
-            raise ValueError(f"threads must be an integer of at least 1, or None, not {self.threads!r}")
-        for name in ("lr", "clip"):
-            value = getattr(self, name)
-            if type(value) not in (int, float) or not 0 < value < math.inf:
-                raise ValueError(f"{name} must be a number above 0, not {value!r}")
-        if type(self.weight_decay) not in (int, float) or not 0 <= self.weight_decay < math.inf:
-            raise ValueError(f"weight_decay must be a number of at least 0, not {self.weight_decay!r}")
-        if type(self.label_smoothing) not in (int, float) or not 0 <= self.label_smoothing < 1:
-            raise ValueError(f"label_smoothing must be a number from 0 to below 1, not {self.label_smoothing!r}")
 
 
 @dataclass
@@ -175,7 +116,7 @@ class TextClassifier:
     def predict(self, texts: Sequence[str]) -> list[tuple[int | str, float]]:
         """Classify texts: for each, in order, its most probable label and that label's probability, from 0 to 1.
 
-        The label is what the training data has: an integer, or a string.
+        The label is what the training data has: an integer, or a string. On the CPU a text's are the same in any company.
 
         Raises:
             TypeError: ``texts`` is a single string.
@@ -207,9 +148,10 @@ class TextClassifier:
         device = self.model.linear.weight.device
         logits = torch.empty(len(encoded), self.classes)
         self.model.eval()
+        score = self.model.alone if device.type == "cpu" else self.model
         with torch.inference_mode():
-            for batch in Batches(encoded, None, batch_size=256, shuffle=False).epoch(0):
-                logits[batch.indices] = self.model(batch.ids.to(device), batch.lengths.to(device)).float().cpu()
+            for batch in small_batches(encoded):
+                logits[batch.indices] = score(batch.ids.to(device), batch.lengths.to(device)).float().cpu()
         return logits
 
 

@@ -1,4 +1,7 @@
-"""The commands of the SST-2 application: train, evaluate, predict, study. `sstkern.cli` makes them commands of `sstkern`."""
+"""The commands of the SST-2 application: train, evaluate, predict, study. `sstkern.cli` makes them commands of `sstkern`.
+
+Nothing here imports torch before a command runs.
+"""
 
 import json
 import os
@@ -8,20 +11,16 @@ import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, fields
 from enum import Enum
+from itertools import count
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-import torch
 import typer
 
-from sstkern.text import folders, of_transformer
-from sstkern.text.checkpoint import TrainingOptions, exists, find, load_model, read_config
-from sstkern.text.glove import NAME
-from sstkern.text.lines import decode_line
-from sstkern.text.memory import is_out_of_memory
-from sstkern.text.models import Cell, ModelConfig, Pooling
+from sstkern.text.lines import decode_line, lines_as_they_come
+from sstkern.text.options import GLOVE as NAME
+from sstkern.text.options import HUB, Cell, ModelConfig, Pooling, TrainingOptions
 from sstkern.text.study import PROBLEMS
-from sstkern.text.transformer import HUB
 
 T = TypeVar("T")
 
@@ -104,6 +103,7 @@ def train(
     ] = False,
 ) -> None:
     """Train a classifier, on one process or, under torchrun or `accelerate launch`, on several."""
+    from sstkern.text import folders
     from sstkern.text.trainer import Run
 
     # The options have the names of the fields they set.
@@ -121,6 +121,8 @@ def train(
 
 
 def _train(run: Any, compare: bool) -> None:
+    from sstkern.text.checkpoint import exists
+    from sstkern.text.memory import is_out_of_memory
     from sstkern.text.progress import losing_lines
 
     def tell(line: str) -> None:
@@ -171,6 +173,8 @@ def _train(run: Any, compare: bool) -> None:
 
 
 def _is_there(path: Path) -> bool:
+    from sstkern.text.checkpoint import exists
+
     return path.exists() or exists(path)  # as the previous one, where a save broke off
 
 
@@ -181,6 +185,7 @@ def evaluate(
 ) -> None:
     """Print a model's accuracy and loss on labelled sentences."""
     from sstkern.text import read_tsv
+    from sstkern.text.checkpoint import load_model
     from sstkern.text.trainer import evaluate
 
     classifier = load_model(model, _device())
@@ -206,36 +211,55 @@ def predict(
     ] = False,
 ) -> None:
     """Print, for each text, the most probable label, a tab, and its probability; '?' and nan for a text that is not UTF-8."""
+    from sstkern.text.checkpoint import load_model
+
     classifier = load_model(model, _device())
     faults = 0
-    # One by one, so that answers come as the lines of standard input do.
-    for text in _texts(texts):
-        if isinstance(text, ValueError):
-            faults += 1
-            typer.echo(f"sstkern: {text}", err=True)
-            typer.echo("?\tnan")  # the answers keep the number of the lines
-            continue
-        ((label, probability),) = classifier.predict([text])
-        typer.echo(f"{label}\t{probability:.4f}")
-        for token, contribution in classifier.explain(text) if explain else ():
-            typer.echo(f"  {contribution:+.2f}\t{token}")
+    for group in _groups(_texts(texts), several=_device() == "cpu"):
+        known = [text for text in group if not isinstance(text, ValueError)]
+        found = iter(classifier.predict(known))
+        for text in group:
+            if isinstance(text, ValueError):
+                faults += 1
+                typer.echo(f"sstkern: {text}", err=True)
+                typer.echo("?\tnan")  # the answers keep the number of the lines
+                continue
+            label, probability = next(found)
+            typer.echo(f"{label}\t{probability:.4f}")
+            for token, contribution in classifier.explain(text) if explain else ():
+                typer.echo(f"  {contribution:+.2f}\t{token}")
     if faults:
         raise typer.Exit(1)
 
 
-def _texts(arguments: list[str] | None) -> Iterator[str | ValueError]:
-    """The texts of the command line, or else the lines of standard input; in the place of one that is not UTF-8 what is wrong with it."""
+Text = str | ValueError
+"""A text; in the place of one that is not UTF-8 what is wrong with it."""
+
+
+def _groups(arrived: Iterable[list[Text]], several: bool) -> Iterator[list[Text]]:
+    """What to answer together, in order: of the texts that are there at once some hundreds; each alone where its answer could depend on
+    its company, on a GPU."""
+    size = 256 if several else 1
+    return (texts[cut : cut + size] for texts in arrived for cut in range(0, len(texts), size))
+
+
+def _texts(arguments: list[str] | None) -> Iterator[list[Text]]:
+    """The texts of the command line, or else the lines of standard input, those together that are there at once."""
     if arguments:
-        lines, source = map(os.fsencode, arguments), "the arguments"
+        arrived, source = iter([list(map(os.fsencode, arguments))]), "the arguments"
     elif sys.stdin is None:
         raise ValueError("texts: found none, and standard input is closed; expected texts as arguments, or lines there")
     else:
-        lines, source = sys.stdin.buffer, "standard input"
-    for number, line in enumerate(lines, start=1):
-        try:
-            yield decode_line(line, number, source)
-        except ValueError as error:
-            yield error
+        arrived, source = lines_as_they_come(sys.stdin.buffer), "standard input"
+    number = count(1)
+    return ([_decoded(line, next(number), source) for line in lines] for lines in arrived)
+
+
+def _decoded(line: bytes, number: int, source: str) -> Text:
+    try:
+        return decode_line(line, number, source)
+    except ValueError as error:
+        return error
 
 
 def study(
@@ -251,6 +275,7 @@ def study(
     ] = None,
 ) -> None:
     """Answer the thirteen problems of the course assignment from runs of its own, and write report.md and report.html."""
+    from sstkern.text import of_transformer
     from sstkern.text.study import study as studies
     from sstkern.text.study.runs import InterruptedStudyError
 
@@ -283,6 +308,8 @@ def _check_given(folder: Path, given: dict[str, Any]) -> None:
 
     Not one that tells where its data lies now: whether that is the same is seen when it is read.
     """
+    from sstkern.text.checkpoint import find, read_config
+
     config = read_config(find(folder / "last"))
     started = asdict(config["model"]) | asdict(config["training"])
     wrong = [name for name in given if name in started and name not in PLACES and given[name] != started[name]]
@@ -306,6 +333,8 @@ def _absolute(path: str | None, name: str | None = None) -> str | None:
 
 
 def _device() -> str:
+    import torch
+
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 
 from sstkern.text.download import fetch_file
+from sstkern.text.options import GLOVE as NAME
 
-NAME = "glove.6B"
 URL = "https://nlp.stanford.edu/data/glove.6B.zip"
 SHA256 = "617afb2fe6cbd085c235baf7a465b96f4112bd7f7ccb2b2cbd649fed9cbcf2fb"
 BY_HAND = f"download it by other means and give the path of the zip in place of {NAME!r}"

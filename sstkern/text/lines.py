@@ -1,5 +1,8 @@
 """Lines of UTF-8, from files and from standard input."""
 
+from collections.abc import Iterator
+from io import BufferedIOBase
+
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
@@ -22,3 +25,17 @@ def decode_line(line: bytes, number: int, source: object) -> str:
         return line.decode()
     except UnicodeDecodeError as error:
         raise ValueError(f"{source}, line {number}: found byte 0x{line[error.start]:02x}, expected UTF-8") from error
+
+
+def lines_as_they_come(file: BufferedIOBase) -> Iterator[list[bytes]]:
+    """The lines of a file or a pipe without their LF, those together that can be read at once: 64 KiB, or one that somebody has typed."""
+    begun: list[bytes] = []  # of a line whose end is not there yet
+    while chunk := file.read1(1 << 16):
+        first, *others = chunk.split(b"\n")
+        begun.append(first)
+        if others:
+            *whole, rest = b"".join(begun), *others
+            begun = [rest]
+            yield whole
+    if last := b"".join(begun):
+        yield [last]

@@ -1,8 +1,6 @@
 """Thin text classifiers: embedding, one recurrent encoder, pooling over the valid steps, a linear layer."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -10,75 +8,15 @@ from torch.nn.functional import embedding_bag
 
 from sstkern.modules import GRU, LSTM, RNN
 from sstkern.text import PAD
-
-Cell = Literal["average", "rnn", "gru", "lstm"]
-Pooling = Literal["last", "mean", "max", "attention"]
+from sstkern.text.options import Cell, ModelConfig, Pooling
 
 # Measured on held-out sentences of SST-2's training data.
 AFFIX_SCALE = 0.25  # standard deviation of the numbers at first
 WORD_DROPOUT = 0.5
 
+__all__ = ["AffixEmbedding", "Cell", "Classifier", "ModelConfig", "Pooling"]
+
 RECURRENT: dict[str, type[nn.Module]] = {"rnn": RNN, "gru": GRU, "lstm": LSTM}
-
-
-@dataclass(frozen=True)
-class ModelConfig:
-    """The shape of a :class:`Classifier`.
-
-    The cell ``average`` is the mean of the word vectors: it has no recurrence, and ``layers``, ``hidden_size``,
-    ``bidirectional`` and ``pooling`` do not apply to it.
-
-    Attributes:
-        cell: ``average``, ``rnn``, ``gru`` or ``lstm``.
-        layers: stacked recurrent layers, at least 1.
-        hidden_size: units of a layer, in each direction.
-        embedding_size: numbers in a word vector; None leaves it to :meth:`sstkern.text.trainer.Run.start`: as many as
-            pretrained vectors have, or 128. With ``affixes`` pretrained vectors stand beside the learned ones.
-        bidirectional: also read the sentence from its end.
-        dropout: share of numbers set to 0 in training: on the word vectors, between layers and on the sentence vector.
-        pooling: how the steps become one sentence vector: ``last`` (the final state of the last layer), ``mean``,
-            ``max`` or ``attention`` (a learned weighted mean).
-        frozen: the word vectors, which are pretrained, are not trained.
-        affixes: a word's vector is its own plus those of its beginnings and endings (see :class:`AffixEmbedding`). None leaves
-            it to :meth:`sstkern.text.trainer.Run.start`: yes, but for a transformer's vectors, which are of parts of words already.
-        vectors_size: numbers in a pretrained vector beside a learned one; 0 where there is none.
-
-    Raises:
-        ValueError: a field has a value that is not allowed; the message names it and what is.
-    """
-
-    cell: Cell = "lstm"
-    layers: int = 1
-    hidden_size: int = 128
-    embedding_size: int | None = None
-    bidirectional: bool = False
-    dropout: float = 0.3
-    pooling: Pooling = "max"
-    frozen: bool = False
-    affixes: bool | None = None
-    vectors_size: int = 0
-
-    def __post_init__(self) -> None:
-        for name, choices in (("cell", get_args(Cell)), ("pooling", get_args(Pooling))):
-            if getattr(self, name) not in choices:
-                raise ValueError(f"{name} must be one of {', '.join(choices)}, not {getattr(self, name)!r}")
-        for name in ("layers", "hidden_size"):
-            value = getattr(self, name)
-            if type(value) is not int or value < 1:
-                raise ValueError(f"{name} must be an integer of at least 1, not {value!r}")
-        size = self.embedding_size
-        if size is not None and (type(size) is not int or size < 1):
-            raise ValueError(f"embedding_size must be an integer of at least 1, or None, not {size!r}")
-        if type(self.vectors_size) is not int or self.vectors_size < 0 or (self.vectors_size and not self.affixes):
-            raise ValueError(f"vectors_size must be 0, or an integer above it with affixes, not {self.vectors_size!r}")
-        if self.affixes not in (None, True, False):
-            raise ValueError(f"affixes must be True, False or None, not {self.affixes!r}")
-        for name in ("bidirectional", "frozen"):
-            value = getattr(self, name)
-            if type(value) is not bool:
-                raise ValueError(f"{name} must be True or False, not {value!r}")
-        if type(self.dropout) not in (int, float) or not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout must be a number from 0 to below 1, not {self.dropout!r}")
 
 
 class AffixEmbedding(nn.Embedding):
@@ -166,7 +104,20 @@ class Classifier(nn.Module):
             (B, classes) logits in the dtype of the weights.
         """
         embedded = self.dropout(self.embedded(ids))
-        return self.linear(self.dropout(self._sentence_vectors(embedded, lengths)))
+        return self.linear(self.dropout(self._pooled(*self._encoded(embedded, lengths), lengths)))
+
+    def alone(self, ids: Tensor, lengths: Tensor) -> Tensor:
+        """As `forward`, without dropout: for every sentence, on the CPU, the very bits that it has in a batch of its own.
+
+        The encoder gives the same bits in any batch. torch's sum over a sentence and the padding behind it, its product of more rows, and
+        that of a row that begins elsewhere in memory round in another way.
+        """
+        steps, last = self._encoded(self.embedded(ids), lengths)
+        found = []
+        for b, length in enumerate(lengths.tolist()):
+            mine = steps[b : b + 1, : max(1, length)].clone(memory_format=torch.contiguous_format)
+            found.append(self.linear(self._pooled(mine, last[b : b + 1].clone(), lengths[b : b + 1])))
+        return torch.cat(found)
 
     def embedded(self, ids: Tensor) -> Tensor:
         """The word vectors (B, T, E) of token ids, those that the encoder reads."""
@@ -185,21 +136,26 @@ class Classifier(nn.Module):
         """The parameters that are trained, by their names: all, or all but the frozen word vectors."""
         return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
 
-    def _sentence_vectors(self, embedded: Tensor, lengths: Tensor) -> Tensor:
+    def _encoded(self, embedded: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """What is pooled: (B, T, F), and of the last steps (B, F), which an average has none of: (B, 0)."""
         if self.encoder is None:
-            return _mean(embedded, lengths)
+            return embedded, embedded.new_empty(len(embedded), 0)
         outputs, final = self.encoder(embedded, lengths=lengths)
-        match self.config.pooling:
+        hidden = final[0] if isinstance(final, tuple) else final
+        directions = 2 if self.config.bidirectional else 1
+        return outputs, hidden[-directions:].transpose(0, 1).flatten(1)
+
+    def _pooled(self, steps: Tensor, last: Tensor, lengths: Tensor) -> Tensor:
+        """The sentence vectors (B, F)."""
+        match "mean" if self.encoder is None else self.config.pooling:
             case "last":
-                hidden = final[0] if isinstance(final, tuple) else final
-                directions = 2 if self.config.bidirectional else 1
-                return hidden[-directions:].transpose(0, 1).flatten(1)
+                return last
             case "mean":
-                return _mean(outputs, lengths)
+                return _mean(steps, lengths)
             case "max":
-                return _max(outputs, lengths)
+                return _max(steps, lengths)
             case "attention":
-                return _weighted_mean(outputs, self.attention(outputs), lengths)
+                return _weighted_mean(steps, self.attention(steps), lengths)
 
 
 def _valid(steps: Tensor, lengths: Tensor) -> Tensor:

@@ -13,6 +13,9 @@ SHA256 = "d67e16fb55739c1b32cdce9877596db1c127dc322d93c082281f64057c16deaa"
 MEMBERS = ("SST-2/train.tsv", "SST-2/dev.tsv")
 BY_HAND = "download and unpack it by other means and give the folder with train.tsv and dev.tsv as --data"
 
+DEMO = "generated demo sentences"
+"""How the description of the demo begins."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -31,7 +34,7 @@ def load(data: str | Path | None = None) -> tuple[Examples, Examples, str]:
             a development label is none of them, or the download's hash is wrong.
     """
     if data == "demo":
-        return *demo(), "generated demo sentences"
+        return *demo(), DEMO
     if data is not None:
         return _read(Path(data))
     if root := os.environ.get("SSTKERN_DATA"):
@@ -39,7 +42,7 @@ def load(data: str | Path | None = None) -> tuple[Examples, Examples, str]:
     try:
         return _read(fetch(URL, SHA256, MEMBERS, cache_folder="sst2", by_hand=BY_HAND))
     except UnavailableError as error:
-        description = f"generated demo sentences, not SST-2: {error}"
+        description = f"{DEMO}, not SST-2: {error}"
         logger.warning("using %s", description)
         return *demo(), description
 

@@ -12,11 +12,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast, broadcast_object_list, set_seed
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -42,6 +43,8 @@ from sstkern.text.models import Classifier, ModelConfig
 from sstkern.text.plots import plot_training
 from sstkern.text.progress import Reporter
 from sstkern.text.throughput import Speed, Throughput, measure_throughput, take_step
+
+T = TypeVar("T")
 
 STEPS_PER_LINE = 50  # steps between two lines of metrics.jsonl
 EVALUATION_BATCH = 256
@@ -418,7 +421,7 @@ def _new_classifier(config: ModelConfig, options: TrainingOptions, train: Exampl
     matrix = None
     if options.vectors is not None:
         dimension = None if config.affixes else config.embedding_size
-        vocabulary, matrix = load_vectors(options.vectors, train.sentences, options.min_count, dimension)
+        vocabulary, matrix = _main_first(partial(load_vectors, options.vectors, train.sentences, options.min_count, dimension))
         width = matrix.shape[1]
         config = replace(config, vectors_size=width) if config.affixes else replace(config, embedding_size=width)
     if config.affixes and isinstance(vocabulary, Vocabulary):
@@ -432,6 +435,21 @@ def _new_classifier(config: ModelConfig, options: TrainingOptions, train: Exampl
         # No phrase has the words that only the vectors have.
         model.embedding.weight.data[len(words) : len(vocabulary.tokens)] = 0
     return TextClassifier(model, vocabulary, train.num_classes, options, train.names)
+
+
+def _main_first(read: Callable[[], T]) -> T:
+    """What `read` gives, which may download it: the main process's first. What that cannot get no other tries to."""
+    found: T | None = None
+    answer: list[Exception | None] = [None]
+    if PartialState().is_main_process:
+        try:
+            found = read()
+        except (OSError, ValueError) as error:
+            answer[0] = error
+    (problem,) = broadcast_object_list(answer)
+    if problem is not None:
+        raise problem
+    return read() if found is None else found
 
 
 def _hold(accelerator: Accelerator, take: Callable[[], RunFolder]) -> tuple[Path, RunFolder | None]:

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from sstkern.atomic import write_atomically
 from sstkern.text.download import UnavailableError
+from sstkern.text.options import HUB
 
-HUB = "hf:"
 TOKENIZER = "tokenizer.json"
 MODEL = "model.safetensors"
 INDEX = "model.safetensors.index.json"

@@ -170,3 +170,16 @@ def test_arguments_are_checked(arguments, message):
 def test_an_epochs_arguments_are_checked_at_once(arguments, message):
     with pytest.raises(ValueError, match=message):
         Batches([[1], [2]], None, 1).epoch(**{"number": 0, **arguments})
+
+
+def test_small_batches_have_every_sentence_once_and_no_more_padding_for_a_long_one():
+    encoded = [[1] * (place % 7) for place in range(600)] + [[1] * 40_000, [1] * 1000, [1] * 900]
+    found = list(batches.small_batches(encoded))
+    order = [index for batch in found for index in batch.indices.tolist()]
+    assert sorted(order) == list(range(len(encoded)))
+    assert [encoded[index] for index in order] == sorted(encoded, key=len)
+    for batch in found:
+        assert batch.lengths.tolist() == [len(encoded[index]) for index in batch.indices]
+        assert len(batch.ids) == 1 or (len(batch.ids) <= 256 and batch.ids.numel() <= 32_768)
+    assert len(found) == 5
+    assert list(batches.small_batches([])) == []

@@ -47,6 +47,18 @@ def test_padding_changes_neither_logits_nor_gradients(config, padding, steps):
         torch.testing.assert_close(padded, plain)
 
 
+@pytest.mark.parametrize("affixes", [False, True])
+@pytest.mark.parametrize("config", [replace(config, hidden_size=37) for config in CONFIGS], ids=name)
+def test_a_sentence_alone_has_the_same_bits_in_any_company(config, affixes):
+    model = make(replace(config, affixes=affixes)).float().eval()
+    lengths = torch.randint(0, 30, (60,), generator=torch.Generator().manual_seed(2))
+    ids = torch.randint(2, 20, (60, 30, 3) if affixes else (60, 30), generator=torch.Generator().manual_seed(1))
+    together = model.alone(ids, lengths)
+    torch.testing.assert_close(together, model(ids, lengths))
+    for b, length in enumerate(lengths.tolist()):
+        assert torch.equal(model.alone(ids[b : b + 1, : max(1, length)], lengths[b : b + 1]), together[b : b + 1])
+
+
 @pytest.mark.parametrize("config", CONFIGS, ids=name)
 def test_a_sentence_of_length_0_has_the_sentence_vector_0_and_finite_gradients(config):
     model = make(config)

@@ -111,6 +111,22 @@ def test_prediction_of_arguments_and_of_lines(trained):
     assert call("predict", "--model", run, text="".join(f"{text}\n" for text in texts)).stdout.splitlines() == expected
 
 
+def test_what_is_printed_for_a_line_does_not_depend_on_the_others_that_are_there(trained):
+    _, run, _ = trained
+    texts = [" ".join(["good", "bad", "not", "fine"][place % 4] for place in range(start, start + start % 17)) for start in range(700)]
+    alone = {text: call("predict", "--model", run, text).stdout for text in texts[-17:]}
+    found = call("predict", "--model", run, text="\n".join(texts)).stdout.splitlines(keepends=True)
+    assert len(found) == len(texts)
+    assert found[-17:] == [alone[text] for text in texts[-17:]]
+
+
+def test_lines_that_are_there_are_answered_some_hundreds_at_once(trained, monkeypatch):
+    given, predict = [], checkpoint.TextClassifier.predict
+    monkeypatch.setattr(checkpoint.TextClassifier, "predict", lambda self, texts: given.append(len(texts)) or predict(self, texts))
+    call("predict", "--model", trained[1], text="good\nbad\n" * 300)
+    assert given == [256, 256, 88]
+
+
 @pytest.mark.parametrize(
     "line",
     [b"\xef\xbb\xbfnot bad\n", b"not bad\r\n", b"not\rbad\n", b"not bad"],

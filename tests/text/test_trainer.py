@@ -541,14 +541,53 @@ run.accelerator.end_training()
 """
 
 
-def test_two_processes_train_one_model_and_one_writes_and_they_resume(tmp_path):
-    (tmp_path / "script.py").write_text(SCRIPT)
+def on_two_processes(folder: Path) -> subprocess.CompletedProcess[str]:
+    """What script.py in the folder leaves, with a cache of its own."""
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone", "script.py"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(sstkern.__file__).parents[1])}
-    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=100, check=False)
+    environment = {name: value for name, value in environment.items() if name != "SSTKERN_DATA"} | {"XDG_CACHE_HOME": str(folder / "cache")}
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=100, check=False)
+
+
+def test_two_processes_train_one_model_and_one_writes_and_they_resume(tmp_path):
+    (tmp_path / "script.py").write_text(SCRIPT)
+    result = on_two_processes(tmp_path)
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("epoch 1/1") == 2
     state = checkpoint.read_state(tmp_path / "parts" / "last")
     assert (state.processes, state.step) == (2, 8)
     assert len(list((tmp_path / "whole" / "tensorboard").iterdir())) == 1
     assert_same(tmp_path / "parts", tmp_path / "whole")
+
+
+OFFLINE = """
+import pooch
+from accelerate import Accelerator
+from sstkern.text import glove, sst2
+from sstkern.text.checkpoint import TrainingOptions
+from sstkern.text.data import Data
+from sstkern.text.models import ModelConfig
+from sstkern.text.trainer import Run
+
+def retrieve(*arguments, real=pooch.retrieve, **options):
+    print("tried\\n", end="")
+    return real(*arguments, **options)
+
+pooch.retrieve = retrieve
+sst2.URL = glove.URL = "http://127.0.0.1:1/absent.zip"
+data = Data.load(TrainingOptions(), Accelerator(cpu=True))
+assert data.train == sst2.demo()[0] and data.description.startswith("generated demo sentences, not SST-2: ")
+try:
+    Run.start(ModelConfig(), TrainingOptions("demo", vectors=glove.NAME))
+except OSError as error:
+    assert "absent.zip could not be downloaded" in str(error)
+    print("told\\n", end="")
+"""
+
+
+def test_what_one_process_cannot_download_the_other_does_not_try(tmp_path):
+    (tmp_path / "script.py").write_text(OFFLINE)
+    result = on_two_processes(tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert (result.stdout.count("tried"), result.stdout.count("told")) == (2, 2)
+    assert result.stderr.count("using generated demo sentences") == 1
