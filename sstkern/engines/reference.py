@@ -16,6 +16,7 @@ from sstkern.cells import Cell
 from sstkern.cells.cell import States
 from sstkern.engines.loop import MaskedStates, PackedStates, recurrence
 from sstkern.engines.rows import Rows
+from sstkern.engines.tangents import with_tangents
 from sstkern.weights import Weights, by_direction
 
 
@@ -37,6 +38,7 @@ def layer(
     Returns the output (T, B, D * P), zero past a sequence's length, or (N, D * P), and the states after each sequence's last step, shaped
     like hx. What x holds past a length is never used.
     """
+    (x,), weights, hx = with_tangents([x], weights, hx)
     rows = Rows([x], lengths, padded=x.dim() == 3)
     given, outputs, finals = rows.of(x), [], []
     for d, direction in enumerate(by_direction(cell, weights, has_bias, bidirectional)):

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from sstkern.engines.loop import MaskedStates, PackedStates, recurrence
 from sstkern.engines.rows import Rows
+from sstkern.engines.tangents import with_tangents
 from sstkern.program.derive import Derivative, Sum, derive
 from sstkern.program.graph import Argument, Attribute, Program, Value
 from sstkern.program.language import OPERATIONS, resolved
@@ -70,6 +71,7 @@ def _forward(
     lengths: Tensor | None,
     kept: bool,
 ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    inputs, parameters, hx = with_tangents(inputs, parameters, hx)
     narrow = leaves(call, inputs, parameters, hx)
     call, kinds = widened(call, narrow)
     rows, outputs = Rows(inputs, lengths, call.padded), call.program.outputs
