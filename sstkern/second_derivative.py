@@ -25,7 +25,9 @@ def second_derivative(
         return [None] * len(wanted)
     with torch.enable_grad(), torch.autocast(inputs[0].device.type, enabled=False):
         # The caller's own tensors: what is recorded here may itself be differentiated.
-        given = [_alias(tensor) if want or grad is not None else tensor for tensor, want, grad in zip(inputs, wanted, of_first, strict=False)]
+        given = [
+            _alias(tensor) if want or grad is not None else tensor for tensor, want, grad in zip(inputs, wanted, of_first, strict=False)
+        ]
         directions = [_alias(tensor) if want else tensor for tensor, want in zip(gradients, wanted[len(inputs) :], strict=True)]
         used = [tensor for tensor, grad in zip(given, of_first, strict=True) if grad is not None]
         first = torch.autograd.grad(forward(given), used, directions, create_graph=True, materialize_grads=True)
