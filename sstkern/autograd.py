@@ -192,6 +192,7 @@ def _setup_backward(ctx, inputs, output):
     ctx.call = cell, lengths, has_bias, bidirectional, needs, len(saved)
     ctx.counts = len(weights), len(hx)
     ctx.save_for_backward(result, grad_output, x, *weights, *hx, *grad_hx)
+    ctx.set_materialize_grads(False)
 
 
 def _backward_gradient(ctx, grads):
@@ -204,8 +205,11 @@ def _backward_gradient(ctx, grads):
     def forward(inputs: Sequence[Tensor]) -> Sequence[Tensor]:
         return flat_reference(cell, inputs, weights, lengths, has_bias, bidirectional)
 
-    (dgrad_output, *dgrad_hx), (dx, *rest) = second_derivative(forward, inputs, gradients, needs, grads)
-    dweights, dhx = rest[:weights], rest[weights:]
+    _, of_x, of_weights, of_hx, *_, of_output, of_grad_hx, _, _ = ctx.needs_input_grad
+    wanted = [of_x, *of_weights, *of_hx, of_output, *of_grad_hx]
+    found = iter(second_derivative(forward, inputs, gradients, needs, grads, wanted))
+    dx, (dweights, dhx) = next(found), ([next(found) for _ in range(count)] for count in ctx.counts)
+    dgrad_output, *dgrad_hx = found
     return (
         None,
         dx,
@@ -216,7 +220,7 @@ def _backward_gradient(ctx, grads):
         None,
         None,
         [None] * saved,
-        None if given is None else dgrad_output,
+        dgrad_output,
         dgrad_hx,
         None,
         None,

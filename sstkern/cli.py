@@ -215,7 +215,13 @@ def bench(
     dtype: Annotated[list[Dtype] | None, typer.Option(help="Of input and weights; can be given again.", show_default="both")] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads of every engine.", min=1, show_default="PyTorch's choice")] = None,
     seconds: Annotated[float, typer.Option(help="Time for a case; a case whose calls are slow takes longer.", min=0.001, max=3600)] = 6.0,
-    growth: Annotated[bool, typer.Option("--growth", help="Instead: time per token over each size and over threads, float32.")] = False,
+    growth: Annotated[
+        bool,
+        typer.Option(
+            "--growth",
+            help="Instead: time per token over each size and over threads, and of what runs in plain PyTorch over steps, float32.",
+        ),
+    ] = False,
     memory: Annotated[bool, typer.Option("--memory", help="Instead: memory of a training step, float32.")] = False,
     skewed: Annotated[
         bool, typer.Option("--skewed", help="Instead: time and memory of packed batches with one long sequence, float32.")

@@ -127,6 +127,13 @@ def in_dual_level() -> bool:
     return forward_ad._current_level >= 0
 
 
+def takes_tangents() -> bool:
+    """Whether a tensor may be given a tangent: in forward mode, if that is the innermost of torch.func's transforms."""
+    if not transforms_active():
+        return in_dual_level()
+    return torch._C._functorch.get_interpreter_stack()[-1].key() == torch._C._functorch.TransformType.Jvp
+
+
 def changed_places(ctx: Any, count: int) -> Iterator[int]:
     """Which of the first `count` tensors that an autograd function saved were changed in place. In public they can only be asked for
     together, and the error does not tell which it is."""

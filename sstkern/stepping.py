@@ -56,8 +56,8 @@ def layer(
             found, last = _without_hx(step, rows, given, reverse)
         else:
             states = rows.states(flatten(hx), reverse)
-            found, last = recurrence(step, tuple(map(rows.split, given)), states, reverse), states.last()
-    output, *after = (rows.restored(rows.joined(result)) for result in found)
+            found, last = recurrence(step, given, states, reverse), states.last()
+    output, *after = (rows.restored(result) for result in found)
     hx_n = step.structured([rows.back(state) for state in last])
     return Result(output, hx_n, step.structured(after) if every else None)
 

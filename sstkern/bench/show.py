@@ -10,7 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from sstkern.bench import callers as calling
-from sstkern.bench import charts, compiled, own, peers, report, suite
+from sstkern.bench import charts, compiled, own, paths, peers, report, suite
 from sstkern.bench import growth as growing
 from sstkern.bench import memory as remembering
 from sstkern.bench import skewed as skewing
@@ -64,12 +64,31 @@ def _pictures(rows: list[dict], plot: Path) -> list[Path]:
 
 
 def growth(cells: Collection[str], phases: Collection[str], lengths: Collection[str], threads: int, seconds: float, output: Path) -> bool:
-    """Time the sweeps; whether all of them were."""
+    """Time the sweeps, and where training is among the phases what runs in plain PyTorch; whether all of them were."""
     console, wanted = _console(), growing.points(threads, cells, phases, lengths)
     with _progress(wanted) as tell:
         found = growing.run(wanted, seconds, output, tell)
     _tell_files(console, [output / "growth.json", *charts.growth(found["rows"], output)])
+    if not found["complete"] or "training" not in phases:
+        return found["complete"]
+    plain = paths.points(cells, lengths)
+    with _progress(plain) as tell:
+        found = paths.run(plain, seconds, output, tell)
+    console.print(_paths_table(found["rows"]))
+    _tell_files(console, [output / "paths.json"])
     return found["complete"]
+
+
+def _paths_table(rows: list[dict]) -> Table:
+    table = Table(title="milliseconds of one call, and times those of half as many steps", title_justify="left")
+    for name in ("cell", "way", "lengths"):
+        table.add_column(name, no_wrap=True)
+    for name in ("T", "ms", f"growth, * above {paths.MOST}"):
+        table.add_column(name, justify="right")
+    for row, times in paths.growth(rows):
+        star = "*" if times > paths.MOST else ""
+        table.add_row(row["cell"], row["way"], row["lengths"], str(row["steps"]), f"{row['ms']:.1f}", f"{times:.2f}{star}")
+    return table
 
 
 def memory(cells: Collection[str], shapes: Collection[Shape], lengths: Collection[str], threads: int, output: Path) -> bool:

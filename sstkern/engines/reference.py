@@ -15,7 +15,8 @@ from torch.nn.functional import linear
 from sstkern.cells import Cell
 from sstkern.cells.cell import States
 from sstkern.engines.loop import MaskedStates, PackedStates, recurrence
-from sstkern.lengths import batch_sizes, check_packed, check_values
+from sstkern.engines.rows import Rows
+from sstkern.engines.tangents import with_tangents
 from sstkern.weights import Weights, by_direction
 
 
@@ -37,27 +38,19 @@ def layer(
     Returns the output (T, B, D * P), zero past a sequence's length, or (N, D * P), and the states after each sequence's last step, shaped
     like hx. What x holds past a length is never used.
     """
-    padded = x.dim() == 3
-    if not padded:
-        sizes = batch_sizes(check_packed(lengths, x.size(0))).tolist()
-    elif lengths is None:
-        valid = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
-    else:
-        check_values(lengths, x.size(0))
-        valid = torch.arange(x.size(0), device=x.device)[:, None] < lengths.to(x.device)
-        x = torch.where(valid[..., None], x, 0)
-    outputs, finals = [], []
+    (x,), weights, hx = with_tangents([x], weights, hx)
+    rows = Rows([x], lengths, padded=x.dim() == 3)
+    given, outputs, finals = rows.of(x), [], []
     for d, direction in enumerate(by_direction(cell, weights, has_bias, bidirectional)):
-        first = tuple(state[d] for state in hx)
-        states = MaskedStates(first, valid) if padded else PackedStates(first, sizes, reverse=d == 1)
-        outputs.append(_recurrence(cell, x, states, direction, reverse=d == 1))
-        finals.append(states.last())
+        states = rows.states([state[d] for state in hx], reverse=d == 1)
+        outputs.append(rows.restored(_recurrence(cell, given, states, direction, reverse=d == 1)))
+        finals.append([rows.back(state) for state in states.last()])
     return torch.cat(outputs, dim=-1), [torch.stack(state) for state in zip(*finals, strict=True)]
 
 
 def _recurrence(cell: Cell, x: Tensor, states: MaskedStates | PackedStates, w: Weights, reverse: bool) -> Tensor:
-    """The output of one direction, whose states end as its last ones."""
-    gates_x = linear(x, w.weight_ih, w.bias_ih)  # (T, B, G * H) or (N, G * H)
+    """The output of one direction, rows (N, P) of x (N, I); its states end as its last ones."""
+    gates_x = linear(x, w.weight_ih, w.bias_ih)  # (N, G * H)
 
     def step(gates: Tensor, before: States) -> tuple[States, States]:
         stepped = _step(cell, gates, before, w)

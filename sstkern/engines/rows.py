@@ -15,8 +15,8 @@ from sstkern.lengths import batch_sizes, check_packed, check_values, packed_rows
 class Rows:
     """From the sequences of a call to rows, and back.
 
-    sizes: how many rows each time step has. Where vmap hides the lengths, every step has all B rows, those past a length as zeros, and
-    masks keep their states.
+    sizes: how many rows each time step has. Where a trace or a transform hides the lengths, every step has all B rows, those past a length
+    as zeros, and masks keep their states.
     """
 
     def __init__(self, inputs: Sequence[Tensor], lengths: Tensor | None, padded: bool):
@@ -33,7 +33,7 @@ class Rows:
         if lengths is None:
             return
         check_values(lengths, x.size(0))
-        if private.without_transforms(lengths) is not lengths:
+        if _hidden(lengths):
             self.valid = torch.arange(x.size(0), device=x.device)[:, None] < lengths.to(x.device)
         elif x.size(0) and x.size(1):
             self._sort(lengths, x)
@@ -70,14 +70,13 @@ class Rows:
         first = hx if self.order is None else [state.index_select(0, self.order) for state in hx]
         return PackedStates(tuple(first), self.sizes, reverse)
 
-    def split(self, rows: Tensor) -> Tensor:
-        """As `recurrence` takes rows."""
-        return rows if self.valid is None else rows.unflatten(0, self.shape)
-
-    def joined(self, rows: Tensor) -> Tensor:
-        """What `recurrence` gives, as rows."""
-        return rows if self.valid is None else rows.flatten(0, 1)
-
     def back(self, state: Tensor) -> Tensor:
         """A last state in the order of the caller's sequences."""
         return state if self.order is None else state.index_select(0, self.inverse)
+
+
+def _hidden(lengths: Tensor) -> bool:
+    """Whether a look at the values is not to be had: in a trace, on the meta device, within vmap."""
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or lengths.is_meta or private.is_fake(lengths):
+        return True
+    return private.without_transforms(lengths) is not lengths

@@ -411,6 +411,7 @@ def _setup_backward(ctx, inputs, output):
     ctx.call, ctx.needs = fields, needs
     ctx.counts, ctx.others = (len(given), len(parameters), len(hx)), (len(saved), len(grad_outputs))
     ctx.save_for_backward(*given, *parameters, *hx, lengths, *grad_outputs, *grad_hx)
+    ctx.set_materialize_grads(False)
 
 
 def _backward_gradient(ctx, grads):
@@ -424,10 +425,12 @@ def _backward_gradient(ctx, grads):
         results, hx_n = run.layer(call, inputs, parameters, hx, lengths)
         return [*results, *hx_n]
 
-    of_gradients, of_tensors = second_derivative(forward, [*inputs, *parameters, *hx], gradients, ctx.needs, grads)
-    rest = iter(of_tensors)
-    found = [[next(rest) for _ in part] for part in (inputs, parameters, hx)]
-    return *_nothing(ctx.call), *found, None, [None] * saved, of_gradients[:outputs], of_gradients[outputs:], None, None
+    *tensors, _, _, of_outputs, of_states, _, _ = ctx.needs_input_grad[_FIELDS:]
+    wanted = [want for part in (*tensors, of_outputs, of_states) for want in part]
+    found = iter(second_derivative(forward, [*inputs, *parameters, *hx], gradients, ctx.needs, grads, wanted))
+    of_tensors = [[next(found) for _ in part] for part in tensors]
+    of_gradients = list(found)
+    return *_nothing(ctx.call), *of_tensors, None, [None] * saved, of_gradients[:outputs], of_gradients[outputs:], None, None
 
 
 torch.library.register_autograd("sstkern::program_backward", _backward_gradient, setup_context=_setup_backward, lib=_library)

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from sstkern.engines.loop import MaskedStates, PackedStates, recurrence
 from sstkern.engines.rows import Rows
+from sstkern.engines.tangents import with_tangents
 from sstkern.program.derive import Derivative, Sum, derive
 from sstkern.program.graph import Argument, Attribute, Program, Value
 from sstkern.program.language import OPERATIONS, resolved
@@ -70,13 +71,14 @@ def _forward(
     lengths: Tensor | None,
     kept: bool,
 ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    inputs, parameters, hx = with_tangents(inputs, parameters, hx)
     narrow = leaves(call, inputs, parameters, hx)
     call, kinds = widened(call, narrow)
     rows, outputs = Rows(inputs, lengths, call.padded), call.program.outputs
     given, states = [rows.of(wide(tensor, call)) for tensor in inputs], rows.states([wide(state, call) for state in hx], call.reverse)
     values = *outputs, *(derive(call.program, kinds, call.recompute).kept if kept else ())
     weights = [wide(parameter, call) for parameter in parameters]
-    found, last = _scan(call, call.program, values, rows, given, weights, states, call.reverse)
+    found, last = _scan(call, call.program, values, given, weights, states, call.reverse)
     results = zip(found, result_kinds(call.narrow or call.program, narrow), strict=False)
     finals = zip(last, hx, strict=True)
     return (
@@ -116,7 +118,7 @@ def backward(
     outputs = [derivative.backward.outputs[place] for place in wanted]
     states = rows.states([wide(gradient, call) for gradient in grad_hx], not call.reverse)
     weights = [wide(parameter, call) for parameter in parameters]
-    found, before = _scan(call, derivative.backward, outputs, rows, given, weights, states, not call.reverse)
+    found, before = _scan(call, derivative.backward, outputs, given, weights, states, not call.reverse)
     at = dict(zip(wanted, found, strict=True))
     dinputs = [
         (torch.zeros_like(tensor) if place is None else rows.restored(at[place]).to(tensor.dtype)) if need else None
@@ -222,7 +224,6 @@ def _scan(
     call: Call,
     program: Program,
     outputs: Sequence[Value],
-    rows: Rows,
     inputs: Sequence[Tensor],
     parameters: Sequence[Tensor],
     states: MaskedStates | PackedStates,
@@ -246,9 +247,9 @@ def _scan(
         _run(core, now)
         return tuple([now[slot] for slot in given]), tuple([now[slot] for slot in new])
 
-    found = recurrence(step, tuple(rows.split(values[slot]) for slot in taken), states, reverse)
+    found = recurrence(step, tuple([values[slot] for slot in taken]), states, reverse)
     for slot, tensor in zip(given, found, strict=True):
-        values[slot] = rows.joined(tensor)
+        values[slot] = tensor
     _run(after, values)
     return [values[code.slot[value]] for value in outputs], states.last()
 

@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from sstkern import cli
-from sstkern.bench import callers, growth, memory, own, skewed, suite, ways, widths
+from sstkern.bench import callers, growth, memory, own, paths, skewed, suite, ways, widths
 from sstkern.bench.growth import BASE, Point
 from sstkern.bench.own_cases import OwnProblem
 from sstkern.bench.peers import Engine, Prepared, Unavailable
@@ -77,6 +77,20 @@ def test_widths_are_a_table_of_the_least_shares(tmp_path: Path, monkeypatch: pyt
     lines = [" ".join(line.replace("│", " ").split()) for line in result.stdout.splitlines()]
     assert "GRU training 0.90 80 75%" in lines
     assert lines[-2:] == [str(tmp_path / "widths.json"), str(tmp_path / "widths.png")]
+
+
+def test_growth_of_plain_pytorch_is_a_table_after_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(growth, "points", lambda *arguments: [])
+    times = {250: 1.0, 500: 2.0, 1000: 4.8, 2000: 9.6}
+    monkeypatch.setattr(
+        paths, "measure", lambda point, seconds: {"way": point.way, **point.case.as_row(), "ms": times[point.case.steps] * 10}
+    )
+    result = call("--growth", "--cell", "gru", "--phase", "training", "--lengths", "full", "--output", tmp_path)
+    assert result.exit_code == 0, result.output
+    assert {path.name for path in tmp_path.iterdir()} == {"growth.json", "paths.json"}
+    lines = [line.replace("│", " ").split() for line in result.stdout.splitlines()]
+    for steps, milliseconds, ratio in (("500", "20.0", "2.00"), ("1000", "48.0", "2.40*"), ("2000", "96.0", "2.00")):
+        assert ["GRU", "forward", "mode", "full", steps, milliseconds, ratio] in lines
 
 
 def test_skewed_batches_are_a_table_of_forms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -44,7 +44,8 @@ def valid() -> Tensor:
 def run(form: str, x: Tensor, score: Tensor, first: tuple, reverse: bool) -> list[Tensor]:
     if form == "masked":
         states = MaskedStates(first, valid())
-        return [*recurrence(step, (x, score), states, reverse), *states.last()]
+        results = recurrence(step, (x.flatten(0, 1), score.flatten()), states, reverse)
+        return [*(result.unflatten(0, (4, 4)) for result in results), *states.last()]
     states = PackedStates(first, SIZES, reverse)
     results = recurrence(step, (x[valid()], score[valid()]), states, reverse)
     padded = [torch.zeros(4, 4, *result.shape[1:], dtype=x.dtype).index_put((valid(),), result) for result in results]
@@ -73,14 +74,10 @@ def test_no_step_has_results_of_a_step_s_shape_that_belong_to_its_graph(form, ba
     def projected(rows, states):
         return (rows @ weight, states[1]), states
 
-    if form == "masked":
-        states, rows = MaskedStates(first, torch.ones(0, batch, dtype=torch.bool)), torch.ones(0, batch, 4)
-    else:
-        states, rows = PackedStates(first, [], reverse), torch.ones(0, 4)
-    output, every = recurrence(projected, rows, states, reverse)
-    leading = (0, batch) if form == "masked" else (0,)
-    assert output.shape == (*leading, 7)
-    assert every.shape == (*leading, 2, 3)
+    states = MaskedStates(first, torch.ones(0, batch, dtype=torch.bool)) if form == "masked" else PackedStates(first, [], reverse)
+    output, every = recurrence(projected, torch.ones(0, 4), states, reverse)
+    assert output.shape == (0, 7)
+    assert every.shape == (0, 2, 3)
     assert all(torch.equal(a, b) for a, b in zip(states.last(), first, strict=True))
     assert torch.equal(torch.autograd.grad(output.sum(), weight)[0], torch.zeros(4, 7))
 
