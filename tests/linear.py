@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sstkern import private
 
-STEPS = (100, 200, 400)
+STEPS = (50, 100, 200)
 MOST = 2.05
 
 
