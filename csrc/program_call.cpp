@@ -58,7 +58,7 @@ struct LoopPlan {
   std::vector<AttachedWork<T>> attached;
 };
 
-// Vectors of units of a panel: whole tiles for every product that is attached to loops of these units (gemm.h).
+// The same for all products that are attached to loops of these units (unit_blocks in recurrence.h).
 int common_blocks(const std::vector<int>& gates, bool sixteen_registers) {
   const auto whole = [&](int columns) { return sixteen_registers ? columns % 2 == 0 : columns % 3 == 0 || columns % 4 == 0; };
   for (int blocks = 1; blocks < 12; ++blocks) {

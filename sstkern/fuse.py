@@ -411,7 +411,9 @@ class FusedBothWays(FusedLayer):
             raise TypeError(f"hx: expected a pair, the state of each direction, got {described(hx)}")
         given = (None, None) if hx is None else hx
         runs = zip(self._directions(), given, strict=True)
-        found = [direction.run(cell, inputs, batch, state, every) for (direction, cell), state in runs]
+        found = []
+        for (direction, cell), state in runs:  # no comprehension, which is one more frame between a warning and the layer's caller
+            found.append(direction.run(cell, inputs, batch, state, every))
         outputs, last, states = zip(*found, strict=True)
         rows = 1 if batch.packed else 2
         if any(output.dim() == rows for output in outputs):

@@ -48,7 +48,13 @@ TESTS = {
         *("-k", "not errors_are_no_larger and not without_the_extension"),
     ],
     # Where calls have several threads, or several callers. It knows no threads in a forked child, as a DataLoader's worker starts them.
-    "thread": ["engines/test_engines.py", "engines/test_team.py", "program/test_on_cpu.py", "-k", "not data_loader"],
+    "thread": [
+        "engines/test_engines.py",
+        "engines/test_sharing_threads.py",
+        "engines/test_team.py",
+        "program/test_on_cpu.py",
+        *("-k", "not data_loader"),
+    ],
 }
 
 

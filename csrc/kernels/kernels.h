@@ -81,7 +81,7 @@ struct Panels {
   SSTKERN_INLINE int64_t widest() const { return (vectors + count - 1) / count; }
 };
 
-// At least `count` panels, none of them empty, and as many for each of the threads that share them.
+// At least `count` panels, and as many for each of the threads that share them; no more than there are vectors, so that none is empty.
 SSTKERN_INLINE Panels share_panels(int64_t vectors, int64_t count, int64_t threads) {
   count = (count + threads - 1) / threads * threads;
   if (count > vectors) count = vectors;

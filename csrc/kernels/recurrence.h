@@ -44,8 +44,8 @@ inline void copy(T* to, const T* from, int64_t count) {
   for (int64_t i = 0; i < count; ++i) to[i] = from[i];
 }
 
-// Vectors of units in a panel: as few as make whole tiles of the panel's columns (gemm.h), and at least four columns unless one vector's
-// gates are a tile.
+// Vectors of units in a panel, at most, for panels of about equal width may have fewer: as few as make whole tiles of the panel's columns
+// (gemm.h), and at least four columns unless one vector's gates are a tile.
 constexpr int unit_blocks(int gates) {
   const auto whole = [](int columns) { return SSTKERN_VECTOR_REGISTERS == 16 ? columns % 2 == 0 : columns % 3 == 0 || columns % 4 == 0; };
   int blocks = 1;

@@ -111,7 +111,14 @@ inline void store_pieces(T* to, Vec<T> v, int64_t count) {
   if constexpr (Piece > 1) store_pieces<T, Piece / 2>(to, v, count);
 }
 
-#if SSTKERN_VECTOR_BYTES == 64
+// Sanitizers do not see what masked loads and stores touch.
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#define SSTKERN_MASK_BYTES 0
+#else
+#define SSTKERN_MASK_BYTES SSTKERN_VECTOR_BYTES
+#endif
+
+#if SSTKERN_MASK_BYTES == 64
 inline unsigned first_lanes(int64_t count, int width) { return ((1u << width) - 1) >> (count < width ? width - count : 0); }
 inline Vec<float> load_masked(const float* from, int64_t count) {
   return __builtin_ia32_loadups512_mask(from, Vec<float>{}, static_cast<unsigned short>(first_lanes(count, 16)));
@@ -125,7 +132,7 @@ inline void store_masked(float* to, Vec<float> v, int64_t count) {
 inline void store_masked(double* to, Vec<double> v, int64_t count) {
   __builtin_ia32_storeupd512_mask(to, v, static_cast<unsigned char>(first_lanes(count, 8)));
 }
-#elif SSTKERN_VECTOR_BYTES == 32
+#elif SSTKERN_MASK_BYTES == 32
 inline Vec<float> load_masked(const float* from, int64_t count) {
   const Simd<float>::Bits lanes{0, 1, 2, 3, 4, 5, 6, 7};
   return __builtin_ia32_maskloadps256(reinterpret_cast<const Vec<float>*>(from), lanes < static_cast<int32_t>(count));
@@ -153,7 +160,7 @@ inline Vec<T> load(const T* from, int64_t count) {
 
 template <class T>
 inline void store(T* to, Vec<T> v, int64_t count) {
-#if SSTKERN_VECTOR_BYTES == 64
+#if SSTKERN_MASK_BYTES == 64
   store_masked(to, v, count);
 #else
   count >= Simd<T>::width ? store(to, v) : store_pieces(to, v, count);
