@@ -9,7 +9,11 @@ std::vector<at::Tensor> autocast(at::TensorList tensors) {
   cast.reserve(tensors.size());
   for (const at::Tensor& tensor : tensors) {
     const at::DeviceType device = tensor.device().type();
-    cast.push_back(at::autocast::cached_cast(at::autocast::get_autocast_dtype(device), tensor, device));
+    const at::ScalarType dtype = at::autocast::get_autocast_dtype(device);
+    const at::Tensor found = at::autocast::cached_cast(dtype, tensor, device);
+    // The cache may have it from a region around this one, with another dtype.
+    const bool stays = !tensor.is_floating_point() || tensor.scalar_type() == at::kDouble;
+    cast.push_back(stays || found.scalar_type() == dtype ? found : tensor.to(dtype));
   }
   return cast;
 }

@@ -5,9 +5,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from sstkern import forked, private, transforms
+from sstkern import private, transforms
 from sstkern.cells import CELLS
 from sstkern.engines import transformed
+from sstkern.forked import one_thread
 from sstkern.lengths import ALL_ROWS
 from sstkern.operators import autocast, autocasting, flat_reference, savable, saved_rows, undifferentiated
 from sstkern.second_derivative import second_derivative
@@ -37,14 +38,13 @@ Gradients = tuple[Tensor | None, list[Tensor | None], list[Tensor | None]]
 """Of x, the weights and the states."""
 
 
+@one_thread
 def _gradients(ctx, grad_output, grad_hx, needs: list[bool]) -> Gradients:
     if grad_output is None and all(grad is None for grad in grad_hx):
         # A second derivative comes by here, through `output`, an input of layer_backward; there is nothing to run.
         return None, [None] * ctx.counts[0], [None] * ctx.counts[1]
     x, weights, hx, others = _saved(ctx)
-    dx, dweights, dhx = _run_backward(ctx.call, x, weights, hx, others, grad_output, _materialized(grad_hx, hx), needs)
-    forked.follow([dx, *dweights, *dhx])
-    return dx, dweights, dhx
+    return _run_backward(ctx.call, x, weights, hx, others, grad_output, _materialized(grad_hx, hx), needs)
 
 
 def _saved(ctx) -> tuple[Tensor, Sequence[Tensor], Sequence[Tensor], Sequence[Tensor]]:
@@ -122,6 +122,7 @@ class _Step(torch.autograd.Function):
         return tuple(hx_n)
 
     @staticmethod
+    @one_thread
     def backward(ctx, *grad_hx):
         x, weights, hx, others = _saved(ctx)
         grads, states = ([tensor.unsqueeze(0) for tensor in tensors] for tensors in (_materialized(grad_hx, hx), hx))

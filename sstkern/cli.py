@@ -281,6 +281,8 @@ def bench(
     shapes = [cases.parse_shape(text) for text in shape or ()] or cases.SHAPES
     runs = {"--growth": growth, "--skewed": skewed, "--callers": callers, "--widths": widths, "--memory": memory}
     _refuse_together({**runs, "--shape": shape})
+    if dtype:
+        _refuse(runs, "is in float32, and not for --dtype")
     for name, chosen in (("--skewed", skewed), ("--callers", callers), ("--widths", widths)):
         if chosen and lengths:
             raise typer.BadParameter(f"{name}: has lengths of its own, and is not for --lengths")

@@ -2,7 +2,7 @@
 
 fork() copies OpenMP's record of its threads, but not the threads. The child's first parallel region waits for them forever, in torch's
 operators as in ours: in the zeros of a first state as soon as they are many. The C++ engine sees to its own operators (csrc/forked.h);
-here it is all that a call is made of.
+here it is all that a call is made of. A backward that ends with an error leaves the child one thread.
 """
 
 import os

@@ -173,8 +173,9 @@ def autocast(tensors: Sequence[Tensor]) -> list[Tensor]:
 
     A weight is cast once in an autocast region, and kept where torch's own operators keep it.
     """
-    # Of a compiled graph's casts the compiler makes one.
-    return _plain_autocast(tensors) if torch.compiler.is_compiling() else _AUTOCAST(tensors)
+    # A graph keeps the dtype that it was traced with, and of a compiled one's casts the compiler makes one.
+    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    return _plain_autocast(tensors) if traced else _AUTOCAST(tensors)
 
 
 @torch.library.register_vmap("sstkern::autocast", lib=_library)

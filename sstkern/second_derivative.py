@@ -5,7 +5,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from sstkern.forked import one_thread
 
+
+@one_thread
 def second_derivative(
     forward: Callable[[Sequence[Tensor]], Sequence[Tensor]],
     inputs: Sequence[Tensor],

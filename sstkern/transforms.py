@@ -20,6 +20,7 @@ from torch.func import vjp, vmap
 
 from sstkern import engines, operators, private
 from sstkern.cells import Cell
+from sstkern.forked import one_thread
 from sstkern.lengths import padding
 
 Dims = tuple[int | None, ...]
@@ -107,6 +108,7 @@ class _Layer(_OfCall):
         return tuple(call.forward(lengths, tensors))
 
     @staticmethod
+    @one_thread
     def backward(ctx: Any, *grads: Tensor) -> tuple:
         lengths, *tensors = ctx.saved_tensors
         call = replace(ctx.call, needs=tuple(ctx.needs_input_grad[2:]))
@@ -130,6 +132,7 @@ class _Gradients(_OfCall):
         return tuple(call.backward(lengths, tensors[: call.given], tensors[call.given :]))
 
     @staticmethod
+    @one_thread
     def backward(ctx: Any, *grads: Tensor) -> tuple:
         lengths, *tensors = ctx.saved_tensors
         found = _pullback(lambda *tensors: plain_gradients(ctx.call, lengths, *tensors), tensors, ctx.needs_input_grad[2:], grads)

@@ -91,6 +91,25 @@ def test_a_weight_that_wants_no_gradient_is_not_kept():
 
 @made
 @pytest.mark.filterwarnings("ignore:sstkern steps")
+def test_a_region_of_another_dtype_has_casts_of_its_own(make: Callable[[], nn.Module]):
+    layer = make()
+    steps = drawn(layer)
+    with torch.autocast("cpu", torch.bfloat16):
+        loop(layer, steps)
+        with torch.autocast("cpu", torch.float16):
+            assert {state.dtype for state in flatten(loop(layer, steps))} == {torch.float16}
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_trace_keeps_the_dtype_that_it_was_made_with():
+    layer, x = sstkern.GRU(I, H), torch.randn(STEPS, B, I)
+    with torch.autocast("cpu", torch.float16, cache_enabled=False):
+        traced = torch.jit.trace(layer, (x,))
+    assert traced(x)[0].dtype == torch.float16
+
+
+@made
+@pytest.mark.filterwarnings("ignore:sstkern steps")
 def test_gradients_are_those_without_the_cache(make: Callable[[], nn.Module]):
     layer = make()
     steps, found = drawn(layer), []

@@ -93,6 +93,7 @@ def test_a_usage_error_names_what_is_wrong():
         (("--skewed", "--shape", "1,2,3"), "--skewed: has shapes of its own, and is not for --shape"),
         (("--skewed", "--lengths", "full"), "--skewed: has lengths of its own, and is not for --lengths"),
         (("--skewed", "--callers"), "--skewed: has shapes of its own, and is not for --callers"),
+        (("--callers", "--dtype", "bfloat16"), "--callers: is in float32, and not for --dtype"),
         (("--callers", "--shape", "1,2,3"), "--callers: has shapes of its own, and is not for --shape"),
         (("--callers", "--lengths", "full"), "--callers: has lengths of its own, and is not for --lengths"),
         (("--seconds", "inf"), "--seconds"),

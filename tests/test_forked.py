@@ -60,7 +60,8 @@ def on_the_reference_engine(layer: nn.Module, *arguments: object) -> list[Tensor
 
 
 def penalty(layer: nn.Module, x: Tensor) -> list[Tensor]:
-    output, weight = layer(x)[0], next(layer.parameters())
+    results, weight = layer(x), next(layer.parameters())
+    output = results[0] if isinstance(results, tuple) else results
     (gradient,) = torch.autograd.grad(output, weight, torch.ones(()).expand_as(output), create_graph=True)
     return backward(layer, gradient)[:1]
 
@@ -69,6 +70,17 @@ def transformed(layer: nn.Module, x: Tensor) -> list[Tensor]:
     parameters = {name: parameter.detach() for name, parameter in layer.named_parameters()}
     output, pullback = torch.func.vjp(lambda parameters: torch.func.functional_call(layer, parameters, (x,))[0], parameters)
     return list(pullback(torch.ones(()).expand_as(output))[0].values())
+
+
+def twice_transformed(layer: nn.Module, x: Tensor) -> list[Tensor]:
+    parameters = {name: parameter.detach() for name, parameter in layer.named_parameters()}
+
+    def gradients(parameters: dict[str, Tensor]) -> list[Tensor]:
+        output, pullback = torch.func.vjp(lambda parameters: torch.func.functional_call(layer, parameters, (x,))[0], parameters)
+        return list(pullback(torch.ones(()).expand_as(output))[0].values())
+
+    found, pullback = torch.func.vjp(gradients, parameters)
+    return list(pullback([torch.ones(()).expand_as(gradient) for gradient in found])[0].values())
 
 
 def cases() -> dict[str, Callable[[], list[Tensor]]]:
@@ -87,10 +99,12 @@ def cases() -> dict[str, Callable[[], list[Tensor]]]:
         "penalty": (penalty, sstkern.LSTM(8, SIZE), x),
         "transformed": (transformed, sstkern.GRU(8, SIZE), x),
         "cell": (training, sstkern.LSTMCell(8, SIZE), x[0]),
+        "cell, penalty": (penalty, sstkern.GRUCell(8, SIZE), x[0]),
         "own": (training, sstkern.fuse(own()), x),
         "own, packed": (training, sstkern.fuse(own(), own()), packed),
         "own, autocast": (under_autocast, sstkern.fuse(own()), x),
         "own, penalty": (penalty, sstkern.fuse(own()), x),
+        "own, transformed twice": (twice_transformed, sstkern.fuse(own()), x),
         "own, transformed": (transformed, sstkern.fuse(own()), x),
         "own, stepped": (training, sstkern.fuse(own(Stepped), initial_state=SIZE), x),
         "stack": (training, sstkern.stack([sstkern.GRU(8, SIZE), sstkern.fuse(own(input_size=SIZE))], dropout=0.5), x),

@@ -13,12 +13,16 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from sstkern.forked import one_thread
 
+
+@one_thread
 def split(rows: Tensor, sizes: Sequence[int]) -> Sequence[Tensor]:
     """The steps of rows (N, ...), so many rows each; at least one step."""
     return rows.split(list(sizes)) if _traced() else _Split.apply(tuple(sizes), rows)
 
 
+@one_thread
 def cat(steps: Sequence[Tensor]) -> Tensor:
     """The rows of all steps, of which there is at least one."""
     return torch.cat(list(steps)) if _traced() else _Cat.apply(*steps)
@@ -32,7 +36,8 @@ def _traced() -> bool:
 class _Split(Function):
     @staticmethod
     def forward(sizes: tuple[int, ...], rows: Tensor) -> tuple[Tensor, ...]:
-        return rows.split(sizes)
+        # Copies: in forward mode a result that is a view has to have a tangent that is one, which vmap's are not.
+        return tuple([step.clone() for step in rows.split(sizes)])
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Any) -> None:

@@ -13,7 +13,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from sstkern import engines, forked, operators, private, transforms
+from sstkern import engines, operators, private, transforms
+from sstkern.forked import one_thread
 from sstkern.lengths import ALL_ROWS
 from sstkern.program import on_cpu, run
 from sstkern.program.compiler import CannotCompile
@@ -324,6 +325,7 @@ def _forward_gradient(ctx, grad_outputs, grad_hx, _grad_saved):
     return *_nothing(_flat(ctx.call)), *_split(found, ctx.counts), None, None
 
 
+@one_thread
 def _given_gradients(ctx, inputs, parameters, hx, lengths, saved, grad_outputs, grad_hx, wanted) -> Sequence[Tensor | None]:
     """Of inputs, parameters and states, where some of the results may have no gradient."""
     if all(gradient is None for gradient in (*grad_outputs, *grad_hx)):
@@ -340,9 +342,7 @@ def _given_gradients(ctx, inputs, parameters, hx, lengths, saved, grad_outputs, 
                 return ctx.layer.backward(ctx.call, *tensors, _both(wanted, ctx.layer.reached))
         except (NotLowered, CannotCompile):
             pass  # said where it runs in plain PyTorch
-    found = _gradients(ctx.call, *tensors, _both(wanted, _reached(ctx.call, inputs, parameters, hx)))
-    forked.follow(found)
-    return found
+    return _gradients(ctx.call, *tensors, _both(wanted, _reached(ctx.call, inputs, parameters, hx)))
 
 
 def _both(wanted: Sequence[bool], reached: Sequence[bool]) -> list[bool]:

@@ -28,7 +28,9 @@ def rows(*more: int) -> Tensor:
 def test_values_and_derivatives_are_pytorchs_own():
     x = rows()
     torch.testing.assert_close(scaled(x), expected(x), rtol=0, atol=0)
-    assert torch.autograd.gradcheck(scaled, x.requires_grad_(), check_forward_ad=True, check_batched_grad=True)
+    assert torch.autograd.gradcheck(
+        scaled, x.requires_grad_(), check_forward_ad=True, check_batched_grad=True, check_batched_forward_grad=True
+    )
     assert torch.autograd.gradgradcheck(scaled, x, check_fwd_over_rev=True)
     for transform in (jacfwd, jacrev, lambda f: jacfwd(jacrev(f)), lambda f: jacrev(jacfwd(f)), lambda f: jacrev(jacrev(f))):
         torch.testing.assert_close(transform(scaled)(x), transform(expected)(x), rtol=1e-12, atol=1e-12)
