@@ -49,7 +49,7 @@ def test_growth_and_memory_run_instead_of_the_cases(tmp_path: Path, monkeypatch:
     }
     monkeypatch.setattr(growth, "measure", lambda point, seconds: row | {"axis": point.axis})
     monkeypatch.setattr(memory, "in_a_process", lambda case, threads, engine: 3 * 2**20)
-    grown = call("--growth", "--cell", "lstm", "--lengths", "full", "--output", tmp_path)
+    grown = call("--growth", "--cell", "lstm", "--phase", "inference", "--lengths", "full", "--output", tmp_path)
     assert grown.exit_code == 0, grown.output
     result = call("--memory", "--cell", "lstm", "--shape", "2,3,4", "--lengths", "full", "--output", tmp_path)
     assert result.exit_code == 0, result.output
