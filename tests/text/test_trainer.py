@@ -470,12 +470,16 @@ def test_without_validation_the_model_is_that_of_the_last_epoch(tmp_path, monkey
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
 def test_every_signal_to_stop_keeps_the_epoch(tmp_path, monkeypatch, number):
-    interrupt_at(monkeypatch, 5, number)
-    run = start(tmp_path)
-    assert not run.train()
-    assert (run.saved, run.stopped_by) == (True, number)
-    assert checkpoint.read_state(tmp_path / "last").step == 5
-    assert Run.resume(tmp_path).train()
+    handler = signal.signal(number, signal.default_int_handler)  # nohup, say, has this process ignore SIGHUP
+    try:
+        interrupt_at(monkeypatch, 5, number)
+        run = start(tmp_path)
+        assert not run.train()
+        assert (run.saved, run.stopped_by) == (True, number)
+        assert checkpoint.read_state(tmp_path / "last").step == 5
+        assert Run.resume(tmp_path).train()
+    finally:
+        signal.signal(number, handler)
 
 
 def test_a_signal_that_is_ignored_stops_nothing(tmp_path, monkeypatch):
