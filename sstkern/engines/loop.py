@@ -23,8 +23,10 @@ Step = Callable[[Any, Tensors], tuple[Tensors, Tensors]]
 def recurrence(step: Step, rows: Parts, states: MaskedStates | PackedStates, reverse: bool) -> Tensors:
     """Each result of every step, as rows in the input's order of time; `states` end as the last ones."""
     if not states.sizes:
-        # Of a step without rows, so that they have its shapes and belong to its graph.
-        return step(rows, tuple(state[:0] for state in states.states))[0]
+        # Of a step without rows, so that they have its shapes and belong to its graph, and so do the states.
+        results, none = step(rows, tuple(state[:0] for state in states.states))
+        states.states = tuple(torch.cat(parts) for parts in zip(states.states, none, strict=True))
+        return results
     steps = list(enumerate(_each(rows, states.sizes)))
     found = []
     for t, given in reversed(steps) if reverse else steps:

@@ -1,9 +1,11 @@
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from layers import KINDS, as_hx, assert_close, flat, only, pair, states_of, with_lengths
+from layers import FUSED, KINDS, as_hx, assert_close, flat, only, pair, states_of, with_lengths
 from torch import Tensor, nn
 
+import sstkern
 from sstkern.cells import CELLS, Cell, Weight
 from sstkern.engines import reference
 from sstkern.testing import assert_gradients
@@ -71,3 +73,14 @@ def test_every_derivative_exists():
         return value
 
     assert torch.autograd.gradcheck(third, x)
+
+
+@pytest.mark.parametrize("name", ["reference", FUSED])
+@pytest.mark.parametrize("steps", [0, 3])
+def test_states_of_sequences_without_any_step_can_be_differentiated(name, steps):
+    layer = sstkern.LSTM(2, 3, bidirectional=True)
+    with sstkern.backend(name):
+        _, (h_n, c_n) = layer(torch.randn(steps, 2, 2), lengths=[0, 0])
+    (h_n.sum() + c_n.sum()).backward()
+    assert torch.equal(h_n, torch.zeros(2, 2, 3))
+    assert all(torch.equal(parameter.grad, torch.zeros_like(parameter)) for parameter in layer.parameters())
