@@ -1,6 +1,6 @@
 """Runs on the terminal: progress while they last, then tables, and pictures beside the figures' files."""
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -63,20 +63,39 @@ def _pictures(rows: list[dict], plot: Path) -> list[Path]:
     return [charts.own_cells(rows, plot), charts.fastest_of_own_cells(rows, plot.with_name(f"{plot.stem}-fastest{plot.suffix}"))]
 
 
+def _swept(
+    wanted: Sequence[Any],
+    run: Callable[[suite.Tell], dict],
+    parts: Callable[[list[dict]], list[Any]],
+    files: Callable[[list[dict]], list[Path]],
+) -> bool:
+    """Whether all that is wanted was measured. parts, files: what is printed of its rows, and what is left of them."""
+    console = _console()
+    with _progress(wanted) as tell:
+        found = run(tell)
+    for part in parts(found["rows"]):
+        console.print(part)
+    _tell_files(console, files(found["rows"]))
+    return found["complete"]
+
+
 def growth(cells: Collection[str], phases: Collection[str], lengths: Collection[str], threads: int, seconds: float, output: Path) -> bool:
     """Time the sweeps, and where training is among the phases what runs in plain PyTorch; whether all of them were."""
-    console, wanted = _console(), growing.points(threads, cells, phases, lengths)
-    with _progress(wanted) as tell:
-        found = growing.run(wanted, seconds, output, tell)
-    _tell_files(console, [output / "growth.json", *charts.growth(found["rows"], output)])
-    if not found["complete"] or "training" not in phases:
-        return found["complete"]
-    plain = paths.points(cells, lengths)
-    with _progress(plain) as tell:
-        found = paths.run(plain, seconds, output, tell)
-    console.print(_paths_table(found["rows"]))
-    _tell_files(console, [output / "paths.json"])
-    return found["complete"]
+    wanted, plain = growing.points(threads, cells, phases, lengths), paths.points(cells, lengths)
+    complete = _swept(
+        wanted,
+        lambda tell: growing.run(wanted, seconds, output, tell),
+        lambda rows: [],
+        lambda rows: [output / "growth.json", *charts.growth(rows, output)],
+    )
+    if not complete or "training" not in phases:
+        return complete
+    return _swept(
+        plain,
+        lambda tell: paths.run(plain, seconds, output, tell),
+        lambda rows: [_paths_table(rows)],
+        lambda rows: [output / "paths.json"],
+    )
 
 
 def _paths_table(rows: list[dict]) -> Table:
@@ -93,34 +112,35 @@ def _paths_table(rows: list[dict]) -> Table:
 
 def memory(cells: Collection[str], shapes: Collection[Shape], lengths: Collection[str], threads: int, output: Path) -> bool:
     """Measure the memory of training steps; whether of all of them."""
-    console, wanted = _console(), remembering.cases(cells, shapes, lengths)
-    with _progress(wanted) as tell:
-        found = remembering.run(wanted, threads, output, tell)
-    console.print(_memory_table(found["rows"]))
-    _tell_files(console, [output / "memory.json", *([charts.memory(found["rows"], output / "memory.png")] if found["rows"] else [])])
-    return found["complete"]
+    wanted = remembering.cases(cells, shapes, lengths)
+    return _swept(
+        wanted,
+        lambda tell: remembering.run(wanted, threads, output, tell),
+        lambda rows: [_memory_table(rows)],
+        lambda rows: [output / "memory.json", *([charts.memory(rows, output / "memory.png")] if rows else [])],
+    )
 
 
 def skewed(cells: Collection[str], phases: Collection[str], threads: int, seconds: float, output: Path) -> bool:
     """Measure the skewed batches; whether all of them."""
-    console, wanted = _console(), skewing.cases(cells, phases)
-    with _progress(wanted) as tell:
-        found = skewing.run(wanted, threads, seconds, output, tell)
-    for part in (_skewed_table(found["rows"]), *report.reasons(found["rows"])):
-        console.print(part)
-    _tell_files(console, [output / "skewed.json"])
-    return found["complete"]
+    wanted = skewing.cases(cells, phases)
+    return _swept(
+        wanted,
+        lambda tell: skewing.run(wanted, threads, seconds, output, tell),
+        lambda rows: [_skewed_table(rows), *report.reasons(rows)],
+        lambda rows: [output / "skewed.json"],
+    )
 
 
 def callers(cells: Collection[str], phases: Collection[str], threads: int, seconds: float, output: Path) -> bool:
     """Count the calls of several callers; whether all were."""
-    console, wanted = _console(), calling.cases(cells, phases)
-    with _progress(wanted) as tell:
-        found = calling.run(wanted, threads, seconds, output, tell)
-    for part in (_callers_table(found["rows"]), *report.left_out(found["rows"])):
-        console.print(part)
-    _tell_files(console, [output / "callers.json"])
-    return found["complete"]
+    wanted = calling.cases(cells, phases)
+    return _swept(
+        wanted,
+        lambda tell: calling.run(wanted, threads, seconds, output, tell),
+        lambda rows: [_callers_table(rows), *report.left_out(rows)],
+        lambda rows: [output / "callers.json"],
+    )
 
 
 def _callers_table(rows: list[dict]) -> Table:
@@ -139,12 +159,13 @@ def _callers_table(rows: list[dict]) -> Table:
 
 def widths(cells: Collection[str], phases: Collection[str], shape: Shape, threads: int, seconds: float, output: Path) -> bool:
     """Measure the rates over hidden sizes; whether all of them."""
-    console, wanted = _console(), widening.curves(cells, phases, shape)
-    with _progress(wanted) as tell:
-        found = widening.run(wanted, threads, seconds, output, tell)
-    console.print(_widths_table(found["rows"]))
-    _tell_files(console, [output / "widths.json", *([charts.widths(found["rows"], output / "widths.png")] if found["rows"] else [])])
-    return found["complete"]
+    wanted = widening.curves(cells, phases, shape)
+    return _swept(
+        wanted,
+        lambda tell: widening.run(wanted, threads, seconds, output, tell),
+        lambda rows: [_widths_table(rows)],
+        lambda rows: [output / "widths.json", *([charts.widths(rows, output / "widths.png")] if rows else [])],
+    )
 
 
 def _widths_table(rows: list[dict]) -> Table:
