@@ -27,10 +27,10 @@ struct BackwardRows {
   SpanRows<T> output, saved, states;
   std::optional<SpanRows<T>> x, grad_output, hidden;
 
-  void load(const Span& span) const {
-    for (const SpanRows<T>* rows : {&output, &saved, &states}) rows->load(span);
+  void load(const Span& span, int64_t first, int64_t count) const {
+    for (const SpanRows<T>* rows : {&output, &saved, &states}) rows->load(span, first, count);
     for (const auto* rows : {&x, &grad_output, &hidden})
-      if (*rows) (*rows)->load(span);
+      if (*rows) (*rows)->load(span, first, count);
   }
 };
 
@@ -77,10 +77,16 @@ class LayerBackward {
                     std::vector<T>(room)};
     };
     auto memory = thread_memory(plan_, memory_for);
+    // As in the forward: who has rows converts them.
+    const bool shared = plan_.parts() > 1;
     for (int64_t visit = 0; visit < visits(); ++visit) {
-      for (int64_t d = 0; d < a_.size.directions; ++d) begin(d, visit);
-      run_plan(a_.work(), plan_, memory, memory_for, [&](int64_t direction, const Share& share, Memory& memory) {
-        a_.kernels.backward(calls_[direction], share, {memory.rows.data(), memory.left.data(), memory.right.data(), memory.room.data()});
+      for (int64_t d = 0; d < a_.size.directions; ++d) {
+        begin(d, visit);
+        if (shared) rows_[d].load(span(d, visit), 0, a_.size.batch);
+      }
+      run_plan(a_.work(), plan_, memory, memory_for, [&](int64_t d, const Share& share, Memory& memory) {
+        if (!shared) rows_[d].load(span(d, visit), share.first, share.count);
+        a_.kernels.backward(calls_[d], share, {memory.rows.data(), memory.left.data(), memory.right.data(), memory.room.data()});
       });
       for (int64_t d = 0; d < a_.size.directions; ++d) add_gradients(d, visit);
     }
@@ -188,7 +194,6 @@ class LayerBackward {
     const BackwardRows<T>& rows = rows_[d];
     const Buffers& b = buffers_[d];
     Backward<T>& f = calls_[d];
-    rows.load(at);
     f.schedule = at.schedule.view();
     f.needs_dh0 = needs_state(0) || visit + 1 < visits();
     f.output = rows.output.read(at);

@@ -53,9 +53,9 @@ struct ForwardRows {
   SpanRows<T> x, output;
   std::vector<SpanRows<T>> saved;  // what the backward needs: the cell's saved values, states, hidden states where there is a projection
 
-  void store(const Span& span) const {
-    output.store(span);
-    for (const SpanRows<T>& rows : saved) rows.store(span);
+  void store(const Span& span, int64_t first, int64_t count) const {
+    output.store(span, first, count);
+    for (const SpanRows<T>& rows : saved) rows.store(span, first, count);
   }
 };
 
@@ -84,12 +84,19 @@ class LayerForward {
   LayerResult run() {
     const auto memory_for = [&](const Share& share) { return ForwardMemory<T>(a_, units_, share); };
     auto memory = thread_memory(plan_, memory_for);
+    // Threads convert the rows that they have to themselves; of those that they share, the caller's does.
+    const bool shared = plan_.parts() > 1;
     for (int64_t visit = 0; visit < static_cast<int64_t>(spans_.size()); ++visit) {
-      for (int64_t d = 0; d < a_.size.directions; ++d) begin(d, visit);
-      run_plan(a_.work(), plan_, memory, memory_for, [&](int64_t direction, const Share& share, ForwardMemory<T>& memory) {
-        a_.kernels.forward(calls_[direction], share, memory.work());
+      for (int64_t d = 0; d < a_.size.directions; ++d) {
+        begin(d, visit);
+        if (shared) rows_[d].x.load(span(d, visit), 0, a_.size.batch);
+      }
+      run_plan(a_.work(), plan_, memory, memory_for, [&](int64_t d, const Share& share, ForwardMemory<T>& memory) {
+        if (!shared) rows_[d].x.load(span(d, visit), share.first, share.count);
+        a_.kernels.forward(calls_[d], share, memory.work());
+        if (!shared) rows_[d].store(span(d, visit), share.first, share.count);
       });
-      for (int64_t d = 0; d < a_.size.directions; ++d) rows_[d].store(span(d, visit));
+      for (int64_t d = 0; shared && d < a_.size.directions; ++d) rows_[d].store(span(d, visit), 0, a_.size.batch);
     }
     std::vector<at::Tensor> hx_n{a_.as_given(h_n_)};
     for (at::Tensor& state : a_.each_state(states_n_)) hx_n.push_back(std::move(state));
@@ -152,7 +159,6 @@ class LayerForward {
     const Span& at = span(d, visit);
     const ForwardRows<T>& rows = rows_[d];
     Forward<T>& f = calls_[d];
-    rows.x.load(at);
     f.schedule = at.schedule.view();
     f.x = rows.x.read(at);
     f.output = rows.output.write(at);

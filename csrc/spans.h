@@ -38,16 +38,18 @@ class SpanRows {
   T* write(const Span& span) const { return room_.defined() ? in_room(span) : sstkern::write<T>(tensor_) + start(span); }
   Layout layout() const { return room_.defined() ? Layout{true, 0, width_} : layout_; }
 
-  // From the tensor to the room, and back; nothing where there is none.
-  void load(const Span& span) const;
+  // Rows of the positions first..first+count-1 from the tensor to the room, and back; nothing where there is none. All in all threads.
+  void load(const Span& span, int64_t first, int64_t count) const;
+  void store(const Span& span, int64_t first, int64_t count) const;
   void store(const Span& span) const;
 
   // To `to` (B, width): of each sequence the row that the span goes on from in its direction; where it has none, that of `initial`.
   void before(const Span& span, bool reverse, const T* initial, T* to) const;
 
  private:
-  // Where the rows of 16-bit numbers are.
-  std::vector<uint16_t*> rows(const Span& span) const;
+  // Calls run(where 16-bit numbers are, where they are in the room, how many) for the rows of these positions.
+  template <class Run>
+  void convert(const Span& span, int64_t first, int64_t count, const Run& run) const;
   T* in_room(const Span& span) const { return sstkern::write<T>(room_) + (whole_ ? span.first_row * width_ : 0); }
   int64_t start(const Span& span) const { return column_ + (layout_.packed ? span.first_row * layout_.row : span.begin * layout_.step); }
 
