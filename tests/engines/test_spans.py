@@ -108,24 +108,3 @@ def test_a_graph_saves_half_of_what_it_saves_in_float32(kind: str, dtype: torch.
             layer(x)
         saved[kept] = sum(sizes)
     assert 2 * saved[dtype] == saved[torch.float32]
-
-
-def rounded(values: Tensor, factor: float) -> Tensor:
-    """What a relu of one unit and of its opposite makes of values * factor: the products, rounded."""
-    ones = values.new_full((1, 1), factor)
-    with sstkern.backend("cpu"):
-        both = [
-            sstkern.functional.rnn_relu(values.view(1, -1, 1), [sign * ones, torch.zeros_like(ones)], bias=False)[0] for sign in (1, -1)
-        ]
-    return (both[0] - both[1]).flatten()
-
-
-@narrow
-def test_every_number_is_read_and_rounded_as_torch_does(dtype: torch.dtype):
-    """All 65,536, and products of them that lie between two numbers, at a half of them, below the smallest and above the largest."""
-    every = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(dtype)
-    for factor in (1, 1.5, 1 + torch.finfo(dtype).eps, 2**-3, 3 * 2**-9, 2.0**5):
-        expected = (every.float() * factor).to(dtype)
-        found = rounded(every, factor)
-        same = (found == expected) | (found.isnan() & expected.isnan())
-        assert same.all(), (factor, every[~same][:5], found[~same][:5], expected[~same][:5])
