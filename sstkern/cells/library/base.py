@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 from torch.nn import init
@@ -18,7 +20,7 @@ class LibraryCell(nn.Module):
     Raises ValueError for a size below 1.
     """
 
-    STATES = ("h",)
+    STATES: ClassVar[tuple[str, ...]] = ("h",)
     """Names of the states, the output first."""
 
     def __init__(self, input_size: int, hidden_size: int):

@@ -34,7 +34,7 @@ class RecurrentHighwayCell(LibraryCell):
         for parameter in self.parameters():
             init.uniform_(parameter, -0.04, 0.04)
         for layer in self.layers:
-            init.constant_(layer.bias[self.hidden_size :], -2)
+            init.constant_(layer.get_parameter("bias")[self.hidden_size :], -2)
 
     def forward(self, input: Tensor, state: Tensor) -> Tensor:
         x = self.x(input)
