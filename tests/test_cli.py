@@ -174,7 +174,7 @@ def test_the_gradients_of_a_cell_of_one_s_own_are_checked(own_cells):
 @pytest.mark.parametrize(
     ("cell", "options", "message"),
     [
-        ("lst", (), "cell: 'lst' is unknown; there are lstm, gru, rnn_tanh, rnn_relu, or module:Class"),
+        ("lst", (), "cell: 'lst' is unknown; there are lstm, gru, rnn_tanh, rnn_relu, layer_norm_lstm, "),
         (":Leaky", (), "cell: ':Leaky' is unknown"),
         ("no_such_module:Leaky", (), "cell: no_such_module cannot be imported: No module named 'no_such_module'"),
         ("own_cells_of_a_test:None_", (), "cell: the module own_cells_of_a_test has no None_"),
