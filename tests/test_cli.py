@@ -171,12 +171,6 @@ def test_the_gradients_of_a_cell_of_one_s_own_are_checked(own_cells):
     assert {line.split()[2] for line in result.stdout.splitlines() if line.startswith("WRONG")} == {"input"}
 
 
-def test_the_gradients_of_a_cell_of_the_library_are_checked():
-    result = call("gradcheck", "--cell", "augru", "--dtype", "float64")
-    assert result.exit_code == 0, result.output
-    assert "d forward_cell.step.x.weight" in result.output
-
-
 @pytest.mark.parametrize(
     ("cell", "options", "message"),
     [

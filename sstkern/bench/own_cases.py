@@ -91,9 +91,8 @@ class OwnProblem(Problem):
     @cached_property
     def draws(self) -> bool:
         """Whether a step draws random numbers."""
-        loop = self.loop()
         with torch.random.fork_rng(devices=[]):
-            before = torch.get_rng_state()
+            loop, before = self.loop(), torch.get_rng_state()
             unrolled(loop.cell, loop.read, self.x[:1], loop.first())
             return not torch.equal(before, torch.get_rng_state())
 
