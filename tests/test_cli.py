@@ -13,7 +13,7 @@ from commands import call, start, told
 
 import sstkern
 from sstkern import cli, doctor
-from sstkern.cells import CELLS
+from sstkern.cells import CELLS, LIBRARY
 from sstkern.engines.triton import aot
 
 
@@ -29,6 +29,7 @@ def test_the_commands_have_an_order():
 def test_every_cell_of_the_registry_can_be_named():
     assert all(name in call("gradcheck", "--help").stdout for name in CELLS)
     assert cli.BENCH_CELLS == ("lstm", "gru", "rnn")
+    assert cli.LIBRARY_CELLS == tuple(LIBRARY)
 
 
 WITHOUT_TORCH = """
