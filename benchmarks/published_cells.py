@@ -1,4 +1,4 @@
-"""The cells whose figures are published: six of the package torchrecurrent, and six in plain PyTorch, one time step each.
+"""The cells whose figures are published: six of the package torchrecurrent, three of sstkern.cells, and three in plain PyTorch.
 
     python benchmarks/published_cells.py --output benchmarks/results/MACHINE
 
@@ -23,13 +23,13 @@ NEAREST = {
     "torchrecurrent:MultiplicativeLSTMCell": "LSTM",
     "benchmarks.published_cells:LSTM": "LSTM",
     "benchmarks.published_cells:GRU": "GRU",
-    "benchmarks.published_cells:PeepholeLSTM": "LSTM",
-    "benchmarks.published_cells:CoupledLSTM": "LSTM",
-    "benchmarks.published_cells:ChoGRU": "GRU",
+    "peephole_lstm": "LSTM",
+    "coupled_lstm": "LSTM",
+    "cho_gru": "GRU",
     "benchmarks.published_cells:ProjectedLSTM": "LSTM",
 }
 """The cells, and the layer written by hand that each is nearest to in structure. A product that needs another one's result first, two
-stages, have MGUCell, MUT1Cell, MultiplicativeLSTMCell, ChoGRU and ProjectedLSTM; IndRNNCell has no product in the loop."""
+stages, have MGUCell, MUT1Cell, MultiplicativeLSTMCell, cho_gru and ProjectedLSTM; IndRNNCell has no product in the loop."""
 CELLS = tuple(NEAREST)
 
 
@@ -48,39 +48,6 @@ class LSTM(nn.Module):
         h, c = state
         i, f, g, o = (self.x(x) + self.h(h)).chunk(4, 1)
         c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
-        return torch.sigmoid(o) * torch.tanh(c), c
-
-
-class PeepholeLSTM(LSTM):
-    """Gers, Schmidhuber 2000: the gates see c, unit by unit."""
-
-    def __init__(self, input_size: int, hidden_size: int):
-        super().__init__(input_size, hidden_size)
-        self.p_i, self.p_f, self.p_o = (nn.Parameter(torch.randn(hidden_size) / 8) for _ in range(3))
-
-    def forward(self, x: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        h, c = state
-        i, f, g, o = (self.x(x) + self.h(h)).chunk(4, 1)
-        c = torch.sigmoid(f + self.p_f * c) * c + torch.sigmoid(i + self.p_i * c) * torch.tanh(g)
-        return torch.sigmoid(o + self.p_o * c) * torch.tanh(c), c
-
-
-class CoupledLSTM(nn.Module):
-    """Greff et al. 2015: what is not written is forgotten, f = 1 - i."""
-
-    def __init__(self, input_size: int, hidden_size: int):
-        super().__init__()
-        self.hidden_size = hidden_size
-        self.x, self.h = nn.Linear(input_size, 3 * hidden_size), nn.Linear(hidden_size, 3 * hidden_size)
-
-    def get_initial_state(self, batch_size: int) -> tuple[Tensor, Tensor]:
-        return torch.zeros(batch_size, self.hidden_size), torch.zeros(batch_size, self.hidden_size)
-
-    def forward(self, x: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        h, c = state
-        i, g, o = (self.x(x) + self.h(h)).chunk(3, 1)
-        i = torch.sigmoid(i)
-        c = (1 - i) * c + i * torch.tanh(g)
         return torch.sigmoid(o) * torch.tanh(c), c
 
 
@@ -117,20 +84,6 @@ class GRU(nn.Module):
         r, z = torch.sigmoid(x_r + h_r), torch.sigmoid(x_z + h_z)
         n = torch.tanh(x_n + r * h_n)
         return (1 - z) * n + z * h
-
-
-class ChoGRU(nn.Module):
-    """Cho et al. 2014: the reset gate before the product, W (r h)."""
-
-    def __init__(self, input_size: int, hidden_size: int):
-        super().__init__()
-        self.hidden_size = hidden_size
-        self.gates, self.gates_h = nn.Linear(input_size, 2 * hidden_size), nn.Linear(hidden_size, 2 * hidden_size, bias=False)
-        self.new, self.new_h = nn.Linear(input_size, hidden_size), nn.Linear(hidden_size, hidden_size, bias=False)
-
-    def forward(self, x: Tensor, h: Tensor) -> Tensor:
-        r, z = torch.sigmoid(self.gates(x) + self.gates_h(h)).chunk(2, 1)
-        return z * h + (1 - z) * torch.tanh(self.new(x) + self.new_h(r * h))
 
 
 def arguments(given: list[str]) -> list[str]:

@@ -84,6 +84,13 @@ Engine = Literal["cpu", "triton", "reference"]
 
 # What can be given again; typer takes no list of Literal.
 BENCH_CELLS = ("lstm", "gru", "rnn")
+LIBRARY_CELLS = (
+    *("layer_norm_lstm", "peephole_lstm", "coupled_lstm", "multiplicative_lstm", "zoneout_lstm", "recurrent_dropout_lstm", "slstm"),
+    *("min_lstm", "nas", "layer_norm_gru", "cho_gru", "light_gru", "dreamer_gru", "augru", "zoneout_gru", "recurrent_dropout_gru"),
+    *("mgu", "min_gru", "indrnn", "recurrent_highway", "cfc"),
+)
+"""Of sstkern.cells, which torch has to be there for."""
+_OF_THE_LIBRARY = f"one of sstkern.cells such as {LIBRARY_CELLS[0]}"
 Phase = Enum("Phase", {name: name for name in ("inference", "training")}, type=str)
 Peer = Enum("Peer", {name: name for name in ("loop", "compiled_step", "torchscript", "compiled_loop", "scan")}, type=str)
 BenchLengths = Enum("BenchLengths", {name: name for name in ("full", "sst2")}, type=str)
@@ -113,7 +120,9 @@ for command in COMMANDS:
 
 @app.command()
 def gradcheck(
-    cell: Annotated[str, typer.Option(help="Recurrent cell: lstm, gru, rnn_tanh, rnn_relu, or module:Class for one of your own.")] = "lstm",
+    cell: Annotated[
+        str, typer.Option(help=f"Recurrent cell: lstm, gru, rnn_tanh, rnn_relu, {_OF_THE_LIBRARY}, or module:Class for one of your own.")
+    ] = "lstm",
     engine: Annotated[Engine, typer.Option(help="Engine whose kernels are checked.")] = "cpu",
     dtype: Annotated[
         list[CheckedDtype] | None, typer.Option(help="Number format; can be given again.", show_default="float64, float32, bfloat16")
@@ -192,7 +201,7 @@ def bench(
     cell: Annotated[
         list[str] | None,
         typer.Option(
-            help=f"Recurrent cell: {', '.join(BENCH_CELLS)}, or module:Class for one of your own; can be given again.",
+            help=f"Recurrent cell: {', '.join(BENCH_CELLS)}, {_OF_THE_LIBRARY}, or module:Class for one of your own; can be given again.",
             show_default=", ".join(BENCH_CELLS),
         ),
     ] = None,
@@ -260,7 +269,7 @@ def bench(
     """Time our layers on the CPU, beside torch.nn, ONNX Runtime and OpenVINO, which are left out where they are not installed.
 
     A cell of your own is made as Class(input_size, hidden_size) and timed, in float32 and full lengths, beside a loop over its time steps,
-    torch.compile of the cell and of the loop, TorchScript and torch's scan.
+    torch.compile of the cell and of the loop, TorchScript and torch's scan. So is one of sstkern.cells.
     """
     import torch
 
@@ -311,11 +320,12 @@ def _end_of_bench(complete: bool, output: Path) -> None:
 
 
 def _are_own(names: list[str]) -> bool:
-    """Whether these are cells of somebody's own, rather than torch.nn's."""
-    unknown = [name for name in names if name not in BENCH_CELLS and ":" not in name]
+    """Whether these are cells of somebody's own or of the library, rather than torch.nn's."""
+    own = [":" in name or name in LIBRARY_CELLS for name in names]
+    unknown = [name for name, is_own in zip(names, own, strict=True) if not is_own and name not in BENCH_CELLS]
     if unknown:
-        raise typer.BadParameter(f"--cell: '{unknown[0]}' is unknown; there are {', '.join(BENCH_CELLS)}, or module:Class for your own")
-    own = [":" in name for name in names]
+        known = ", ".join([*BENCH_CELLS, *LIBRARY_CELLS])
+        raise typer.BadParameter(f"--cell: '{unknown[0]}' is unknown; there are {known}, or module:Class for your own")
     if any(own) and not all(own):
         raise typer.BadParameter("--cell: cells of your own have other peers than torch.nn's, and are timed without them")
     return any(own)

@@ -13,7 +13,7 @@ from commands import call, start, told
 
 import sstkern
 from sstkern import cli, doctor
-from sstkern.cells import CELLS
+from sstkern.cells import CELLS, LIBRARY
 from sstkern.engines.triton import aot
 
 
@@ -29,6 +29,7 @@ def test_the_commands_have_an_order():
 def test_every_cell_of_the_registry_can_be_named():
     assert all(name in call("gradcheck", "--help").stdout for name in CELLS)
     assert cli.BENCH_CELLS == ("lstm", "gru", "rnn")
+    assert cli.LIBRARY_CELLS == tuple(LIBRARY)
 
 
 WITHOUT_TORCH = """
@@ -174,7 +175,7 @@ def test_the_gradients_of_a_cell_of_one_s_own_are_checked(own_cells):
 @pytest.mark.parametrize(
     ("cell", "options", "message"),
     [
-        ("lst", (), "cell: 'lst' is unknown; there are lstm, gru, rnn_tanh, rnn_relu, or module:Class"),
+        ("lst", (), "cell: 'lst' is unknown; there are lstm, gru, rnn_tanh, rnn_relu, layer_norm_lstm, "),
         (":Leaky", (), "cell: ':Leaky' is unknown"),
         ("no_such_module:Leaky", (), "cell: no_such_module cannot be imported: No module named 'no_such_module'"),
         ("own_cells_of_a_test:None_", (), "cell: the module own_cells_of_a_test has no None_"),

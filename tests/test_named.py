@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from sstkern.cells import LightGRUCell
 from sstkern.named import own_cell
 
 
@@ -13,6 +14,17 @@ def test_a_cell_is_made_of_its_sizes():
     cell = own_cell("torch.nn:GRUCell", 3, 4)
     assert isinstance(cell, nn.GRUCell)
     assert cell(torch.ones(2, 3)).shape == (2, 4)
+
+
+def test_a_cell_of_the_library():
+    assert type(own_cell("light_gru", 3, 4)) is LightGRUCell
+
+
+def test_a_cell_of_the_library_with_two_inputs_makes_the_second_of_the_first():
+    cell = own_cell("augru", 3, 4)
+    x, h = torch.randn(2, 3), torch.randn(2, 4)
+    assert torch.equal(cell(x, h), cell.step((x, torch.sigmoid(x[:, 0])), h))
+    assert (cell.input_size, cell.hidden_size) == (3, 4)
 
 
 def test_a_module_of_the_folder_one_is_in(tmp_path, monkeypatch: pytest.MonkeyPatch):

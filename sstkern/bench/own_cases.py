@@ -1,8 +1,9 @@
-"""Cases and problems of somebody's own cells, "module:Class"."""
+"""Cases and problems of somebody's own cells, "module:Class", and of the library's, by their names."""
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import product
 
 import torch
@@ -21,7 +22,7 @@ SHAPES: tuple[Shape, ...] = ((1, 100, 128), (32, 50, 128), (32, 50, 256), (128, 
 
 @dataclass(frozen=True)
 class OwnCase(Case):
-    """A cell that Class(input_size, hidden_size) makes, on one batch of full lengths in float32."""
+    """A cell of input_size and hidden_size, on one batch of full lengths in float32."""
 
     input_size: int | None = None
     """As `size`, the hidden_size, where it is None."""
@@ -75,11 +76,41 @@ class OwnProblem(Problem):
     def eager(self) -> Prepared:
         """The loop as it stands."""
         loop = self.loop()
-        return of_module(self, loop.cell, lambda x: unrolled(loop.cell, loop.read, x, loop.first()))
+        return self.prepared(loop.cell, lambda x: unrolled(loop.cell, loop.read, x, loop.first()))
+
+    def prepared(self, cell: nn.Module, call: Callable[[Tensor], Tensor], called: nn.Module | None = None) -> Prepared:
+        """A way to make the outputs of x by a cell, or by `called`, which has its parameters.
+
+        A cell that draws random numbers is checked in evaluation mode: no two ways draw the same.
+        """
+        made = of_module(self, cell, call)
+        if self.draws:
+            made.checked_in = partial(evaluating, called or cell)
+        return made
+
+    @cached_property
+    def draws(self) -> bool:
+        """Whether a step draws random numbers."""
+        with torch.random.fork_rng(devices=[]):
+            loop, before = self.loop(), torch.get_rng_state()
+            unrolled(loop.cell, loop.read, self.x[:1], loop.first())
+            return not torch.equal(before, torch.get_rng_state())
 
     def expected(self) -> list[Tensor]:
         """What the loop computes."""
         return self.eager().results()
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """In evaluation mode within, and as it was afterwards."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training
 
 
 def grid(

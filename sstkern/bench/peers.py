@@ -86,6 +86,8 @@ class Prepared:
     context: Callable[[], AbstractContextManager] = nullcontext
     """What `run` must be called in. Entered once for many calls, so that its own time does not count."""
     notes: dict[str, Any] = field(default_factory=dict)
+    checked_in: Callable[[], AbstractContextManager] = nullcontext
+    """What `results` are computed in besides, not what is timed."""
 
     @contextmanager
     def mode(self) -> Iterator[None]:
@@ -93,7 +95,7 @@ class Prepared:
             yield
 
     def results(self) -> list[Tensor]:
-        with self.mode():
+        with self.checked_in(), self.mode():
             return [tensor.detach().clone() for tensor in self.read(self.run())]
 
     def block(self, seconds: float) -> list[float]:

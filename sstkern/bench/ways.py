@@ -13,7 +13,7 @@ from sstkern.bench import compiled
 from sstkern.bench.compiled import Child
 from sstkern.bench.loops import Loop, Read, read_pair, unrolled
 from sstkern.bench.own_cases import OwnCase, OwnProblem
-from sstkern.bench.peers import OURS, Engine, Prepared, Unavailable, in_one_line, of_module
+from sstkern.bench.peers import OURS, Engine, Prepared, Unavailable, in_one_line
 from sstkern.program.layer import cpu_problem
 from sstkern.structure import Structure, mapped
 
@@ -31,11 +31,11 @@ def forward(self, x: Tensor, state: {kind}) -> Tensor:
 def ours(problem: OwnProblem) -> Prepared:
     loop = problem.loop()
     layer = sstkern.fuse(loop.cell)
-    prepared = of_module(problem, loop.cell, lambda x: layer(x)[0])
+    prepared = problem.prepared(loop.cell, lambda x: layer(x)[0])
     start = time.perf_counter()
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), prepared.mode():
         warnings.simplefilter("ignore")  # of a cell that is stepped or not compiled, which the report says
-        prepared.results()
+        prepared.run()
     prepared.notes["compile_seconds"] = time.perf_counter() - start
     captured = layer._direction.programs.last
     if layer.reason is not None:
@@ -49,14 +49,14 @@ def compiled_step(problem: OwnProblem) -> Prepared:
     """torch.compile of the cell, in the Python loop."""
     loop = problem.loop()
     step = torch.compile(loop.cell)
-    return of_module(problem, loop.cell, lambda x: unrolled(step, loop.read, x, loop.first()))
+    return problem.prepared(loop.cell, lambda x: unrolled(step, loop.read, x, loop.first()))
 
 
 def compiled_loop(problem: OwnProblem) -> Prepared:
     """torch.compile of the whole loop, which unrolls its time steps."""
     loop = problem.loop()
     call = torch.compile(lambda x, state: unrolled(loop.cell, loop.read, x, state))
-    return of_module(problem, loop.cell, lambda x: call(x, loop.first()))
+    return problem.prepared(loop.cell, lambda x: call(x, loop.first()))
 
 
 def scan(problem: OwnProblem) -> Prepared:
@@ -71,7 +71,7 @@ def scan(problem: OwnProblem) -> Prepared:
         return mapped(after, torch.clone), output.clone()  # it takes no result that another one shares memory with
 
     call = torch.compile(lambda x, state: scanned(step, state, x)[1], fullgraph=True)  # without it scan does not compile
-    return of_module(problem, loop.cell, lambda x: call(x, loop.first()))
+    return problem.prepared(loop.cell, lambda x: call(x, loop.first()))
 
 
 def torchscript(problem: OwnProblem) -> Prepared:
@@ -90,7 +90,7 @@ def torchscript(problem: OwnProblem) -> Prepared:
 
 
 def _scripted(problem: OwnProblem, loop: Loop, module: nn.Module) -> Prepared:
-    prepared = of_module(problem, loop.cell, lambda x: module(x, loop.first()))
+    prepared = problem.prepared(loop.cell, lambda x: module(x, loop.first()), module)
     for _ in range(2):  # which it watches, and then compiles what it saw
         prepared.results()
     return prepared

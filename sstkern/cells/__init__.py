@@ -1,12 +1,48 @@
-"""The cells: what each of them is, by the name under which the operators know it."""
+"""The cells: what each of them is, by the name under which the operators know it; and the library of cells from the literature.
 
+`CELLS` has the declarations of the cells whose kernels are written by hand. The library's cells, `LayerNormLSTMCell` and the others whose
+names end in Cell, are modules for `sstkern.fuse`; they are imported when one of them is first asked for.
+"""
+
+from __future__ import annotations
+
+import importlib
 from collections.abc import Mapping
 from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
 from sstkern.cells.cell import PROJECTION, RECURRENT, Cell, Stage, Weight
 from sstkern.cells.gru import GRU
 from sstkern.cells.lstm import LSTM
 from sstkern.cells.rnn import RNN_RELU, RNN_TANH
+
+if TYPE_CHECKING:
+    from sstkern.cells.library import (
+        LIBRARY,
+        AUGRUCell,
+        CfCCell,
+        ChoGRUCell,
+        CoupledLSTMCell,
+        DreamerGRUCell,
+        IndRNNCell,
+        LayerNormGRUCell,
+        LayerNormLSTMCell,
+        LibraryCell,
+        LightGRUCell,
+        MGUCell,
+        MinGRUCell,
+        MinLSTMCell,
+        MultiplicativeLSTMCell,
+        NASCell,
+        PeepholeLSTMCell,
+        RecurrentDropoutGRUCell,
+        RecurrentDropoutLSTMCell,
+        RecurrentHighwayCell,
+        SLSTMCell,
+        WeightDrop,
+        ZoneoutGRUCell,
+        ZoneoutLSTMCell,
+    )
 
 _registered: dict[str, Cell] = {}
 CELLS: Mapping[str, Cell] = MappingProxyType(_registered)
@@ -25,4 +61,48 @@ def register(cell: Cell) -> Cell:
 for _cell in (LSTM, GRU, RNN_TANH, RNN_RELU):
     register(_cell)
 
-__all__ = ["CELLS", "PROJECTION", "RECURRENT", "Cell", "Stage", "Weight", "register"]
+
+def __getattr__(name: str) -> Any:
+    """The library's names."""
+    if name in __all__:
+        return getattr(importlib.import_module("sstkern.cells.library"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+__all__ = [
+    "CELLS",
+    "LIBRARY",
+    "PROJECTION",
+    "RECURRENT",
+    "AUGRUCell",
+    "Cell",
+    "CfCCell",
+    "ChoGRUCell",
+    "CoupledLSTMCell",
+    "DreamerGRUCell",
+    "IndRNNCell",
+    "LayerNormGRUCell",
+    "LayerNormLSTMCell",
+    "LibraryCell",
+    "LightGRUCell",
+    "MGUCell",
+    "MinGRUCell",
+    "MinLSTMCell",
+    "MultiplicativeLSTMCell",
+    "NASCell",
+    "PeepholeLSTMCell",
+    "RecurrentDropoutGRUCell",
+    "RecurrentDropoutLSTMCell",
+    "RecurrentHighwayCell",
+    "SLSTMCell",
+    "Stage",
+    "Weight",
+    "WeightDrop",
+    "ZoneoutGRUCell",
+    "ZoneoutLSTMCell",
+    "register",
+]

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from sstkern.bench.own_cases import OwnCase, OwnProblem, grid
+from sstkern.bench import peers, ways
+from sstkern.bench.own_cases import OwnCase, OwnProblem, evaluating, grid
 
 NAME = "own_cells_to_time:"
 
@@ -63,3 +64,22 @@ def test_the_loop_is_stepped_and_differentiated():
 def test_inference_is_of_a_cell_that_does_not_train():
     assert not OwnCase(f"{NAME}Leaky", 2, 3, 4).make().training
     assert OwnCase(f"{NAME}Leaky", 2, 3, 4, training=True).make().training
+
+
+@pytest.mark.parametrize(("cell", "training", "draws"), [("zoneout_gru", True, True), ("zoneout_gru", False, False), ("mgu", True, False)])
+def test_a_cell_that_draws_is_timed_as_it_is_and_checked_in_evaluation_mode(cell: str, training: bool, draws: bool):
+    problem = OwnProblem.of(OwnCase(cell, 2, 3, 4, training=training), 1)
+    before = torch.get_rng_state()
+    assert problem.draws == draws
+    assert torch.equal(torch.get_rng_state(), before)
+    for way in (problem.eager(), ways.ours(problem)):
+        assert peers.difference(problem, way.results(), problem.expected()) < 1e-5
+        first, second = (way.run()[0] for _ in range(2))
+        assert torch.equal(first, second) != draws
+
+
+def test_modes_are_as_they_were_after_evaluation():
+    module = torch.nn.Sequential(torch.nn.Dropout(), torch.nn.Dropout().eval())
+    with evaluating(module):
+        assert not any(part.training for part in module.modules())
+    assert [part.training for part in module.modules()] == [True, True, False]

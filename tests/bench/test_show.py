@@ -227,9 +227,10 @@ def test_an_interrupted_run_of_own_cells_says_where_the_rest_is(tmp_path: Path, 
         (("--widths", "--shape", "48,37,128", "--shape", "8,37,128"), "--shape: with --widths, expected one, of which H is the largest"),
         (("--widths", "--lengths", "full"), "--widths: has lengths of its own, and is not for --lengths"),
         (("--cell", "own_cells_to_time:Leaky", "--dtype", "bfloat16"), "--dtype: is not for cells of your own"),
+        (("--cell", "mgu", "--dtype", "bfloat16"), "--dtype: is not for cells of your own"),
         (("--cell", "lstm", "--json", "a.json"), "--json: is for cells of your own, module:Class"),
         (("--input-size", "3"), "--input-size: is for cells of your own, module:Class"),
-        (("--cell", "tree"), "--cell: 'tree' is unknown; there are lstm, gru, rnn, or module:Class for your own"),
+        (("--cell", "tree"), "--cell: 'tree' is unknown; there are lstm, gru, rnn, layer_norm_lstm, "),
     ],
 )
 def test_options_that_mean_nothing_for_a_cell_are_refused(options: tuple[str, ...], message: str):

@@ -13,7 +13,7 @@ from sstkern.bench import machine
 
 def test_a_row_has_the_nearest_layer_s_time_over_the_cell_s(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
     monkeypatch.setattr(machine, "product_rate", lambda dtype, threads: 50.0)
-    names = ("benchmarks.published_cells:GRU", "benchmarks.published_cells:CoupledLSTM")
+    names = ("benchmarks.published_cells:GRU", "coupled_lstm")
     cells = [part for name in names for part in ("--cell", name)]
     cells_beside_layers.main(
         [*cells, "--shape", "2,3,8", "--phase", "training", "--threads", "1", "--seconds", "0", "--output", str(tmp_path)]

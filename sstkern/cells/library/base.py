@@ -1,0 +1,65 @@
+"""What the cells of the library have in common."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import init
+
+from sstkern.cells.cell import uniform
+
+
+class LibraryCell(nn.Module):
+    """One time step: `forward(input, state)` of (B, input_size) and the states before it gives the states after it, (B, hidden_size) each.
+
+    A state is a Tensor, or of several states a tuple of Tensors; the first one is the output. Step it by hand from `get_initial_state`,
+    or run it over sequences with `sstkern.fuse(cell)`. `reset_parameters` draws the parameters anew.
+
+    Raises ValueError for a size below 1.
+    """
+
+    STATES: ClassVar[tuple[str, ...]] = ("h",)
+    """Names of the states, the output first."""
+
+    def __init__(self, input_size: int, hidden_size: int):
+        super().__init__()
+        for name, size in (("input_size", input_size), ("hidden_size", hidden_size)):
+            if size < 1:
+                raise ValueError(f"{name}: expected at least 1, got {size}")
+        self.input_size, self.hidden_size = input_size, hidden_size
+
+    def reset_parameters(self) -> None:
+        """torch.nn's: all from -1/sqrt(H) to 1/sqrt(H)."""
+        for parameter in self.parameters():
+            uniform(parameter, self.hidden_size)
+
+    def get_initial_state(
+        self, batch_size: int, dtype: torch.dtype | None = None, device: torch.device | None = None
+    ) -> Tensor | tuple[Tensor, ...]:
+        """Zeros for `batch_size` sequences, by default in the parameters' dtype and on their device."""
+        like = next(self.parameters())
+        states = tuple(like.new_zeros(batch_size, self.hidden_size, dtype=dtype, device=device) for _ in self.STATES)
+        return states if len(states) > 1 else states[0]
+
+    def extra_repr(self) -> str:
+        return f"{self.input_size}, {self.hidden_size}"
+
+
+def orthogonal(weight: Tensor, hidden_size: int) -> None:
+    """Fills each gate's rows of a recurrent matrix (G*H, H) with an orthogonal matrix."""
+    for gate in weight.split(hidden_size):
+        init.orthogonal_(gate)
+
+
+def zeros(*tensors: Tensor) -> None:
+    for tensor in tensors:
+        init.zeros_(tensor)
+
+
+def check_probability(name: str, value: float) -> float:
+    """The value. Raises ValueError where it is no probability."""
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name}: expected a probability from 0 to 1, got {value}")
+    return value
