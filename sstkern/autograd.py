@@ -7,7 +7,7 @@ from torch import Tensor
 
 from sstkern import private, transforms
 from sstkern.cells import CELLS
-from sstkern.engines import transformed
+from sstkern.engines import reference, transformed
 from sstkern.forked import one_thread
 from sstkern.lengths import ALL_ROWS
 from sstkern.operators import autocast, autocasting, flat_reference, savable, saved_rows, undifferentiated
@@ -203,8 +203,8 @@ def _backward_gradient(ctx, grads):
     inputs, grad_hx = tensors[: 1 + weights + states], tensors[1 + weights + states :]
     gradients = [torch.zeros_like(output) if given is None else given, *grad_hx]
 
-    def forward(inputs: Sequence[Tensor]) -> Sequence[Tensor]:
-        return flat_reference(cell, inputs, weights, lengths, has_bias, bidirectional)
+    def forward(inputs: Sequence[Tensor], product: reference.Linear) -> Sequence[Tensor]:
+        return flat_reference(cell, inputs, weights, lengths, has_bias, bidirectional, product)
 
     _, of_x, of_weights, of_hx, *_, of_output, of_grad_hx, _, _ = ctx.needs_input_grad
     wanted = [of_x, *of_weights, *of_hx, of_output, *of_grad_hx]

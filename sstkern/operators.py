@@ -66,9 +66,9 @@ def _reference_backward(cell, x, weights, hx, lengths, has_bias, bidirectional, 
     return list(torch.autograd.grad(results, wanted, grads, materialize_grads=True))
 
 
-def flat_reference(cell, inputs: Sequence[Tensor], weights: int, lengths, has_bias, bidirectional) -> list[Tensor]:
+def flat_reference(cell, inputs: Sequence[Tensor], weights: int, lengths, has_bias, bidirectional, *product) -> list[Tensor]:
     x, *rest = inputs
-    output, hx_n = reference.layer(CELLS[cell], x, rest[:weights], rest[weights:], lengths, has_bias, bidirectional)
+    output, hx_n = reference.layer(CELLS[cell], x, rest[:weights], rest[weights:], lengths, has_bias, bidirectional, *product)
     return [output, *hx_n]
 
 

@@ -420,7 +420,7 @@ def _backward_gradient(ctx, grads):
     saved, outputs = ctx.others
     call = _call(*ctx.call)
 
-    def forward(tensors: Sequence[Tensor]) -> list[Tensor]:
+    def forward(tensors: Sequence[Tensor], _product: reference.Linear) -> list[Tensor]:
         inputs, parameters, hx = _split(tensors, ctx.counts)
         results, hx_n = run.layer(call, inputs, parameters, hx, lengths)
         return [*results, *hx_n]
