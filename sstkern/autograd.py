@@ -175,15 +175,23 @@ def layer(
             )
         rows = saved_rows(x.dim() == 2, lengths) if differentiable else None
         return torch.ops.sstkern.layer(cell, x, weights, hx, lengths, has_bias, bidirectional, rows)[:2]
-    if autocasting(x):
-        x, *tensors = autocast([x, *weights, *hx])
-        with private.without_autocast():
-            return layer(cell, x, tensors[: len(weights)], tensors[len(weights) :], lengths, has_bias, bidirectional)
+    call = cell, has_bias, bidirectional
+    if not autocasting(x):
+        return _eager(call, x, weights, hx, lengths, differentiable)
+    x, *tensors = autocast([x, *weights, *hx])
+    with private.without_autocast():
+        return _eager(call, x, tensors[: len(weights)], tensors[len(weights) :], lengths, differentiable)
+
+
+def _eager(
+    call: tuple[str, bool, bool], x: Tensor, weights: Sequence[Tensor], hx: Sequence[Tensor], lengths: Tensor | None, differentiable: bool
+) -> tuple[Tensor, list[Tensor]]:
     if differentiable:
-        output, *hx_n = _Layer.apply((cell, has_bias, bidirectional), len(weights), lengths, *savable([x, *weights, *hx]))
+        output, *hx_n = _Layer.apply(call, len(weights), lengths, *savable([x, *weights, *hx]))
         return output, hx_n
+    cell, *options = call
     with undifferentiated():
-        return _LAYER(cell, x, weights, hx, lengths, has_bias, bidirectional, None)[:2]
+        return _LAYER(cell, x, weights, hx, lengths, *options, None)[:2]
 
 
 def _setup_backward(ctx, inputs, output):

@@ -168,6 +168,14 @@ def autocasting(tensor: Tensor) -> bool:
     return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
 
+def computed_dtype(x: Tensor) -> torch.dtype:
+    """What a layer computes x in, so that zeros need no cast; of a graph the compiler leaves such casts out."""
+    if not private.autocast_anywhere() or torch.compiler.is_compiling() or torch.jit.is_tracing() or not autocasting(x):
+        return x.dtype
+    stays = x.dtype == torch.float64 or not x.is_floating_point()
+    return x.dtype if stays else torch.get_autocast_dtype("cpu" if x.is_cpu else x.device.type)
+
+
 def autocast(tensors: Sequence[Tensor]) -> list[Tensor]:
     """float32, bfloat16 and float16 in the dtype that autocast asks for; float64 and integers stay, as in torch's own operators.
 

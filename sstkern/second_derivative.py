@@ -73,8 +73,8 @@ class Products:
 
     def __init__(self) -> None:
         self.made: list[_Product] = []
-        self.of_rows: list[Tensor | None] = []
-        self.of_results: list[Tensor | None] = []
+        self.of_rows: Gradients = ()
+        self.of_results: Gradients = ()
 
     def linear(self, rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         result = linear(rows, weight, bias)
@@ -85,16 +85,16 @@ class Products:
         """The gradients of the inputs, which can be differentiated; zeros where nothing depends on one."""
         rows, results = [product.rows for product in self.made], [product.result for product in self.made]
         others, self.of_rows, self.of_results = _gradients(outputs, (self._others(inputs), rows, results), grads, create_graph=True)
-        found = self._with_matrices(inputs, others, self._terms(self.of_results))
+        found = self._all(inputs, others, self._terms(self.of_results))
         return [torch.zeros_like(tensor, requires_grad=True) if grad is None else grad for tensor, grad in zip(inputs, found, strict=True)]
 
     def second(self, first: Sequence[Tensor], inputs: Sequence[Tensor], grads: Sequence[Tensor], differentiable: bool) -> Gradients:
         """The gradients of the inputs from those of what `first` returned; None where nothing depends on one."""
         wanted = self._others(inputs), self.of_rows, [product.result for product in self.made]
         others, of_rows, of_results = _gradients(first, wanted, grads, create_graph=differentiable)
+        of_first = [(product.weight, *factors) for product, *factors in zip(self.made, self.of_results, of_rows, strict=True)]
         with torch.set_grad_enabled(differentiable):
-            of_first = [(product.weight, *both) for product, *both in zip(self.made, self.of_results, of_rows, strict=True)]
-            return self._with_matrices(inputs, others, [*self._terms(of_results), *of_first])
+            return self._all(inputs, others, [*self._terms(of_results), *of_first])
 
     def _others(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         """The inputs that are no matrix or bias of a product."""
@@ -102,20 +102,18 @@ class Products:
         return [tensor for tensor in inputs if id(tensor) not in mine]
 
     def _terms(self, of_results: Gradients) -> list[tuple]:
-        """Of each product its weight with both factors of the weight's gradient, and its bias with what is summed over rows."""
-        found: list[tuple] = []
-        for product, gradient in zip(self.made, of_results, strict=True):
-            found += [(product.weight, gradient, product.rows), (product.bias, gradient)]
-        return found
+        """Each weight with both factors of its gradient, each bias with the rows whose sum its gradient is."""
+        weights = [(product.weight, gradient, product.rows) for product, gradient in zip(self.made, of_results, strict=True)]
+        return [*weights, *((product.bias, gradient) for product, gradient in zip(self.made, of_results, strict=True))]
 
-    def _with_matrices(self, inputs: Sequence[Tensor], others: Gradients, terms: Sequence[tuple]) -> list[Tensor | None]:
-        """All inputs' gradients, from those of the others and the terms of which matrices' and biases' are the sums."""
-        factors: dict[int, list] = {id(tensor): [] for tensor in inputs}
+    def _all(self, inputs: Sequence[Tensor], others: Gradients, terms: Sequence[tuple]) -> list[Tensor | None]:
+        """The gradients of the inputs: the others' as they are, and sums of the terms."""
+        summed: dict[int, list] = {id(tensor): [] for tensor in inputs}
         for tensor, *parts in terms:
-            if id(tensor) in factors and all(part is not None for part in parts):
-                factors[id(tensor)].append(parts)
-        rest, plain = iter(others), set(map(id, self._others(inputs)))
-        return [next(rest) if id(tensor) in plain else _sum(factors[id(tensor)]) for tensor in inputs]
+            if id(tensor) in summed and all(part is not None for part in parts):
+                summed[id(tensor)].append(parts)
+        known = dict(zip(map(id, self._others(inputs)), others, strict=True))
+        return [known[id(tensor)] if id(tensor) in known else _sum(summed[id(tensor)]) for tensor in inputs]
 
 
 def _sum(terms: Sequence[Sequence[Tensor]]) -> Tensor | None:

@@ -64,7 +64,7 @@ def _recurrence(cell: Cell, x: Tensor, states: MaskedStates | PackedStates, w: W
     return output
 
 
-def _step(cell: Cell, gates_x: Tensor, states: States, w: Weights, product: Linear) -> States:
+def _step(cell: Cell, gates_x: Tensor, states: States, w: Weights, product: Linear = linear) -> States:
     """The cell's stages, with the step between them."""
     gates_h = product(states[0], w.weight_hh, w.bias_hh)
     stepped = cell.step(gates_x, gates_h, states, w.parameters)
