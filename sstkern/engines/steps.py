@@ -20,7 +20,7 @@ from sstkern.forked import one_thread
 @one_thread
 def split(rows: Tensor, sizes: Sequence[int]) -> Sequence[Tensor]:
     """The steps of rows (N, ...), so many rows each; at least one step."""
-    if _traced():
+    if _unrecorded():
         return rows.split(list(sizes))
     return (_SplitWithin if private.transforms_active() else _Split).apply(tuple(sizes), rows)
 
@@ -28,14 +28,14 @@ def split(rows: Tensor, sizes: Sequence[int]) -> Sequence[Tensor]:
 @one_thread
 def cat(steps: Sequence[Tensor]) -> Tensor:
     """The rows of all steps, of which there is at least one."""
-    if _traced():
+    if _unrecorded():
         return torch.cat(list(steps))
     return (_CatWithin if private.transforms_active() else _Cat).apply(*steps)
 
 
-def _traced() -> bool:
-    """Whether a graph is made, which has PyTorch's own operators: nobody differentiates it twice."""
-    return torch.compiler.is_compiling() or torch.jit.is_tracing()
+def _unrecorded() -> bool:
+    """Whether PyTorch's own operators will do: no gradient is recorded, or a graph is made, which nobody differentiates twice."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing() or not torch.is_grad_enabled()
 
 
 class _Split(Function):
