@@ -19,8 +19,9 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))  # where `benchmarks` is, which the cells' names begin with
 from benchmarks.published_cells import CELLS, NEAREST
 from sstkern.bench import machine, peers, report, suite, timing, ways
-from sstkern.bench.cases import PHASES, Case, Shape, parse_shape
+from sstkern.bench.cases import PHASES, Case
 from sstkern.bench.own_cases import OwnCase, OwnProblem
+from sstkern.bench.shapes import Shape, parse_shape
 
 SHAPES: tuple[Shape, ...] = (
     *((1, 50, 128), (1, 500, 64), (4, 200, 64), (1, 80, 96)),

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from sstkern import private, transforms
 from sstkern.cells import CELLS
-from sstkern.engines import transformed
+from sstkern.engines import reference, transformed
 from sstkern.forked import one_thread
 from sstkern.lengths import ALL_ROWS
 from sstkern.operators import autocast, autocasting, flat_reference, savable, saved_rows, undifferentiated
@@ -175,15 +175,23 @@ def layer(
             )
         rows = saved_rows(x.dim() == 2, lengths) if differentiable else None
         return torch.ops.sstkern.layer(cell, x, weights, hx, lengths, has_bias, bidirectional, rows)[:2]
-    if autocasting(x):
-        x, *tensors = autocast([x, *weights, *hx])
-        with private.without_autocast():
-            return layer(cell, x, tensors[: len(weights)], tensors[len(weights) :], lengths, has_bias, bidirectional)
+    call = cell, has_bias, bidirectional
+    if not autocasting(x):
+        return _eager(call, x, weights, hx, lengths, differentiable)
+    x, *tensors = autocast([x, *weights, *hx])
+    with private.without_autocast():
+        return _eager(call, x, tensors[: len(weights)], tensors[len(weights) :], lengths, differentiable)
+
+
+def _eager(
+    call: tuple[str, bool, bool], x: Tensor, weights: Sequence[Tensor], hx: Sequence[Tensor], lengths: Tensor | None, differentiable: bool
+) -> tuple[Tensor, list[Tensor]]:
     if differentiable:
-        output, *hx_n = _Layer.apply((cell, has_bias, bidirectional), len(weights), lengths, *savable([x, *weights, *hx]))
+        output, *hx_n = _Layer.apply(call, len(weights), lengths, *savable([x, *weights, *hx]))
         return output, hx_n
+    cell, *options = call
     with undifferentiated():
-        return _LAYER(cell, x, weights, hx, lengths, has_bias, bidirectional, None)[:2]
+        return _LAYER(cell, x, weights, hx, lengths, *options, None)[:2]
 
 
 def _setup_backward(ctx, inputs, output):
@@ -203,8 +211,8 @@ def _backward_gradient(ctx, grads):
     inputs, grad_hx = tensors[: 1 + weights + states], tensors[1 + weights + states :]
     gradients = [torch.zeros_like(output) if given is None else given, *grad_hx]
 
-    def forward(inputs: Sequence[Tensor]) -> Sequence[Tensor]:
-        return flat_reference(cell, inputs, weights, lengths, has_bias, bidirectional)
+    def forward(inputs: Sequence[Tensor], product: reference.Linear) -> Sequence[Tensor]:
+        return flat_reference(cell, inputs, weights, lengths, has_bias, bidirectional, product)
 
     _, of_x, of_weights, of_hx, *_, of_output, of_grad_hx, _, _ = ctx.needs_input_grad
     wanted = [of_x, *of_weights, *of_hx, of_output, *of_grad_hx]

@@ -14,22 +14,25 @@ try:
     import typer
     from typer.core import TyperCommand, TyperGroup
 
-    from sstkern.text.cli import COMMANDS
+    from sstkern.text.cli import COMMANDS, check_train, say
 except ModuleNotFoundError as error:
     raise SystemExit(f'sstkern: {error.name} is not installed: pip install "sstkern[train]"') from None
 
+from sstkern.bench.shapes import WHOLE, Shape, parse_shape
 
 if TYPE_CHECKING:
     import torch
 
 
 class Command(TyperCommand):
-    """A command that runs once its options are known to be right."""
+    """A command that runs once its options are known to be right, one by one and together."""
 
     before: ClassVar[Callable[[], None]] = staticmethod(lambda: None)
-    """Called first."""
+    """Called first, once they are."""
 
     def invoke(self, ctx: typer.Context) -> Any:
+        if check := CHECKS.get(self.name or ""):
+            check(ctx)
         Command.before()
         return super().invoke(ctx)
 
@@ -103,7 +106,7 @@ def _print_version(wanted: bool) -> None:
         Command.before()
         from sstkern.doctor import version_or_advice
 
-        typer.echo(f"sstkern {version_or_advice('sstkern')}")
+        say(f"sstkern {version_or_advice('sstkern')}")
         raise typer.Exit
 
 
@@ -163,12 +166,12 @@ def gradcheck(
             layer, dtypes=dtypes, engine=engine if cell in CELLS else None, shapes=[(steps, batch)], elements=elements, seed=seed
         ).rows
     report = Report(tuple(rows))
-    typer.echo(report.table())
+    say(report.table())
     if plot is not None:
         from sstkern.plots import plot_errors_by_step
 
         plot_errors_by_step(report, plot)
-    typer.echo(f"{len(report.rows)} comparisons, {len(report.wrong)} wrong")
+    say(f"{len(report.rows)} comparisons, {len(report.wrong)} wrong")
     if not report.ok:
         raise typer.Exit(1)
 
@@ -193,7 +196,7 @@ def doctor() -> None:
     from sstkern.doctor import report
 
     for name, finding in report():
-        typer.echo(f"{name}: {finding}")
+        say(f"{name}: {finding}")
 
 
 @app.command()
@@ -274,30 +277,19 @@ def bench(
     import torch
 
     from sstkern.bench import cases, own_cases, show, ways
+    from sstkern.bench import widths as widening
 
     if threads is not None:
         torch.set_num_threads(threads)
     threads = torch.get_num_threads()
-    phases = _values(phase) or cases.PHASES
+    phases, shapes = _values(phase) or cases.PHASES, [parse_shape(text) for text in shape or ()]
     if _are_own(cell or ()):
-        runs = {"--growth": growth, "--skewed": skewed, "--callers": callers, "--widths": widths, "--memory": memory}
-        _refuse({"--lengths": lengths, "--dtype": dtype, **runs, "--compile": compiled}, "is not for cells of your own")
-        shapes = [cases.parse_shape(text) for text in shape or ()] or own_cases.SHAPES
-        wanted = own_cases.grid(cell, shapes, phases, input_size)
+        wanted = own_cases.grid(cell, shapes or own_cases.SHAPES, phases, input_size)
         files = file or output / "own_cells.json", plot or output / "own_cells.png"
         _end_of_bench(show.own_cells(wanted, threads, seconds, compile_limit, _values(peer) or ways.PEERS, *files), files[0])
         return
-    _refuse({"--input-size": input_size, "--peer": peer, "--json": file, "--plot": plot}, "is for cells of your own, module:Class")
     cells = [name.upper() for name in cell or ()] or list(cases.LAYERS)
     kinds, dtypes = _values(lengths) or cases.LENGTHS, _values(dtype) or (cases.DTYPES if memory else cases.TIMED)
-    shapes = [cases.parse_shape(text) for text in shape or ()] or cases.SHAPES
-    runs = {"--growth": growth, "--skewed": skewed, "--callers": callers, "--widths": widths, "--memory": memory}
-    _refuse_together({**runs, "--shape": shape})
-    if dtype:
-        _refuse(runs | {"--memory": False}, "is in float32, and not for --dtype")
-    for name, chosen in (("--skewed", skewed), ("--callers", callers), ("--widths", widths)):
-        if chosen and lengths:
-            raise typer.BadParameter(f"{name}: has lengths of its own, and is not for --lengths")
     if growth:
         complete = show.growth(cells, phases, kinds, threads, seconds, output)
     elif skewed:
@@ -305,18 +297,39 @@ def bench(
     elif callers:
         complete = show.callers(cells, phases, threads, seconds, output)
     elif widths:
-        complete = show.widths(cells, phases, _shape_of_widths(list(shapes) if shape else []), threads, seconds, output)
+        complete = show.widths(cells, phases, shapes[0] if shapes else widening.SHAPE, threads, seconds, output)
     elif memory:
-        complete = show.memory(cells, shapes, kinds, dtypes, threads, output)
+        complete = show.memory(cells, shapes or cases.SHAPES, kinds, dtypes, threads, output)
     else:
-        complete = show.cases(cells, shapes, phases, kinds, dtypes, threads, seconds, compile_limit if compiled else None, output)
+        limit = compile_limit if compiled else None
+        complete = show.cases(cells, shapes or cases.SHAPES, phases, kinds, dtypes, threads, seconds, limit, output)
     _end_of_bench(complete, output)
 
 
 def _end_of_bench(complete: bool, output: Path) -> None:
     if not complete:
-        typer.echo(f"interrupted; what was measured is in {output}")
+        say(f"interrupted; what was measured is in {output}")
         raise typer.Exit(130)
+
+
+def _check_bench(ctx: typer.Context) -> None:
+    """BadParameter or ValueError for options that are wrong together."""
+    given = ctx.params
+    runs = {f"--{name}": given[name] for name in ("growth", "skewed", "callers", "widths", "memory")}
+    shapes = [parse_shape(text) for text in given["shape"] or ()]
+    if _are_own(given["cell"] or ()):
+        others = {"--lengths": given["lengths"], "--dtype": given["dtype"], **runs, "--compile": given["compiled"]}
+        _refuse(others, "is not for cells of your own")
+        return
+    own = {"--input-size": given["input_size"], "--peer": given["peer"], "--json": given["file"], "--plot": given["plot"]}
+    _refuse(own, "is for cells of your own, module:Class")
+    _refuse_together({**runs, "--shape": shapes})
+    if given["dtype"]:
+        _refuse(runs | {"--memory": False}, "is in float32, and not for --dtype")
+    if given["lengths"]:
+        _refuse({name: runs[name] for name in ("--skewed", "--callers", "--widths")}, "has lengths of its own, and is not for --lengths")
+    if given["widths"]:
+        _check_shape_of_widths(shapes)
 
 
 def _are_own(names: list[str]) -> bool:
@@ -345,15 +358,12 @@ def _refuse_together(given: dict[str, Any]) -> None:
         raise typer.BadParameter(f"{names[0]}: has shapes of its own, and is not for {names[1]}")
 
 
-def _shape_of_widths(given: list[tuple[int, int, int]]) -> tuple[int, int, int]:
-    from sstkern.bench import widths
-
-    if len(given) > 1:
+def _check_shape_of_widths(shapes: list[Shape]) -> None:
+    if len(shapes) > 1:
         raise typer.BadParameter("--shape: with --widths, expected one, of which H is the largest")
-    shape = given[0] if given else widths.SHAPE
-    if shape[2] % widths.WHOLE or shape[2] < 2 * widths.WHOLE:
-        raise typer.BadParameter(f"--shape: with --widths, expected a multiple of 64 from 128 on as H, got {shape[2]}")
-    return shape
+    for _, _, size in shapes:
+        if size % WHOLE or size < 2 * WHOLE:
+            raise typer.BadParameter(f"--shape: with --widths, expected a multiple of 64 from 128 on as H, got {size}")
 
 
 @app.command()
@@ -372,17 +382,17 @@ def aot_report(
     console, rows = Console(), []
     tables = {name: aot.table(name) for name in target or aot.TARGETS}
     for name, table in tables.items():
-        typer.echo(f"{name}\n{aot.heading()}")
+        say(f"{name}\n{aot.heading()}")
         bar = {"total": len(table), "description": name, "transient": True, "disable": not console.is_terminal}
         for row in track(aot.rows(table), console=console, **bar):
-            typer.echo(aot.line(row))
+            say(aot.line(row))
             rows.append(row)
     if file is not None:
         file.write_text(json.dumps(aot.as_json(rows), indent=1) + "\n")
     faults = aot.broken(rows)
     for fault in faults:
-        typer.echo(fault)
-    typer.echo(f"{len(rows)} kernels compiled, {len(faults)} bars broken")
+        say(fault)
+    say(f"{len(rows)} kernels compiled, {len(faults)} bars broken")
     if faults:
         raise typer.Exit(1)
 
@@ -391,5 +401,7 @@ def _values(given: list[Enum] | None) -> list[str]:
     return [choice.value for choice in given or ()]
 
 
+CHECKS: dict[str, Callable[[typer.Context], None]] = {"train": check_train, "bench": _check_bench}
+"""Of options together, and of what a program may be given too; both without torch."""
 for registered in app.registered_commands:
     registered.cls = Command

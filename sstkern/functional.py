@@ -3,7 +3,7 @@
 T time steps, B batch, I input_size, H hidden_size, P proj_size (H without a projection), G the number of gates, L num_layers, D directions.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from inspect import Signature, signature
 from typing import Any, Protocol
 
@@ -300,7 +300,7 @@ def _layer(cell: Cell, x: Tensor, weights: list[Tensor], hx: list[Tensor], lengt
         from sstkern import onnx  # here: it imports parts of torch that only an export needs
 
         return onnx.layer(cell, x, weights, hx, lengths, options.bias, options.bidirectional)
-    run = None
+    run: Callable[..., tuple[Tensor, list[Tensor]]] | None = None
     if engines.choose(cell, x, (*weights, *hx)) == "reference":
         run = reference.layer
     elif private.transforms_active():
@@ -373,7 +373,8 @@ def _states(cell: Cell, batch: Batch, layers: list[list[Tensor]], hx: Sequence[T
     gate_rows, output_size = layers[0][1].shape
     shapes = [(rows, batch.size, size) for size in cell.state_sizes(gate_rows // len(cell.gates), output_size)]
     if hx is None:
-        return [x.new_zeros(shape) for shape in shapes]
+        dtype = operators.computed_dtype(x)
+        return [x.new_zeros(shape, dtype=dtype) for shape in shapes]
     _check_number_of_states(cell, hx)
     for name, state, shape in zip(cell.states, hx, shapes, strict=True):
         allowed = shape if batch.batched else (shape[0], shape[2])

@@ -66,9 +66,9 @@ def _reference_backward(cell, x, weights, hx, lengths, has_bias, bidirectional, 
     return list(torch.autograd.grad(results, wanted, grads, materialize_grads=True))
 
 
-def flat_reference(cell, inputs: Sequence[Tensor], weights: int, lengths, has_bias, bidirectional) -> list[Tensor]:
+def flat_reference(cell, inputs: Sequence[Tensor], weights: int, lengths, has_bias, bidirectional, *product) -> list[Tensor]:
     x, *rest = inputs
-    output, hx_n = reference.layer(CELLS[cell], x, rest[:weights], rest[weights:], lengths, has_bias, bidirectional)
+    output, hx_n = reference.layer(CELLS[cell], x, rest[:weights], rest[weights:], lengths, has_bias, bidirectional, *product)
     return [output, *hx_n]
 
 
@@ -165,6 +165,14 @@ def autocasting(tensor: Tensor) -> bool:
     device = tensor.device.type
     # Not every device has autocast: torch's own question raises for "meta".
     return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+
+
+def computed_dtype(x: Tensor) -> torch.dtype:
+    """What a layer computes x in, so that zeros need no cast; of a graph the compiler leaves such casts out."""
+    if not private.autocast_anywhere() or torch.compiler.is_compiling() or torch.jit.is_tracing() or not autocasting(x):
+        return x.dtype
+    stays = x.dtype == torch.float64 or not x.is_floating_point()
+    return x.dtype if stays else torch.get_autocast_dtype("cpu" if x.is_cpu else x.device.type)
 
 
 def autocast(tensors: Sequence[Tensor]) -> list[Tensor]:

@@ -82,6 +82,15 @@ def test_a_weight_is_cast_once_in_a_region_unless_there_is_no_cache(make: Callab
         assert casts.count == (weights if cached else STEPS * weights)
 
 
+@pytest.mark.parametrize("kind", [sstkern.LSTM, sstkern.GRU])
+def test_zeros_as_first_states_are_not_cast(kind: type[nn.Module]):
+    layer, x = kind(I, H), torch.randn(STEPS, B, I)
+    with torch.autocast("cpu", torch.bfloat16), Casts(layer) as casts:
+        casts.shapes |= {x.shape, (1, B, H)}
+        layer(x)
+    assert casts.count == len(list(layer.parameters())) + 1
+
+
 def test_a_weight_that_wants_no_gradient_is_not_kept():
     layer = sstkern.GRUCell(I, H).requires_grad_(False)
     with torch.autocast("cpu", torch.bfloat16), Casts(layer) as casts:

@@ -57,6 +57,13 @@ def started(arguments: tuple[str, ...]) -> subprocess.CompletedProcess[str]:
         (("fly",), 2, "No such command 'fly'"),
         (("evaluate", "--data", "x"), 2, "Missing option '--model'"),
         (("train", "--epochs", "many"), 2, "--epochs"),
+        (("train", "--epochs", "0"), 1, "sstkern: epochs must be an integer of at least 1, not 0"),
+        (("train", "--dropout", "1"), 1, "sstkern: dropout must be a number from 0 to below 1, not 1.0"),
+        (("train", "--cell", "average", "--layers", "2"), 2, "--layers: the cell 'average' has no recurrent layer"),
+        (("bench", "--cell", "lstm", "--cell", "a:B"), 2, "--cell: cells of your own have other peers"),
+        (("bench", "--shape", "1,2"), 1, "sstkern: shape: expected three positive integers B,T,H"),
+        (("bench", "--growth", "--memory"), 2, "--growth: has shapes of its own, and is not for --memory"),
+        (("bench", "--widths", "--shape", "1,2,100"), 2, "--shape: with --widths, expected a multiple of 64 from 128 on as H, got 100"),
         (("doctor",), 1, "sstkern: torch is not installed"),
     ],
 )

@@ -7,6 +7,7 @@ from itertools import product
 
 import torch
 
+from sstkern.bench.shapes import Shape
 from sstkern.cells import CELLS, Cell
 
 LAYERS: dict[str, Cell] = {}
@@ -22,8 +23,6 @@ DTYPES = ("float32", "bfloat16", "float16")
 TIMED = DTYPES[:2]
 """What is timed unless asked: a call of torch.nn's GRU in float16 can take a minute."""
 
-Shape = tuple[int, int, int]
-"""B sequences, T time steps, H units, as many as input features."""
 SHAPES: tuple[Shape, ...] = (
     (1, 50, 128),
     (1, 200, 256),
@@ -134,15 +133,6 @@ class Case:
     def recurrent_bytes(self) -> int:
         """weight_hh, as large as weight_ih."""
         return self.gate_rows * self.size * self.torch_dtype.itemsize
-
-
-def parse_shape(text: str) -> Shape:
-    """The shape that "B,T,H" says."""
-    numbers = text.split(",")
-    if len(numbers) != 3 or not all(number.strip().isdecimal() and int(number) > 0 for number in numbers):
-        raise ValueError(f"shape: expected three positive integers B,T,H, as in 32,20,128, got '{text}'")
-    batch, steps, size = map(int, numbers)
-    return batch, steps, size
 
 
 def sst2_lengths(batch: int, steps: int) -> list[int]:

@@ -9,11 +9,10 @@ from statistics import median
 import torch
 
 from sstkern.bench import suite
-from sstkern.bench.cases import LAYERS, PHASES, Case, Shape
+from sstkern.bench.cases import LAYERS, PHASES, Case
 from sstkern.bench.peers import Problem, sstkern_layer
+from sstkern.bench.shapes import WHOLE, Shape
 
-WHOLE = 64
-"""Its multiples are whole tiles with every instruction set; the widths between are compared to them."""
 SHAPE: Shape = (48, 37, 11 * WHOLE)
 """Sequences, time steps, and the largest hidden size."""
 STEP = 8

@@ -6,9 +6,9 @@ from sstkern.cells.cell import Cell, Parameters, States
 
 
 def step(gates_x: Tensor, gates_h: Tensor, states: States, parameters: Parameters) -> States:
-    x_r, x_z, x_n = gates_x.chunk(3, dim=-1)
-    h_r, h_z, h_n = gates_h.chunk(3, dim=-1)
-    r, z = sigmoid(x_r + h_r), sigmoid(x_z + h_z)
+    sizes = [gates_h.size(-1) // 3 * 2, gates_h.size(-1) // 3]
+    (x_rz, x_n), (h_rz, h_n) = gates_x.split(sizes, dim=-1), gates_h.split(sizes, dim=-1)
+    r, z = sigmoid(x_rz + h_rz).chunk(2, dim=-1)
     n = tanh(x_n + r * h_n)
     return (n + z * (states[0] - n),)
 

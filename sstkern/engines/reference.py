@@ -6,7 +6,7 @@ projection), D directions, G gates.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -19,6 +19,9 @@ from sstkern.engines.rows import Rows
 from sstkern.engines.tangents import with_tangents
 from sstkern.weights import Weights, by_direction
 
+Linear = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+"""As torch's: rows (N, M), weight (K, M), bias (K,), to (N, K)."""
+
 
 def layer(
     cell: Cell,
@@ -28,6 +31,7 @@ def layer(
     lengths: Tensor | None,
     has_bias: bool,
     bidirectional: bool,
+    product: Linear = linear,
 ) -> tuple[Tensor, list[Tensor]]:
     """One recurrent layer, all its directions.
 
@@ -36,39 +40,39 @@ def layer(
     sequence has T steps; a packed x needs them, on the CPU, and they fall.
 
     Returns the output (T, B, D * P), zero past a sequence's length, or (N, D * P), and the states after each sequence's last step, shaped
-    like hx. What x holds past a length is never used.
+    like hx. What x holds past a length is never used. product: multiplies the rows of a state with a weight, and adds the bias.
     """
     (x,), weights, hx = with_tangents([x], weights, hx)
     rows = Rows([x], lengths, padded=x.dim() == 3)
     given, outputs, finals = rows.of(x), [], []
     for d, direction in enumerate(by_direction(cell, weights, has_bias, bidirectional)):
         states = rows.states([state[d] for state in hx], reverse=d == 1)
-        outputs.append(rows.restored(_recurrence(cell, given, states, direction, reverse=d == 1)))
+        outputs.append(rows.restored(_recurrence(cell, given, states, direction, d == 1, product)))
         finals.append([rows.back(state) for state in states.last()])
     return torch.cat(outputs, dim=-1), [torch.stack(state) for state in zip(*finals, strict=True)]
 
 
-def _recurrence(cell: Cell, x: Tensor, states: MaskedStates | PackedStates, w: Weights, reverse: bool) -> Tensor:
+def _recurrence(cell: Cell, x: Tensor, states: MaskedStates | PackedStates, w: Weights, reverse: bool, product: Linear) -> Tensor:
     """The output of one direction, rows (N, P) of x (N, I); its states end as its last ones."""
     gates_x = linear(x, w.weight_ih, w.bias_ih)  # (N, G * H)
 
     def step(gates: Tensor, before: States) -> tuple[States, States]:
-        stepped = _step(cell, gates, before, w)
+        stepped = _step(cell, gates, before, w, product)
         return stepped[:1], stepped
 
     (output,) = recurrence(step, gates_x, states, reverse)
     return output
 
 
-def _step(cell: Cell, gates_x: Tensor, states: States, w: Weights) -> States:
+def _step(cell: Cell, gates_x: Tensor, states: States, w: Weights, product: Linear = linear) -> States:
     """The cell's stages, with the step between them."""
-    gates_h = linear(states[0], w.weight_hh, w.bias_hh)
+    gates_h = product(states[0], w.weight_hh, w.bias_hh)
     stepped = cell.step(gates_x, gates_h, states, w.parameters)
     if not (torch.compiler.is_compiling() or torch.jit.is_tracing()):
         _check(cell, stepped, (gates_h.size(0), gates_h.size(1) // len(cell.gates)))
     h, *others = stepped
     if w.weight_hr is not None:
-        h = linear(h, w.weight_hr)
+        h = product(h, w.weight_hr, None)
     return h, *others
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from sstkern import engines, operators, private, transforms
+from sstkern.engines.reference import Linear
 from sstkern.forked import one_thread
 from sstkern.lengths import ALL_ROWS
 from sstkern.program import on_cpu, run
@@ -420,7 +421,7 @@ def _backward_gradient(ctx, grads):
     saved, outputs = ctx.others
     call = _call(*ctx.call)
 
-    def forward(tensors: Sequence[Tensor]) -> list[Tensor]:
+    def forward(tensors: Sequence[Tensor], _product: Linear) -> list[Tensor]:
         inputs, parameters, hx = _split(tensors, ctx.counts)
         results, hx_n = run.layer(call, inputs, parameters, hx, lengths)
         return [*results, *hx_n]

@@ -34,6 +34,15 @@ FILES = {"best": "best (the model)", "last": "last (to resume)"} | {name: name f
 # What can be given again; typer takes no list of Literal.
 Problem = Enum("Problem", {number: number for number in PROBLEMS}, type=str)
 
+
+def say(line: str) -> None:
+    """Prints a line. An OSError names stdout: writing to an open file tells no name."""
+    try:
+        typer.echo(line)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, "stdout") from error
+
+
 Model = Annotated[Path, typer.Option(help="Folder of a run, whose best model is taken, or of one checkpoint.")]
 
 
@@ -106,18 +115,36 @@ def train(
     from sstkern.text import folders
     from sstkern.text.trainer import Run
 
-    # The options have the names of the fields they set.
-    values = ctx.params | {"data": _absolute(data, "demo"), "valid": _absolute(valid, "none"), "vectors": _absolute(vectors, NAME)}
-    given = {name: values[name] for name in values if ctx.get_parameter_source(name).name == "COMMANDLINE"}
-    if cell == "average" and (useless := _flags(name for name in NOT_FOR_AVERAGE if name in given)):
-        raise typer.BadParameter(f"{useless}: the cell 'average' has no recurrent layer")
+    values = _values(ctx)
     if resume:
-        folder = output or folders.newest(cell)
+        given, folder = _given(ctx, values), output or folders.newest(cell)
         _check_given(folder, given)
         run = Run.resume(folder, given.get("data"), given.get("valid"))
     else:
         run = Run.start(_fill(ModelConfig, values), _fill(TrainingOptions, values), output)
     _train(run, compare and cell != "average")
+
+
+def check_train(ctx: typer.Context) -> None:
+    """BadParameter or ValueError for options of `train` that are wrong; with --resume they need not fit until the run is found."""
+    values = _values(ctx)
+    given = _given(ctx, values)
+    if values["cell"] == "average" and (useless := _flags(name for name in NOT_FOR_AVERAGE if name in given)):
+        raise typer.BadParameter(f"{useless}: the cell 'average' has no recurrent layer")
+    if not values["resume"]:
+        _fill(ModelConfig, values)
+        _fill(TrainingOptions, values)
+
+
+def _values(ctx: typer.Context) -> dict[str, Any]:
+    """The options, which have the names of the fields they set."""
+    names = {"data": "demo", "valid": "none", "vectors": NAME}
+    return ctx.params | {option: _absolute(ctx.params[option], name) for option, name in names.items()}
+
+
+def _given(ctx: typer.Context, values: dict[str, Any]) -> dict[str, Any]:
+    """Those of the command line."""
+    return {name: value for name, value in values.items() if ctx.get_parameter_source(name).name == "COMMANDLINE"}
 
 
 def _train(run: Any, compare: bool) -> None:
@@ -196,9 +223,9 @@ def evaluate(
     encoded = [classifier.vocabulary.encode(sentence) for sentence in examples.sentences]
     result = evaluate(classifier.model, encoded, examples.labels)
     if as_json:
-        typer.echo(json.dumps(asdict(result)))
+        say(json.dumps(asdict(result)))
     else:
-        typer.echo(f"accuracy {result.accuracy:.4f}, loss {result.loss:.4f} on {result.examples:,} sentences")
+        say(f"accuracy {result.accuracy:.4f}, loss {result.loss:.4f} on {result.examples:,} sentences")
     if faults:
         raise typer.Exit(1)
 
@@ -222,12 +249,12 @@ def predict(
             if isinstance(text, ValueError):
                 faults += 1
                 typer.echo(f"sstkern: {text}", err=True)
-                typer.echo("?\tnan")  # the answers keep the number of the lines
+                say("?\tnan")  # the answers keep the number of the lines
                 continue
             label, probability = next(found)
-            typer.echo(f"{label}\t{probability:.4f}")
+            say(f"{label}\t{probability:.4f}")
             for token, contribution in classifier.explain(text) if explain else ():
-                typer.echo(f"  {contribution:+.2f}\t{token}")
+                say(f"  {contribution:+.2f}\t{token}")
     if faults:
         raise typer.Exit(1)
 
@@ -287,17 +314,17 @@ def study(
     if "5.2" in chosen and not of_transformer(transformer):
         raise typer.BadParameter(f"--transformer: there is no folder {transformer}, expected {HUB}NAME or a folder")
     prepared = studies.Study.prepare(folder, _absolute(data, "demo"), _absolute(glove, NAME), _absolute(transformer), quick)
-    typer.echo(
+    say(
         f"data: {prepared.source}; held out {len(prepared.runs.data.held_out):,} sentences, "
         f"{len(prepared.runs.data.side):,} phrases are left to choose with"
     )
     try:
-        failed = studies.run(prepared, chosen, typer.echo)
+        failed = studies.run(prepared, chosen, say)
     except (InterruptedStudyError, KeyboardInterrupt) as interruption:
         what = f"{interruption}; " if str(interruption) else ""
-        typer.echo(f"interrupted; {what}the same command goes on from there")
+        say(f"interrupted; {what}the same command goes on from there")
         raise typer.Exit(130) from None
-    typer.echo(f"{folder / 'report.md'}, report.html and results.json are written")
+    say(f"{folder / 'report.md'}, report.html and results.json are written")
     if failed:
         typer.echo("not answered:\n  " + "\n  ".join(failed), err=True)
         raise typer.Exit(1)

@@ -80,10 +80,3 @@ def test_sst2_lengths_have_the_distribution_of_the_sentences():
 def test_an_impossible_case_names_what_is_wrong(change: dict, message: str):
     with pytest.raises(ValueError, match=message):
         Case(**{"cell": "LSTM", "batch": 1, "steps": 1, "size": 1} | change)
-
-
-def test_shapes_are_read():
-    assert cases.parse_shape("32, 20,128") == (32, 20, 128)
-    for text in ("32,20", "32,20,0", "a,b,c", "1,2,3,4", "1,-2,3"):
-        with pytest.raises(ValueError, match=f"expected three positive integers B,T,H, as in 32,20,128, got '{text}'"):
-            cases.parse_shape(text)

@@ -255,6 +255,13 @@ def test_a_run_ends_well_whose_lines_go_to_a_full_disk(trained, tmp_path):
     assert (tmp_path / "run" / "training.png").is_file()
 
 
+def test_answers_that_find_a_full_disk_name_stdout(trained):
+    with open("/dev/full", "w") as full:
+        process = start("predict", "--model", trained[1], "good", stdout=full)
+        assert process.communicate(timeout=60)[1] == "sstkern: stdout: No space left on device\n"
+    assert process.returncode == 1
+
+
 def test_labels_that_are_strings_are_predicted_and_evaluated(trained, tmp_path):
     data, run = tmp_path / "data", tmp_path / "run"
     data.mkdir()
