@@ -76,7 +76,7 @@ class LayerBackward {
       return Memory{std::vector<BackwardRow<T>>(share.count), std::vector<const T*>(share.count), std::vector<T*>(share.count),
                     std::vector<T>(room)};
     };
-    auto memory = thread_memory(plan_, memory_for);
+    auto memory = thread_memory(plan_, most_positions(plan_, spans_), memory_for);
     // As in the forward: who has rows converts them.
     const bool shared = plan_.parts() > 1;
     for (int64_t visit = 0; visit < visits(); ++visit) {
@@ -194,6 +194,7 @@ class LayerBackward {
     const BackwardRows<T>& rows = rows_[d];
     const Buffers& b = buffers_[d];
     Backward<T>& f = calls_[d];
+    plan_.share_rows(d, at.schedule);
     f.schedule = at.schedule.view();
     f.needs_dh0 = needs_state(0) || visit + 1 < visits();
     f.output = rows.output.read(at);
@@ -297,7 +298,7 @@ class LayerBackward {
   const Arguments<T>& a_;
   const BackwardArguments& given_;
   const std::optional<Groups>& groups_;
-  const Plan plan_;
+  Plan plan_;
   const Panels units_, outputs_;
   const std::vector<Span> spans_;
   const int64_t most_;  // rows of a span

@@ -83,7 +83,7 @@ class LayerForward {
 
   LayerResult run() {
     const auto memory_for = [&](const Share& share) { return ForwardMemory<T>(a_, units_, share); };
-    auto memory = thread_memory(plan_, memory_for);
+    auto memory = thread_memory(plan_, most_positions(plan_, spans_), memory_for);
     // Threads convert the rows that they have to themselves; of those that they share, the caller's does.
     const bool shared = plan_.parts() > 1;
     for (int64_t visit = 0; visit < static_cast<int64_t>(spans_.size()); ++visit) {
@@ -159,6 +159,7 @@ class LayerForward {
     const Span& at = span(d, visit);
     const ForwardRows<T>& rows = rows_[d];
     Forward<T>& f = calls_[d];
+    plan_.share_rows(d, at.schedule);
     f.schedule = at.schedule.view();
     f.x = rows.x.read(at);
     f.output = rows.output.write(at);
@@ -188,7 +189,7 @@ class LayerForward {
 
   const Arguments<T>& a_;
   const bool save_;
-  const Plan plan_;
+  Plan plan_;
   const Panels units_;
   const std::vector<Span> spans_;
   at::Tensor output_, h_n_, states_n_;

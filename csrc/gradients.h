@@ -1,4 +1,4 @@
-// What comes after the backward's time loop: every gradient is one product, or one sum, over all valid rows.
+// What comes after the backward's time loop, of all time steps or of some: every gradient is one product, or one sum, over their rows.
 #pragma once
 
 #include <optional>

@@ -28,21 +28,29 @@ Plan::Plan(const LoopWork& work, int64_t threads) : directions_(work.directions)
     parts_ = 1;
     ranges = each;
   }
-  bounds_ = work.schedule.split(ranges);
+  bounds_.assign(directions_, work.schedule.split(ranges));
+  ranges_ = static_cast<int64_t>(bounds_[0].size()) - 1;
   const int64_t expected = step / kSlowest;
-  for (int64_t i = 0; i < together_ * this->ranges(); ++i) barriers_.push_back(std::make_unique<Barrier>(parts_, expected));
+  for (int64_t i = 0; i < together_ * ranges_; ++i) barriers_.push_back(std::make_unique<Barrier>(parts_, expected));
+}
+
+void Plan::share_rows(int64_t direction, const BatchSchedule& schedule) {
+  bounds_[direction] = schedule.split(ranges_);
+  bounds_[direction].resize(ranges_ + 1, schedule.batch());  // the last ranges may be empty
 }
 
 int64_t Plan::most_rows() const {
   int64_t most = 1;
-  for (int64_t i = 0; i < ranges(); ++i) most = std::max(most, bounds_[i + 1] - bounds_[i]);
+  for (const std::vector<int64_t>& bounds : bounds_)
+    for (int64_t i = 0; i < ranges_; ++i) most = std::max(most, bounds[i + 1] - bounds[i]);
   return most;
 }
 
-Share Plan::share(int64_t thread) const {
-  const int64_t team = thread / parts_, range = team % ranges();
+Share Plan::share(int64_t thread, int64_t direction) const {
+  const int64_t team = thread / parts_, range = team % ranges_;
+  const std::vector<int64_t>& bounds = bounds_[direction];
   Barrier* const barrier = parts_ > 1 ? barriers_[team].get() : nullptr;
-  return {bounds_[range], bounds_[range + 1] - bounds_[range], thread % parts_, parts_, barrier, wait};
+  return {bounds[range], bounds[range + 1] - bounds[range], thread % parts_, parts_, barrier, wait};
 }
 
 Plan make_plan(const LoopWork& work) {

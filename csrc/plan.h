@@ -32,21 +32,24 @@ class Plan {
  public:
   Plan(const LoopWork& work, int64_t threads);
 
-  int64_t threads() const { return together_ * ranges() * parts_; }
+  int64_t threads() const { return together_ * ranges_ * parts_; }
 
   // Threads that share the hidden units of a range.
   int64_t parts() const { return parts_; }
 
+  // Cuts a direction's ranges anew, so that each has about as many of these rows.
+  void share_rows(int64_t direction, const BatchSchedule& schedule);
+
   // Positions of the largest range.
   int64_t most_rows() const;
 
-  Share share(int64_t thread) const;
+  Share share(int64_t thread, int64_t direction) const;
 
   // Calls run(direction, share) for what falls to a thread: nothing more once another went on alone.
   template <class Run>
   void each_direction(int64_t thread, const Run& run) const {
-    for (int64_t direction = thread / parts_ / ranges(); direction < directions_; direction += together_) {
-      const Share mine = share(thread);
+    for (int64_t direction = thread / parts_ / ranges_; direction < directions_; direction += together_) {
+      const Share mine = share(thread, direction);
       const Meeting meeting = mine.barrier ? mine.barrier->meeting(mine.part) : Meeting::together;
       if (meeting == Meeting::leave) return;
       run(direction, meeting == Meeting::alone ? Share{mine.first, mine.count, 0, 1, nullptr, nullptr} : mine);
@@ -54,10 +57,8 @@ class Plan {
   }
 
  private:
-  int64_t ranges() const { return static_cast<int64_t>(bounds_.size()) - 1; }
-
-  int64_t directions_, together_, parts_;  // `together_` directions run at once
-  std::vector<int64_t> bounds_;
+  int64_t directions_, together_, parts_, ranges_;  // `together_` directions run at once
+  std::vector<std::vector<int64_t>> bounds_;        // of each direction's ranges
   std::vector<std::unique_ptr<Barrier>> barriers_;  // for the threads of each range of each direction
 };
 
@@ -68,11 +69,15 @@ Plan make_plan(const LoopWork& work);
 int64_t latest_threads();
 void note_threads(int64_t threads);
 
-// Each thread's memory_for(share).
+// Each thread's memory_for(share), for up to `most` positions.
 template <class Memory>
-auto thread_memory(const Plan& plan, const Memory& memory_for) {
+auto thread_memory(const Plan& plan, int64_t most, const Memory& memory_for) {
   std::vector<decltype(memory_for(Share{}))> memory;
-  for (int64_t thread = 0; thread < plan.threads(); ++thread) memory.push_back(memory_for(plan.share(thread)));
+  for (int64_t thread = 0; thread < plan.threads(); ++thread) {
+    Share share = plan.share(thread, 0);
+    share.count = most;
+    memory.push_back(memory_for(share));
+  }
   return memory;
 }
 
@@ -92,14 +97,14 @@ void run_plan(const LoopWork& work, const Plan& plan, std::vector<Memory>& memor
   note_threads(complete ? plan.threads() : 1);
   if (complete) return;
   const Plan alone(work, 1);
-  memory[0] = memory_for(alone.share(0));
+  memory[0] = memory_for(alone.share(0, 0));
   run_thread(alone, 0);
 }
 
 // The same, once.
 template <class MemoryFor, class Run>
 void run_plan(const LoopWork& work, const Plan& plan, const MemoryFor& memory_for, const Run& run) {
-  auto memory = thread_memory(plan, memory_for);
+  auto memory = thread_memory(plan, plan.most_rows(), memory_for);
   run_plan(work, plan, memory, memory_for, run);
 }
 

@@ -34,7 +34,7 @@ std::vector<Span> make_spans(const Arguments<T>& a, int64_t width) {
     rows = 0;
   };
   for (int64_t t = 0; t < a.size.steps; ++t) {
-    if (rows >= least) cut(t);
+    if (rows >= least && a.schedule.active(t) > 0) cut(t);  // no span is without rows, unless all are
     rows += a.schedule.active(t);
   }
   cut(a.size.steps);
@@ -44,6 +44,15 @@ std::vector<Span> make_spans(const Arguments<T>& a, int64_t width) {
 int64_t most_rows(const std::vector<Span>& spans) {
   int64_t most = 0;
   for (const Span& span : spans) most = std::max(most, span.schedule.rows());
+  return most;
+}
+
+int64_t most_positions(Plan& plan, const std::vector<Span>& spans) {
+  int64_t most = plan.most_rows();
+  for (const Span& span : spans) {
+    plan.share_rows(0, span.schedule);
+    most = std::max(most, plan.most_rows());
+  }
   return most;
 }
 

@@ -26,6 +26,9 @@ std::vector<Span> one_span(const Arguments<T>& a) {
 // The most rows of a span.
 int64_t most_rows(const std::vector<Span>& spans);
 
+// The most positions of a thread's share of a span.
+int64_t most_positions(Plan& plan, const std::vector<Span>& spans);
+
 // The rows of a tensor that has one for every valid time step, `width` numbers from `column` on, as the kernels see those of a span: where
 // they are, or, of 16-bit numbers, in a room of float32.
 template <class T>

@@ -69,6 +69,73 @@ def test_gradients_of_weights_are_sums_over_all_spans(kind: str, dtype: torch.dt
         assert (mine.double() - exact).norm() <= 2 * torch.finfo(dtype).eps * exact.norm()
 
 
+@pytest.fixture
+def with_garbage(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Memory that nobody has written holds NaN."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    assert torch.utils.deterministic.fill_uninitialized_memory
+    yield
+    torch.use_deterministic_algorithms(before)
+
+
+@narrow
+@pytest.mark.parametrize(("batch", "steps", "length"), [(256, 10, 1), (300, 6, 3), (8, 400, 320), (8, 3, 0)])
+def test_time_steps_after_the_longest_sequence_are_no_span(with_garbage: None, dtype: torch.dtype, batch: int, steps: int, length: int):
+    torch.manual_seed(0)
+    layer = sstkern.LSTM(16, 64, bidirectional=True, dtype=dtype)
+    x, grad_output = torch.randn(steps, batch, 16).to(dtype), torch.randn(steps, batch, 128).to(dtype)
+    found, of_weights = results(layer, x, [length] * batch, grad_output)
+    expected, of_exact = results(layer, x[:length], [length] * batch, grad_output[:length])
+    assert torch.equal(found[0][:length], expected[0])
+    assert not found[0][length:].any()
+    assert torch.equal(found[-1][:length], expected[-1])
+    assert all(torch.equal(mine, exact) for mine, exact in zip(of_weights, of_exact, strict=True))
+
+
+@pytest.mark.parametrize(("threads", "batch"), [(1, BATCH), (2, BATCH), (4, BATCH), (4, 1)])
+@pytest.mark.parametrize("patience", [10**9, 0], ids=["together", "alone after a wait"])
+def test_the_number_of_threads_changes_no_bits(threads: int, batch: int, patience: int):
+    layer, x, grad_output = call("gru", torch.bfloat16)
+    x, grad_output, lengths = (
+        x.repeat(5, 1, 1)[:, :batch],
+        grad_output.repeat(5, 1, 1)[:, :batch],
+        [5 * length for length in LENGTHS[:batch]],
+    )
+    before, waited = torch.get_num_threads(), torch.ops.sstkern.cpu_patience(patience)
+    try:
+        torch.set_num_threads(1)
+        expected = results(layer, x, lengths, grad_output)
+        torch.set_num_threads(threads)
+        found = results(layer, x, lengths, grad_output)
+    finally:
+        torch.set_num_threads(before)
+        torch.ops.sstkern.cpu_patience(waited)
+    for mine, exact in zip(found, expected, strict=True):
+        assert all(torch.equal(one, other) for one, other in zip(mine, exact, strict=True))
+
+
+@narrow
+@pytest.mark.parametrize("kind", ["lstm", "gru"])
+def test_gradients_reach_the_beginning_of_a_long_memory(kind: str, dtype: torch.dtype):
+    """Gates of 0.9985 over 784 steps: rounded to bfloat16 they would be 1, and torch.nn's gradient of the first state is twice as large."""
+    torch.manual_seed(0)
+    layer, _ = pair(kind, 8, 32, dtype=dtype)
+    with torch.no_grad():
+        layer.bias_hh_l0.zero_()
+        layer.bias_ih_l0[32:64] = 6.5
+        if kind == "lstm":
+            layer.bias_ih_l0[:32] = -6.5
+    exact, x = copy.deepcopy(layer).double(), torch.randn(784, 4, 8).to(dtype)
+    found = {}
+    for one, kept in ((layer, dtype), (exact, torch.float64)):
+        hx = [torch.full((1, 4, 32), 0.125, dtype=kept, requires_grad=True) for _ in one.cell.states]
+        last = flat(one(x.to(kept), tuple(hx) if kind == "lstm" else hx[0])[1])[-1]
+        found[kept] = torch.autograd.grad(last.sum(), [hx[-1], *one.parameters()])
+    for mine, true in zip(found[dtype], found[torch.float64], strict=True):
+        assert (mine.double() - true).norm() <= 2 * torch.finfo(dtype).eps * true.norm()
+
+
 @pytest.mark.parametrize("kind", ["lstm", "gru", "rnn_tanh"])
 def test_small_gradients_keep_their_digits_in_float16(kind: str):
     """float16 has no normal number below 6e-5: what a gate passes on there is float32."""

@@ -12,7 +12,7 @@ struct Gru {
   static constexpr int gates = 3;  // r, z, n
   static constexpr int states = 0;
   static constexpr int parameters = 0;
-  static constexpr int saves = 4;  // the gates after their activation, and h_n, which dr needs
+  static constexpr int saves = 4;  // the gates after their activation, folded but for n, and h_n, which dr needs
   static constexpr bool same_gate_gradients = false;
   static constexpr bool uses_h = true;
   static constexpr bool uses_new_h = false;
@@ -22,18 +22,19 @@ struct Gru {
     const auto z = sigmoid<T>(given.from_x[1] + given.from_h[1]);
     const auto n = tanh<T>(given.from_x[2] + r * given.from_h[2]);
     result.h = n + z * (given.h - n);
-    result.saved = {r, z, n, given.from_h[2]};
+    result.saved = {folded<T>(r), folded<T>(z), n, given.from_h[2]};
   }
 
   static SSTKERN_INLINE void backward(const BackwardGiven<T, Gru>& given, BackwardResult<T, Gru>& result) {
     const T one = 1;
-    const auto &r = given.saved[0], &z = given.saved[1], &n = given.saved[2], &h_n = given.saved[3];
-    const auto dn = given.dh * (one - z) * (one - n * n);
-    result.dgates_x[0] = result.dgates_h[0] = dn * h_n * r * (one - r);
-    result.dgates_x[1] = result.dgates_h[1] = given.dh * (given.h_before - n) * z * (one - z);
+    const auto r = unfolded<T>(given.saved[0]), z = unfolded<T>(given.saved[1]);
+    const auto &n = given.saved[2], &h_n = given.saved[3];
+    const auto dn = given.dh * z.rest * (one - n * n);
+    result.dgates_x[0] = result.dgates_h[0] = dn * h_n * r.value * r.rest;
+    result.dgates_x[1] = result.dgates_h[1] = given.dh * (given.h_before - n) * z.value * z.rest;
     result.dgates_x[2] = dn;
-    result.dgates_h[2] = dn * r;
-    result.dh = given.dh * z;
+    result.dgates_h[2] = dn * r.value;
+    result.dh = given.dh * z.value;
   }
 };
 

@@ -12,7 +12,7 @@ struct Lstm {
   static constexpr int gates = 4;   // i, f, g, o
   static constexpr int states = 1;  // c
   static constexpr int parameters = 0;
-  static constexpr int saves = 4;  // the gates after their activation
+  static constexpr int saves = 4;  // the gates after their activation, folded but for g
   static constexpr bool same_gate_gradients = true;
   static constexpr bool uses_h = false;
   static constexpr bool uses_new_h = false;
@@ -25,19 +25,20 @@ struct Lstm {
     const auto c = f * given.states[0] + i * g;
     result.h = o * tanh<T>(c);
     result.states = {c};
-    result.saved = {i, f, g, o};
+    result.saved = {folded<T>(i), folded<T>(f), g, folded<T>(o)};
   }
 
   static SSTKERN_INLINE void backward(const BackwardGiven<T, Lstm>& given, BackwardResult<T, Lstm>& result) {
     const T one = 1;
-    const auto &i = given.saved[0], &f = given.saved[1], &g = given.saved[2], &o = given.saved[3];
+    const auto i = unfolded<T>(given.saved[0]), f = unfolded<T>(given.saved[1]), o = unfolded<T>(given.saved[3]);
+    const auto& g = given.saved[2];
     const auto tanh_c = tanh<T>(given.states[0]);
-    const auto dc = given.dstates[0] + given.dh * o * (one - tanh_c * tanh_c);
-    result.dgates_x[0] = dc * g * i * (one - i);
-    result.dgates_x[1] = dc * given.states_before[0] * f * (one - f);
-    result.dgates_x[2] = dc * i * (one - g * g);
-    result.dgates_x[3] = given.dh * tanh_c * o * (one - o);
-    result.dstates = {dc * f};
+    const auto dc = given.dstates[0] + given.dh * o.value * (one - tanh_c * tanh_c);
+    result.dgates_x[0] = dc * g * i.value * i.rest;
+    result.dgates_x[1] = dc * given.states_before[0] * f.value * f.rest;
+    result.dgates_x[2] = dc * i.value * (one - g * g);
+    result.dgates_x[3] = given.dh * tanh_c * o.value * o.rest;
+    result.dstates = {dc * f.value};
   }
 };
 
