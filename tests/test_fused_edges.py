@@ -402,7 +402,7 @@ ROUNDED_CELLS = ["LSTMCell", "GRUCell", "MGU", "MultiplicativeLSTM", "RecurrentH
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("name", ROUNDED_CELLS)
-def test_rounding_is_no_larger_than_the_loops(name: str, dtype: torch.dtype, optimised: None):
+def test_rounding_is_no_larger_than_the_loops(name: str, dtype: torch.dtype):
     ours, loops = (torch.tensor(found).mean(0) for found in zip(*(errors(ZOO[name], seed, dtype) for seed in range(12)), strict=True))
     assert (ours <= 1.1 * loops + 1e-8).all(), (ours / loops).tolist()
 
