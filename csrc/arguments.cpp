@@ -54,7 +54,7 @@ Arguments<T>::Arguments(Found<T> found, const at::Tensor& x, at::TensorList give
       products(found.products),
       size(sizes(x, given, lengths, bidirectional, kernels.shape.gates)),
       type(x.scalar_type()),
-      x(features_contiguous(x.to(compute_type(type)))),
+      x(features_contiguous(x)),
       packed(x.dim() == 2),
       schedule(lengths, size.steps, size.batch) {
   TORCH_CHECK_VALUE(!packed || schedule.rows() == x.size(0), "lengths: their sum is ", schedule.rows(), ", but x has ", x.size(0), " rows");
@@ -101,6 +101,13 @@ Weights Arguments<T>::direction(at::TensorList given, bool has_bias, bool projec
 }
 
 template <class T>
+std::vector<int64_t> Arguments<T>::saved_widths() const {
+  std::vector<int64_t> widths{kernels.saves * size.hidden, states()};
+  if (projected()) widths.push_back(size.hidden);
+  return widths;
+}
+
+template <class T>
 std::vector<at::Tensor> Arguments<T>::each_state(const at::Tensor& states) const {
   if (kernels.states == 1) return {as_given(states)};
   std::vector<at::Tensor> each;
@@ -123,15 +130,11 @@ std::vector<const T*> Arguments<T>::parameters_of(int64_t direction) const {
 template <class T>
 Recurrence<T> Arguments<T>::recurrence(int64_t direction, const T* const* parameters) const {
   Recurrence<T> r;
-  r.schedule = schedule.view();
   r.products = &products;
   r.reverse = direction == 1;
   r.hidden_size = size.hidden;
   r.output_size = size.output;
-  r.h0 = read<T>(h0) + direction * size.batch * size.output;
-  r.states0 = kernels.states ? read<T>(states0) + direction * size.batch * states() : nullptr;
   r.parameters = parameters;
-  r.output_at = output_layout();
   return r;
 }
 

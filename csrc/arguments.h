@@ -66,25 +66,33 @@ struct Arguments {
   int64_t gates() const { return kernels.shape.gates * size.hidden; }
   int64_t states() const { return kernels.states * size.hidden; }
   int64_t parameters() const { return kernels.parameters * size.hidden; }
-  int64_t saves() const { return kernels.saves * size.hidden; }
-  // Whether what the caller is given is rounded from what was computed.
-  bool rounded() const { return type != x.scalar_type(); }
-  // The cell's saved values and states, and the hidden states where there is a projection.
+  // Whether the call's tensors have 16-bit numbers: what it computes is rounded where it is stored.
+  bool rounded() const { return compute_type(type) != type; }
+  // Of what a direction saves for the backward: the cell's values and states, and the hidden states where there is a projection.
+  std::vector<int64_t> saved_widths() const;
   int64_t saved_per_direction() const { return projected() ? 3 : 2; }
+  int64_t saved_width() const { return (kernels.saves + kernels.states + projected()) * size.hidden; }
 
-  at::Tensor empty(at::IntArrayRef shape) const { return at::empty(shape, x.options()); }
-  at::Tensor zeros(at::IntArrayRef shape) const { return at::zeros(shape, x.options()); }
+  // Of what it computes with, and of what it stores.
+  at::Tensor empty(at::IntArrayRef shape) const { return at::empty(shape, x.options().dtype(compute_type(type))); }
+  at::Tensor zeros(at::IntArrayRef shape) const { return at::zeros(shape, x.options().dtype(compute_type(type))); }
+  at::Tensor stored(at::IntArrayRef shape) const { return at::empty(shape, x.options()); }
+  // A row for each time step and sequence, zero in the padding.
+  at::Tensor stored_rows(int64_t features) const {
+    return packed || schedule.full() ? stored(shape(features)) : at::zeros(shape(features), x.options());
+  }
   at::Tensor as_given(const at::Tensor& tensor) const { return tensor.to(type); }
   std::vector<int64_t> shape(int64_t features) const;
   // Of a contiguous tensor of that shape.
   Layout layout(int64_t features) const { return {packed, size.batch * features, features}; }
-  // Of the output as the recurrence goes on with it: packed where it is not what the caller is given.
-  Layout output_layout() const { return {packed || rounded(), size.batch * output_features(), output_features()}; }
   int64_t output_features() const { return size.directions * size.output; }
   Layout x_layout() const { return packed ? Layout{true, 0, x.stride(0)} : Layout{false, x.stride(0), x.stride(1)}; }
   // A tensor (..., states * H) as one of the given dtype for each state.
   std::vector<at::Tensor> each_state(const at::Tensor& states) const;
 
+  // A direction's first states.
+  const T* h0_of(int64_t direction) const { return read<T>(h0) + direction * size.batch * size.output; }
+  const T* states0_of(int64_t direction) const { return kernels.states ? read<T>(states0) + direction * size.batch * states() : nullptr; }
   // The addresses of a direction's own parameters.
   std::vector<const T*> parameters_of(int64_t direction) const;
   LoopWork work() const {
@@ -92,7 +100,7 @@ struct Arguments {
     return {
         schedule, size.directions, size.steps, weights, weights * static_cast<int64_t>(sizeof(T)), gates() * (size.input + size.output)};
   }
-  // What the forward and the backward of a direction share.
+  // What the forward and the backward of a direction share, whatever the time steps.
   Recurrence<T> recurrence(int64_t direction, const T* const* parameters) const;
 
  private:

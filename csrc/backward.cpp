@@ -5,14 +5,33 @@
 
 #include "packing.h"
 #include "plan.h"
+#include "spans.h"
 
 namespace sstkern {
 
 namespace {
 
-// One direction's tensors; undefined where the layer has none.
+// One direction's, for a span's rows; undefined where the layer has none.
 struct Buffers {
-  at::Tensor dgates_x, dgates_h, dparameters, dh_total, dhidden, weight_hh, weight_hr;
+  at::Tensor dgates_x, dgates_h, dparameters, dh_total, dhidden, h_before, states_before, weight_ih, weight_hh, weight_hr;
+};
+
+// One direction's gradients; undefined where they are not wanted.
+struct WeightGradients {
+  at::Tensor ih, hh, bias_ih, bias_hh, hr, parameters;
+};
+
+// One direction's rows, as its kernels read them.
+template <class T>
+struct BackwardRows {
+  SpanRows<T> output, saved, states;
+  std::optional<SpanRows<T>> x, grad_output, hidden;
+
+  void load(const Span& span, int64_t first, int64_t count) const {
+    for (const SpanRows<T>* rows : {&output, &saved, &states}) rows->load(span, first, count);
+    for (const auto* rows : {&x, &grad_output, &hidden})
+      if (*rows) (*rows)->load(span, first, count);
+  }
 };
 
 template <class T>
@@ -25,18 +44,27 @@ class LayerBackward {
         plan_(make_plan(a.work())),
         units_(a.products.plain_panels(a.size.hidden, plan_.parts())),
         outputs_(a.products.plain_panels(a.size.output, plan_.parts())),
-        output_(a.rounded() ? given.saved.back() : given.output.contiguous()),
+        spans_(groups ? one_span(a) : make_spans(a, a.size.directions * row_width())),
+        most_(most_rows(spans_)),
+        output_(given.output.contiguous()),
         dh_(prepare(given.grad_hx[0]).clone()),
         dstates_(a.kernels.states ? joined(given.grad_hx.slice(1)) : at::Tensor()) {
-    if (given.grad_output.has_value()) grad_output_ = prepare(*given.grad_output);
+    if (given.grad_output.has_value()) grad_output_ = given.grad_output->contiguous();
+    if (needs_x()) {
+      dx_ = a.stored_rows(a.size.input);
+      // Both directions' sum is rounded once.
+      dx_rows_.emplace(a, dx_, 0, a.size.input, a.layout(a.size.input), a.size.directions == 1 ? most_ : a.schedule.rows());
+    }
     for (int64_t d = 0; d < a.size.directions; ++d) {
       parameters_.push_back(a.parameters_of(d));
       buffers_.push_back(buffers(d));
+      rows_.push_back(rows_of(d));
+      gradients_.push_back(gradients_of(d));
       calls_.push_back(call(d));
     }
   }
 
-  void run_loop() {
+  void run() {
     struct Memory {
       std::vector<BackwardRow<T>> rows;
       std::vector<const T*> left;
@@ -48,70 +76,108 @@ class LayerBackward {
       return Memory{std::vector<BackwardRow<T>>(share.count), std::vector<const T*>(share.count), std::vector<T*>(share.count),
                     std::vector<T>(room)};
     };
-    run_plan(a_.work(), plan_, memory_for, [&](int64_t direction, const Share& share, Memory& memory) {
-      a_.kernels.backward(calls_[direction], share, {memory.rows.data(), memory.left.data(), memory.right.data(), memory.room.data()});
-    });
+    auto memory = thread_memory(plan_, memory_for);
+    // As in the forward: who has rows converts them.
+    const bool shared = plan_.parts() > 1;
+    for (int64_t visit = 0; visit < visits(); ++visit) {
+      for (int64_t d = 0; d < a_.size.directions; ++d) {
+        begin(d, visit);
+        if (shared) rows_[d].load(span(d, visit), 0, a_.size.batch);
+      }
+      run_plan(a_.work(), plan_, memory, memory_for, [&](int64_t d, const Share& share, Memory& memory) {
+        if (!shared) rows_[d].load(span(d, visit), share.first, share.count);
+        a_.kernels.backward(calls_[d], share, {memory.rows.data(), memory.left.data(), memory.right.data(), memory.room.data()});
+      });
+      for (int64_t d = 0; d < a_.size.directions; ++d) add_gradients(d, visit);
+    }
   }
 
+  // Those that are needed, in order.
   std::vector<at::Tensor> gradients() {
-    if (needs_x()) {
-      std::vector<at::Tensor> dgates;
-      for (const Buffers& b : buffers_) dgates.push_back(b.dgates_x);
-      found_.push_back(input_gradient(a_, dgates));
-    }
-    const std::vector<const T*> x = a_.schedule.rows_of(read<T>(a_.x), a_.x_layout());
+    std::vector<at::Tensor> found;
+    if (needs_x()) found.push_back(dx_);
     for (int64_t d = 0; d < a_.size.directions; ++d) {
-      matrices(d, x);
-      if (a_.biased()) biases(d);
-      if (a_.projected()) projection(d);
-      if (a_.kernels.parameters) parameters(d);
+      const WeightGradients& of = gradients_[d];
+      for (const at::Tensor& gradient : {of.ih, of.hh, of.bias_ih, of.bias_hh, of.hr})
+        if (gradient.defined()) found.push_back(gradient);
+      for (int64_t p = 0; p < a_.kernels.parameters; ++p)
+        if (needs_weight(d, own(p))) found.push_back(of.parameters.narrow(-1, p * a_.size.hidden, a_.size.hidden).clone());
     }
-    if (needs_state(0)) found_.push_back(dh_);
+    if (needs_state(0)) found.push_back(dh_);
     std::vector<at::Tensor> dstates = a_.kernels.states ? a_.each_state(dstates_) : std::vector<at::Tensor>();
     for (size_t i = 0; i < dstates.size(); ++i)
-      if (needs_state(1 + static_cast<int64_t>(i))) found_.push_back(dstates[i]);
-    for (at::Tensor& gradient : found_) gradient = a_.as_given(gradient);
-    return std::move(found_);
+      if (needs_state(1 + static_cast<int64_t>(i))) found.push_back(dstates[i]);
+    for (at::Tensor& gradient : found) gradient = a_.as_given(gradient);
+    return found;
   }
 
  private:
   bool needs_x() const { return given_.needs[0]; }
   bool needs_weight(int64_t direction, int64_t index) const { return given_.needs[1 + direction * a_.per_direction() + index]; }
   bool needs_state(int64_t index) const { return given_.needs[1 + a_.size.directions * a_.per_direction() + index]; }
+  // The place of a direction's projection, and of the cell's own parameters, among its weights.
+  int64_t projection() const { return 2 + 2 * a_.biased(); }
+  int64_t own(int64_t parameter) const { return projection() + a_.projected() + parameter; }
+
+  // Numbers that a row has of all that a span holds.
+  int64_t row_width() const {
+    const int64_t gates = (a_.kernels.same_gate_gradients ? 1 : 2) * a_.gates();
+    return 2 * a_.size.input + (2 + a_.projected()) * a_.size.output + a_.saved_width() + gates + a_.parameters();
+  }
+
+  int64_t visits() const { return static_cast<int64_t>(spans_.size()); }
+  // The span that a direction comes to as number `visit`.
+  int64_t number(int64_t d, int64_t visit) const { return d == 0 ? visits() - 1 - visit : visit; }
+  const Span& span(int64_t d, int64_t visit) const { return spans_[number(d, visit)]; }
 
   // The states' gradients as the kernels take them, to be written.
   static at::Tensor joined(at::TensorList states) { return states.size() == 1 ? prepare(states[0]).clone() : prepare(at::cat(states, -1)); }
 
   Buffers buffers(int64_t d) const {
     const Weights& w = a_.weights[d];
-    const int64_t rows = a_.schedule.rows();
     Buffers b;
-    b.dgates_x = a_.empty({rows, a_.gates()});
-    b.dgates_h = a_.kernels.same_gate_gradients ? b.dgates_x : a_.empty({rows, a_.gates()});
-    b.dparameters = a_.empty({rows, a_.parameters()});
+    b.dgates_x = a_.empty({most_, a_.gates()});
+    b.dgates_h = a_.kernels.same_gate_gradients ? b.dgates_x : a_.empty({most_, a_.gates()});
+    b.dparameters = a_.empty({most_, a_.parameters()});
+    if (needs_x()) b.weight_ih = pack_plain(a_.products, input_panels(a_), w.ih);
     if (needs_state(0) || a_.size.steps > 1) b.weight_hh = pack_plain(a_.products, outputs_, w.hh);
+    if (visits() > 1) {
+      b.h_before = a_.empty({a_.size.batch, a_.size.output});
+      b.states_before = a_.empty({a_.size.batch, a_.states()});
+    }
     if (!a_.projected()) return b;
     b.weight_hr = pack_plain(a_.products, units_, w.hr);
-    b.dh_total = a_.empty({rows, a_.size.output});
+    b.dh_total = a_.empty({most_, a_.size.output});
     b.dhidden = a_.empty({a_.size.batch, a_.size.hidden});
     return b;
   }
 
+  BackwardRows<T> rows_of(int64_t d) const {
+    const Sizes& size = a_.size;
+    const Layout of_output = a_.layout(a_.output_features());
+    const at::TensorList saved = given_.saved.slice(d * a_.saved_per_direction(), a_.saved_per_direction());
+    const auto of = [&](const at::Tensor& tensor, int64_t column, int64_t width, const Layout& layout) {
+      return SpanRows<T>(a_, tensor, column, width, layout, most_);
+    };
+    const auto of_saved = [&](int64_t i) { return of(saved[i], 0, saved[i].size(1), {true, 0, saved[i].size(1)}); };
+    BackwardRows<T> rows{of(output_, d * size.output, size.output, of_output), of_saved(0), of_saved(1), {}, {}, {}};
+    if (needs_weight(d, 0)) rows.x.emplace(of(a_.x, 0, size.input, a_.x_layout()));
+    if (grad_output_.defined()) rows.grad_output.emplace(of(grad_output_, d * size.output, size.output, of_output));
+    if (a_.projected()) rows.hidden.emplace(of_saved(2));
+    return rows;
+  }
+
+  // What stays the same for all spans.
   Backward<T> call(int64_t d) const {
     const Buffers& b = buffers_[d];
     const Sizes& size = a_.size;
-    const at::TensorList saved = given_.saved.slice(d * a_.saved_per_direction(), a_.saved_per_direction());
     Backward<T> f{a_.recurrence(d, parameters_[d].data())};
     f.units = units_;
     f.outputs = outputs_;
-    f.needs_dh0 = needs_state(0);
     f.weight_hh = read<T>(b.weight_hh);
     f.weight_hr = read<T>(b.weight_hr);
-    f.output = read<T>(output_) + d * size.output;
-    f.grad_output = grad_output_.defined() ? read<T>(grad_output_) + d * size.output : nullptr;
-    f.grad_output_at = a_.layout(a_.output_features());
-    f.saved = read<T>(saved[0]);
-    f.states = read<T>(saved[1]);
+    f.output_at = rows_[d].output.layout();
+    f.grad_output_at = rows_[d].grad_output ? rows_[d].grad_output->layout() : Layout{};
     f.dgates_x = write<T>(b.dgates_x);
     f.dgates_h = write<T>(b.dgates_h);
     f.dparameters = write<T>(b.dparameters);
@@ -122,47 +188,110 @@ class LayerBackward {
     return f;
   }
 
-  // The gradient of a weight that the rows `right` are multiplied with, to be written.
-  WeightGradient<T> gradient_of(const at::Tensor& weight, const std::vector<const T*>& right) {
-    std::vector<int64_t> shape = weight.sizes().vec();
-    if (groups_) shape.insert(shape.begin(), static_cast<int64_t>(groups_->size()));
-    found_.push_back(a_.schedule.rows() == 0 ? a_.zeros(shape) : a_.empty(shape));
-    return {right.data(), weight.size(1), write<T>(found_.back())};
+  // A direction's visit of a span.
+  void begin(int64_t d, int64_t visit) {
+    const Span& at = span(d, visit);
+    const BackwardRows<T>& rows = rows_[d];
+    const Buffers& b = buffers_[d];
+    Backward<T>& f = calls_[d];
+    f.schedule = at.schedule.view();
+    f.needs_dh0 = needs_state(0) || visit + 1 < visits();
+    f.output = rows.output.read(at);
+    f.saved = rows.saved.read(at);
+    f.states = rows.states.read(at);
+    f.hidden = rows.hidden ? rows.hidden->read(at) : nullptr;
+    f.grad_output = rows.grad_output ? rows.grad_output->read(at) : nullptr;
+    f.h0 = a_.h0_of(d);
+    f.states0 = a_.states0_of(d);
+    if (visits() == 1) return;
+    rows.output.before(at, f.reverse, f.h0, write<T>(b.h_before));
+    f.h0 = read<T>(b.h_before);
+    if (a_.kernels.states == 0) return;
+    rows.states.before(at, f.reverse, f.states0, write<T>(b.states_before));
+    f.states0 = read<T>(b.states_before);
   }
 
-  void matrices(int64_t d, const std::vector<const T*>& x) {
+  // To be written; with groups, for each.
+  at::Tensor gradient_like(at::IntArrayRef shape) const {
+    std::vector<int64_t> all = shape.vec();
+    if (groups_) all.insert(all.begin(), static_cast<int64_t>(groups_->size()));
+    return a_.schedule.rows() == 0 ? a_.zeros(all) : a_.empty(all);
+  }
+
+  WeightGradients gradients_of(int64_t d) const {
+    const Weights& w = a_.weights[d];
+    WeightGradients found;
+    const auto wanted = [&](int64_t index, at::IntArrayRef shape) { return needs_weight(d, index) ? gradient_like(shape) : at::Tensor(); };
+    found.ih = wanted(0, w.ih.sizes());
+    found.hh = wanted(1, w.hh.sizes());
+    if (a_.biased()) {
+      found.bias_ih = wanted(2, w.bias_ih.sizes());
+      found.bias_hh = wanted(3, w.bias_hh.sizes());
+    }
+    if (a_.projected()) found.hr = wanted(projection(), w.hr.sizes());
+    if (a_.kernels.parameters) found.parameters = gradient_like({a_.parameters()});
+    return found;
+  }
+
+  // What a direction's visit of a span adds to all gradients.
+  void add_gradients(int64_t d, int64_t visit) {
+    const Span& at = span(d, visit);
+    const Buffers& b = buffers_[d];
+    const int64_t count = at.schedule.rows();
+    const auto rows = [count](const at::Tensor& tensor) { return tensor.narrow(0, 0, count); };
+    if (needs_x()) add_to_x(d, visit);
+    matrices(d, at, rows(b.dgates_x), rows(b.dgates_h), visit > 0);
+    biases(d, rows(b.dgates_x), rows(b.dgates_h), visit > 0);
+    if (a_.projected()) projection(d, at, rows(b.dh_total), visit > 0);
+    if (a_.kernels.parameters) add_sums(gradients_[d].parameters, rows(b.dparameters), visit > 0);
+  }
+
+  void add_to_x(int64_t d, int64_t visit) {
+    const Span& at = span(d, visit);
+    // The other direction comes to this span as number visits() - 1 - visit, and where that is now, the forward direction is first.
+    const int64_t other = visits() - 1 - visit;
+    const bool both = a_.size.directions == 2, second = both && (other < visit || (other == visit && d == 1));
+    const std::vector<T*> to = at.schedule.rows_of(dx_rows_->write(at), dx_rows_->layout());
+    input_gradient(a_, read<T>(buffers_[d].dgates_x), to, buffers_[d].weight_ih, second);
+    if (second || !both) dx_rows_->store(at);
+  }
+
+  void matrices(int64_t d, const Span& at, const at::Tensor& dgates_x, const at::Tensor& dgates_h, bool accumulate) {
     const Backward<T>& f = calls_[d];
     std::vector<WeightGradient<T>> of_x, of_h;
-    std::vector<const T*> h_previous;
-    if (needs_weight(d, 0)) of_x.push_back(gradient_of(a_.weights[d].ih, x));
-    if (needs_weight(d, 1)) {
-      h_previous = a_.schedule.previous_rows_of(f.output, f.output_at, f.h0, a_.size.output, f.reverse);
-      (a_.kernels.same_gate_gradients ? of_x : of_h).push_back(gradient_of(a_.weights[d].hh, h_previous));
+    std::vector<const T*> x, h_previous;
+    if (gradients_[d].ih.defined()) {
+      x = at.schedule.rows_of(rows_[d].x->read(at), rows_[d].x->layout());
+      of_x.push_back({x.data(), a_.size.input, write<T>(gradients_[d].ih)});
     }
-    weight_gradients(a_, buffers_[d].dgates_x, of_x, groups_);
-    weight_gradients(a_, buffers_[d].dgates_h, of_h, groups_);
+    if (gradients_[d].hh.defined()) {
+      h_previous = at.schedule.previous_rows_of(f.output, f.output_at, f.h0, a_.size.output, f.reverse);
+      (a_.kernels.same_gate_gradients ? of_x : of_h).push_back({h_previous.data(), a_.size.output, write<T>(gradients_[d].hh)});
+    }
+    weight_gradients(a_, dgates_x, of_x, groups_, accumulate);
+    weight_gradients(a_, dgates_h, of_h, groups_, accumulate);
   }
 
-  void biases(int64_t d) {
-    const Buffers& b = buffers_[d];
-    const bool of_x = needs_weight(d, 2), of_h = needs_weight(d, 3);
-    if (of_x) found_.push_back(row_sums(a_, b.dgates_x, groups_));
-    if (of_h) found_.push_back(of_x && a_.kernels.same_gate_gradients ? found_.back().clone() : row_sums(a_, b.dgates_h, groups_));
+  void biases(int64_t d, const at::Tensor& dgates_x, const at::Tensor& dgates_h, bool accumulate) {
+    const WeightGradients& found = gradients_[d];
+    const bool of_x = found.bias_ih.defined(), of_h = found.bias_hh.defined();
+    if (of_x) add_sums(found.bias_ih, dgates_x, accumulate);
+    if (of_h && of_x && a_.kernels.same_gate_gradients)
+      found.bias_hh.copy_(found.bias_ih);
+    else if (of_h)
+      add_sums(found.bias_hh, dgates_h, accumulate);
   }
 
-  void projection(int64_t d) {
-    if (!needs_weight(d, 2 + 2 * a_.biased())) return;
-    const T* const hidden = read<T>(given_.saved[d * a_.saved_per_direction() + 2]);
-    std::vector<const T*> rows(a_.schedule.rows());
-    for (size_t r = 0; r < rows.size(); ++r) rows[r] = hidden + static_cast<int64_t>(r) * a_.size.hidden;
-    weight_gradients(a_, buffers_[d].dh_total, {gradient_of(a_.weights[d].hr, rows)}, groups_);
+  void projection(int64_t d, const Span& at, const at::Tensor& dh_total, bool accumulate) {
+    if (!gradients_[d].hr.defined()) return;
+    const std::vector<const T*> rows = at.schedule.rows_of(calls_[d].hidden, rows_[d].hidden->layout());
+    weight_gradients(a_, dh_total, {{rows.data(), a_.size.hidden, write<T>(gradients_[d].hr)}}, groups_, accumulate);
   }
 
-  void parameters(int64_t d) {
-    const int64_t first = 2 + 2 * a_.biased() + a_.projected(), size = a_.size.hidden;
-    const at::Tensor sums = row_sums(a_, buffers_[d].dparameters, groups_);
-    for (int64_t p = 0; p < a_.kernels.parameters; ++p)
-      if (needs_weight(d, first + p)) found_.push_back(sums.narrow(-1, p * size, size).clone());
+  // to = or += the sums over the rows.
+  void add_sums(const at::Tensor& to, const at::Tensor& rows, bool accumulate) const {
+    const at::Tensor sums = row_sums(a_, rows, groups_);
+    accumulate ? to.add_(sums) : to.copy_(sums);
   }
 
   const Arguments<T>& a_;
@@ -170,29 +299,29 @@ class LayerBackward {
   const std::optional<Groups>& groups_;
   const Plan plan_;
   const Panels units_, outputs_;
-  at::Tensor output_, grad_output_, dh_, dstates_;
+  const std::vector<Span> spans_;
+  const int64_t most_;  // rows of a span
+  at::Tensor output_, grad_output_, dh_, dstates_, dx_;
+  std::optional<SpanRows<T>> dx_rows_;
   std::vector<std::vector<const T*>> parameters_;
   std::vector<Buffers> buffers_;
+  std::vector<BackwardRows<T>> rows_;
+  std::vector<WeightGradients> gradients_;
   std::vector<Backward<T>> calls_;
-  std::vector<at::Tensor> found_;
 };
 
 template <class T>
 void check_saved(const Arguments<T>& a, at::TensorList saved) {
-  const int64_t each = a.saved_per_direction(), count = a.size.directions * each + a.rounded();
+  const int64_t each = a.saved_per_direction(), count = a.size.directions * each;
   TORCH_CHECK(static_cast<int64_t>(saved.size()) == count, "saved: expected ", count, " tensors, got ", saved.size(),
               "; was the forward called with saved_rows?");
   TORCH_CHECK(saved[0].dim() == 2 && saved[0].size(0) >= a.schedule.rows(), "saved: expected at least ", a.schedule.rows(),
               " rows, got shape ", saved[0].sizes());
   const int64_t rows = saved[0].size(0);
-  for (int64_t d = 0; d < a.size.directions; ++d) {
-    const at::TensorList mine = saved.slice(d * each, each);
-    check_size("saved values of the cell", mine[0], {rows, a.saves()}, a.x);
-    check_size("saved states", mine[1], {rows, a.states()}, a.x);
-    if (a.projected()) check_size("saved hidden states", mine[2], {rows, a.size.hidden}, a.x);
-  }
+  const std::vector<int64_t> widths = a.saved_widths();
+  constexpr const char* names[] = {"saved values of the cell", "saved states", "saved hidden states"};
+  for (int64_t i = 0; i < count; ++i) check_size(names[i % each], saved[i], {rows, widths[i % each]}, a.x);
   for (const at::Tensor& tensor : saved) TORCH_CHECK(tensor.is_contiguous(), "saved: expected contiguous tensors");
-  if (a.rounded()) check_size("saved output", saved.back(), {rows, a.output_features()}, a.x);
 }
 
 }  // namespace
@@ -220,7 +349,7 @@ void check_backward(const Arguments<T>& a, const BackwardArguments& given) {
 template <class T>
 std::vector<at::Tensor> run_backward(const Arguments<T>& a, const BackwardArguments& given, const std::optional<Groups>& groups) {
   LayerBackward<T> backward(a, given, groups);
-  backward.run_loop();
+  backward.run();
   return backward.gradients();
 }
 

@@ -13,6 +13,10 @@
 #include "registry.h"
 #include "team.h"
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
 namespace sstkern {
 
 namespace {
@@ -21,6 +25,14 @@ struct Level {
   std::string name;
   bool supported;
 };
+
+#if defined(__x86_64__)
+// Not every compiler knows it in __builtin_cpu_supports.
+bool has_f16c() {
+  unsigned eax, ebx, ecx, edx;
+  return __get_cpuid(1, &eax, &ebx, &ecx, &edx) && (ecx & bit_F16C);
+}
+#endif
 
 // Best first: each contains those after it.
 std::vector<Level> levels() {
@@ -33,7 +45,7 @@ std::vector<Level> levels() {
   const auto bf16 = static_cast<bool>(__builtin_cpu_supports("avx512bf16"));
   all.push_back({"avx512_bf16", fma && avx512 && bf16});
   all.push_back({"avx512", fma && avx512});
-  all.push_back({"avx2", fma && static_cast<bool>(__builtin_cpu_supports("avx2"))});
+  all.push_back({"avx2", fma && has_f16c() && static_cast<bool>(__builtin_cpu_supports("avx2"))});
 #endif
   all.push_back({"baseline", true});
   return all;

@@ -1,9 +1,8 @@
 #include "forward.h"
 
-#include <ATen/ops/_unsafe_view.h>
-
 #include "packing.h"
 #include "plan.h"
+#include "spans.h"
 
 namespace sstkern {
 
@@ -48,103 +47,154 @@ class ForwardMemory {
   at::Tensor chunk_sums_, panels_, x_room_, h_room_, hidden_room_;
 };
 
+// One direction's rows, as its kernels read and write them.
+template <class T>
+struct ForwardRows {
+  SpanRows<T> x, output;
+  std::vector<SpanRows<T>> saved;  // what the backward needs: the cell's saved values, states, hidden states where there is a projection
+
+  void store(const Span& span, int64_t first, int64_t count) const {
+    output.store(span, first, count);
+    for (const SpanRows<T>& rows : saved) rows.store(span, first, count);
+  }
+};
+
 template <class T>
 class LayerForward {
  public:
   LayerForward(const Arguments<T>& a, std::optional<int64_t> saved_rows)
       : a_(a),
         save_(saved_rows.has_value()),
-        rows_(rows(a, saved_rows)),
         plan_(make_plan(a.work())),
         units_(a.products.unit_panels(a.kernels.shape, a.size.hidden, plan_.parts())),
-        output_(a.empty(a.rounded() ? std::vector<int64_t>{rows_, a.output_features()} : a.shape(a.output_features()))),
+        spans_(make_spans(a, a.size.directions * (a.size.input + a.size.output + (save_ ? a.saved_width() : 0)))),
+        output_(a.rounded() ? a.stored_rows(a.output_features()) : a.empty(a.shape(a.output_features()))),  // the kernels' padding is zero
         h_n_(a.empty({a.size.directions, a.size.batch, a.size.output})),
         states_n_(a.empty({a.size.directions, a.size.batch, a.states()})) {
-    for (int64_t d = 0; d < a.size.directions; ++d) parameters_.push_back(a.parameters_of(d));
-    for (int64_t d = 0; d < a.size.directions; ++d) calls_.push_back(call(d));
+    if (save_)
+      for (int64_t d = 0; d < a.size.directions; ++d)
+        for (const int64_t width : a.saved_widths()) saved_.push_back(a.stored({rows(*saved_rows), width}));
+    for (int64_t d = 0; d < a.size.directions; ++d) {
+      parameters_.push_back(a.parameters_of(d));
+      rows_.push_back(rows_of(d));
+      calls_.push_back(call(d));
+    }
   }
 
   LayerResult run() {
     const auto memory_for = [&](const Share& share) { return ForwardMemory<T>(a_, units_, share); };
-    run_plan(a_.work(), plan_, memory_for, [&](int64_t direction, const Share& share, ForwardMemory<T>& memory) {
-      a_.kernels.forward(calls_[direction], share, memory.work());
-    });
+    auto memory = thread_memory(plan_, memory_for);
+    // Threads convert the rows that they have to themselves; of those that they share, the caller's does.
+    const bool shared = plan_.parts() > 1;
+    for (int64_t visit = 0; visit < static_cast<int64_t>(spans_.size()); ++visit) {
+      for (int64_t d = 0; d < a_.size.directions; ++d) {
+        begin(d, visit);
+        if (shared) rows_[d].x.load(span(d, visit), 0, a_.size.batch);
+      }
+      run_plan(a_.work(), plan_, memory, memory_for, [&](int64_t d, const Share& share, ForwardMemory<T>& memory) {
+        if (!shared) rows_[d].x.load(span(d, visit), share.first, share.count);
+        a_.kernels.forward(calls_[d], share, memory.work());
+        if (!shared) rows_[d].store(span(d, visit), share.first, share.count);
+      });
+      for (int64_t d = 0; shared && d < a_.size.directions; ++d) rows_[d].store(span(d, visit), 0, a_.size.batch);
+    }
     std::vector<at::Tensor> hx_n{a_.as_given(h_n_)};
     for (at::Tensor& state : a_.each_state(states_n_)) hx_n.push_back(std::move(state));
-    at::Tensor output = a_.rounded() ? rounded_output() : output_;
-    if (!save_) return {std::move(output), std::move(hx_n), {}};
-    // A rounded output would not be the h that the recurrence went on with.
-    if (a_.rounded()) saved_.push_back(output_);
     // The rows nobody used: what an operator returns is the same bits for the same input.
     const int64_t valid = a_.schedule.rows();
-    if (rows_ > valid)
-      for (const at::Tensor& tensor : saved_) tensor.narrow(0, valid, rows_ - valid).zero_();
-    return {std::move(output), std::move(hx_n), std::move(saved_)};
+    for (const at::Tensor& tensor : saved_)
+      if (tensor.size(0) > valid) tensor.narrow(0, valid, tensor.size(0) - valid).zero_();
+    return {std::move(output_), std::move(hx_n), std::move(saved_)};
   }
 
  private:
+  // The span that a direction comes to as number `visit`.
+  const Span& span(int64_t d, int64_t visit) const { return spans_[d == 0 ? visit : static_cast<int64_t>(spans_.size()) - 1 - visit]; }
+
+  ForwardRows<T> rows_of(int64_t d) const {
+    const Sizes& size = a_.size;
+    const int64_t most = most_rows(spans_);
+    const auto of_tensor = [&](const at::Tensor& tensor, int64_t column, int64_t width, const Layout& layout) {
+      return SpanRows<T>(a_, tensor, column, width, layout, most);
+    };
+    ForwardRows<T> rows{of_tensor(a_.x, 0, size.input, a_.x_layout()),
+                        of_tensor(output_, d * size.output, size.output, a_.layout(a_.output_features())),
+                        {}};
+    if (!save_) return rows;
+    const int64_t each = a_.saved_per_direction();
+    for (int64_t i = d * each; i < (d + 1) * each; ++i)
+      rows.saved.push_back(of_tensor(saved_[i], 0, saved_[i].size(1), {true, 0, saved_[i].size(1)}));
+    return rows;
+  }
+
+  // What stays the same for all spans.
   Forward<T> call(int64_t d) {
     const Sizes& size = a_.size;
     const Weights& w = a_.weights[d];
     Forward<T> f{a_.recurrence(d, parameters_[d].data())};
     f.units = units_;
     f.outputs = a_.products.plain_panels(size.output, plan_.parts());
-    f.x = read<T>(a_.x);
     f.input_size = size.input;
-    f.x_at = a_.x_layout();
+    f.x_at = rows_[d].x.layout();
     f.weight_ih = read<T>(w.ih);
     f.weight_hh = read<T>(w.hh);
     f.packed_ih = packed_unless(size.steps <= 1 || size.steps * plan_.most_rows() <= kChunkRows, f.units, w.ih);
     f.packed_hh = packed_unless(size.steps <= 1, f.units, w.hh);
     f.bias_ih = read<T>(w.bias_ih);
     f.bias_hh = read<T>(w.bias_hh);
-    f.weight_hr = a_.projected() ? kept(packed_, pack_plain(a_.products, f.outputs, w.hr, true)) : nullptr;
-    f.output = write<T>(output_) + d * size.output;
+    f.weight_hr = a_.projected() ? kept(pack_plain(a_.products, f.outputs, w.hr, true)) : nullptr;
+    f.output_at = rows_[d].output.layout();
     f.h_n = write<T>(h_n_) + d * size.batch * size.output;
     f.states_n = write<T>(states_n_) + d * size.batch * a_.states();
-    const int64_t rows = save_ ? rows_ : size.batch;
     f.save_for_backward = save_;
-    f.saved = save_ ? kept(saved_, a_.empty({rows, a_.saves()})) : nullptr;
-    f.states = kept(saved_, a_.empty({rows, a_.states()}));
-    f.hidden = a_.projected() ? kept(saved_, a_.empty({rows, size.hidden})) : nullptr;
+    if (save_) return f;
+    f.saved = nullptr;
+    f.states = kept(a_.empty({size.batch, a_.states()}));
+    f.hidden = a_.projected() ? kept(a_.empty({size.batch, size.hidden})) : nullptr;
     return f;
   }
 
-  // What the caller is given of the packed output.
-  at::Tensor rounded_output() const {
-    const at::Tensor valid = a_.as_given(output_.narrow(0, 0, a_.schedule.rows()));
-    const std::vector<int64_t> shape = a_.shape(a_.output_features());
-    if (a_.packed || a_.schedule.full()) return at::_unsafe_view(valid, shape);  // a result that is a view cannot be changed in place
-    at::Tensor padded = at::zeros(shape, valid.options());
-    padded.flatten(0, 1).index_copy_(0, a_.schedule.padded_rows(), valid);
-    return padded;
+  // Its visit of a span: the first states are what the span before left.
+  void begin(int64_t d, int64_t visit) {
+    const Span& at = span(d, visit);
+    const ForwardRows<T>& rows = rows_[d];
+    Forward<T>& f = calls_[d];
+    f.schedule = at.schedule.view();
+    f.x = rows.x.read(at);
+    f.output = rows.output.write(at);
+    f.h0 = visit == 0 ? a_.h0_of(d) : f.h_n;
+    f.states0 = visit == 0 ? a_.states0_of(d) : f.states_n;
+    if (!save_) return;
+    f.saved = rows.saved[0].write(at);
+    f.states = rows.saved[1].write(at);
+    f.hidden = a_.projected() ? rows.saved[2].write(at) : nullptr;
   }
 
-  static int64_t rows(const Arguments<T>& a, std::optional<int64_t> saved_rows) {
-    const int64_t valid = a.schedule.rows();
-    if (!saved_rows) return valid;
-    if (*saved_rows == -1) return a.packed ? valid : a.size.steps * a.size.batch;
-    TORCH_CHECK_VALUE(*saved_rows >= valid, "saved_rows: expected at least ", valid, ", the number of valid time steps, got ", *saved_rows);
-    return *saved_rows;
+  int64_t rows(int64_t saved_rows) const {
+    const int64_t valid = a_.schedule.rows();
+    if (saved_rows == -1) return a_.packed ? valid : a_.size.steps * a_.size.batch;
+    TORCH_CHECK_VALUE(saved_rows >= valid, "saved_rows: expected at least ", valid, ", the number of valid time steps, got ", saved_rows);
+    return saved_rows;
   }
 
-  T* kept(std::vector<at::Tensor>& in, at::Tensor tensor) {
-    in.push_back(std::move(tensor));
-    return write<T>(in.back());
+  T* kept(at::Tensor tensor) {
+    kept_.push_back(std::move(tensor));
+    return write<T>(kept_.back());
   }
 
   const T* packed_unless(bool used_once, const Panels& units, const at::Tensor& weight) {
-    return used_once ? nullptr : kept(packed_, pack_units(a_.products, a_.kernels.shape.gates, units, weight));
+    return used_once ? nullptr : kept(pack_units(a_.products, a_.kernels.shape.gates, units, weight));
   }
 
   const Arguments<T>& a_;
   const bool save_;
-  const int64_t rows_;  // of what is saved
   const Plan plan_;
   const Panels units_;
+  const std::vector<Span> spans_;
   at::Tensor output_, h_n_, states_n_;
-  std::vector<at::Tensor> saved_, packed_;
+  std::vector<at::Tensor> saved_, kept_;
   std::vector<std::vector<const T*>> parameters_;
+  std::vector<ForwardRows<T>> rows_;
   std::vector<Forward<T>> calls_;
 };
 

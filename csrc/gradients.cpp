@@ -19,7 +19,7 @@ constexpr size_t kSumRun = 16;
 
 template <class T>
 void all_weight_gradients(const Products<T>& products, const T* left, int64_t rows, int64_t gates,
-                          const std::vector<WeightGradient<T>>& weights) {
+                          const std::vector<WeightGradient<T>>& weights, bool accumulate) {
   const int64_t count = static_cast<int64_t>(weights.size());
   int64_t columns = 0;
   for (const WeightGradient<T>& weight : weights) columns += weight.columns;
@@ -27,7 +27,8 @@ void all_weight_gradients(const Products<T>& products, const T* left, int64_t ro
   const int64_t grain = std::max<int64_t>(1, kThreadWork / std::max<int64_t>(1, block * rows * columns));
   parallel_for((gates + block - 1) / block, grain, [&](int64_t begin, int64_t end) {
     const std::unique_ptr<T[]> work(new T[products.gradient_work(weights.data(), count)]);
-    products.weight_gradients(left, gates, rows, weights.data(), count, begin * block, std::min(gates, end * block), work.get());
+    products.weight_gradients(left, gates, rows, weights.data(), count, begin * block, std::min(gates, end * block), accumulate,
+                              work.get());
   });
 }
 
@@ -49,7 +50,7 @@ void one_group(const Products<T>& products, const T* left, int64_t gates, const 
     of_group.push_back({right[w].data(), weights[w].columns, weights[w].out + group * size});
     if (rows.empty()) std::fill_n(of_group.back().out, size, T(0));
   }
-  products.weight_gradients(mine.data(), gates, static_cast<int64_t>(rows.size()), of_group.data(), count, 0, gates, work);
+  products.weight_gradients(mine.data(), gates, static_cast<int64_t>(rows.size()), of_group.data(), count, 0, gates, false, work);
 }
 
 // to[r] = or += what a direction's gates pass on to x, for rows begin..end-1.
@@ -86,30 +87,21 @@ void grouped_weight_gradients(const Products<T>& products, const T* left, int64_
 }
 
 template <class T>
-at::Tensor input_gradient(const Arguments<T>& a, const std::vector<at::Tensor>& dgates) {
-  const Sizes& size = a.size;
-  const std::vector<int64_t> shape = a.shape(size.input);
-  at::Tensor dx = a.packed || a.schedule.full() ? a.empty(shape) : a.zeros(shape);
-  const std::vector<T*> to = a.schedule.rows_of(write<T>(dx), a.layout(size.input));
-  const int64_t grain = std::max(kThreadRows, kThreadWork / std::max<int64_t>(1, a.gates() * size.input));
-  const Panels panels = a.products.plain_panels(size.input, 1);
-  for (int64_t d = 0; d < size.directions; ++d) {
-    const at::Tensor packed = pack_plain(a.products, panels, a.weights[d].ih);
-    parallel_for(a.schedule.rows(), grain, [&](int64_t begin, int64_t end) {
-      add_input_gradient(a, read<T>(dgates[d]), to.data(), begin, end, panels, read<T>(packed), d == 0);
-    });
-  }
-  return dx;
+void input_gradient(const Arguments<T>& a, const T* dgates, const std::vector<T*>& to, const at::Tensor& packed, bool accumulate) {
+  const int64_t grain = std::max(kThreadRows, kThreadWork / std::max<int64_t>(1, a.gates() * a.size.input));
+  parallel_for(static_cast<int64_t>(to.size()), grain, [&](int64_t begin, int64_t end) {
+    add_input_gradient(a, dgates, to.data(), begin, end, input_panels(a), read<T>(packed), !accumulate);
+  });
 }
 
 template <class T>
 void weight_gradients(const Arguments<T>& a, const at::Tensor& left, const std::vector<WeightGradient<T>>& weights,
-                      const std::optional<Groups>& groups) {
+                      const std::optional<Groups>& groups, bool accumulate) {
   if (weights.empty()) return;
   if (groups)
     grouped_weight_gradients(a.products, read<T>(left), left.size(1), weights, *groups);
   else
-    all_weight_gradients(a.products, read<T>(left), left.size(0), left.size(1), weights);
+    all_weight_gradients(a.products, read<T>(left), left.size(0), left.size(1), weights, accumulate);
 }
 
 template <class T>
@@ -153,13 +145,13 @@ at::Tensor row_sums(const Arguments<T>& a, const at::Tensor& left, const std::op
 }
 
 #define SSTKERN_INSTANTIATE(T)                                                                                                         \
-  template void all_weight_gradients(const Products<T>&, const T*, int64_t, int64_t, const std::vector<WeightGradient<T>>&);           \
+  template void all_weight_gradients(const Products<T>&, const T*, int64_t, int64_t, const std::vector<WeightGradient<T>>&, bool);     \
   template void grouped_weight_gradients(const Products<T>&, const T*, int64_t, const std::vector<WeightGradient<T>>&, const Groups&); \
   template void sum_rows(const std::vector<const T*>&, int64_t, T*);                                                                   \
   template void grouped_row_sums(const T*, int64_t, const Groups&, T*);                                                                \
-  template at::Tensor input_gradient(const Arguments<T>&, const std::vector<at::Tensor>&);                                             \
+  template void input_gradient(const Arguments<T>&, const T*, const std::vector<T*>&, const at::Tensor&, bool);                        \
   template void weight_gradients(const Arguments<T>&, const at::Tensor&, const std::vector<WeightGradient<T>>&,                        \
-                                 const std::optional<Groups>&);                                                                        \
+                                 const std::optional<Groups>&, bool);                                                                  \
   template at::Tensor row_sums(const Arguments<T>&, const at::Tensor&, const std::optional<Groups>&);
 SSTKERN_INSTANTIATE(float)
 SSTKERN_INSTANTIATE(double)

@@ -11,14 +11,20 @@ namespace sstkern {
 // The rows of each share of the batch that has weight gradients of its own.
 using Groups = std::vector<std::vector<int64_t>>;
 
-// The gradient of x: the gates' gradients of all directions times their input weights, zero in the padding.
+// What a direction passes on to x: its gates' gradients `dgates` (rows, .) times its input weights, packed by pack_plain in
+// input_panels. to[r] = or += that.
 template <class T>
-at::Tensor input_gradient(const Arguments<T>& a, const std::vector<at::Tensor>& dgates);
+void input_gradient(const Arguments<T>& a, const T* dgates, const std::vector<T*>& to, const at::Tensor& packed, bool accumulate);
 
-// Gradients of weights whose products' gradients are `left`, `gates` numbers for each of `rows` rows.
+template <class T>
+Panels input_panels(const Arguments<T>& a) {
+  return a.products.plain_panels(a.size.input, 1);
+}
+
+// Gradients of weights whose products' gradients are `left`, `gates` numbers for each of `rows` rows; added to what is there if wanted.
 template <class T>
 void all_weight_gradients(const Products<T>& products, const T* left, int64_t rows, int64_t gates,
-                          const std::vector<WeightGradient<T>>& weights);
+                          const std::vector<WeightGradient<T>>& weights, bool accumulate = false);
 
 // The same of each group's rows: a group's gradients follow those of the group before, at `out` of every weight.
 template <class T>
@@ -33,10 +39,11 @@ void sum_rows(const std::vector<const T*>& rows, int64_t columns, T* to);
 template <class T>
 void grouped_row_sums(const T* left, int64_t columns, const Groups& groups, T* to);
 
-// Gradients of weights whose products' gradients are `left` (rows, .). With groups those of a group follow those of the group before.
+// Gradients of weights whose products' gradients are `left` (rows, .). With groups those of a group follow those of the group before, and
+// none are added to what is there.
 template <class T>
 void weight_gradients(const Arguments<T>& a, const at::Tensor& left, const std::vector<WeightGradient<T>>& weights,
-                      const std::optional<Groups>& groups);
+                      const std::optional<Groups>& groups, bool accumulate);
 
 // Sums over the rows of `left` (rows, .): (.), or (groups, .).
 template <class T>

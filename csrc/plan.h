@@ -68,12 +68,18 @@ Plan make_plan(const LoopWork& work);
 int64_t latest_threads();
 void note_threads(int64_t threads);
 
-// Runs run(direction, share, memory) for all of the plan, or, where OpenMP has fewer threads to give, of a plan for one. The threads'
-// memory(share) is made before: what it may throw could not leave a parallel region.
-template <class Memory, class Run>
-void run_plan(const LoopWork& work, const Plan& plan, const Memory& memory_for, const Run& run) {
+// Each thread's memory_for(share).
+template <class Memory>
+auto thread_memory(const Plan& plan, const Memory& memory_for) {
   std::vector<decltype(memory_for(Share{}))> memory;
   for (int64_t thread = 0; thread < plan.threads(); ++thread) memory.push_back(memory_for(plan.share(thread)));
+  return memory;
+}
+
+// Runs run(direction, share, memory) for all of the plan, or, where OpenMP has fewer threads to give, of a plan for one. The threads'
+// memory is made before: what that may throw could not leave a parallel region.
+template <class Memory, class MemoryFor, class Run>
+void run_plan(const LoopWork& work, const Plan& plan, std::vector<Memory>& memory, const MemoryFor& memory_for, const Run& run) {
   const auto run_thread = [&](const Plan& plan, int64_t thread) {
     plan.each_direction(thread, [&](int64_t direction, const Share& share) { run(direction, share, memory[thread]); });
   };
@@ -88,6 +94,13 @@ void run_plan(const LoopWork& work, const Plan& plan, const Memory& memory_for, 
   const Plan alone(work, 1);
   memory[0] = memory_for(alone.share(0));
   run_thread(alone, 0);
+}
+
+// The same, once.
+template <class MemoryFor, class Run>
+void run_plan(const LoopWork& work, const Plan& plan, const MemoryFor& memory_for, const Run& run) {
+  auto memory = thread_memory(plan, memory_for);
+  run_plan(work, plan, memory, memory_for, run);
 }
 
 }  // namespace sstkern

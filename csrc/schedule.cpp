@@ -35,7 +35,7 @@ void check_packed_lengths(const std::optional<at::Tensor>& lengths, int64_t rows
 }
 
 BatchSchedule::BatchSchedule(const std::optional<at::Tensor>& lengths, int64_t steps, int64_t batch)
-    : steps_(steps), offset_(steps), active_(steps, batch), order_(batch), length_(batch, steps), full_(true) {
+    : steps_(steps), active_(steps, batch), order_(batch), length_(batch, steps), full_(true) {
   std::iota(order_.begin(), order_.end(), 0);
   if (lengths.has_value()) {
     TORCH_CHECK(lengths->dim() == 1 && lengths->size(0) == batch, "lengths: expected one length for each of ", batch,
@@ -53,10 +53,26 @@ BatchSchedule::BatchSchedule(const std::optional<at::Tensor>& lengths, int64_t s
       active_[t] = p;
     }
   }
+  count_rows();
+}
+
+BatchSchedule BatchSchedule::span(int64_t begin, int64_t end) const {
+  BatchSchedule part;
+  part.steps_ = end - begin;
+  part.order_ = order_;
+  part.active_.assign(active_.begin() + begin, active_.begin() + end);
+  for (const int64_t length : length_) part.length_.push_back(std::clamp<int64_t>(length - begin, 0, part.steps_));
+  part.full_ = part.length_.empty() || part.length_.back() == part.steps_;
+  part.count_rows();
+  return part;
+}
+
+void BatchSchedule::count_rows() {
   rows_ = 0;
-  for (int64_t t = 0; t < steps; ++t) {
-    offset_[t] = rows_;
-    rows_ += active_[t];
+  offset_.clear();
+  for (const int64_t active : active_) {
+    offset_.push_back(rows_);
+    rows_ += active;
   }
 }
 

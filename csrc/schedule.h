@@ -19,8 +19,12 @@ class BatchSchedule {
   // lengths: int64 (batch,) on the CPU, or none where every sequence has `steps` time steps. Throws ValueError outside 0..steps.
   BatchSchedule(const std::optional<at::Tensor>& lengths, int64_t steps, int64_t batch);
 
+  // What it has of the time steps begin..end-1: sequences as long as their parts of these, in the same order.
+  BatchSchedule span(int64_t begin, int64_t end) const;
+
   Schedule view() const;
-  int64_t rows() const { return rows_; }  // valid (time step, sequence) pairs
+  int64_t rows() const { return rows_; }                  // valid (time step, sequence) pairs
+  int64_t active(int64_t t) const { return active_[t]; }  // sequences at time step t
   int64_t batch() const { return static_cast<int64_t>(order_.size()); }
 
   // Bounds of `parts` ranges of positions with about equal numbers of time steps.
@@ -60,6 +64,9 @@ class BatchSchedule {
   std::vector<std::vector<int64_t>> rows_of_groups(int64_t groups) const;
 
  private:
+  BatchSchedule() = default;
+  void count_rows();
+
   int64_t steps_, rows_;
   std::vector<int64_t> offset_, active_, order_, length_;
   bool full_;

@@ -87,7 +87,7 @@ BENCH_CELLS = ("lstm", "gru", "rnn")
 Phase = Enum("Phase", {name: name for name in ("inference", "training")}, type=str)
 Peer = Enum("Peer", {name: name for name in ("loop", "compiled_step", "torchscript", "compiled_loop", "scan")}, type=str)
 BenchLengths = Enum("BenchLengths", {name: name for name in ("full", "sst2")}, type=str)
-Dtype = Enum("Dtype", {name: name for name in ("float32", "bfloat16")}, type=str)
+Dtype = Enum("Dtype", {name: name for name in ("float32", "bfloat16", "float16")}, type=str)
 CheckedDtype = Enum("CheckedDtype", {name: name for name in ("float64", "float32", "bfloat16", "float16")}, type=str)
 
 
@@ -212,7 +212,10 @@ def bench(
         list[BenchLengths] | None,
         typer.Option(help="All sequences as long as T, or as SST-2's sentences; can be given again.", show_default="both"),
     ] = None,
-    dtype: Annotated[list[Dtype] | None, typer.Option(help="Of input and weights; can be given again.", show_default="both")] = None,
+    dtype: Annotated[
+        list[Dtype] | None,
+        typer.Option(help="Of input and weights; can be given again.", show_default="float32 and bfloat16, of --memory all"),
+    ] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads of every engine.", min=1, show_default="PyTorch's choice")] = None,
     seconds: Annotated[float, typer.Option(help="Time for a case; a case whose calls are slow takes longer.", min=0.001, max=3600)] = 6.0,
     growth: Annotated[
@@ -222,7 +225,7 @@ def bench(
             help="Instead: time per token over each size and over threads, and of what runs in plain PyTorch over steps, float32.",
         ),
     ] = False,
-    memory: Annotated[bool, typer.Option("--memory", help="Instead: memory of a training step, float32.")] = False,
+    memory: Annotated[bool, typer.Option("--memory", help="Instead: memory of a training step.")] = False,
     skewed: Annotated[
         bool, typer.Option("--skewed", help="Instead: time and memory of packed batches with one long sequence, float32.")
     ] = False,
@@ -277,12 +280,12 @@ def bench(
         return
     _refuse({"--input-size": input_size, "--peer": peer, "--json": file, "--plot": plot}, "is for cells of your own, module:Class")
     cells = [name.upper() for name in cell or ()] or list(cases.LAYERS)
-    kinds, dtypes = _values(lengths) or cases.LENGTHS, _values(dtype) or cases.DTYPES
+    kinds, dtypes = _values(lengths) or cases.LENGTHS, _values(dtype) or (cases.DTYPES if memory else cases.TIMED)
     shapes = [cases.parse_shape(text) for text in shape or ()] or cases.SHAPES
     runs = {"--growth": growth, "--skewed": skewed, "--callers": callers, "--widths": widths, "--memory": memory}
     _refuse_together({**runs, "--shape": shape})
     if dtype:
-        _refuse(runs, "is in float32, and not for --dtype")
+        _refuse(runs | {"--memory": False}, "is in float32, and not for --dtype")
     for name, chosen in (("--skewed", skewed), ("--callers", callers), ("--widths", widths)):
         if chosen and lengths:
             raise typer.BadParameter(f"{name}: has lengths of its own, and is not for --lengths")
@@ -295,7 +298,7 @@ def bench(
     elif widths:
         complete = show.widths(cells, phases, _shape_of_widths(list(shapes) if shape else []), threads, seconds, output)
     elif memory:
-        complete = show.memory(cells, shapes, kinds, threads, output)
+        complete = show.memory(cells, shapes, kinds, dtypes, threads, output)
     else:
         complete = show.cases(cells, shapes, phases, kinds, dtypes, threads, seconds, compile_limit if compiled else None, output)
     _end_of_bench(complete, output)

@@ -120,13 +120,12 @@ def _fake_saved(cell, x, weights, has_bias, bidirectional, rows) -> list[Tensor]
 
 
 def _fake_cpu_saved(kernels: cpu.Kernels, x: Tensor, layers: Sequence[Weights], rows: int) -> list[Tensor]:
-    dtype = x.dtype if x.dtype == torch.float64 else torch.float32
     saved = []
     for layer in layers:
         hidden_size = layer.weight_hh.size(0) // kernels.gates
         widths = [kernels.saves * hidden_size, kernels.states * hidden_size] + [hidden_size] * (layer.weight_hr is not None)
-        saved += [x.new_empty(rows, width, dtype=dtype) for width in widths]
-    return saved if dtype == x.dtype else [*saved, x.new_empty(rows, len(layers) * layers[0].output_size, dtype=dtype)]
+        saved += [x.new_empty(rows, width) for width in widths]
+    return saved
 
 
 def saved_rows(packed: bool, lengths: Tensor | None) -> int:

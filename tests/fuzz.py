@@ -1,12 +1,13 @@
 """Random calls of the C++ engine, for sanitizers to watch (tests/sanitize.py): `python tests/fuzz.py --seconds 30 --seed 1`.
 
 Layers and own cells of widths 1 to 40, wider ones for threads that share a time step; lengths with zeros, all dtypes, 1 to 4 threads, and
-1 to 4 callers of one layer at once. float64 results are the reference engine's. The same seed makes the same calls.
+1 to 4 callers of one layer at once. Results are near those of the reference engine in float64. The same seed makes the same calls.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import random
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +21,8 @@ from torch import Tensor, nn
 import sstkern
 from sstkern.structure import flatten
 
-DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
+TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
+"""Of a result's norm, and of that of as many numbers of 0.1: gradients of relu jump."""
 FOREVER = 10**9  # microseconds
 OWN = {"MGU": MGU, "LSTMCell": nn.LSTMCell, "GRUCell": nn.GRUCell}
 
@@ -44,7 +46,7 @@ def draw(rng: random.Random) -> Call:
         batch, hidden_size = rng.randint(1, 3), rng.randint(120, 200)
     elif shape < 1 / 3:
         batch, steps = rng.randint(5, 12), rng.randint(50, 70)
-    dtype, backward = rng.choice(DTYPES), rng.random() < 0.7
+    dtype, backward = rng.choice([*TOLERANCES]), rng.random() < 0.7
     lengths = [rng.randint(0, steps) for _ in range(batch)] if rng.random() < 0.6 else None
     kind = rng.choice([*KINDS, *OWN])
     torch.manual_seed(rng.randrange(2**31))
@@ -80,11 +82,19 @@ def results(call: Call) -> list[Tensor]:
 
 
 def check(call: Call, found: list[Tensor]) -> None:
-    """Raises AssertionError where they are not the reference engine's."""
+    """Raises AssertionError where they are not near the reference engine's in float64."""
+    wide, tolerance = _in_float64(call), TOLERANCES[call.x.dtype]
     with sstkern.backend("reference"):
-        expected = results(call)
-    for ours, right in zip(found, expected, strict=True):
-        torch.testing.assert_close(ours, right, rtol=1e-9, atol=1e-9, msg=lambda differs: f"{call.described}: {differs}")
+        expected = results(wide)
+    for number, (ours, right) in enumerate(zip(found, expected, strict=True)):
+        most = tolerance * max(right.norm().item(), 0.1 * right.numel() ** 0.5)
+        error = (ours.double() - right).norm().item()
+        assert error <= most, f"{call.described}: result {number} is {error} from float64's, allowed are {most}"
+
+
+def _in_float64(call: Call) -> Call:
+    x, *hx = (tensor.detach().double().requires_grad_(tensor.requires_grad) for tensor in (call.x, *(call.hx or [])))
+    return call._replace(layer=copy.deepcopy(call.layer).double(), x=x, hx=None if call.hx is None else hx)
 
 
 def play(rng: random.Random) -> int:
@@ -100,8 +110,7 @@ def play(rng: random.Random) -> int:
     with ThreadPoolExecutor(callers) as pool:
         found = list(pool.map(run, range(callers)))
     for caller, mine in enumerate(found):
-        if drawn[caller % len(drawn)].x.dtype == torch.float64:
-            check(drawn[caller % len(drawn)], mine)
+        check(drawn[caller % len(drawn)], mine)
     return callers
 
 

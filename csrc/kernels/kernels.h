@@ -99,6 +99,9 @@ struct PanelShape {
   SSTKERN_INLINE constexpr int columns() const { return gates * blocks; }  // vectors of a panel's row
 };
 
+// How numbers are kept in memory that kernels do not compute with.
+enum class Storage { bfloat16, float16 };
+
 // Rows that a product takes at once: their sums, and what they are made from, stay in the first cache.
 constexpr int64_t kBlockRows = 24;
 // Rows whose input projection is made at once, so that its weights are read once for all of them.
@@ -124,11 +127,14 @@ struct Products {
   // has factor_room for kBlockRows rows.
   void (*plain_product)(const Panels& panels, const T* const* in, T* const* out, int64_t count, int64_t depth, int64_t columns,
                         int64_t begin, int64_t end, const T* packed, bool accumulate, T* room);
-  // For each of `count` weights: out[g][c] = sum over rows r of left[r * left_size + g] * right[r][c], for g in begin..end-1. `work` has
-  // gradient_work elements.
+  // For each of `count` weights: out[g][c] = (accumulate ? out[g][c] : 0) + sum over rows r of left[r * left_size + g] * right[r][c], for g
+  // in begin..end-1. `work` has gradient_work elements.
   int64_t (*gradient_work)(const WeightGradient<T>* weights, int64_t count);
   void (*weight_gradients)(const T* left, int64_t left_size, int64_t rows, const WeightGradient<T>* weights, int64_t count, int64_t begin,
-                           int64_t end, T* work);
+                           int64_t end, bool accumulate, T* work);
+  // `count` numbers as float32, and back; null unless T is float.
+  void (*widen)(Storage storage, const uint16_t* from, T* to, int64_t count);
+  void (*narrow)(Storage storage, const T* from, uint16_t* to, int64_t count);
 
   // Factors of `depth` numbers.
   SSTKERN_INLINE int64_t factors(int64_t depth) const { return (depth + factor_parts - 1) / factor_parts; }
@@ -207,7 +213,7 @@ struct ForwardWork {
 
 template <class T>
 struct BackwardRow {
-  const T *h_previous, *states_previous, *saved, *states, *grad_output;
+  const T *h_previous, *states_previous, *saved, *states, *h, *grad_output;
   T *dgates_x, *dgates_h, *dparameters, *dh_total, *dhidden, *dh, *dstates;
 };
 
@@ -220,13 +226,14 @@ struct Backward : Recurrence<T> {
   const T* grad_output;  // null: zero
   Layout grad_output_at;
   const T *saved, *states;
-  T* dgates_x;     // (rows, gates * H): gradients of the gates before their activation
-  T* dgates_h;     // (rows, gates * H): the same memory where the cell's gradients are the same
-  T* dparameters;  // (rows, parameters * H): what each row adds to their gradients
-  T* dh_total;     // (rows, P): gradient of the projection's result, or null
-  T* dhidden;      // (B, H) by position: working memory of a projection, or null
-  T* dh;           // (B, P): in, gradient of h_n; out, gradient of h0
-  T* dstates;      // (B, states * H): likewise
+  const T* hidden;  // the forward's, or null
+  T* dgates_x;      // (rows, gates * H): gradients of the gates before their activation
+  T* dgates_h;      // (rows, gates * H): the same memory where the cell's gradients are the same
+  T* dparameters;   // (rows, parameters * H): what each row adds to their gradients
+  T* dh_total;      // (rows, P): gradient of the projection's result, or null
+  T* dhidden;       // (B, H) by position: working memory of a projection, or null
+  T* dh;            // (B, P): in, gradient of h_n; out, gradient of h0
+  T* dstates;       // (B, states * H): likewise
 };
 
 template <class T>
@@ -248,7 +255,7 @@ struct Kernels {
 };
 
 // Raised with every change of these structures: a cell compiled apart is refused unless it has the same.
-constexpr int kKernelsVersion = 4 + (kGapBytes > 0 ? 1000 : 0);
+constexpr int kKernelsVersion = 5 + (kGapBytes > 0 ? 1000 : 0);
 
 // A cell's kernels for one instruction set.
 struct CellKernels {

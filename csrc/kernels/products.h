@@ -6,6 +6,7 @@
 #include "gemm.h"
 #include "kernels.h"
 #include "peak.h"
+#include "storage.h"
 #include "weight_gradients.h"
 
 namespace sstkern {
@@ -56,12 +57,19 @@ void plain_product(const Panels& panels, const T* const* in, T* const* out, int6
 
 template <class T>
 constexpr Products<T> products_of() {
-  return {Simd<T>::width,   kFactorParts,  kTileColumns,     kWidestTile,      pack_units<T>,
-          panel_product<T>, pack_plain<T>, plain_product<T>, gradient_work<T>, weight_gradients<T>};
+  return {Simd<T>::width, kFactorParts,     kTileColumns,     kWidestTile,         pack_units<T>, panel_product<T>,
+          pack_plain<T>,  plain_product<T>, gradient_work<T>, weight_gradients<T>, nullptr,       nullptr};
+}
+
+constexpr Products<float> float_products() {
+  Products<float> products = products_of<float>();
+  products.widen = widen;
+  products.narrow = narrow;
+  return products;
 }
 
 constexpr LevelProducts level_products{SSTKERN_STRING(SSTKERN_LEVEL),
-                                       products_of<float>(),
+                                       float_products(),
 #ifdef SSTKERN_BFLOAT16
                                        {},
                                        nullptr,

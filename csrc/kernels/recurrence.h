@@ -365,6 +365,7 @@ inline void backward_step(const Backward<T>& f, const Place<T, BackwardRow<T>>* 
   load_list<Whole, T>(given.states, at, &Row::states, hidden_size);
   load_list<Whole, T>(given.dstates, at, &Row::dstates, hidden_size);
   load_parameters<Whole, T>(given.parameters, at, f.parameters, hidden_size);
+  if (Cell::uses_new_h) given.h = load_vectors<Whole, T>(at, &Row::h, 0, hidden_size);
   if (Cell::uses_h) given.h_before = load_vectors<Whole, T>(at, &Row::h_previous, 0, hidden_size);
   given.dh = load_vectors<Whole, T>(at, f.dhidden ? &Row::dhidden : &Row::dh, 0, hidden_size);
   if (!f.dhidden && f.grad_output) given.dh = given.dh + load_vectors<Whole, T>(at, &Row::grad_output, 0, hidden_size);
@@ -389,6 +390,7 @@ inline void address(const Backward<T>& f, const Share& share, const BackwardWork
     row.states_previous = first_step(f, t, p) ? f.states0 + b * states : f.states + (schedule.offset[previous(f, t)] + p) * states;
     row.saved = f.saved + at * Cell::saves * hidden_size;
     row.states = f.states + at * states;
+    row.h = f.hidden ? f.hidden + at * hidden_size : f.output + f.output_at.at(schedule, t, p);
     row.grad_output = f.grad_output ? f.grad_output + f.grad_output_at.at(schedule, t, p) : nullptr;
     row.dgates_x = f.dgates_x + at * gates;
     row.dgates_h = f.dgates_h + at * gates;

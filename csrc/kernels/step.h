@@ -3,6 +3,7 @@
 //   gates, states (beside h), parameters (vectors of its own, (H,) each), saves (vectors that the backward needs of the forward);
 //   same_gate_gradients: whether the gates' gradients are the same for the input's part and for the state's;
 //   uses_h: whether the step reads the h before it, beside the recurrent product;
+//   uses_new_h: whether the backward reads the h that the step made, before a projection;
 //   forward(given, result) and backward(given, result), below.
 #pragma once
 
@@ -44,7 +45,7 @@ struct ForwardResult {
 template <class T, class Cell>
 struct BackwardGiven {
   List<Vectors<T>, Cell::saves> saved;
-  Vectors<T> h_before;
+  Vectors<T> h, h_before;
   List<Vectors<T>, Cell::states> states_before, states;
   List<Vectors<T>, Cell::parameters> parameters;
   Vectors<T> dh;  // of the h after the step; dstates likewise

@@ -84,10 +84,11 @@ inline void pack_rows(const Panels& panels, const T* const* rows, int64_t count,
   }
 }
 
-// out[g][c] = sum over rows r of left[r * left_size + g] * right[r][c] for each of the weights, for g in begin..end-1.
+// out[g][c] = (accumulate ? out[g][c] : 0) + sum over rows r of left[r * left_size + g] * right[r][c] for each of the weights, for g in
+// begin..end-1.
 template <class T>
 inline void weight_gradients(const T* left, int64_t left_size, int64_t rows, const WeightGradient<T>* weights, int64_t count, int64_t begin,
-                             int64_t end, T* work) {
+                             int64_t end, bool accumulate, T* work) {
   T* const transposed = work;
   if constexpr (kGapBytes > 0) close_gaps(weights, count, work);
   const T* of_gates[kBlockRows];
@@ -110,7 +111,7 @@ inline void weight_gradients(const T* left, int64_t left_size, int64_t rows, con
           T* const out = weight.out + (gate + block) * weight.columns;
           factor_product<T>(
               panels, of_gates, [&](int64_t g) { return out + g * weight.columns; }, rows, factors(depth), weight.columns, 0, panels.count,
-              packed, first > 0);
+              packed, accumulate || first > 0);
         }
       }
     }

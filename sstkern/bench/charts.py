@@ -21,7 +21,11 @@ _STYLES = {"full": "o-", "sst2": "x--"}
 
 def ratios(rows: list[dict], folder: Path) -> list[Path]:
     """How many times as long as ours the best peer takes: a picture a dtype, a panel a phase and kind of lengths, a line a shape."""
-    return [_ratios([row for row in rows if row["dtype"] == dtype], folder / f"ratios-{dtype}.png") for dtype in _distinct(rows, "dtype")]
+    return [_ratios(of_dtype, folder / f"ratios-{dtype}.png") for dtype, of_dtype in _by_dtype(rows)]
+
+
+def _by_dtype(rows: list[dict]) -> list[tuple[str, list[dict]]]:
+    return [(dtype, [row for row in rows if row["dtype"] == dtype]) for dtype in _distinct(rows, "dtype")]
 
 
 def _ratios(rows: list[dict], path: Path) -> Path:
@@ -36,8 +40,12 @@ def _ratios(rows: list[dict], path: Path) -> Path:
     return _by_shape(rows, ("phase", "lengths"), dots, title, "best peer's time / ours", path)
 
 
-def memory(rows: list[dict], path: Path) -> Path:
-    """Memory of a training step: a panel a cell and kind of lengths, a line a shape, a dot an engine."""
+def memory(rows: list[dict], folder: Path) -> list[Path]:
+    """Memory of a training step: a picture a dtype, a panel a cell and kind of lengths, a line a shape, a dot an engine."""
+    return [_memory(of_dtype, folder / f"memory-{dtype}.png") for dtype, of_dtype in _by_dtype(rows)]
+
+
+def _memory(rows: list[dict], path: Path) -> Path:
 
     def dots(panel: Axes, chosen: list[dict], shapes: list[str]) -> None:
         for place, (engine, color) in enumerate(_ENGINES.items()):
@@ -46,7 +54,7 @@ def memory(rows: list[dict], path: Path) -> Path:
             heights = [shapes.index(shape(row)) + 0.2 * (place - 1) for row in found]
             panel.scatter(sizes, heights, s=28, color=color, zorder=3, label=engine)
 
-    title = "float32 training step, by sequences, time steps, hidden size"
+    title = f"{rows[0]['dtype']} training step, by sequences, time steps, hidden size"
     return _by_shape(rows, ("cell", "lengths"), dots, title, "MiB beyond inputs and weights", path)
 
 

@@ -15,13 +15,18 @@ from pathlib import Path
 import torch
 
 from sstkern.bench import suite
-from sstkern.bench.cases import LAYERS, LENGTHS, Case, Shape, grid
+from sstkern.bench.cases import DTYPES, LAYERS, LENGTHS, Case, Shape, grid
 from sstkern.bench.cases import SHAPES as ALL_SHAPES
 from sstkern.bench.peers import Problem, ours_and_torch
 
 
-def cases(cells: Collection[str] = tuple(LAYERS), shapes: Collection[Shape] = ALL_SHAPES, lengths: Collection[str] = LENGTHS) -> list[Case]:
-    return grid(cells, shapes, ("training",), lengths, ("float32",))
+def cases(
+    cells: Collection[str] = tuple(LAYERS),
+    shapes: Collection[Shape] = ALL_SHAPES,
+    lengths: Collection[str] = LENGTHS,
+    dtypes: Collection[str] = DTYPES,
+) -> list[Case]:
+    return grid(cells, shapes, ("training",), lengths, dtypes)
 
 
 def measure(case: Case, threads: int) -> dict:

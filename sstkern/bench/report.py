@@ -84,7 +84,7 @@ def add(report: dict, row: Row, summarize: Callable[[Iterable[Row]], list[dict]]
     peak = report["environment"]["peak_gflops"]
     row["peak_share"] = row["gflops"] / peak if peak and row["gflops"] else None
     row["peer_peak_share"] = row["peak_share"] / row["ratio"] if row["peak_share"] and row["ratio"] else None
-    row["float32_ratio"] = _float32_ratio(report["rows"], row) if row["dtype"] == "bfloat16" else None
+    row["float32_ratio"] = _float32_ratio(report["rows"], row) if row["dtype"] != "float32" else None
     report["rows"].append(row)
     report["summary"] = summarize(report["rows"])
 
@@ -185,7 +185,7 @@ _GROUPS: dict[str, Ratio] = {
     "training sst2 float32 / better of torch padded, packed": lambda row: (
         against(row, ("torch", "torch_packed")) if _is(row, phase="training", lengths="sst2", dtype="float32") else None
     ),
-    "bfloat16 / our float32, B >= 32": lambda row: row["float32_ratio"] if row["batch"] >= 32 else None,
+    "bfloat16 / our float32, B >= 32": lambda row: row["float32_ratio"] if row["batch"] >= 32 and row["dtype"] == "bfloat16" else None,
     "all points": lambda row: row["ratio"],
 }
 

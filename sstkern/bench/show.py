@@ -110,14 +110,16 @@ def _paths_table(rows: list[dict]) -> Table:
     return table
 
 
-def memory(cells: Collection[str], shapes: Collection[Shape], lengths: Collection[str], threads: int, output: Path) -> bool:
+def memory(
+    cells: Collection[str], shapes: Collection[Shape], lengths: Collection[str], dtypes: Collection[str], threads: int, output: Path
+) -> bool:
     """Measure the memory of training steps; whether of all of them."""
-    wanted = remembering.cases(cells, shapes, lengths)
+    wanted = remembering.cases(cells, shapes, lengths, dtypes)
     return _swept(
         wanted,
         lambda tell: remembering.run(wanted, threads, output, tell),
         lambda rows: [_memory_table(rows)],
-        lambda rows: [output / "memory.json", *([charts.memory(rows, output / "memory.png")] if rows else [])],
+        lambda rows: [output / "memory.json", *charts.memory(rows, output)],
     )
 
 
@@ -201,13 +203,13 @@ def _skewed_table(rows: list[dict]) -> Table:
 def _memory_table(rows: list[dict]) -> Table:
     names = list(dict.fromkeys(name for row in rows for name in row["bytes"]))
     table = Table(title="MiB of a training step beyond inputs and weights", title_justify="left")
-    for name in ("cell", "B,T,H", "lengths"):
+    for name in ("cell", "B,T,H", "lengths", "dtype"):
         table.add_column(name)
     for name in names:
         table.add_column(name, justify="right")
     for row in rows:
         sizes = [f"{row['bytes'][name] / 2**20:.1f}" if name in row["bytes"] else "-" for name in names]
-        table.add_row(row["cell"], report.shape(row), row["lengths"], *sizes)
+        table.add_row(row["cell"], report.shape(row), row["lengths"], row["dtype"], *sizes)
     return table
 
 

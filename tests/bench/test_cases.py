@@ -74,7 +74,7 @@ def test_sst2_lengths_have_the_distribution_of_the_sentences():
         ({"cell": "lstm"}, "cell: expected one of LSTM, GRU, RNN, got 'lstm'"),
         ({"steps": 0}, "steps: expected at least 1, got 0"),
         ({"lengths": "random"}, "lengths: expected one of full, sst2, rest_1, rest_20, got 'random'"),
-        ({"dtype": "float16"}, "dtype: expected one of float32, bfloat16, got 'float16'"),
+        ({"dtype": "float64"}, "dtype: expected one of float32, bfloat16, float16, got 'float64'"),
     ],
 )
 def test_an_impossible_case_names_what_is_wrong(change: dict, message: str):

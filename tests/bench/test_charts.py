@@ -112,8 +112,15 @@ def test_widths(tmp_path: Path, figures: list[Figure]):
 
 
 def test_memory(tmp_path: Path, figures: list[Figure]):
-    rows = [described(cases.Case("LSTM", 1, 2, 3, True, lengths)) | {"bytes": {"sstkern": 2**21, "torch": 0}} for lengths in cases.LENGTHS]
-    assert is_png(charts.memory(rows, tmp_path / "memory.png"))
+    rows = [
+        described(cases.Case("LSTM", 1, 2, 3, True, lengths, dtype)) | {"bytes": {"sstkern": 2**21, "torch": 0}}
+        for dtype in ("float32", "float16")
+        for lengths in cases.LENGTHS
+    ]
+    paths = charts.memory(rows, tmp_path)
+    assert all(map(is_png, paths))
+    assert [path.name for path in paths] == ["memory-float32.png", "memory-float16.png"]
+    assert "float16" in figures[1].get_suptitle()
     ours, torch, packed = figures[0].axes[0].collections
     assert ours.get_offsets()[0][0] == 2  # MiB
     assert torch.get_offsets()[0][0] > 0  # a logarithm shows it

@@ -51,10 +51,10 @@ def test_growth_and_memory_run_instead_of_the_cases(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(memory, "in_a_process", lambda case, threads, engine: 3 * 2**20)
     grown = call("--growth", "--cell", "lstm", "--phase", "inference", "--lengths", "full", "--output", tmp_path)
     assert grown.exit_code == 0, grown.output
-    result = call("--memory", "--cell", "lstm", "--shape", "2,3,4", "--lengths", "full", "--output", tmp_path)
+    result = call("--memory", "--cell", "lstm", "--shape", "2,3,4", "--lengths", "full", "--dtype", "float16", "--output", tmp_path)
     assert result.exit_code == 0, result.output
-    assert {path.name for path in tmp_path.iterdir()} == {"growth.json", "growth-lstm-inference.png", "memory.json", "memory.png"}
-    assert ["LSTM", "2,3,4", "full", "3.0", "3.0"] in [line.replace("│", " ").split() for line in result.stdout.splitlines()]
+    assert {path.name for path in tmp_path.iterdir()} == {"growth.json", "growth-lstm-inference.png", "memory.json", "memory-float16.png"}
+    assert ["LSTM", "2,3,4", "full", "float16", "3.0", "3.0"] in [line.replace("│", " ").split() for line in result.stdout.splitlines()]
 
 
 def test_widths_are_a_table_of_the_least_shares(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -86,15 +86,31 @@ def nonlinearities(dtype: torch.dtype) -> dict[str, np.ndarray]:
     }
 
 
-def everything() -> tuple[str, dict[tuple, Arrays], dict[str, dict[str, np.ndarray]], float]:
+NARROW = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+FACTORS = [1, 1.5, 1 + 2**-7, 2**-3, 3 * 2**-9, 2**5]
+
+
+def all_numbers(dtype: torch.dtype) -> torch.Tensor:
+    return torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(dtype)
+
+
+def products(dtype: torch.dtype, factor: float) -> np.ndarray:
+    """All numbers of a 16-bit dtype times a factor, as two relus, of a number and its opposite, read and round them."""
+    weight, values = torch.full((1, 1), factor, dtype=dtype), all_numbers(dtype).view(1, -1, 1)
+    above, below = (functional.rnn_relu(values, [sign * weight, 0 * weight], bias=False)[0] for sign in (1, -1))
+    return (above.double() - below.double()).flatten().numpy()
+
+
+def everything() -> tuple[str, dict[tuple, Arrays], dict[str, dict[str, np.ndarray]], dict[tuple, np.ndarray], float]:
     torch.set_num_threads(1)
     with sstkern.backend("cpu"):
         dtypes = DTYPES | {"bfloat16": torch.bfloat16}
+        rounded = {(name, factor): products(dtype, factor) for name, dtype in NARROW.items() for factor in FACTORS}
         layers = {
             (cell, size, name): layer(cell, size, dtype) for cell in BUILT_IN for size in HIDDEN_SIZES for name, dtype in dtypes.items()
         }
         functions = {name: nonlinearities(dtype) for name, dtype in DTYPES.items()}
-        return torch.ops.sstkern.cpu_capability(), layers, functions, torch.ops.sstkern.cpu_peak()
+        return torch.ops.sstkern.cpu_capability(), layers, functions, rounded, torch.ops.sstkern.cpu_peak()
 
 
 def refusals() -> list[str]:
@@ -136,13 +152,30 @@ def test_the_best_level_runs_unasked(monkeypatch: pytest.MonkeyPatch):
     assert torch.ops.sstkern.cpu_capability() == LEVELS[0]
 
 
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("dtype", NARROW)
+@pytest.mark.parametrize("factor", FACTORS)
+def test_16_bit_numbers_are_read_and_rounded_as_torch_does(level: str, dtype: str, factor: float, computed):
+    """All 65,536, and products of them that lie between two numbers, halfway, below the smallest and above the largest."""
+    every = all_numbers(NARROW[dtype])
+    expected = (every.float() * factor).to(NARROW[dtype])
+    found = torch.from_numpy(computed(level)[3][dtype, factor])
+    if (level, dtype) == ("avx512_bf16", "bfloat16"):  # its products take and give zero for what is no normal number
+        normal = torch.minimum(every.abs(), expected.abs()) >= torch.finfo(NARROW[dtype]).smallest_normal
+        expected, found = expected.where(normal, 0), found.where(normal, 0)
+    assert torch.equal(
+        found.nan_to_num(nan=1.25, posinf=torch.inf, neginf=-torch.inf),
+        expected.double().nan_to_num(nan=1.25, posinf=torch.inf, neginf=-torch.inf),
+    )
+
+
 def test_an_unknown_level_is_refused():
     for told in in_process("sse9", refusals):
         assert f"SSTKERN_CPU_CAPABILITY is 'sse9'; this machine has: {', '.join(LEVELS)}" in told
 
 
 def test_the_narrowest_level_has_the_lowest_peak(computed):
-    peaks = [computed(level)[3] for level in LEVELS]
+    peaks = [computed(level)[4] for level in LEVELS]
     assert peaks[-1] == min(peaks)
     assert peaks[-1] > 1  # GFLOP/s
 

@@ -15,6 +15,7 @@ struct Gru {
   static constexpr int saves = 4;  // the gates after their activation, and h_n, which dr needs
   static constexpr bool same_gate_gradients = false;
   static constexpr bool uses_h = true;
+  static constexpr bool uses_new_h = false;
 
   static SSTKERN_INLINE void forward(const ForwardGiven<T, Gru>& given, ForwardResult<T, Gru>& result) {
     const auto r = sigmoid<T>(given.from_x[0] + given.from_h[0]);

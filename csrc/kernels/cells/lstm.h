@@ -15,6 +15,7 @@ struct Lstm {
   static constexpr int saves = 4;  // the gates after their activation
   static constexpr bool same_gate_gradients = true;
   static constexpr bool uses_h = false;
+  static constexpr bool uses_new_h = false;
 
   static SSTKERN_INLINE void forward(const ForwardGiven<T, Lstm>& given, ForwardResult<T, Lstm>& result) {
     const auto i = sigmoid<T>(given.from_x[0] + given.from_h[0]);

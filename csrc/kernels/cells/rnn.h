@@ -36,17 +36,17 @@ struct Rnn {
   static constexpr int gates = 1;
   static constexpr int states = 0;
   static constexpr int parameters = 0;
-  static constexpr int saves = 1;  // h, which both derivatives are made from
+  static constexpr int saves = 0;
   static constexpr bool same_gate_gradients = true;
   static constexpr bool uses_h = false;
+  static constexpr bool uses_new_h = true;  // both derivatives are made from it
 
   static SSTKERN_INLINE void forward(const ForwardGiven<T, Rnn>& given, ForwardResult<T, Rnn>& result) {
     result.h = Nonlinearity::template value<T>(given.from_x[0] + given.from_h[0]);
-    result.saved = {result.h};
   }
 
   static SSTKERN_INLINE void backward(const BackwardGiven<T, Rnn>& given, BackwardResult<T, Rnn>& result) {
-    result.dgates_x[0] = Nonlinearity::template gradient<T>(given.saved[0], given.dh);
+    result.dgates_x[0] = Nonlinearity::template gradient<T>(given.h, given.dh);
   }
 };
 

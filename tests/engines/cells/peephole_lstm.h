@@ -15,6 +15,7 @@ struct PeepholeLstm {
   static constexpr int saves = 4;       // the gates after their activation
   static constexpr bool same_gate_gradients = true;
   static constexpr bool uses_h = false;
+  static constexpr bool uses_new_h = false;
 
   static SSTKERN_INLINE void forward(const ForwardGiven<T, PeepholeLstm>& given, ForwardResult<T, PeepholeLstm>& result) {
     const auto &before = given.states[0], &to_i = given.parameters[0], &to_f = given.parameters[1], &to_o = given.parameters[2];

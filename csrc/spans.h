@@ -1,0 +1,64 @@
+// A call's time steps, some at a time. Tensors of 16-bit numbers stay what they are: the kernels, which compute in float32, see the rows
+// of one span of time steps, as a call of its own whose first states are the span's before it.
+#pragma once
+
+#include <vector>
+
+#include "arguments.h"
+
+namespace sstkern {
+
+struct Span {
+  int64_t begin, end;      // time steps
+  int64_t first_row;       // of all that the call has
+  BatchSchedule schedule;  // of these time steps alone
+};
+
+// One span of all time steps, or, where the call's tensors have 16-bit numbers, as few as keep rows of `width` float32 numbers within some
+// megabytes; how they are cut depends on sizes and lengths alone.
+template <class T>
+std::vector<Span> make_spans(const Arguments<T>& a, int64_t width);
+template <class T>
+std::vector<Span> one_span(const Arguments<T>& a) {
+  return {{0, a.size.steps, 0, a.schedule.span(0, a.size.steps)}};
+}
+
+// The most rows of a span.
+int64_t most_rows(const std::vector<Span>& spans);
+
+// The rows of a tensor that has one for every valid time step, `width` numbers from `column` on, as the kernels see those of a span: where
+// they are, or, of 16-bit numbers, in a room of float32.
+template <class T>
+class SpanRows {
+ public:
+  // room_rows: how many rows the room has: as many as a span, or as the call, whose spans then stay side by side.
+  SpanRows(const Arguments<T>& a, at::Tensor tensor, int64_t column, int64_t width, Layout layout, int64_t room_rows);
+
+  const T* read(const Span& span) const { return room_.defined() ? in_room(span) : sstkern::read<T>(tensor_) + start(span); }
+  T* write(const Span& span) const { return room_.defined() ? in_room(span) : sstkern::write<T>(tensor_) + start(span); }
+  Layout layout() const { return room_.defined() ? Layout{true, 0, width_} : layout_; }
+
+  // Rows of the positions first..first+count-1 from the tensor to the room, and back; nothing where there is none. All in all threads.
+  void load(const Span& span, int64_t first, int64_t count) const;
+  void store(const Span& span, int64_t first, int64_t count) const;
+  void store(const Span& span) const;
+
+  // To `to` (B, width): of each sequence the row that the span goes on from in its direction; where it has none, that of `initial`.
+  void before(const Span& span, bool reverse, const T* initial, T* to) const;
+
+ private:
+  // Calls run(where 16-bit numbers are, where they are in the room, how many) for the rows of these positions.
+  template <class Run>
+  void convert(const Span& span, int64_t first, int64_t count, const Run& run) const;
+  T* in_room(const Span& span) const { return sstkern::write<T>(room_) + (whole_ ? span.first_row * width_ : 0); }
+  int64_t start(const Span& span) const { return column_ + (layout_.packed ? span.first_row * layout_.row : span.begin * layout_.step); }
+
+  const Arguments<T>& a_;
+  at::Tensor tensor_;
+  int64_t column_, width_;
+  Layout layout_;
+  bool whole_;
+  at::Tensor room_;
+};
+
+}  // namespace sstkern
