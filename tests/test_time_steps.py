@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from layers import FUSED
-from linear import STEPS, assert_linear, differentiate
+from linear import MORE_STEPS, STEPS, assert_linear, differentiate
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.func import grad, jvp, vmap
@@ -19,7 +19,6 @@ from sstkern.engines import interpreting
 pytestmark = pytest.mark.skipif(interpreting(), reason="hundreds of time steps take Triton's interpreter minutes")
 
 BATCH, INPUT, HIDDEN = 3, 2, 4
-MORE_STEPS = (100, 200, 400)
 KINDS: dict[str, Callable[..., nn.Module]] = {
     "LSTM, projected": lambda **options: sstkern.LSTM(INPUT, HIDDEN, proj_size=2, **options),
     "GRU": lambda **options: sstkern.GRU(INPUT, HIDDEN, **options),

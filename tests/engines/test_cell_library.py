@@ -92,7 +92,7 @@ def test_values_and_gradients(kind: type[Recurrent], bidirectional: bool):
     torch.manual_seed(0)
     layer = kind(4, SIZE, 2, bidirectional=bidirectional)
     with only("cpu"):
-        report = gradcheck(layer, engine="cpu", dtypes=[torch.float64, torch.float32, torch.bfloat16], shapes=[(1, 1), (5, 3)], elements=24)
+        report = gradcheck(layer, engine="cpu", dtypes=[torch.float64, torch.float32, torch.bfloat16], shapes=[(1, 1), (5, 3)], elements=5)
     assert report.ok, report.table()
     gradients = {row.tensor for row in report.rows if row.against == "numerical"}
     assert {f"d {name}" for name, _ in layer.named_parameters()} < gradients
