@@ -201,10 +201,22 @@ class ProgramReader {
     return found;
   }
 
+  ReducedRow reduction() {
+    TORCH_CHECK_VALUE(p_.library->reductions_of_float || p_.library->reductions_of_double, "program: its library has no reductions");
+    const int64_t kind = read_.below(kReductions, "reduction"), runs = read_.size(), width = read_.size();
+    ReducedRow found{kind, runs, width, read_.size(), {}, {}};
+    for (int64_t sources = read_.below(3, "row to reduce"); sources > 0; --sources) found.sources.push_back(row(runs * width, start()));
+    TORCH_CHECK_VALUE(!found.sources.empty(), "program: a reduction of no row");
+    found.target = start();
+    written_row(kind < kCumulative ? runs : runs * width, found.target);
+    return found;
+  }
+
   ProgramStage stage() {
     ProgramStage found;
     found.plain = read_.list<PlainProduct>([this] { return plain(); });
     found.moves = read_.list<MovedRow>([this] { return move(); });
+    found.reductions = read_.list<ReducedRow>([this] { return reduction(); });
     found.loops = read_.list<UnitsLoop>([this] { return loop(); });
     return found;
   }

@@ -59,9 +59,16 @@ struct MovedRow {
   std::vector<int64_t> begin, places;
 };
 
+struct ReducedRow {
+  int64_t kind, runs, width, divisor;  // kind: of kReductions
+  std::vector<SlotStart> sources;
+  SlotStart target;
+};
+
 struct ProgramStage {
   std::vector<PlainProduct> plain;
   std::vector<MovedRow> moves;
+  std::vector<ReducedRow> reductions;
   std::vector<UnitsLoop> loops;
 };
 

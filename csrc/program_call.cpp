@@ -127,6 +127,13 @@ class ProgramCall {
       return library.of_double;
   }
 
+  static const Reduction<T>* reductions(const ProgramLibrary& library) {
+    if constexpr (std::is_same_v<T, float>)
+      return library.reductions_of_float;
+    else
+      return library.reductions_of_double;
+  }
+
   int64_t batch(const std::optional<at::Tensor>& lengths) const {
     TORCH_CHECK(!inputs_.empty(), "inputs: expected one at least");
     const int64_t dimensions = padded_ ? 3 : 2;
@@ -400,6 +407,7 @@ class ProgramCall {
       count_ = count;
       for (const PlainProduct& plain : stage.plain) this->plain(plain, share);
       for (const MovedRow& move : stage.moves) this->move(move, share);
+      for (const ReducedRow& reduction : stage.reductions) this->reduce(reduction, share);
       for (const UnitsLoop& loop : stage.loops) this->loop(loop, share, ahead);
     }
 
@@ -444,6 +452,14 @@ class ProgramCall {
         for (int64_t k = move.begin[i]; k < move.begin[i + 1]; ++k) sum += number(move.places[k]);
         to[i] = static_cast<Number>(sum);
       }
+    }
+
+    void reduce(const ReducedRow& reduction, const Share& share) {
+      const Reduction<T> function = reductions(*call_.p_.library)[reduction.kind];
+      const std::vector<SlotStart>& sources = reduction.sources;
+      for (int64_t row = part(share, count_, 0); row < part(share, count_, 1); ++row)
+        function(at(sources[0], row), sources.size() > 1 ? at(sources[1], row) : nullptr, at(reduction.target, row), reduction.runs,
+                 reduction.width, static_cast<double>(reduction.divisor));
     }
 
     void loop(const UnitsLoop& loop, const Share& share, int64_t ahead) {

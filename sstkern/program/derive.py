@@ -144,10 +144,17 @@ class _Reverse:
             self.sums.append((value.place, gradient, None))
         else:
             if given.shape != kind.shape:
-                gradient = self.build.node("sum_to", gradient, value)
+                gradient = self._summed(gradient, value)
             if given.dtype != kind.dtype:
                 gradient = self.build.node("cast", gradient, attributes=(kind.dtype,))
             self.found.setdefault(value, []).append(gradient)
+
+    def _summed(self, gradient: Value, like: Value) -> Value:
+        """Over what was spread. A sum is negated rather than each of its parts."""
+        node = self.build.nodes[gradient.place] if gradient.kind == "v" else None
+        if node is not None and node.operation == "neg":
+            return self.build.node("neg", self._summed(node.values()[0], like))
+        return self.build.node("sum_to", gradient, like)
 
     def _total_or_zeros(self, value: Value) -> Value:
         total = self._total(value)

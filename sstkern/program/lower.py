@@ -97,10 +97,24 @@ class Move:
     places: tuple[tuple[int, ...], ...]
 
 
+@dataclass(frozen=True)
+class Reduction:
+    """operation: of `language.REDUCTIONS`, "mean" being a "sum" over the `divisor`, or "cumsum_back". sources: one, or two whose products
+    are summed. groups: how many runs of `width` numbers follow each other in each source."""
+
+    operation: str
+    sources: tuple[Memory, ...]
+    groups: int
+    width: int
+    divisor: int
+    target: Memory
+
+
 @dataclass
 class Stage:
     plain: list[Plain] = field(default_factory=list)
     moves: list[Move] = field(default_factory=list)
+    reductions: list[Reduction] = field(default_factory=list)
     loops: list[Loop] = field(default_factory=list)
 
 
@@ -200,7 +214,7 @@ class _Lowering:
     def _put(self, window: Window) -> bool:
         """Whether it is in memory without a loop that stores it there."""
         base = window.base
-        return base is not None and (base in self.plain or self.values.is_moved(base))
+        return base is not None and (base in self.plain or self.values.is_put(base))
 
     # Products and phases
 
@@ -230,9 +244,9 @@ class _Lowering:
             if any(part in stateful for part in values.arguments(value)):
                 stateful.add(value)
         carried = {Value("v", place) for place in needed(self.program.nodes, self.program.next_states)}
-        heavy = [value for value in self.used if values.is_product(value) or values.is_moved(value)]
+        heavy = [value for value in self.used if values.is_product(value) or values.is_put(value)]
         before = self._ancestors(value for value in heavy if value not in stateful)
-        before |= {value for value in heavy if value not in stateful and (value in self.plain or values.is_moved(value))}
+        before |= {value for value in heavy if value not in stateful and (value in self.plain or values.is_put(value))}
         after: set[Value] = set()
         for value in self.used:
             late = value in heavy or any(part in after for part in values.arguments(value))
@@ -309,7 +323,7 @@ class _Lowering:
         if base is not None and base.kind in "xh":
             self._leaf(base)
         if base is not None and base in self.phase:
-            if self.values.is_product(base) or self.values.is_moved(base):
+            if self.values.is_product(base) or self.values.is_put(base):
                 self._find_operands(base)
             for part in self.taken(window):
                 self._need(part)
@@ -424,7 +438,7 @@ class _Lowering:
         base = window.base
         if base is None or not self._is_made(base):
             return 0
-        if self.values.is_product(base) or self.values.is_moved(base):
+        if self.values.is_product(base) or self.values.is_put(base):
             if base not in self.made:
                 self.made[base] = self._stage_of(base)
             return self.made[base] + (1 if self._put(window) else 0)
@@ -605,7 +619,7 @@ class _Lowering:
         for phase in (BEFORE, CORE, AFTER):
             stages: dict[int, Stage] = {}
             for made, stage in self.made.items():
-                if self.phase[made] == phase and (made in self.plain or self.values.is_moved(made)):
+                if self.phase[made] == phase and (made in self.plain or self.values.is_put(made)):
                     self._add_made(stages.setdefault(stage, Stage()), made)
             for (of, stage, _), loop in self.loops.items():
                 if of == phase and (loop.windows or loop.stores):
@@ -621,8 +635,22 @@ class _Lowering:
 
     def _add_made(self, stage: Stage, made: Value) -> None:
         target = self.memory_of(made)
-        if self.values.is_moved(made):
+        if self.values.is_reduced(made):
+            stage.reductions.append(self._reduction(made, target))
+        elif self.values.is_moved(made):
             sources = tuple((memory, self.values.width(part)) for memory, part in self.operands[made])
             stage.moves.append(Move(sources, target, tuple(map(tuple, self.values.places(made)))))
         else:
             stage.plain.append(Plain(self._product(made), target))
+
+    def _reduction(self, made: Value, target: Memory) -> Reduction:
+        values, node = self.values, self.values.node(made)
+        assert node is not None
+        source = self.operands[made][0][1]
+        summed = node.operation == "sum_to"
+        width = values.width(source) // values.width(made) if summed else values.kinds[source].shape[-1]
+        less = node.attributes[0] if node.operation == "mean" else None
+        operation = "sum" if summed or less is not None else "cumsum_back" if node.attributes == (True,) else node.operation
+        divisor = 1 if less is None else max(0, width - less)  # type: ignore[operator]
+        memories = tuple(memory for memory, _ in self.operands[made])
+        return Reduction(operation, memories, values.width(source) // width if width else 0, width, divisor, target)

@@ -79,7 +79,7 @@ def _squeeze(record: Recording, operand: Operand, *_: Any) -> Operand:
     return record.reshaped(operand, record.result.shape)
 
 
-def _permute(record: Recording, operand: Operand, dims: Sequence[int]) -> Operand:
+def permuted(record: Recording, operand: Operand, dims: Sequence[int]) -> Operand:
     count = len(operand.shape)
     dims = [dim % count for dim in dims]
     batch = record.batch_dim(operand.shape)
@@ -95,7 +95,7 @@ def _permute(record: Recording, operand: Operand, dims: Sequence[int]) -> Operan
 def _transpose(record: Recording, operand: Operand, first: int = 0, second: int = -1) -> Operand:
     dims = list(range(len(operand.shape)))
     dims[first], dims[second] = dims[second], dims[first]
-    return _permute(record, operand, dims)
+    return permuted(record, operand, dims)
 
 
 def expanded(record: Recording, operand: Operand, shape: Sequence[int]) -> Operand:
@@ -204,7 +204,7 @@ OPERATORS: dict[str, Callable[..., Any]] = {
     "_reshape_alias": _squeeze,
     "unsqueeze": _view,
     "squeeze": _squeeze,
-    "permute": _permute,
+    "permute": permuted,
     "transpose": _transpose,
     "t": _transpose,
     "expand": _expand,
