@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import torch
 
+from sstkern.program.language import divisor
 from sstkern.program.lower import Attached, Loop, Lowered, Memory
 from sstkern.program.values import Node, Number, Value
 from sstkern.program.windows import Window
@@ -198,7 +199,7 @@ class _Function:
     def _count(self, node: Node) -> str:
         """A width less some, a size like those of windows."""
         (of,), (less,) = node.values(), node.attributes
-        count = max(0, self.values.kinds[of].shape[-1] - less)  # type: ignore[operator]
+        count = divisor(self.values.kinds[of].shape[-1], less)
         return f"T({_begin(self.writer.start(('count', count), count))})"
 
     def _loaded(self, window: Window) -> str:

@@ -88,14 +88,18 @@ def _cumsum(v: Tensor, back: bool) -> Tensor:
     return v.flip(-1).cumsum(-1).flip(-1) if back else v.cumsum(-1)
 
 
+def divisor(width: int, less: Any) -> int:
+    """Of a mean."""
+    return max(0, width - less)
+
+
 def _mean(v: Tensor, less: int) -> Tensor:
-    """The sum over how many numbers there are, less some."""
-    return v.mean(-1, keepdim=True) if less == 0 else v.sum(-1, keepdim=True) / max(0, v.size(-1) - less)
+    return v.mean(-1, keepdim=True) if less == 0 else v.sum(-1, keepdim=True) / divisor(v.size(-1), less)
 
 
 def _count(v: Tensor, less: int) -> Tensor:
     """What `_mean` divides by."""
-    return torch.full_like(v[..., :1], max(0, v.size(-1) - less))
+    return torch.full_like(v[..., :1], divisor(v.size(-1), less))
 
 
 def _expand_like(v: Tensor, like: Tensor) -> Tensor:

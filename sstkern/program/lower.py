@@ -17,6 +17,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from sstkern.program.graph import Program, needed
+from sstkern.program.language import divisor
 from sstkern.program.shapes import Leaves
 from sstkern.program.values import Value
 from sstkern.program.windows import NotLowered, Values, Window
@@ -651,6 +652,6 @@ class _Lowering:
         width = values.width(source) // values.width(made) if summed else values.kinds[source].shape[-1]
         less = node.attributes[0] if node.operation == "mean" else None
         operation = "sum" if summed or less is not None else "cumsum_back" if node.attributes == (True,) else node.operation
-        divisor = 1 if less is None else max(0, width - less)  # type: ignore[operator]
+        over = 1 if less is None else divisor(width, less)
         memories = tuple(memory for memory, _ in self.operands[made])
-        return Reduction(operation, memories, values.width(source) // width if width else 0, width, divisor, target)
+        return Reduction(operation, memories, values.width(source) // width if width else 0, width, over, target)
