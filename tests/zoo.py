@@ -162,6 +162,7 @@ OWN: dict[str, Entry] = {
     "Swapped": Entry(cells.Swapped, lambda i, h: (Row((h,)), Row((h,)), Row((h,)))),
     "Same": Entry(cells.Same, two),
     "Heads": Entry(cells.Heads, lambda i, h: Row((2, h))),
+    "BlockDiagonal": Entry(cells.BlockDiagonal, lambda i, h: Row((2, h))),
     "SharedHeads": Entry(cells.SharedHeads, lambda i, h: Row((2, h))),
     "Constants": Entry(cells.Constants, one),
     "StraightThrough": Entry(cells.StraightThrough, one),

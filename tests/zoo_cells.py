@@ -559,6 +559,21 @@ class Heads(nn.Module):
         return torch.tanh(self.x(x).view(-1, *h.shape[1:]) + self.gain * h) * torch.sigmoid(mixed)
 
 
+class BlockDiagonal(nn.Module):
+    """A recurrent matrix for each head, as in the xLSTM (Beck 2024): two gates, two heads."""
+
+    def __init__(self, input_size: int, hidden_size: int):
+        super().__init__()
+        self.x = nn.Linear(input_size, 2 * 2 * hidden_size)
+        self.matrices = nn.Parameter(torch.randn(2, hidden_size, 2 * hidden_size) / hidden_size)
+
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+        gates = self.x(x).unflatten(1, (2, -1)) + torch.einsum("bhi,hio->bho", h, self.matrices)
+        update, candidate = gates.chunk(2, 2)
+        update = torch.sigmoid(update)
+        return update * h + (1 - update) * torch.tanh(candidate)
+
+
 class SharedHeads(nn.Module):
     """Two heads that share one matrix: a product of rows of two dimensions."""
 

@@ -171,6 +171,13 @@ OPERATIONS: dict[str, Operation] = {
 }
 
 
+def read(node: Node) -> list[Value]:
+    """The values whose numbers a node computes with: others give it a shape only."""
+    if node.operation in ("full_like", "count"):
+        return []
+    return node.values()[:1] if node.operation in ("reshape_like", "expand_like", "sum_to", "cut", "placed") else node.values()
+
+
 def resolved(part: Value | Number | Size | Any, sizes: Sequence[int], numbers: Sequence[float]) -> Any:
     """What stands for an argument or attribute that is no value."""
     if isinstance(part, Size):

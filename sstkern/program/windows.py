@@ -19,7 +19,7 @@ from torch import Tensor
 
 from sstkern import private
 from sstkern.program.graph import Program
-from sstkern.program.language import OPERATIONS, PRODUCTS, REDUCTIONS, SUMS, resolved
+from sstkern.program.language import OPERATIONS, PRODUCTS, REDUCTIONS, SUMS, read, resolved
 from sstkern.program.shapes import Examples, Kind, Leaves
 from sstkern.program.values import Node, Value
 
@@ -51,7 +51,7 @@ class Values:
             self.examples = Examples(leaves)
             for place, node in enumerate(program.nodes):
                 self.examples.add(Value("v", place), node)
-        self.uses = Counter(value for node in program.nodes for value in node.values())
+        self.uses = Counter(value for node in program.nodes for value in read(node))
         self.uses.update((*program.outputs, *program.next_states))
         self._parts: dict[Value, list[tuple[int, Window]] | None] = {}
         self._arguments: dict[Value, list[Value]] = {}
@@ -154,14 +154,12 @@ class Values:
         """The arguments that are rows, or what follows from parameters only, without those that only give a shape."""
         node = self.node(value)
         assert node is not None
-        if node.operation in ("reshape_like", "expand_like", "sum_to", "cut", "placed"):
-            return node.values()[:1]
-        return node.values()
+        return read(node)
 
     def arguments(self, value: Value) -> list[Value]:
         """What a node computes with."""
         if value not in self._arguments:
-            self._arguments[value] = [] if self.is_constant(value) else self._factors(value) or self._rows_of(value)
+            self._arguments[value] = self._factors(value) or self._rows_of(value)
         return self._arguments[value]
 
     def _factors(self, value: Value) -> list[Value]:

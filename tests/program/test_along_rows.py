@@ -15,7 +15,7 @@ from sstkern.engines import cpu_runs, interpreting
 from sstkern.program.cpp import code
 from sstkern.program.derive import derive
 from sstkern.program.lower import AFTER, BEFORE, CORE, Lowered, Reduction, lowered
-from sstkern.program.on_cpu import leaves_of_backward
+from sstkern.program.on_cpu import leaves_of_backward, wanted_sum
 
 pytestmark = pytest.mark.skipif(interpreting(), reason="Triton's interpreter runs instead of the C++ engine")
 
@@ -140,3 +140,25 @@ def test_another_width_has_the_same_code():
     """And compiles nothing."""
     texts = {code(lowered(program, leaves, program.outputs)).text for program, leaves in (captured("LayerNormLSTM", 3, h) for h in (5, 9))}
     assert len(texts) == 1
+
+
+def test_what_only_the_gradients_of_gains_need_is_not_kept_for_all_time_steps():
+    """It is computed after the loop, for some rows at once. Kept are the gradients of the gates and of both products."""
+    program, leaves = captured("LayerNormLSTM", 3, 5)
+    derivative = derive(program, leaves)
+    backward, sums = derivative.backward, tuple(wanted_sum(derivative, part) for part in derivative.sums)
+    found = lowered(backward, leaves_of_backward(program, leaves, derivative), backward.outputs[:1], sums)
+    assert sum(slot.kind == "r" and slot.width == 20 for slot in found.slots) == 3
+    gains = [found.slots[part.left] for part in found.sums if part.right.slot < 0]
+    assert sorted((slot.kind, slot.width) for slot in gains) == [("l", 5), ("l", 20), ("l", 20), ("r", 5), ("r", 20), ("r", 20)]
+
+
+def test_what_is_kept_has_one_place():
+    """A result that is saved for the backward is put there once, and read there."""
+    program, leaves = captured("LayerNormLSTM", 3, 5)
+    kept = derive(program, leaves).kept
+    found = lowered(program, leaves, (*program.outputs, *kept))
+    stored = [window for stages in found.phases for stage in stages for loop in stage.loops for window, _ in loop.stores]
+    assert not any(slot.kind == "r" and slot.width > 1 for slot in found.slots)
+    twice = {window.base for window in stored if stored.count(window) > 1}
+    assert twice == {*program.outputs, *program.next_states}

@@ -312,6 +312,10 @@ PRODUCTS: dict[str, Callable[[Cell, Tensor, Tensor], Any]] = {
     "antisymmetric": lambda self, x, h: h @ (self.h_h.weight - self.h_h.weight.t() - self.alpha * torch.eye(HIDDEN).double()).t(),
     "of chunks": lambda self, x, h: torch.cat([h @ part.t() for part in torch.cat([self.h_h.weight] * 2).chunk(5)], 1)[:, :HIDDEN],
     "of a buffer": lambda self, x, h: h @ torch.outer(self.scale, self.vector),
+    "a matrix for each head": lambda self, x, h: torch.einsum(
+        "bki,kio->bko", torch.stack([h, h * h], 1), torch.stack([self.h_h.weight, self.h_h.weight.t()])
+    ).sum(1),
+    "heads first": lambda self, x, h: torch.bmm(self.h_h.weight.expand(3, -1, -1), torch.stack([h.t(), h.t().abs(), -h.t()])).amax(0).t(),
 }
 
 
