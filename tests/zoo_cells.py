@@ -758,7 +758,7 @@ class Competing(nn.Module):
     def forward(self, x: Tensor, h: Tensor) -> Tensor:
         v = self.x(x) + self.h(h)
         winners = torch.where(v == v.amax(1, keepdim=True), v, 0.5 * v)
-        surprise = v.logsumexp(1, keepdim=True) - v.max(1, keepdim=True).values + v.std(1, keepdim=True)
+        surprise = v.logsumexp(1, keepdim=True) - v.max(1, keepdim=True).values + v.std(1, correction=0, keepdim=True)
         direction = torch.nn.functional.normalize(winners, dim=1)
         return torch.tanh(direction + x.sum(1, keepdim=True) * h.log_softmax(1) - surprise)
 
