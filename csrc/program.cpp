@@ -65,7 +65,7 @@ class ProgramReader {
     p_.starts = read_.list<int64_t>([this] { return read_.size(); });
     p_.vector_sizes.resize(p_.vectors);
     for (size_t phase = 0; phase < p_.phases.size(); ++phase) {
-      in_loop_ = phase == 1;
+      phase_ = static_cast<int>(phase);
       p_.attached[phase] = read_.count();
       attached_.assign(p_.attached[phase], std::nullopt);
       p_.phases[phase] = read_.list<ProgramStage>([this] { return stage(); });
@@ -103,17 +103,19 @@ class ProgramReader {
   }
 
   // Throws unless the row has so many numbers from there on.
-  SlotStart row(int64_t width, const SlotStart& at, bool booleans = false) const {
-    const Slot& slot = p_.slots[at.slot];
-    const bool of_all = slot.kind == SlotKind::input || slot.kind == SlotKind::output || slot.kind == SlotKind::rows;
-    TORCH_CHECK_VALUE(in_loop_ || of_all, "program: rows of one time step are read outside the loop over time steps");
+  SlotStart row(int64_t width, const SlotStart& at, bool booleans = false) {
+    Slot& slot = p_.slots[at.slot];
+    const bool of_state = slot.kind == SlotKind::before || slot.kind == SlotKind::after;
+    TORCH_CHECK_VALUE(!of_state || phase_ == 1, "program: rows of a state are read outside the loop over time steps");
+    if (slot.kind == SlotKind::step && slot.phase < 0) slot.phase = phase_;
+    TORCH_CHECK_VALUE(slot.kind != SlotKind::step || slot.phase == phase_, "program: rows of one phase are read in another");
     TORCH_CHECK_VALUE(at.start >= 0 && width >= 0 && at.start <= slot.width - width && (booleans || !slot.boolean), "program: ", width,
                       " numbers from ", at.start, " on are not in slot ", at.slot, " of ", slot.width);
     return at;
   }
 
   // The same of what is written, which inputs and the states before a step are not.
-  SlotStart written_row(int64_t width, const SlotStart& at, bool booleans = false) const {
+  SlotStart written_row(int64_t width, const SlotStart& at, bool booleans = false) {
     const SlotKind kind = p_.slots[at.slot].kind;
     TORCH_CHECK_VALUE(kind != SlotKind::input && kind != SlotKind::before, "program: slot ", at.slot, " is an input, and written to");
     return row(width, at, booleans);
@@ -139,7 +141,8 @@ class ProgramReader {
     TORCH_CHECK_VALUE(gates > 0 && gates * units == found.columns && found.rows == 1, "program: ", gates, " gates of ", units,
                       " units are not ", found.columns, " columns");
     const SlotKind kind = p_.slots[found.operand.slot].kind;
-    TORCH_CHECK_VALUE(!ahead || kind == SlotKind::input || kind == SlotKind::rows, "program: a step's rows are not there ahead of it");
+    const bool of_all = kind == SlotKind::input || kind == SlotKind::output || kind == SlotKind::rows;
+    TORCH_CHECK_VALUE(!ahead || of_all, "program: a step's rows are not there ahead of it");
     const int64_t number = read_.below(static_cast<int64_t>(attached_.size()), "attached product"), bias = read_.number();
     TORCH_CHECK_VALUE(bias >= -1 && bias < p_.vectors, "program: there is no vector ", bias);
     if (bias >= 0) p_.vector_sizes[bias] = std::max(p_.vector_sizes[bias], found.columns);
@@ -201,10 +204,22 @@ class ProgramReader {
     return found;
   }
 
+  ReducedRow reduction() {
+    TORCH_CHECK_VALUE(p_.library->reductions_of_float || p_.library->reductions_of_double, "program: its library has no reductions");
+    const int64_t kind = read_.below(kReductions, "reduction"), runs = read_.size(), width = read_.size();
+    ReducedRow found{kind, runs, width, read_.size(), {}, {}};
+    for (int64_t sources = read_.below(3, "row to reduce"); sources > 0; --sources) found.sources.push_back(row(runs * width, start()));
+    TORCH_CHECK_VALUE(!found.sources.empty(), "program: a reduction of no row");
+    found.target = start();
+    written_row(kind < kCumulative ? runs : runs * width, found.target);
+    return found;
+  }
+
   ProgramStage stage() {
     ProgramStage found;
     found.plain = read_.list<PlainProduct>([this] { return plain(); });
     found.moves = read_.list<MovedRow>([this] { return move(); });
+    found.reductions = read_.list<ReducedRow>([this] { return reduction(); });
     found.loops = read_.list<UnitsLoop>([this] { return loop(); });
     return found;
   }
@@ -218,7 +233,8 @@ class ProgramReader {
     found.right.start = read_.number();
     found.right_width = read_.size();
     const Slot& left = p_.slots[found.left];
-    TORCH_CHECK_VALUE(left.kind == SlotKind::rows && left.width == found.rows * found.left_width && !left.boolean,
+    const bool at_end = found.right.slot < 0 && left.kind == SlotKind::step && left.phase == 2;
+    TORCH_CHECK_VALUE((left.kind == SlotKind::rows || at_end) && left.width == found.rows * found.left_width && !left.boolean,
                       "program: a sum of rows that are not there");
     if (found.right.slot < 0) return found;
     TORCH_CHECK_VALUE(found.right.slot < static_cast<int64_t>(p_.slots.size()), "program: slot ", found.right.slot);
@@ -232,7 +248,7 @@ class ProgramReader {
   Reader read_;
   std::vector<std::optional<std::array<int64_t, 7>>> attached_;  // of the phase, by their numbers
   int64_t functions_ = 0;                                        // of the loops so far: each has the next one of the library
-  bool in_loop_ = false;
+  int phase_ = 0;
 };
 
 struct Programs {

@@ -12,7 +12,8 @@
 
 namespace sstkern {
 
-// Whose rows a slot holds: of the sequences' inputs and outputs, of their states before and after a step, of all time steps, or of one.
+// Whose rows a slot holds: of the sequences' inputs and outputs, of their states before and after a step, of all time steps, or of those
+// that one phase runs on at once: of one time step in the loop.
 enum class SlotKind { input, before, after, output, rows, step };
 
 struct Slot {
@@ -20,6 +21,7 @@ struct Slot {
   int64_t place, width;
   bool boolean;
   bool rows_only;  // of an input or output: whether it has valid rows only where the call's tensors are padded
+  int phase = -1;  // the one whose rows a step's slot holds, or -1 where none uses it
 };
 
 struct SlotStart {
@@ -59,10 +61,24 @@ struct MovedRow {
   std::vector<int64_t> begin, places;
 };
 
+struct ReducedRow {
+  int64_t kind, runs, width, divisor;  // kind: of kReductions
+  std::vector<SlotStart> sources;
+  SlotStart target;
+};
+
 struct ProgramStage {
   std::vector<PlainProduct> plain;
   std::vector<MovedRow> moves;
+  std::vector<ReducedRow> reductions;
   std::vector<UnitsLoop> loops;
+
+  // Whether each row is computed by itself, without a product that reads its weight once for many.
+  bool of_rows() const {
+    for (const UnitsLoop& loop : loops)
+      if (!loop.attached.empty()) return false;
+    return plain.empty();
+  }
 };
 
 struct RowSum {

@@ -3,9 +3,13 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
 #include <c10/util/Exception.h>
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
 
 #include <algorithm>
 #include <cstring>
+#include <map>
 
 #include "arguments.h"
 #include "callers.h"
@@ -22,8 +26,21 @@ namespace {
 
 // Rows that the phases before and after the loop take at once.
 constexpr int64_t kPhaseRows = 96;
+// Rows that stages without a product take at once, one stage after the other: what one puts to memory the next finds in the first caches.
+constexpr int64_t kStageRows = 8;
 // Vectors of units that a loop's function is given at once.
 constexpr int64_t kPlaces = 64;
+
+// Rows of all time steps are memory that the system has just given, page by page at the first touch, and takes back after the call: in a
+// layer-normalised LSTM's training step (batch 32, 100 steps, 256 units) 16,000 pages of 4 kB took a sixth of the time.
+void ask_for_large_pages([[maybe_unused]] const at::Tensor& memory) {
+#ifdef MADV_HUGEPAGE
+  constexpr uintptr_t page = uintptr_t{2} << 20;
+  const auto begin = reinterpret_cast<uintptr_t>(memory.data_ptr()), end = begin + memory.nbytes();
+  const uintptr_t first = (begin + page - 1) / page * page, last = end / page * page;
+  if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);  // as before where the system has none
+#endif
+}
 
 // Where a slot's rows are.
 struct Place {
@@ -98,16 +115,16 @@ class ProgramCall {
     for (const at::Tensor& state : states) states_.push_back(state.contiguous());
     given_ = {p_.starts.data(), numbers_.data(), vector_data_.data()};
     functions_ = functions(*p_.library);
+    if (groups.has_value()) groups_ = schedule_.rows_of_groups(*groups);
     make_places();
     pack_weights();
-    if (groups.has_value()) groups_ = schedule_.rows_of_groups(*groups);
   }
 
   ProgramResult run() {
-    over_rows(p_.phases[0]);
+    over_rows(0);
     const auto memory_for = [&](const Share& share) { return Memory(*this, p_.phases[1], std::max<int64_t>(1, share.count), chunk_); };
     run_plan(work(), plan_, memory_for, [&](int64_t, const Share& share, Memory& memory) { Loop(*this, share, memory).run(); });
-    over_rows(p_.phases[2]);
+    over_rows(2);
     for (at::Tensor& output : unused_) output.zero_();
     return {std::move(outputs_), std::move(last_), sums()};
   }
@@ -125,6 +142,13 @@ class ProgramCall {
       return library.of_float;
     else
       return library.of_double;
+  }
+
+  static const Reduction<T>* reductions(const ProgramLibrary& library) {
+    if constexpr (std::is_same_v<T, float>)
+      return library.reductions_of_float;
+    else
+      return library.reductions_of_double;
   }
 
   int64_t batch(const std::optional<at::Tensor>& lengths) const {
@@ -189,7 +213,11 @@ class ProgramCall {
     check_tensor("weight", weights_[product.weight], shape, false);
   }
 
-  at::Tensor empty(at::IntArrayRef shape, bool boolean = false) const { return at::empty(shape, boolean ? at::kBool : type()); }
+  at::Tensor empty(at::IntArrayRef shape, bool boolean = false) const {
+    at::Tensor found = at::empty(shape, boolean ? at::kBool : type());
+    ask_for_large_pages(found);
+    return found;
+  }
   at::Tensor zeros(at::IntArrayRef shape, bool boolean = false) const { return at::zeros(shape, boolean ? at::kBool : type()); }
 
   // Memory for every slot, and the results.
@@ -213,15 +241,22 @@ class ProgramCall {
         const bool padded = padded_ && !slot.rows_only;
         memory = outputs_[slot.place] = padded ? output(slot) : rows_output(slot);
         if (padded) layout = {false, batch_ * slot.width, slot.width};
-      } else if (slot.kind == SlotKind::rows) {
+      } else if (of_all_steps(slot, static_cast<int64_t>(places_.size()))) {
         memory = keep(empty({rows_, slot.width}, slot.boolean));
       } else if (slot.kind == SlotKind::step) {
-        memory = keep(empty({batch_, slot.width}, slot.boolean));
+        memory = keep(empty({slot.phase == 1 ? batch_ : 0, slot.width}, slot.boolean));  // of other phases: a thread's own
       } else {
         memory = after[slot.place];
       }
       places_.push_back({static_cast<char*>(memory.data_ptr()), item, layout});
     }
+  }
+
+  // Whether a slot has rows of all time steps: those of a phase have where they are summed for groups of sequences.
+  bool of_all_steps(const Slot& slot, int64_t number) const {
+    if (slot.kind == SlotKind::rows) return true;
+    const auto summed = [&](const RowSum& sum) { return sum.left == number && sum.right.slot < 0; };
+    return groups_ && slot.kind == SlotKind::step && std::any_of(p_.sums.begin(), p_.sums.end(), summed);
   }
 
   at::Tensor output(const Slot& slot) const {
@@ -378,6 +413,15 @@ class ProgramCall {
       if constexpr (kGapBytes > 0)
         if (chunk > 0) close_gaps(call);
     }
+    // Of a phase before or after the loop over time steps, the rows that it alone has.
+    void make_rows(const ProgramCall& call, int phase) {
+      for (const Slot& slot : call.p_.slots) {
+        rows.push_back(nullptr);
+        if (slot.kind != SlotKind::step || slot.phase != phase || call.of_all_steps(slot, rows.size() - 1)) continue;
+        kept.push_back(call.empty({kPhaseRows, slot.width}, slot.boolean));
+        rows.back() = static_cast<char*>(kept.back().data_ptr());
+      }
+    }
     void close_gaps(const ProgramCall& call) const {
       for (const auto& [product, packed] : call.ahead_)
         for (int64_t panel = 1; panel <= packed->panels.count; ++panel)
@@ -387,6 +431,8 @@ class ProgramCall {
     std::vector<const T*> left;
     std::vector<T*> right;
     at::Tensor sums, chunk_sums, room;
+    std::vector<at::Tensor> kept;
+    std::vector<char*> rows;  // of each slot, or null
     std::vector<Units<T>> places;
   };
 
@@ -395,19 +441,32 @@ class ProgramCall {
    public:
     Runner(const ProgramCall& call, Memory& memory) : call_(call), m_(memory) {}
 
-    // ahead: the number of the first of these rows in the chunk whose products are made, or -1.
-    void stage(const ProgramStage& stage, int64_t count, const Share& share, int64_t ahead) {
-      count_ = count;
-      for (const PlainProduct& plain : stage.plain) this->plain(plain, share);
-      for (const MovedRow& move : stage.moves) this->move(move, share);
-      for (const UnitsLoop& loop : stage.loops) this->loop(loop, share, ahead);
+    // Runs stage number `first` of these, and those after it that one thread can run on the same rows before it goes on to others. Returns
+    // the next one. ahead: the number of the first of these rows in the chunk whose products are made, or -1.
+    size_t run(const std::vector<ProgramStage>& stages, size_t first, int64_t count, const Share& share, int64_t ahead) {
+      size_t end = first + 1;
+      const bool alone = share.parts == 1 && stages[first].of_rows();
+      while (alone && end < stages.size() && stages[end].of_rows()) ++end;
+      const int64_t together = end == first + 1 ? count : kStageRows;
+      for (int64_t row = 0; row < count; row += together)
+        for (size_t k = first; k < end; ++k) stage(stages[k], row, std::min(together, count - row), share, ahead);
+      return end;
     }
 
    private:
+    void stage(const ProgramStage& stage, int64_t first, int64_t count, const Share& share, int64_t ahead) {
+      rows_ = m_.addresses.data() + first * call_.p_.slots.size();
+      count_ = count;
+      for (const PlainProduct& plain : stage.plain) this->plain(plain, share);
+      for (const MovedRow& move : stage.moves) this->move(move, share);
+      for (const ReducedRow& reduction : stage.reductions) this->reduce(reduction, share);
+      for (const UnitsLoop& loop : stage.loops) this->loop(loop, share, ahead);
+    }
+
     static int64_t part(const Share& share, int64_t count, int64_t end) { return count * (share.part + end) / share.parts; }
 
     T* at(const SlotStart& where, int64_t row) const {
-      return static_cast<T*>(m_.addresses[row * call_.p_.slots.size() + where.slot]) + where.start;
+      return static_cast<T*>(rows_[row * call_.p_.slots.size() + where.slot]) + where.start;
     }
 
     void plain(const PlainProduct& plain, const Share& share) {
@@ -432,7 +491,7 @@ class ProgramCall {
 
     template <class Number, class Sum>
     void move_row(const MovedRow& move, int64_t row) {
-      void* const* const rows = m_.addresses.data() + row * call_.p_.slots.size();
+      void* const* const rows = rows_ + row * call_.p_.slots.size();
       const auto number = [&](int64_t place) {
         size_t source = 0;
         for (; place >= move.widths[source]; ++source) place -= move.widths[source];
@@ -444,6 +503,14 @@ class ProgramCall {
         for (int64_t k = move.begin[i]; k < move.begin[i + 1]; ++k) sum += number(move.places[k]);
         to[i] = static_cast<Number>(sum);
       }
+    }
+
+    void reduce(const ReducedRow& reduction, const Share& share) {
+      const Reduction<T> function = reductions(*call_.p_.library)[reduction.kind];
+      const std::vector<SlotStart>& sources = reduction.sources;
+      for (int64_t row = part(share, count_, 0); row < part(share, count_, 1); ++row)
+        function(at(sources[0], row), sources.size() > 1 ? at(sources[1], row) : nullptr, at(reduction.target, row), reduction.runs,
+                 reduction.width, static_cast<double>(reduction.divisor));
     }
 
     void loop(const UnitsLoop& loop, const Share& share, int64_t ahead) {
@@ -488,7 +555,7 @@ class ProgramCall {
         for (int64_t b = 0; b < blocks; ++b)
           for (int64_t r = 0; r < count; ++r) {
             Units<T>& place = m_.places[filled_++];
-            place.slots = m_.addresses.data() + (first + r) * call_.p_.slots.size();
+            place.slots = rows_ + (first + r) * call_.p_.slots.size();
             place.unit = (begin + b) * width;
             for (int64_t k = 0; k < attached; ++k) place.sums[k] = of[k].panel + ((of[k].first + r) * blocks + b) * plan.attached[k].gates;
             if (filled_ == kPlaces) flush(loop);
@@ -515,22 +582,43 @@ class ProgramCall {
    private:
     const ProgramCall& call_;
     Memory& m_;
+    void* const* rows_ = nullptr;  // the addresses of the first of `count_` rows
     int64_t count_ = 0, filled_ = 0;
   };
 
   // A phase that needs no loop over time steps: all rows, some at a time.
-  void over_rows(const std::vector<ProgramStage>& stages) {
-    if (stages.empty() || rows_ == 0) return;
-    const int64_t blocks = (rows_ + kPhaseRows - 1) / kPhaseRows;
-    parallel_for(blocks, 1, [&](int64_t begin, int64_t end) {
+  void over_rows(int phase) {
+    const std::vector<ProgramStage>& stages = p_.phases[phase];
+    if (phase == 2) make_block_sums();
+    if (rows_ == 0 || (stages.empty() && (phase != 2 || block_sums_.empty()))) return;
+    parallel_for(blocks(), 1, [&](int64_t begin, int64_t end) {
       Memory memory(*this, stages, kPhaseRows, 0);
+      memory.make_rows(*this, phase);
       Runner runner(*this, memory);
       for (int64_t first = begin * kPhaseRows; first < std::min(rows_, end * kPhaseRows); first += kPhaseRows) {
         const int64_t count = std::min(kPhaseRows, rows_ - first);
         address_rows(memory, first, count);
-        for (const ProgramStage& stage : stages) runner.stage(stage, count, Share{0, count, 0, 1, nullptr, nullptr}, -1);
+        for (size_t next = 0; next < stages.size();) next = runner.run(stages, next, count, Share{0, count, 0, 1, nullptr, nullptr}, -1);
+        if (phase == 2) sum_block(memory, first / kPhaseRows, count);
       }
     });
+  }
+
+  int64_t blocks() const { return (rows_ + kPhaseRows - 1) / kPhaseRows; }
+
+  // Of every vector's gradient, the sums of the rows that the phase after the loop takes at once: those of groups are summed later.
+  void make_block_sums() {
+    if (groups_) return;
+    for (const RowSum& sum : p_.sums)
+      if (sum.right.slot < 0) block_sums_.try_emplace(sum.left, empty({blocks(), sum.left_width}));
+  }
+
+  void sum_block(const Memory& memory, int64_t block, int64_t count) {
+    std::vector<const T*> rows(count);
+    for (auto& [slot, sums] : block_sums_) {
+      for (int64_t r = 0; r < count; ++r) rows[r] = static_cast<const T*>(memory.addresses[r * places_.size() + slot]);
+      sum_rows(rows, sums.size(1), write<T>(sums) + block * sums.size(1));
+    }
   }
 
   void address_rows(Memory& memory, int64_t first, int64_t count) const {
@@ -538,14 +626,17 @@ class ProgramCall {
     for (int64_t r = 0; r < count; ++r) {
       while (first + r >= view_.offset[t] + view_.active[t]) ++t;
       for (size_t slot = 0; slot < places_.size(); ++slot)
-        memory.addresses[r * places_.size() + slot] = row_address(slot, t, first + r - view_.offset[t]);
+        memory.addresses[r * places_.size() + slot] = memory.rows[slot] ? memory.rows[slot] + r * p_.slots[slot].width * places_[slot].item
+                                                                        : row_address(slot, t, first + r - view_.offset[t]);
     }
   }
 
   // Of what has rows of all time steps.
   void* row_address(size_t slot, int64_t t, int64_t p) const {
-    const SlotKind kind = p_.slots[slot].kind;
-    return kind == SlotKind::input || kind == SlotKind::output || kind == SlotKind::rows ? address(slot, 0, t, p) : nullptr;
+    const Slot& what = p_.slots[slot];
+    const bool of_call = what.kind == SlotKind::input || what.kind == SlotKind::output;
+    if (!of_call && !of_all_steps(what, slot)) return nullptr;
+    return places_[slot].base + places_[slot].item * places_[slot].layout.at(view_, t, p);
   }
 
   // A thread's share of the loop over time steps.
@@ -564,9 +655,9 @@ class ProgramCall {
         }
         address(s, t, active);
         const int64_t parts = share_.parts;
-        for (const ProgramStage& stage : call_.p_.phases[1]) {
+        for (size_t next = 0; next < call_.p_.phases[1].size();) {
           // Who goes on alone lacks what the others had made ahead.
-          runner_.stage(stage, active, share_, share_.parts == parts ? ahead : -1);
+          next = runner_.run(call_.p_.phases[1], next, active, share_, share_.parts == parts ? ahead : -1);
           if (!meet()) return;
         }
         if (ahead >= 0) ahead += active;
@@ -706,17 +797,14 @@ class ProgramCall {
     const int64_t width = sum.left_width;
     at::Tensor found = of_groups({width}).zero_();
     T* const to = write<T>(found);
-    const T* const from = reinterpret_cast<const T*>(places_[sum.left].base);
     if (groups_) {
-      grouped_row_sums(from, width, *groups_, to);
-      return found;
+      grouped_row_sums(reinterpret_cast<const T*>(places_[sum.left].base), width, *groups_, to);
+    } else {
+      const T* const from = read<T>(block_sums_.at(sum.left));
+      std::vector<const T*> rows;
+      for (int64_t block = 0; block < blocks(); ++block) rows.push_back(from + block * width);
+      sum_rows(rows, width, to);
     }
-    const int64_t grain = std::max<int64_t>(16, kThreadWork / std::max<int64_t>(1, rows_));
-    parallel_for(width, grain, [&](int64_t begin, int64_t end) {
-      std::vector<const T*> rows(rows_);
-      for (int64_t r = 0; r < rows_; ++r) rows[r] = from + r * width + begin;
-      sum_rows(rows, end - begin, to + begin);
-    });
     return found;
   }
 
@@ -730,7 +818,8 @@ class ProgramCall {
   const Plan plan_;
   const std::vector<T> numbers_;
   int64_t rows_ = 0, saved_rows_ = 0;
-  std::optional<Groups> groups_;  // rows with sums of their own
+  std::optional<Groups> groups_;              // rows with sums of their own
+  std::map<int64_t, at::Tensor> block_sums_;  // by slot
   std::vector<at::Tensor> vectors_, states_, kept_, outputs_, last_, unused_;
   at::Tensor zeros_;  // what sums start from
   std::vector<const T*> vector_data_;

@@ -101,6 +101,26 @@ BINARY: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], Callable[[float, flo
     "leaky": (lambda a, b: torch.lerp(a, b, torch.sigmoid(a)), max),
 }
 """The operation, and its bound from those of its operands. One operand may have the width 1."""
+ALONG: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[float, int], float]]] = {
+    "softmax": (lambda v: v.softmax(1), lambda b, w: 1.0),
+    "log_softmax": (lambda v: v.log_softmax(-1), lambda b, w: 2 * b + w),
+    "cumsum": (lambda v: v.cumsum(1), lambda b, w: w * b),
+    "layer_norm": (lambda v: F.layer_norm(v, v.shape[1:], eps=0.1), lambda b, w: w),
+    "rms_norm": (lambda v: F.rms_norm(v, v.shape[1:], eps=0.1), lambda b, w: w),
+    "less the mean": (lambda v: v - v.mean(1, keepdim=True), lambda b, w: 2 * b),
+    "normalize": (lambda v: F.normalize(v, dim=1, eps=0.1), lambda b, w: 1.0),
+}
+REDUCED: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[float, int], float]]] = {
+    "sum": (lambda v: v.sum(1, keepdim=True), lambda b, w: w * b),
+    "mean": (lambda v: v.mean(-1)[:, None], lambda b, w: b),
+    "amax": (lambda v: v.amax(1, keepdim=True), lambda b, w: b),
+    "max": (lambda v: v.max(1, keepdim=True).values, lambda b, w: b),
+    "min": (lambda v: v.min(1).values.unsqueeze(1), lambda b, w: b),
+    "logsumexp": (lambda v: v.logsumexp(1, keepdim=True), lambda b, w: b + w),
+    "var": (lambda v: v.var(1, correction=0, keepdim=True), lambda b, w: 4 * b * b),
+    "norm": (lambda v: v.norm(dim=1, keepdim=True), lambda b, w: w * b),
+}
+"""Along a row: the operation, and its bound from that of its operand and the width. Those of the second table give the width 1."""
 
 
 class RandomCell(nn.Module):
@@ -131,9 +151,8 @@ def _carried_out(step: Step, of: list[Tensor], own: list[Tensor]) -> Tensor:
         return of[0][:, step.numbers[0] : step.numbers[1]]
     if name.startswith("chunk"):
         return of[0].chunk(2, dim=1)[int(name[-1])]
-    function = next(
-        entry[-1 if table is PRODUCTS else -2] for table in (PRODUCTS, OWN, UNARY, BINARY) for key, entry in table.items() if key == name
-    )
+    tables = PRODUCTS, OWN, UNARY, BINARY, ALONG, REDUCED
+    function = next(entry[-1 if table is PRODUCTS else -2] for table in tables for key, entry in table.items() if key == name)
     return function(*of, *own)
 
 
@@ -169,6 +188,10 @@ class _Draft:
             bound = UNARY[name][1](bound)
         elif name in BINARY:
             bound = BINARY[name][1](*bounds)
+        elif name in ALONG:
+            bound = ALONG[name][1](bound, width)
+        elif name in REDUCED:
+            width, bound = 1, REDUCED[name][1](bound, width)
         elif name == "cat":
             width = sum(widths)
         elif name == "slice":
@@ -220,8 +243,9 @@ def _other(draft: _Draft) -> st.SearchStrategy[Step]:
     pairs = [(a, b) for a, wide in enumerate(draft.widths) for b, other in enumerate(draft.widths) if wide == other or 1 in (wide, other)]
     binary = st.builds(Step, st.sampled_from([*BINARY]), st.sampled_from(pairs[::-1]))
     unary = st.builds(Step, st.sampled_from([*UNARY, *OWN]), st.tuples(_place(draft)))
+    along = st.builds(Step, st.sampled_from([*ALONG, *REDUCED]), st.tuples(_place(draft)))
     cat = st.builds(Step, st.just("cat"), st.tuples(_place(draft), _place(draft)))
-    return st.one_of(binary, unary, binary, unary, *_parts(draft), cat)
+    return st.one_of(binary, unary, binary, unary, along, *_parts(draft), cat)
 
 
 def _parts(draft: _Draft) -> list[st.SearchStrategy[Step]]:

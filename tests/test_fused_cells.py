@@ -38,7 +38,7 @@ def test_the_package_is_there_with_all_its_cells():
 
 def test_the_exceptions():
     """What is no program. None of them is from torchrecurrent."""
-    assert UNFUSED == ["LayerNormRNN", "FastWeights", "Spiking", "Adversarial", "ClippedGradients"]
+    assert UNFUSED == ["Sorted", "FastWeights", "Spiking", "Adversarial", "ClippedGradients"]
 
 
 @pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])

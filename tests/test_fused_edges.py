@@ -19,8 +19,19 @@ import sstkern
 from sstkern import engines
 from sstkern.structure import flatten, mapped
 
-SOME = ["LSTMCell", "MultiplicativeLSTM", "KerasGRU reset before", "TutorialLSTM", "SRU", "Heads", "GRUD", "LowRank", "coRNNCell"]
-"""One of each kind: stages, parts of products, no product with a state, rows of two dimensions, several inputs, vectors."""
+SOME = [
+    "LSTMCell",
+    "MultiplicativeLSTM",
+    "KerasGRU reset before",
+    "TutorialLSTM",
+    "SRU",
+    "Heads",
+    "GRUD",
+    "LowRank",
+    "coRNNCell",
+    "Competing",
+]
+"""One of each kind: stages, parts of products, no product with a state, rows of two dimensions, several inputs, vectors, reductions."""
 LENGTHS = [4, 0, 2]
 
 
@@ -397,7 +408,19 @@ def errors(entry: Entry, seed: int, rounded: torch.dtype) -> tuple[list[float], 
     return relative(ours), relative(loop)
 
 
-ROUNDED_CELLS = ["LSTMCell", "GRUCell", "MGU", "MultiplicativeLSTM", "RecurrentHighway", "SLSTM", "TutorialLSTM", "NASCell"]
+ROUNDED_CELLS = [
+    "LSTMCell",
+    "GRUCell",
+    "MGU",
+    "MultiplicativeLSTM",
+    "RecurrentHighway",
+    "SLSTM",
+    "TutorialLSTM",
+    "NASCell",
+    "LayerNormLSTM",
+    "NormalisedGRU",
+    "Ordered",
+]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)

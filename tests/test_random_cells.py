@@ -10,7 +10,7 @@ import torch
 from each_alone import assert_is_the_loop
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from random_cells import BINARY, OWN, PRODUCTS, UNARY, RandomCell, Recipe, Step, recipes
+from random_cells import ALONG, BINARY, OWN, PRODUCTS, REDUCED, UNARY, RandomCell, Recipe, Step, recipes
 
 import sstkern
 
@@ -55,4 +55,4 @@ def test_recipes_have_everything():
 
     look()
     assert {"cat", "slice", "chunk 0", "chunk 1"} <= set(found)
-    assert all(len(found.keys() & table.keys()) > len(table) / 3 for table in (PRODUCTS, OWN, UNARY, BINARY))
+    assert all(len(found.keys() & table.keys()) > len(table) / 3 for table in (PRODUCTS, OWN, UNARY, BINARY, ALONG, REDUCED))

@@ -559,6 +559,21 @@ class Heads(nn.Module):
         return torch.tanh(self.x(x).view(-1, *h.shape[1:]) + self.gain * h) * torch.sigmoid(mixed)
 
 
+class BlockDiagonal(nn.Module):
+    """A recurrent matrix for each head, as in the xLSTM (Beck 2024): two gates, two heads."""
+
+    def __init__(self, input_size: int, hidden_size: int):
+        super().__init__()
+        self.x = nn.Linear(input_size, 2 * 2 * hidden_size)
+        self.matrices = nn.Parameter(torch.randn(2, hidden_size, 2 * hidden_size) / hidden_size)
+
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+        gates = self.x(x).unflatten(1, (2, -1)) + torch.einsum("bhi,hio->bho", h, self.matrices)
+        update, candidate = gates.chunk(2, 2)
+        update = torch.sigmoid(update)
+        return update * h + (1 - update) * torch.tanh(candidate)
+
+
 class SharedHeads(nn.Module):
     """Two heads that share one matrix: a product of rows of two dimensions."""
 
@@ -669,9 +684,6 @@ class Dropped(nn.Module):
         return self.none(self.cell(self.dropout(x), h))
 
 
-# Not in the language
-
-
 class LayerNormRNN(nn.Module):
     """Ba, Kiros, Hinton 2016."""
 
@@ -681,6 +693,88 @@ class LayerNormRNN(nn.Module):
 
     def forward(self, x: Tensor, h: Tensor) -> Tensor:
         return torch.tanh(self.norm(self.x(x) + self.h(h)))
+
+
+class LayerNormLSTM(nn.Module):
+    """Ba, Kiros, Hinton 2016: both products and the cell's state are normalised."""
+
+    def __init__(self, input_size: int, hidden_size: int):
+        super().__init__()
+        self.x, self.h = (nn.Linear(size, 4 * hidden_size, bias=False) for size in (input_size, hidden_size))
+        self.norm_x, self.norm_h, self.norm_c = nn.LayerNorm(4 * hidden_size), nn.LayerNorm(4 * hidden_size), nn.LayerNorm(hidden_size)
+
+    def forward(self, x: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        h, c = state
+        i, f, g, o = (self.norm_x(self.x(x)) + self.norm_h(self.h(h))).chunk(4, 1)
+        c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+        return torch.sigmoid(o) * torch.tanh(self.norm_c(c)), c
+
+
+class NormalisedGRU(nn.Module):
+    """Hafner 2023, DreamerV3's: one norm over all gates, of input and state together."""
+
+    def __init__(self, input_size: int, hidden_size: int):
+        super().__init__()
+        self.product = nn.Linear(input_size + hidden_size, 3 * hidden_size, bias=False)
+        self.norm = nn.RMSNorm(3 * hidden_size, eps=1e-3)
+
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+        reset, candidate, update = self.norm(self.product(torch.cat([x, h], 1))).chunk(3, 1)
+        update = torch.sigmoid(update - 1)
+        return update * torch.tanh(torch.sigmoid(reset) * candidate) + (1 - update) * h
+
+
+class Ordered(nn.Module):
+    """Shen 2019, the ordered neurons of an LSTM: gates that fall and rise along the row."""
+
+    def __init__(self, input_size: int, hidden_size: int):
+        super().__init__()
+        self.x, self.h = nn.Linear(input_size, 3 * hidden_size), nn.Linear(hidden_size, 3 * hidden_size)
+
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+        f, i, n = (self.x(x) + self.h(h)).chunk(3, 1)
+        f, i = f.softmax(1).cumsum(1), 1 - i.softmax(1).cumsum(1)
+        return f * h + i * torch.tanh(n)
+
+
+class GroupNormed(nn.Module):
+    """Each head is normalised by itself, as in the xLSTM (Beck 2024)."""
+
+    def __init__(self, input_size: int, hidden_size: int):
+        super().__init__()
+        self.x, self.h, self.norm = nn.Linear(input_size, 6), nn.Linear(6, 6), nn.GroupNorm(2, 6)
+
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+        return torch.tanh(self.norm(self.x(x) + self.h(h)))
+
+
+class Competing(nn.Module):
+    """Sums, extrema and norms of a row, in one step."""
+
+    def __init__(self, input_size: int, hidden_size: int):
+        super().__init__()
+        self.x, self.h = nn.Linear(input_size, hidden_size), nn.Linear(hidden_size, hidden_size)
+
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+        v = self.x(x) + self.h(h)
+        winners = torch.where(v == v.amax(1, keepdim=True), v, 0.5 * v)
+        surprise = v.logsumexp(1, keepdim=True) - v.max(1, keepdim=True).values + v.std(1, correction=0, keepdim=True)
+        direction = torch.nn.functional.normalize(winners, dim=1)
+        return torch.tanh(direction + x.sum(1, keepdim=True) * h.log_softmax(1) - surprise)
+
+
+# Not in the language
+
+
+class Sorted(nn.Module):
+    """A row in order, which no operation of the language gives."""
+
+    def __init__(self, input_size: int, hidden_size: int):
+        super().__init__()
+        self.x, self.h = nn.Linear(input_size, hidden_size), nn.Linear(hidden_size, hidden_size)
+
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+        return torch.tanh(torch.sort(self.x(x) + self.h(h), dim=1).values)
 
 
 class FastWeights(nn.Module):

@@ -255,7 +255,7 @@ struct Kernels {
 };
 
 // Raised with every change of these structures: a cell compiled apart is refused unless it has the same.
-constexpr int kKernelsVersion = 5 + (kGapBytes > 0 ? 1000 : 0);
+constexpr int kKernelsVersion = 6 + (kGapBytes > 0 ? 1000 : 0);
 
 // A cell's kernels for one instruction set.
 struct CellKernels {
@@ -304,13 +304,23 @@ struct UnitsGiven {
 template <class T>
 using UnitsFunction = void (*)(const UnitsGiven<T>&, const Units<T>*, int64_t count, int64_t units);
 
-// What a library has that is compiled from a program, by the name sstkern_program; one of the types is null.
+// Reduces runs of `width` numbers, each of which follows the one before it in a row: to one number each, their sum over the divisor or the
+// largest of them (twice: the two differ in their derivatives), or to as many, their sums up to each, from the first or from the last one
+// on. Where there is a second row the sum is of the products of both.
+constexpr int kReductions = 5, kCumulative = 3;  // the first reduction to as many numbers
+template <class T>
+using Reduction = void (*)(const T* from, const T* times, T* to, int64_t runs, int64_t width, double divisor);
+
+// What a library has that is compiled from a program, by the name sstkern_program; one of the types is null. Of the reductions there are
+// all or none.
 struct ProgramLibrary {
   int version;
   const char* level;
   const UnitsFunction<float>* of_float;
   const UnitsFunction<double>* of_double;
   int64_t count;
+  const Reduction<float>* reductions_of_float;
+  const Reduction<double>* reductions_of_double;
 };
 
 // Both keep the addresses they are given (registry.cpp).

@@ -101,12 +101,13 @@ void run(const UnitsGiven<T>& given, const Units<T>* places, int64_t count, int6
   }
 }
 
-constexpr ProgramLibrary library_of(const UnitsFunction<float>* functions, int64_t count) {
-  return {kKernelsVersion, SSTKERN_STRING(SSTKERN_LEVEL), functions, nullptr, count};
+// reductions: those of reductions.h, or null where the program has none.
+constexpr ProgramLibrary library_of(const UnitsFunction<float>* functions, int64_t count, const Reduction<float>* reductions) {
+  return {kKernelsVersion, SSTKERN_STRING(SSTKERN_LEVEL), functions, nullptr, count, reductions, nullptr};
 }
 
-constexpr ProgramLibrary library_of(const UnitsFunction<double>* functions, int64_t count) {
-  return {kKernelsVersion, SSTKERN_STRING(SSTKERN_LEVEL), nullptr, functions, count};
+constexpr ProgramLibrary library_of(const UnitsFunction<double>* functions, int64_t count, const Reduction<double>* reductions) {
+  return {kKernelsVersion, SSTKERN_STRING(SSTKERN_LEVEL), nullptr, functions, count, nullptr, reductions};
 }
 
 }  // namespace SSTKERN_LEVEL

@@ -12,8 +12,9 @@ from typing import NamedTuple
 
 import torch
 
+from sstkern.program.language import divisor
 from sstkern.program.lower import Attached, Loop, Lowered, Memory
-from sstkern.program.values import Number, Value
+from sstkern.program.values import Node, Number, Value
 from sstkern.program.windows import Window
 
 _TYPES = {torch.float32: "float", torch.float64: "double"}
@@ -83,10 +84,12 @@ class _Writer:
         functions = [function.lines(f"loop_{place}") for place, function in enumerate(written)]
         for bias in (part.bias for loop in loops for part in loop.attached if part.bias is not None):
             self.vector(bias, self.values.kinds[bias].shape)
+        reduces = any(stage.reductions for stages in self.lowered.phases for stage in stages)
         names = ", ".join(f"run<T, loop_{place}<true>, loop_{place}<false>, kTogether_{place}>" for place in range(len(loops)))
         lines = [
             "#define SSTKERN_PROGRAM",
             '#include "units.h"',
+            *(['#include "reductions.h"'] if reduces else []),
             "",
             "namespace sstkern {",
             "namespace SSTKERN_LEVEL {",
@@ -98,7 +101,7 @@ class _Writer:
             "}  // namespace",
             "",
             f"constexpr UnitsFunction<T> functions[] = {{{names or 'nullptr'}}};",
-            f"constexpr ProgramLibrary program = library_of(functions, {len(loops)});",
+            f"constexpr ProgramLibrary program = library_of(functions, {len(loops)}, {'reductions<T>' if reduces else 'nullptr'});",
             "",
             "}  // namespace SSTKERN_LEVEL",
             "}  // namespace sstkern",
@@ -187,9 +190,17 @@ class _Function:
             return self._of_parameter(source, base, window)
         return self._define(window, self._loaded(window))
 
-    def _constant(self, window: Window, node) -> str:
+    def _constant(self, window: Window, node: Node) -> str:
+        if node.operation == "count":
+            return self._count(node)
         number = self._number(node.arguments[0] if node.operation == "full" else node.attributes[0])
         return f"({number} != T(0))" if self._is_mask(window) else number
+
+    def _count(self, node: Node) -> str:
+        """A width less some, a size like those of windows."""
+        (of,), (less,) = node.values(), node.attributes
+        count = divisor(self.values.kinds[of].shape[-1], less)
+        return f"T({_begin(self.writer.start(('count', count), count))})"
 
     def _loaded(self, window: Window) -> str:
         attached = self._attached(window)
@@ -248,6 +259,8 @@ class _Function:
         assert base is not None
         node = self.values.node(base)
         assert node is not None
+        if self.values.is_spread(base):
+            return self._vectors(self._window(window, self.values.arguments(base)[0]))
         arguments, masks = [], []
         for part in node.arguments:
             if not isinstance(part, Value):

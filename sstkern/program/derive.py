@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from sstkern import private
 from sstkern.program.gradients import RULES, Call
 from sstkern.program.graph import Argument, Attribute, Builder, Program, Value, needed, rewritten
-from sstkern.program.language import OPERATIONS, STORED
+from sstkern.program.language import OPERATIONS, STORED, read
 from sstkern.program.shapes import Examples, Kind, Leaves
 
 
@@ -144,10 +144,17 @@ class _Reverse:
             self.sums.append((value.place, gradient, None))
         else:
             if given.shape != kind.shape:
-                gradient = self.build.node("sum_to", gradient, value)
+                gradient = self._summed(gradient, value)
             if given.dtype != kind.dtype:
                 gradient = self.build.node("cast", gradient, attributes=(kind.dtype,))
             self.found.setdefault(value, []).append(gradient)
+
+    def _summed(self, gradient: Value, like: Value) -> Value:
+        """Over what was spread. A sum is negated rather than each of its parts."""
+        node = self.build.nodes[gradient.place] if gradient.kind == "v" else None
+        if node is not None and node.operation == "neg":
+            return self.build.node("neg", self._summed(node.values()[0], like))
+        return self.build.node("sum_to", gradient, like)
 
     def _total_or_zeros(self, value: Value) -> Value:
         total = self._total(value)
@@ -180,6 +187,8 @@ class _Reverse:
         sums = [part for _, *parts in self.sums for part in parts if part is not None]
         outputs = list(dict.fromkeys(value for value in (*of_inputs, *sums) if value is not None))
         saved = [] if recompute else self._saved(outputs, before)
+        if not recompute and (shapes := self._stand_in(saved, outputs, before)):
+            saved = self._saved(outputs, before, shapes)
         forward = {value: mine for mine, value in self.of.items()}
         places = {value: place for place, value in enumerate(outputs)}
         backward = self._backward(saved, outputs, before)
@@ -194,11 +203,30 @@ class _Reverse:
             tuple(Sum(place, places[gradient], None if operand is None else places[operand]) for place, gradient, operand in self.sums),
         )
 
-    def _saved(self, outputs: Sequence[Value], before: Sequence[Value]) -> list[Value]:
+    def _stand_in(self, saved: Sequence[Value], outputs: Sequence[Value], before: Sequence[Value]) -> set[Value]:
+        """Puts others in the place of the forward's results that only give the backward a shape: what is there anyway. Returns those that
+        nothing can stand in for."""
+        inputs = [Value("x", place) for place in range(len(self.program.inputs))]
+        leaves = [*self.state_gradients, *self.output_gradients, *inputs, *saved]
+        of_kind = {self.kind(value): value for value in reversed(leaves)}
+        lost: set[Value] = set()
+        nodes = self.build.nodes
+        for place in needed(nodes, (*outputs, *before)):
+            if place < self.forward_nodes:
+                continue
+            node = nodes[place]
+            shapes = {part for part in node.values() if part not in read(node) and part not in leaves}
+            new = {part: of_kind[self.kind(part)] for part in shapes if self.kind(part) in of_kind}
+            lost |= shapes - new.keys()
+            arguments = tuple(new.get(part, part) if isinstance(part, Value) else part for part in node.arguments)
+            nodes[place] = replace(node, arguments=arguments)
+        return lost
+
+    def _saved(self, outputs: Sequence[Value], before: Sequence[Value], more: Collection[Value] = ()) -> list[Value]:
         """Of the forward's results that the gradients are computed from, those that cost more to compute again than to keep."""
         nodes = self.build.nodes
         used = needed(nodes, (*outputs, *before))
-        wanted = {*outputs, *before, *(value for place in used if place >= self.forward_nodes for value in nodes[place].values())}
+        wanted = {*outputs, *before, *more, *(value for place in used if place >= self.forward_nodes for value in read(nodes[place]))}
         there: set[Value] = set()
         saved = []
         for value in sorted(wanted, key=lambda value: value.place):

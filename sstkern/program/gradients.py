@@ -203,6 +203,28 @@ def _part(call: Call, a: Value, y: Value) -> Value:
     return call.do("placed", call.gradient, a, attributes=(dim, start, stop))
 
 
+def _mean(call: Call, a: Value, y: Value) -> Value:
+    return call.do("expand_like", call.do("div", call.gradient, call.do("count", a, attributes=call.attributes)), a)
+
+
+def _one_where(call: Call, condition: Value, like: Value) -> Value:
+    """1 where the condition holds, else 0."""
+    return call.do("where", condition, call.do("full_like", like, attributes=(1.0,)), 0.0)
+
+
+def _amax(call: Call, a: Value, y: Value) -> Value:
+    """Equal parts for all that are the largest."""
+    largest = _one_where(call, call.do("eq", a, y), a)
+    return call.do("div", call.times(largest), call.do("sum", largest))
+
+
+def _max(call: Call, a: Value, y: Value) -> Value:
+    """All for the first that is the largest, or is NaN."""
+    largest = call.do("logical_or", call.do("eq", a, y), call.do("isnan", a))
+    before = call.do("cumsum", _one_where(call, largest, a), attributes=(False,))
+    return call.where(call.do("logical_and", largest, call.do("eq", before, 1)))
+
+
 _ONE: dict[str, Callable[[Call, Value, Value], Value]] = {
     "neg": lambda call, a, y: call.do("neg", call.gradient),
     "abs": lambda call, a, y: call.times(call.do("sign", a)),
@@ -239,6 +261,11 @@ _ONE: dict[str, Callable[[Call, Value, Value], Value]] = {
     "slice": _part,
     "reshape": _reshaped,
     "expand": lambda call, a, y: call.gradient,
+    "sum": lambda call, a, y: call.do("expand_like", call.gradient, a),
+    "mean": _mean,
+    "amax": _amax,
+    "max": _max,
+    "cumsum": lambda call, a, y: call.do("cumsum", call.gradient, attributes=(not call.attributes[0],)),
     "transpose": lambda call, a, y: call.do("transpose", call.gradient, attributes=call.attributes),
 }
 
@@ -262,6 +289,6 @@ RULES: dict[str, Rule] = {
     "cat": _cat,
     # Of a parameter, a product's gradient is that of all rows together: `derive` has it.
     "product": lambda call: (call.do("transposed_product", call.gradient, call.arguments[1]), None),
-    **dict.fromkeys((*_CONSTANT, "detach", "full"), _none),
+    **dict.fromkeys((*_CONSTANT, "detach", "full", "count"), _none),
 }
 """`chunk` has none: `derive` puts the gradients of all chunks together."""

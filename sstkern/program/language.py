@@ -20,6 +20,10 @@ from sstkern.program.values import Node, Number, Size, Value
 CHEAP, COSTLY, PRODUCT = 1.0, 8.0, 1e6
 """Of computing an element again in the backward: by the processor's own instructions, by a polynomial (exp, tanh), by a matrix product."""
 PRODUCTS = ("product", "transposed_product")
+SUMS = ("sum", "mean")
+REDUCTIONS = (*SUMS, "amax", "max", "cumsum")
+"""Along the last dimension of a row, which stays, of width 1; `cumsum` keeps its width. All that are the largest share the gradient of
+`amax`; the first of them has that of `max`."""
 STORED = 4.0
 """Of storing an element in the forward and loading it in the backward instead."""
 
@@ -79,6 +83,29 @@ def _sum_to(v: Tensor, like: Tensor) -> Tensor:
     return v.sum_to_size(v.size(0), *like.shape[1:])
 
 
+def _cumsum(v: Tensor, back: bool) -> Tensor:
+    """back: from the last number to the first."""
+    return v.flip(-1).cumsum(-1).flip(-1) if back else v.cumsum(-1)
+
+
+def divisor(width: int, less: Any) -> int:
+    """Of a mean."""
+    return max(0, width - less)
+
+
+def _mean(v: Tensor, less: int) -> Tensor:
+    return v.mean(-1, keepdim=True) if less == 0 else v.sum(-1, keepdim=True) / divisor(v.size(-1), less)
+
+
+def _count(v: Tensor, less: int) -> Tensor:
+    """What `_mean` divides by."""
+    return torch.full_like(v[..., :1], divisor(v.size(-1), less))
+
+
+def _expand_like(v: Tensor, like: Tensor) -> Tensor:
+    return v.expand(v.size(0), *like.shape[1:])
+
+
 def _full(rows: Tensor, value: float, dtype: torch.dtype, *shape: int) -> Tensor:
     return torch.full((rows.size(0), *shape), value, dtype=dtype, device=rows.device)
 
@@ -127,13 +154,28 @@ OPERATIONS: dict[str, Operation] = {
     "transpose": Operation(torch.transpose, attributes=2, cost=0),
     "expand": Operation(lambda rows, v, *shape: v.expand(rows.size(0), *shape), attributes=None, cost=0, makes_rows=True),
     "full": Operation(_full, attributes=None, makes_rows=True),
+    # Along the last dimension.
+    "sum": Operation(lambda v: v.sum(-1, keepdim=True), cost=COSTLY),
+    "mean": Operation(_mean, attributes=1, cost=COSTLY),
+    "amax": Operation(lambda v: v.amax(-1, keepdim=True), cost=COSTLY),
+    "max": Operation(lambda v: v.max(-1, keepdim=True).values, cost=COSTLY),
+    "cumsum": Operation(_cumsum, attributes=1, cost=COSTLY),
+    "count": Operation(_count, attributes=1, cost=0),
     # What derivatives are made of besides.
+    "expand_like": Operation(_expand_like, arity=2, cost=0),
     "full_like": Operation(torch.full_like, attributes=1),
     "reshape_like": Operation(lambda v, like: v.reshape(like.shape), arity=2, cost=0),
     "sum_to": Operation(_sum_to, arity=2),
     "cut": Operation(_cut, arity=None, attributes=2, cost=0),
     "placed": Operation(_placed, arity=2, attributes=3),
 }
+
+
+def read(node: Node) -> list[Value]:
+    """The values whose numbers a node computes with: others give it a shape only."""
+    if node.operation in ("full_like", "count"):
+        return []
+    return node.values()[:1] if node.operation in ("reshape_like", "expand_like", "sum_to", "cut", "placed") else node.values()
 
 
 def resolved(part: Value | Number | Size | Any, sizes: Sequence[int], numbers: Sequence[float]) -> Any:

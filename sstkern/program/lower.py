@@ -17,6 +17,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from sstkern.program.graph import Program, needed
+from sstkern.program.language import divisor
 from sstkern.program.shapes import Leaves
 from sstkern.program.values import Value
 from sstkern.program.windows import NotLowered, Values, Window
@@ -27,7 +28,8 @@ MOST_PRODUCTS = 8
 
 
 class Slot(NamedTuple):
-    """Rows in memory. kind: "x" an input, "h" a state before a step, "n" after it, "o" an output, "r" rows of all time steps, "l" of one.
+    """Rows in memory. kind: "x" an input, "h" a state before a step, "n" after it, "o" an output, "r" rows of all time steps, "l" of those
+    that a phase runs on at once: in the loop those of one time step.
 
     place: which input, state or output. boolean: whether they are bools, a byte each.
     """
@@ -43,6 +45,10 @@ class Memory(NamedTuple):
 
     slot: int
     start: int
+
+    def at(self, place: int) -> Memory:
+        """A number of the row."""
+        return Memory(self.slot, self.start + place)
 
 
 @dataclass(frozen=True)
@@ -97,10 +103,24 @@ class Move:
     places: tuple[tuple[int, ...], ...]
 
 
+@dataclass(frozen=True)
+class Reduction:
+    """operation: of `language.REDUCTIONS`, "mean" being a "sum" over the `divisor`, or "cumsum_back". sources: one, or two whose products
+    are summed. groups: how many runs of `width` numbers follow each other in each source."""
+
+    operation: str
+    sources: tuple[Memory, ...]
+    groups: int
+    width: int
+    divisor: int
+    target: Memory
+
+
 @dataclass
 class Stage:
     plain: list[Plain] = field(default_factory=list)
     moves: list[Move] = field(default_factory=list)
+    reductions: list[Reduction] = field(default_factory=list)
     loops: list[Loop] = field(default_factory=list)
 
 
@@ -174,12 +194,12 @@ class _Lowering:
         self.values = values = Values(program, leaves, {*plain, *ends})
         if any(value not in values.rows for value in ends):
             raise NotLowered("a result of its step is the same for all rows")
-        used = sorted(needed(program.nodes, ends))
+        used = sorted(self._read(ends))
         self.used = [value for place in used if (value := Value("v", place)) in values.rows]
         self.fixed = [place for place in used if Value("v", place) not in values.rows]
         values.find_cuts(self.used)
         self.slots: list[Slot] = []
-        self.slot_of: dict[Value, int] = {}
+        self.homes: dict[Value, Memory] = {}
         self.weights: list[Value] = []
         self.plain = plain | self._never_attached()
         self.phase = self._phases()
@@ -187,6 +207,18 @@ class _Lowering:
         self._find_stages()
         self.loops: dict[tuple[int, int, int], Loop] = {}
         self._place()
+
+    def _read(self, ends: Sequence[Value]) -> set[int]:
+        """The places of the nodes whose numbers the ends follow from: not those that give a shape only."""
+        found: set[int] = set()
+        wanted = list(ends)
+        while wanted:
+            value = wanted.pop()
+            node = self.values.node(value)
+            if node is not None and value.place not in found:
+                found.add(value.place)
+                wanted += self.values.arguments(value) if value in self.values.rows else node.values()
+        return found
 
     def _slot(self, kind: str, place: int, value: Value) -> int:
         self.slots.append(Slot(kind, place, self.values.width(value), self.values.kinds[value].dtype.itemsize == 1))
@@ -200,7 +232,7 @@ class _Lowering:
     def _put(self, window: Window) -> bool:
         """Whether it is in memory without a loop that stores it there."""
         base = window.base
-        return base is not None and (base in self.plain or self.values.is_moved(base))
+        return base is not None and (base in self.plain or self.values.is_put(base))
 
     # Products and phases
 
@@ -230,15 +262,41 @@ class _Lowering:
             if any(part in stateful for part in values.arguments(value)):
                 stateful.add(value)
         carried = {Value("v", place) for place in needed(self.program.nodes, self.program.next_states)}
-        heavy = [value for value in self.used if values.is_product(value) or values.is_moved(value)]
+        heavy = [value for value in self.used if values.is_product(value) or values.is_put(value)]
         before = self._ancestors(value for value in heavy if value not in stateful)
-        before |= {value for value in heavy if value not in stateful and (value in self.plain or values.is_moved(value))}
+        before |= {value for value in heavy if value not in stateful and (value in self.plain or values.is_put(value))}
         after: set[Value] = set()
         for value in self.used:
             late = value in heavy or any(part in after for part in values.arguments(value))
             if value in stateful and value not in carried and late:
                 after.add(value)
-        return {value: BEFORE if value in before else AFTER if value in after else CORE for value in self.used}
+        after |= self._late_only([value for value in self.used if value not in carried | after | before], after)
+        return {value: BEFORE if value in before - stateful else AFTER if value in after else CORE for value in self.used}
+
+    def _late_only(self, given: Sequence[Value], after: set[Value]) -> set[Value]:
+        """Of these, what only that is computed with which comes after the loop, or a sum over rows, of inputs and of what is kept for all
+        time steps anyway."""
+        summed = {part.left for part in self.wanted if part.right is None}
+        ends = {*self.outputs, *(value for part in self.wanted if part.right is not None for value in (part.left, part.right))}
+        users: dict[Value, list[Value]] = {}
+        for user in self.used:
+            for part in self.values.arguments(user):
+                users.setdefault(part, []).append(user)
+
+        def there(part: Value) -> bool:
+            kept = part in ends | summed | after | found or self.values.is_constant(part) or self.values.is_vector(part)
+            return part.kind == "x" or part not in self.values.rows or kept
+
+        found = {value for value in given if value not in ends and self.values.is_pointwise(value)}
+        while True:
+            stays = {
+                value
+                for value in found
+                if not all(user in after | found for user in users.get(value, ())) or not all(map(there, self.values.arguments(value)))
+            }
+            if not stays:
+                return found
+            found -= stays
 
     def _ancestors(self, products: Iterable[Value]) -> set[Value]:
         """What the operands follow from."""
@@ -276,6 +334,9 @@ class _Lowering:
         self._known: set[Window] = set()
         after = [self._slot("n", place, Value("h", place)) for place in range(len(self.program.states))]
         results = [self._slot("o", place, value) for place, value in enumerate(self.outputs)]
+        self.results = {
+            value: (Memory(slot, 0),) for value, slot in zip(self.outputs, results, strict=True) if self.values.base(value)[0] == value
+        }
         for value, slot in (*zip(self.outputs, results, strict=True), *zip(self.program.next_states, after, strict=True)):
             self._store_all(value, Memory(slot, 0), CORE)
         self.sums = [self._row_sum(part) for part in self.wanted]
@@ -287,11 +348,7 @@ class _Lowering:
     def _store(self, window: Window, target: Memory, phase: int) -> None:
         """phase: where it is wanted, if it is there before."""
         self._need(window)
-        base = window.base
-        if (base is not None and base.kind == "h") or self.slots[target.slot].kind == "n":
-            phase = CORE
-        elif base is not None and self._is_made(base):
-            phase = self.phase[base]
+        phase = CORE if self.slots[target.slot].kind == "n" else self._put_in(window, phase)
         request = phase, target
         if request not in self.stores.setdefault(window, []):
             self.stores[window].append(request)
@@ -309,7 +366,7 @@ class _Lowering:
         if base is not None and base.kind in "xh":
             self._leaf(base)
         if base is not None and base in self.phase:
-            if self.values.is_product(base) or self.values.is_moved(base):
+            if self.values.is_product(base) or self.values.is_put(base):
                 self._find_operands(base)
             for part in self.taken(window):
                 self._need(part)
@@ -337,8 +394,11 @@ class _Lowering:
     def _find_operands(self, made: Value) -> None:
         if made not in self.operands:
             self.operands[made] = []  # before the others: it does not need itself
-            phase = BEFORE if self.values.is_product(made) and self._ahead(made) else self.phase[made]
+            ahead = self.values.is_product(made) and self._ahead(made)
+            phase = BEFORE if ahead else self.phase[made]
             self.operands[made] = [(self._memory(part, phase), part) for part in self._operands(made)]
+            if ahead:
+                self._keep(self.operands[made][0][0].slot)
 
     def _memory(self, value: Value, phase: int) -> Memory:
         """Where all numbers of a value are, in their order, for a phase to read, or at the end."""
@@ -346,28 +406,39 @@ class _Lowering:
         if base.kind in "xh":
             return Memory(self._leaf(base) if base.kind == "x" or phase == CORE else self._copy(base), start)
         windows = self.values.windows(base, start, self.values.width(value))
-        slot = self._home(base)
+        home = self._home(base)
         for at, window in windows:
             if self._put(window) and window.base == base:
                 self._need(window)
             else:
-                self._store(window, Memory(slot, start + at), min(phase, AFTER))
-        made = (window.base for _, window in windows if window.base is not None and self._is_made(window.base))
-        if phase != CORE or any(self.phase[base] != CORE for base in made):
-            self._keep(slot)
-        return Memory(slot, start)
+                self._store(window, home.at(start + at), min(phase, AFTER))
+        if any(self._put_in(window, phase) != phase for _, window in windows):
+            self._keep(home.slot)
+        return home.at(start)
+
+    def _put_in(self, window: Window, phase: int) -> int:
+        """The phase that puts a window to memory where it is read in this one."""
+        base = window.base
+        if base is not None and base.kind == "h":
+            return CORE
+        return self.phase[base] if base is not None and self._is_made(base) else min(phase, AFTER)
 
     def _leaf(self, leaf: Value) -> int:
         """The slot of an input or a state."""
-        if leaf not in self.slot_of:
-            self.slot_of[leaf] = self._slot(leaf.kind, leaf.place, leaf)
-        return self.slot_of[leaf]
+        if leaf not in self.homes:
+            self.homes[leaf] = Memory(self._slot(leaf.kind, leaf.place, leaf), 0)
+        return self.homes[leaf].slot
 
-    def _home(self, base: Value) -> int:
-        """The slot of what is made."""
-        if base not in self.slot_of:
-            self.slot_of[base] = self._slot("l", 0, base)
-        return self.slot_of[base]
+    def _home(self, base: Value) -> Memory:
+        """Of what is made: where it is put anyway, as an output or beside others; else a slot of its own."""
+        if base not in self.homes:
+            anyway = [target for phase, target in self.stores.get(self._whole(base), ()) if phase == self.phase.get(base)]
+            given = [target for target in (*self.results.get(base, ()), *anyway) if self.slots[target.slot].kind != "n"]
+            self.homes[base] = given[0] if given else Memory(self._slot("l", 0, base), 0)
+        return self.homes[base]
+
+    def _whole(self, base: Value) -> Window:
+        return Window(base, 0, self.values.width(base))
 
     def _keep(self, slot: int) -> None:
         """Rows of one time step are gone in another phase: those of all are kept."""
@@ -378,17 +449,25 @@ class _Lowering:
         values = self.values
         if part.right is None:
             width = values.width(part.left)
-            return RowSum(part.parameter, self._kept(part.left, contiguous=True).slot, width, NOTHING, 0, 1)
+            return RowSum(part.parameter, self._kept(part.left, contiguous=True, phase=AFTER).slot, width, NOTHING, 0, 1)
         left, right = (values.kinds[value].shape[-1] for value in (part.left, part.right))
         rows = values.width(part.left) // left if left else 1
         return RowSum(part.parameter, self._kept(part.left, contiguous=True).slot, left, self._kept(part.right), right, rows)
 
-    def _kept(self, value: Value, contiguous: bool = False) -> Memory:
-        """Where the rows of all time steps are at the end. contiguous: a row after the other, without anything between them."""
+    def _kept(self, value: Value, contiguous: bool = False, phase: int = END) -> Memory:
+        """Where the rows of all time steps are at the end, or in a phase after the loop. contiguous: a row after the other, without
+        anything between them."""
         base, _ = self.values.base(value)
-        if base.kind == "h" or (contiguous and (base.kind == "x" or self.values.width(base) != self.values.width(value))):
+        if base.kind == "h" or (contiguous and not self._alone(base, self.values.width(value))):
             return Memory(self._copy(value), 0)
-        return self._memory(value, END)
+        return self._memory(value, phase)
+
+    def _alone(self, base: Value, width: int) -> bool:
+        """Whether its rows are, or can be, of that width and have nothing between them."""
+        if base.kind == "x":
+            return False
+        slot = self.slots[self._home(base).slot]
+        return slot.kind != "o" and slot.width == width
 
     def _copy(self, value: Value) -> int:
         if value not in self.copies:
@@ -424,7 +503,7 @@ class _Lowering:
         base = window.base
         if base is None or not self._is_made(base):
             return 0
-        if self.values.is_product(base) or self.values.is_moved(base):
+        if self.values.is_product(base) or self.values.is_put(base):
             if base not in self.made:
                 self.made[base] = self._stage_of(base)
             return self.made[base] + (1 if self._put(window) else 0)
@@ -520,13 +599,13 @@ class _Lowering:
         if base in self.targets:
             return False
         mine = phase == self.phase[base]
-        if mine and base not in self.slot_of and window.width == self.values.width(base):
+        if mine and base not in self.homes and window.width == self.values.width(base):
             self.targets[base] = target
             return True
-        slot = self._home_of_put(base)
+        home = self._home(base)
         if not mine:
-            self._keep(slot)
-        return False
+            self._keep(home.slot)
+        return home.at(window.start) == target
 
     def _loop(self, phase: int, stage: int, width: int) -> Loop:
         return self.loops.setdefault((phase, stage, width), Loop(phase, width))
@@ -550,24 +629,18 @@ class _Lowering:
         """Gives what is put to memory a place that its readers reach."""
         assert window.base is not None
         if readers := self.readers.get(window, ()):
-            slot = self._home_of_put(window.base)
+            home = self._home(window.base)
             if any(self._phase_of(reader) != self.phase[window.base] for reader in readers):
-                self._keep(slot)
-
-    def _home_of_put(self, base: Value) -> int:
-        slot = self._home(base)
-        if self.phase[base] != CORE:
-            self._keep(slot)
-        return slot
+                self._keep(home.slot)
 
     def _reach_from(self, window: Window, phase: int) -> None:
         """Stores what a loop computes where another loop, perhaps of another phase, can read it."""
         base = window.base
         assert base is not None
-        slot = self._home(base)
-        self._store(window, Memory(slot, window.start), self.phase[base])
-        if phase != CORE or self.phase[base] != CORE:
-            self._keep(slot)
+        home = self._home(base)
+        self._store(window, home.at(window.start), self.phase[base])
+        if phase != self.phase[base]:
+            self._keep(home.slot)
 
     def _attach(self, loop: Loop, phase: int, stage: int, width: int) -> None:
         read = [part for window in loop.windows for part in self.taken(window)] + [window for window, _ in loop.stores]
@@ -605,24 +678,38 @@ class _Lowering:
         for phase in (BEFORE, CORE, AFTER):
             stages: dict[int, Stage] = {}
             for made, stage in self.made.items():
-                if self.phase[made] == phase and (made in self.plain or self.values.is_moved(made)):
+                if self.phase[made] == phase and (made in self.plain or self.values.is_put(made)):
                     self._add_made(stages.setdefault(stage, Stage()), made)
             for (of, stage, _), loop in self.loops.items():
                 if of == phase and (loop.windows or loop.stores):
                     stages.setdefault(stage, Stage()).loops.append(loop)
             phases.append([stages[stage] for stage in sorted(stages)])
-        memory = {base: Memory(slot, 0) for base, slot in self.slot_of.items()} | self.targets
+        memory = self.homes | self.targets
         copies = {value: Memory(slot, 0) for value, slot in self.copies.items()}
         return Lowered(self.values, self.slots, phases, memory, copies, self.weights, self.fixed, self.sums)
 
     def memory_of(self, made: Value) -> Memory:
         """Where what is made lies, if it does."""
-        return self.targets.get(made) or Memory(self._home_of_put(made), 0)
+        return self.targets.get(made) or self._home(made)
 
     def _add_made(self, stage: Stage, made: Value) -> None:
         target = self.memory_of(made)
-        if self.values.is_moved(made):
+        if self.values.is_reduced(made):
+            stage.reductions.append(self._reduction(made, target))
+        elif self.values.is_moved(made):
             sources = tuple((memory, self.values.width(part)) for memory, part in self.operands[made])
             stage.moves.append(Move(sources, target, tuple(map(tuple, self.values.places(made)))))
         else:
             stage.plain.append(Plain(self._product(made), target))
+
+    def _reduction(self, made: Value, target: Memory) -> Reduction:
+        values, node = self.values, self.values.node(made)
+        assert node is not None
+        source = self.operands[made][0][1]
+        summed = node.operation == "sum_to"
+        width = values.width(source) // values.width(made) if summed else values.kinds[source].shape[-1]
+        less = node.attributes[0] if node.operation == "mean" else None
+        operation = "sum" if summed or less is not None else "cumsum_back" if node.attributes == (True,) else node.operation
+        over = 1 if less is None else divisor(width, less)
+        memories = tuple(memory for memory, _ in self.operands[made])
+        return Reduction(operation, memories, values.width(source) // width if width else 0, width, over, target)

@@ -26,7 +26,7 @@ from sstkern.program.cpp import Code, Touched, code
 from sstkern.program.derive import Derivative, Sum, derive
 from sstkern.program.graph import Program
 from sstkern.program.language import OPERATIONS, resolved
-from sstkern.program.lower import Loop, Lowered, Memory, Move, Plain, Product, Wanted, lowered
+from sstkern.program.lower import Loop, Lowered, Memory, Move, Plain, Product, Reduction, Wanted, lowered
 from sstkern.program.run import Call
 from sstkern.program.shapes import Kind, Leaves, result_kinds
 from sstkern.program.spread import spread
@@ -35,6 +35,8 @@ from sstkern.program.windows import NotLowered
 
 _KINDS = {letter: place for place, letter in enumerate("xhnorl")}
 """As csrc/program.h numbers kinds of slots."""
+_REDUCTIONS = ("sum", "amax", "max", "cumsum", "cumsum_back")
+"""As csrc/kernels/kernels.h numbers them."""
 
 
 class Compiled:
@@ -195,7 +197,8 @@ def _description(found: Lowered, written: Code, outputs: int, numbers: int, rows
         numbers_of += [len(attached), len(stages)]
         for stage in stages:
             numbers_of += [len(stage.plain), *chain.from_iterable(map(_of_plain, stage.plain))]
-            numbers_of += [len(stage.moves), *chain.from_iterable(map(_of_move, stage.moves)), len(stage.loops)]
+            numbers_of += [len(stage.moves), *chain.from_iterable(map(_of_move, stage.moves))]
+            numbers_of += [len(stage.reductions), *chain.from_iterable(map(_of_reduction, stage.reductions)), len(stage.loops)]
             for loop in stage.loops:
                 numbers_of += [*_of_loop(loop, attached, written), *_of_touched(next(touched))]
     numbers_of.append(len(found.sums))
@@ -220,6 +223,12 @@ def _of_move(move: Move) -> list[int]:
     sources = chain.from_iterable([*_of_memory(memory), width] for memory, width in move.sources)
     places = chain.from_iterable([len(of), *of] for of in move.places)
     return [len(move.sources), *sources, *_of_memory(move.target), len(move.places), *places]
+
+
+def _of_reduction(reduction: Reduction) -> list[int]:
+    sources = chain.from_iterable(map(_of_memory, reduction.sources))
+    kind = _REDUCTIONS.index(reduction.operation)
+    return [kind, reduction.groups, reduction.width, reduction.divisor, len(reduction.sources), *sources, *_of_memory(reduction.target)]
 
 
 def _of_loop(loop: Loop, attached: Sequence[Value], written: Code) -> list[int]:

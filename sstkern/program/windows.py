@@ -2,15 +2,16 @@
 
 A row of any shape is its numbers one after the other. A *window* is some neighbouring ones of them. What only moves numbers (chunk, slice,
 cat, reshape) is gone here where it moves them in one piece: a window of `chunk` is a window of what was cut. What moves them otherwise is
-a `Move` (`lower`), and what sums some of them is one too.
+a `Move` (`lower`), and what sums some of them is one too, but for those that follow each other: they are a `Reduction`.
 """
 
 from __future__ import annotations
 
 import math
+import operator
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
-from itertools import pairwise
+from itertools import pairwise, takewhile
 from typing import Any, NamedTuple
 
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from sstkern import private
 from sstkern.program.graph import Program
-from sstkern.program.language import OPERATIONS, PRODUCTS, resolved
+from sstkern.program.language import OPERATIONS, PRODUCTS, REDUCTIONS, SUMS, read, resolved
 from sstkern.program.shapes import Examples, Kind, Leaves
 from sstkern.program.values import Node, Value
 
@@ -26,6 +27,7 @@ _SAME = ("reshape", "reshape_like", "detach")
 _CUTS = ("chunk", "slice", "cut")
 _JOINS = ("cat", "placed")
 _MOVES = (*_CUTS, *_JOINS, "transpose", "expand")
+_CONSTANTS = ("full", "full_like", "count")
 
 
 class NotLowered(ValueError):
@@ -49,6 +51,8 @@ class Values:
             self.examples = Examples(leaves)
             for place, node in enumerate(program.nodes):
                 self.examples.add(Value("v", place), node)
+        self.uses = Counter(value for node in program.nodes for value in read(node))
+        self.uses.update((*program.outputs, *program.next_states))
         self._parts: dict[Value, list[tuple[int, Window]] | None] = {}
         self._arguments: dict[Value, list[Value]] = {}
         self.rows = self._rows()
@@ -81,15 +85,13 @@ class Values:
 
     def _biases(self, alone: Collection[Value]) -> dict[Value, tuple[Value, Value]]:
         """Of each sum of a product and a vector: both. alone: products that keep theirs apart."""
-        nodes, program = self.program.nodes, self.program
-        uses = Counter(value for node in nodes for value in node.values()) + Counter((*program.outputs, *program.next_states))
         found = {}
-        for place, node in enumerate(nodes):
+        for place, node in enumerate(self.program.nodes):
             if node.operation != "add" or len(node.values()) != 2:
                 continue
             for product, vector in (node.values(), node.values()[::-1]):
                 fits = vector not in self.rows and self.kinds[vector] == self.kinds[product]
-                if fits and self.is_product(product) and uses[product] == 1 and product not in alone:
+                if fits and self.is_product(product) and self.uses[product] == 1 and product not in alone:
                     found[Value("v", place)] = product, vector
         return found
 
@@ -107,8 +109,8 @@ class Values:
         return self.operation(value) in PRODUCTS
 
     def is_constant(self, value: Value) -> bool:
-        """Whether it is one number, the same for all rows, that the program's text has."""
-        return self.operation(value) in ("full", "full_like")
+        """Whether it is one number, the same for all rows, that the program's text has, or a width."""
+        return self.operation(value) in _CONSTANTS
 
     def is_vector(self, value: Value) -> bool:
         """Whether it has the same numbers in every row: what follows from parameters, spread."""
@@ -117,37 +119,67 @@ class Values:
     def is_moved(self, value: Value) -> bool:
         """Whether a `Move` makes it."""
         operation = self.operation(value)
-        if self.is_vector(value):
+        if self.is_vector(value) or self.is_spread(value):
             return False
         if operation == "sum_to":
-            return self.width(value) != self.width(self._rows_of(value)[0])
+            return not self._is_same(value) and not self.is_reduced(value)
         return operation in _MOVES and self._windows_of(value) is None
+
+    def is_reduced(self, value: Value) -> bool:
+        """Whether a `Reduction` makes it."""
+        if self.operation(value) != "sum_to":
+            return self.operation(value) in REDUCTIONS
+        of, shape = (self.kinds[part].shape for part in (self._rows_of(value)[0], value))
+        shape = (1,) * (len(of) - len(shape)) + shape
+        kept = sum(1 for _ in takewhile(bool, map(operator.eq, of, shape)))
+        return not self._is_same(value) and set(shape[kept:]) == {1}
+
+    def is_put(self, value: Value) -> bool:
+        """Whether it is put to memory by what is neither a product nor a loop."""
+        return self.is_moved(value) or self.is_reduced(value)
+
+    def is_spread(self, value: Value) -> bool:
+        """Whether it is one number of a row that all its units take."""
+        if self.operation(value) not in ("expand", "expand_like"):
+            return False
+        source = self._rows_of(value)[0]
+        return source in self.rows and self.width(source) == 1 and not self._is_same(value)
 
     def is_pointwise(self, value: Value) -> bool:
         operation = self.operation(value)
-        moves = operation in (*PRODUCTS, *_SAME, *_MOVES, "sum_to", "full", "full_like")
-        return operation != "" and not moves and not self._is_same(value)
+        moves = operation in (*PRODUCTS, *REDUCTIONS, *_SAME, *_MOVES, *_CONSTANTS, "sum_to")
+        return self.is_spread(value) or (operation != "" and not moves and not self._is_same(value))
 
     def _rows_of(self, value: Value) -> list[Value]:
         """The arguments that are rows, or what follows from parameters only, without those that only give a shape."""
         node = self.node(value)
         assert node is not None
-        if node.operation in ("reshape_like", "sum_to", "cut", "placed"):
-            return node.values()[:1]
-        return node.values()
+        return read(node)
 
     def arguments(self, value: Value) -> list[Value]:
         """What a node computes with."""
         if value not in self._arguments:
-            self._arguments[value] = [] if self.is_constant(value) else self._rows_of(value)
+            self._arguments[value] = self._factors(value) or self._rows_of(value)
         return self._arguments[value]
+
+    def _factors(self, value: Value) -> list[Value]:
+        """Two rows whose products a reduction sums up: where both are used elsewhere too, the products need not be put to memory."""
+        if not self.is_reduced(value) or self.operation(value) not in (*SUMS, "sum_to"):
+            return []
+        (product,) = self._rows_of(value)
+        node = self.node(product) if self.operation(product) == "mul" else None
+        if node is None:
+            return []
+        parts = [part for part in node.values() if part in self.rows and self.kinds[part] == self.kinds[product]]
+        shared = all(part.kind != "v" or self.uses[part] > 1 for part in parts)
+        return parts if len(parts) == 2 and shared and not any(map(self.is_constant, parts)) else []
 
     def _is_same(self, value: Value) -> bool:
         """Whether a node has the numbers of its argument."""
         operation = self.operation(value)
         if operation in _SAME or value in self.biases:
             return True
-        if operation in ("sum_to", "expand"):
+        if operation in ("sum_to", "expand", "expand_like"):
             source = self._rows_of(value)[0]
             return source in self.rows and self.width(value) == self.width(source)
         return operation == "cast" and self.kinds[value].dtype == self.kinds[self._rows_of(value)[0]].dtype
@@ -201,7 +233,7 @@ class Values:
         return found
 
     def _is_zero(self, value: Value) -> bool:
-        node = self.node(value) if self.is_constant(value) else None
+        node = self.node(value) if self.operation(value) in ("full", "full_like") else None
         return node is not None and (node.arguments if node.operation == "full" else node.attributes)[0] in (0, 0.0)
 
     def _transposed(self, value: Value, dims: Sequence[int]) -> list[tuple[int, Window]] | None:
@@ -219,7 +251,7 @@ class Values:
     def _found_parts(self, value: Value) -> list[tuple[int, Window]] | None:
         if value not in self.rows or value.kind != "v":
             return None
-        moves = value in self.biases or self.operation(value) in (*_SAME, *_MOVES, "sum_to", "cast")
+        moves = value in self.biases or self.operation(value) in (*_SAME, *_MOVES, "sum_to", "cast", "expand_like")
         parts = self._windows_of(value) if moves else None
         return None if parts is None else [(at, window) for at, window in parts if window.width > 0]
 

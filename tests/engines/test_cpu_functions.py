@@ -15,7 +15,10 @@ LEVELS = ["baseline", *["avx2"] * torch.cpu._is_avx2_supported(), *["avx512"] * 
 DTYPES = [np.float32, np.float64]
 NUMBER = 0.75
 COMPARISONS = ["lt", "le", "gt", "ge", "eq", "ne"]
-OF_ROWS = "detach chunk slice cat reshape transpose expand full full_like reshape_like sum_to cut placed cast"
+OF_ROWS = (
+    "detach chunk slice cat reshape transpose expand full full_like reshape_like expand_like sum_to cut placed cast "
+    "sum mean amax max cumsum count"
+)
 """No function of numbers; `cast` is numbers and truth."""
 Function = Callable[[torch.Tensor], torch.Tensor]
 

@@ -91,7 +91,7 @@ def test_the_derivative_of_an_lstm():
     assert not any(loop.attached for loop in first.loops)
     (of_states,), (of_inputs,) = second.plain, found.phases[AFTER][0].plain
     gates = of_states.product.operand
-    assert found.slots[gates.slot][0::2] == ("r", 4 * HIDDEN)
+    assert found.slots[gates.slot][0::2] == ("o", 4 * HIDDEN)
     assert of_inputs.product.operand == gates
     assert [(p.product.depth, p.product.columns, p.product.transposed) for p in (of_states, of_inputs)] == [
         (4 * HIDDEN, HIDDEN, True),
@@ -192,7 +192,7 @@ def assert_within(found: Lowered, stage: Stage, phase: int) -> None:
         kind = found.slots[slot].kind
         assert 0 <= start
         assert start + width <= found.slots[slot].width
-        assert phase == CORE or kind in "xor"
+        assert phase == CORE or kind in "xorl"
 
     for plain in stage.plain:
         row(plain.product.operand.slot, plain.product.operand.start, plain.product.rows * plain.product.depth)

@@ -114,7 +114,7 @@ def outcomes_of_changed_descriptions(name: str) -> dict[str, int]:
 def test_a_changed_description_is_refused_or_stays_within_its_rows():
     """In a process of its own, which a read or write elsewhere would end."""
     with ProcessPoolExecutor(1, mp_context=SPAWN) as pool:
-        for name in ("LSTMCell", "ProjectedLSTM", "Heads", "GRUD", "LMU"):
+        for name in ("LSTMCell", "ProjectedLSTM", "Heads", "GRUD", "LMU", "Ordered"):
             found = pool.submit(outcomes_of_changed_descriptions, name).result()
             assert found["refused"] > 0.7 * sum(found.values()), (name, found)
 
@@ -172,7 +172,7 @@ def test_the_engine_that_is_asked_for_runs(name: str, engine: str):
     assert [after[key] - before[key] for key in ("forward", "backward")] == [engine == "cpu"] * 2
 
 
-@pytest.mark.parametrize("name", ["LSTMCell", "ChoGRU", "MultiplicativeLSTM", "Heads", "GRUD", "LMU", "KerasLSTM", "NASCell"])
+@pytest.mark.parametrize("name", ["LSTMCell", "ChoGRU", "MultiplicativeLSTM", "Heads", "GRUD", "LMU", "KerasLSTM", "NASCell", "Competing"])
 def test_plain_pytorch_is_right_too(name: str):
     torch.manual_seed(0)
     entry = ZOO[name]
@@ -268,6 +268,9 @@ SAME_BITS = [
     "GRUD",
     "RecurrentHighway",
     "KerasLSTM",
+    "LayerNormLSTM",
+    "Ordered",
+    "Competing",
 ]
 STEPS = 12
 WIDE = 132
@@ -343,7 +346,7 @@ def test_a_sequence_has_the_same_bits_in_any_batch_on_any_number_of_threads(name
 
 
 @pytest.mark.parametrize("reverse", [False, True])
-@pytest.mark.parametrize("name", ["LSTMCell", "ChoGRU", "NASCell", "SLSTM", "Heads"])
+@pytest.mark.parametrize("name", ["LSTMCell", "ChoGRU", "NASCell", "SLSTM", "Heads", "LayerNormLSTM"])
 def test_bits_stay_whoever_goes_on_alone(name: str, reverse: bool, set_threads: Callable[[int], None]):
     sequence = Sequence(name, reverse=reverse)
     set_threads(2)
@@ -359,7 +362,7 @@ def test_bits_stay_whoever_goes_on_alone(name: str, reverse: bool, set_threads: 
 
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("batch", [1, 2, 7, 24, 25, 33])
-@pytest.mark.parametrize("name", ["LSTMCell", "ChoGRU", "KerasGRU reset before", "LMU", "GRUD"])
+@pytest.mark.parametrize("name", ["LSTMCell", "ChoGRU", "KerasGRU reset before", "LMU", "GRUD", "NormalisedGRU"])
 def test_batches_of_every_kind(name: str, batch: int, threads: int, set_threads: Callable[[int], None]):
     """Whole blocks of rows and parts of them, sums that are put together of several panels, threads that share units."""
     set_threads(threads)
@@ -407,7 +410,7 @@ def test_a_product_less_itself_is_zero():
     assert torch.autograd.grad(spikes.sum(), x)[0].abs().min() > 0
 
 
-@pytest.mark.parametrize("name", ["LSTMCell", "ChoGRU", "Heads", "SLSTM", "GRUD"])
+@pytest.mark.parametrize("name", ["LSTMCell", "ChoGRU", "Heads", "SLSTM", "GRUD", "LayerNormLSTM", "Ordered"])
 def test_recomputed(name: str):
     torch.manual_seed(0)
     entry = ZOO[name]

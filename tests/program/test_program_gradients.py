@@ -30,10 +30,13 @@ ATTRIBUTES: dict[str, list[tuple]] = {
     "reshape": [(Size(2), Size(3))],
     "expand": [(Size(4),)],
     "transpose": [(-1, -1)],
+    "cumsum": [(False,), (True,)],
+    "mean": [(0,), (1,)],
+    "count": [(0,), (1,)],
     "full": [(torch.float64, Size(4))],
 }
 SIZES = (2, 5, 4, 5, 20)
-OF_BACKWARD = {"transposed_product", "full_like", "reshape_like", "sum_to", "cut", "placed"}
+OF_BACKWARD = {"transposed_product", "full_like", "reshape_like", "expand_like", "sum_to", "cut", "placed"}
 POINTWISE = [
     (name, attributes)
     for name, operation in OPERATIONS.items()

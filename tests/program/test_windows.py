@@ -90,7 +90,7 @@ MOVED_NUMBER_BY_NUMBER = {
         lambda do, x, h: do.node("cat", *[do.node("reshape", part, attributes=(2, -1)) for part in (x, h)], attributes=(-1,)),
         [0, 1, 4, 5, 6, 2, 3, 7, 8, 9],
     ),
-    "expand": (lambda do, x, h: do.node("expand", do.node("slice", h, attributes=(-1, 2, 3)), attributes=(3,)), [0, 0, 0]),
+    "expand": (lambda do, x, h: do.node("expand", do.node("reshape", x, attributes=(4, 1)), attributes=(4, 2)), [0, 0, 1, 1, 2, 2, 3, 3]),
 }
 
 
@@ -110,6 +110,37 @@ def test_a_sum_has_the_places_of_all_its_parts():
     values, output = values_of(step, of_shape(4), of_shape(6))
     assert values.is_moved(output)
     assert values.places(output) == [[0, 3], [1, 4], [2, 5]]
+
+
+@pytest.mark.parametrize("shape", [(1,), (2, 1)])
+def test_a_sum_of_numbers_that_follow_each_other_is_a_reduction(shape: tuple[int, ...]):
+    def step(build: Builder, x: Value, h: Value) -> Value:
+        rows = build.node("reshape", h, attributes=(*shape[:-1], -1))
+        return build.node("sum_to", rows, build.node("slice", rows, attributes=(-1, 0, 1)))
+
+    values, output = values_of(step, of_shape(4), of_shape(6))
+    assert values.is_reduced(output)
+    assert not values.is_moved(output)
+
+
+def test_one_number_for_all_units_is_computed_with_them():
+    values, output = values_of(
+        lambda do, x, h: do.node("expand", do.node("slice", h, attributes=(-1, 2, 3)), attributes=(3,)), of_shape(4), of_shape(6)
+    )
+    assert values.is_spread(output)
+    assert values.is_pointwise(output)
+    assert not values.is_moved(output)
+
+
+def test_products_that_are_summed_up_are_two_rows_where_both_are_used_elsewhere():
+    def step(build: Builder, x: Value, h: Value, shared: bool) -> Value:
+        sine = build.node("sin", h)
+        total = build.node("sum", build.node("mul", sine, h))
+        return build.node("mul", sine, total) if shared else total
+
+    for shared in (False, True):
+        values, _ = values_of(lambda build, x, h, shared=shared: step(build, x, h, shared), of_shape(4), of_shape(6))
+        assert values.arguments(V(2)) == ([V(0), H(0)] if shared else [V(1)])
 
 
 def test_what_is_computed_together_is_cut_together():

@@ -12,6 +12,7 @@ import torch
 from sstkern.program.capture.prelude import Call, Ref
 from sstkern.program.capture.reasons import refuse, refuse_mixing
 from sstkern.program.capture.recording import Literal, Operand, Recording
+from sstkern.program.capture.rows import selected, stacked
 from sstkern.program.values import Value
 
 aten = torch.ops.aten
@@ -84,11 +85,19 @@ def _mv(record: Recording, a: Operand, b: Operand) -> Operand:
 
 
 def _bmm(record: Recording, a: Operand, b: Operand) -> Operand:
-    """Of one matrix each: einsum makes these."""
-    if a.shape[0] != 1:
+    """Of one matrix each, as einsum makes them, or of a parameter for each head: a product each."""
+    if a.shape[0] == 1:
+        result = _mm(record, _without_first(record, a), _without_first(record, b))
+        return record.reshaped(result, (1, *result.shape))
+    if a.rows == b.rows or record.batch in (a.shape[0], b.shape[0]):
         refuse("a batch of matrix products", "use one product of (B, I) with a parameter (I, O) for each")
-    result = _mm(record, _without_first(record, a), _without_first(record, b))
-    return record.reshaped(result, (1, *result.shape))
+    return stacked(record, [_mm(record, _head(record, a, head), _head(record, b, head)) for head in range(a.shape[0])], 0)
+
+
+def _head(record: Recording, operand: Operand, head: int) -> Operand:
+    if operand.rows:
+        return selected(record, operand, 0, head)
+    return record.call(aten.select.int, operand, 0, head, like=operand, shape=operand.shape[1:])
 
 
 def _without_first(record: Recording, operand: Operand) -> Operand:

@@ -24,7 +24,7 @@ _NUMBERED = {"add", "sub", "mul", "div", "lt", "le", "gt", "ge", "eq", "ne", "wh
 """Operations whose numbers may be arguments of the call."""
 _OF_TENSORS = {"maximum", "minimum", "atan2", "logical_and", "logical_or"}
 """Operations that take no numbers."""
-_STOPS = {*_COMPARISONS, "detach", "full"}
+_STOPS = {*_COMPARISONS, "detach", "full", "count"}
 _SIZES = {"slice": 1, "reshape": 0, "expand": 0, "full": 1}
 """Operations with sizes among their attributes, and the first of these."""
 

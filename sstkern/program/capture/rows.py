@@ -40,7 +40,7 @@ def _slice(record: Recording, operand: Operand, dim: int, start: int | None, sto
     return cut(record, operand, dim, begin, max(begin, end))
 
 
-def _select(record: Recording, operand: Operand, dim: int, index: int) -> Operand:
+def selected(record: Recording, operand: Operand, dim: int, index: int) -> Operand:
     dim %= len(operand.shape)
     at = index % operand.shape[dim]
     if record.batch_dim(operand.shape) == dim:
@@ -63,7 +63,7 @@ def _split(record: Recording, operand: Operand, size: int, dim: int) -> tuple[Op
 
 
 def _unbind(record: Recording, operand: Operand, dim: int) -> tuple[Operand, ...]:
-    return tuple(_select(record, operand, dim, index) for index in range(operand.shape[dim]))
+    return tuple(selected(record, operand, dim, index) for index in range(operand.shape[dim]))
 
 
 def _view(record: Recording, operand: Operand, _: Any) -> Operand:
@@ -79,7 +79,7 @@ def _squeeze(record: Recording, operand: Operand, *_: Any) -> Operand:
     return record.reshaped(operand, record.result.shape)
 
 
-def _permute(record: Recording, operand: Operand, dims: Sequence[int]) -> Operand:
+def permuted(record: Recording, operand: Operand, dims: Sequence[int]) -> Operand:
     count = len(operand.shape)
     dims = [dim % count for dim in dims]
     batch = record.batch_dim(operand.shape)
@@ -95,7 +95,7 @@ def _permute(record: Recording, operand: Operand, dims: Sequence[int]) -> Operan
 def _transpose(record: Recording, operand: Operand, first: int = 0, second: int = -1) -> Operand:
     dims = list(range(len(operand.shape)))
     dims[first], dims[second] = dims[second], dims[first]
-    return _permute(record, operand, dims)
+    return permuted(record, operand, dims)
 
 
 def expanded(record: Recording, operand: Operand, shape: Sequence[int]) -> Operand:
@@ -144,7 +144,7 @@ def _cat(record: Recording, parts: Sequence[Operand], dim: int) -> Operand:
     return Operand(value, shape, record.result.dtype, any(part.gradient for part in parts))
 
 
-def _stack(record: Recording, parts: Sequence[Operand], dim: int) -> Operand:
+def stacked(record: Recording, parts: Sequence[Operand], dim: int) -> Operand:
     dim %= len(parts[0].shape) + 1
     return _cat(record, [record.reshaped(part, (*part.shape[:dim], 1, *part.shape[dim:])) for part in parts], dim)
 
@@ -193,7 +193,7 @@ def _new_full(record: Recording, _: Any, __: Any, value: Literal, *___: Any) -> 
 
 OPERATORS: dict[str, Callable[..., Any]] = {
     "slice": _slice,
-    "select": _select,
+    "select": selected,
     "split": _split,
     "unsafe_split": _split,
     "split_with_sizes": _split_with_sizes,
@@ -204,13 +204,13 @@ OPERATORS: dict[str, Callable[..., Any]] = {
     "_reshape_alias": _squeeze,
     "unsqueeze": _view,
     "squeeze": _squeeze,
-    "permute": _permute,
+    "permute": permuted,
     "transpose": _transpose,
     "t": _transpose,
     "expand": _expand,
     "repeat": _repeat,
     "cat": _cat,
-    "stack": _stack,
+    "stack": stacked,
     "alias": _same,
     "detach": _same,
     "clone": _same,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sstkern import private
-from sstkern.program.capture import pointwise, products, rows
+from sstkern.program.capture import pointwise, products, reductions, rows
 from sstkern.program.capture.memory import Memory
 from sstkern.program.capture.prelude import Ref
 from sstkern.program.capture.reasons import Unfused, refuse, refuse_mixing
@@ -18,7 +18,7 @@ from sstkern.program.values import Value
 from sstkern.structure import mapped
 
 aten = torch.ops.aten
-OPERATORS = rows.OPERATORS | products.OPERATORS | pointwise.OPERATORS
+OPERATORS = rows.OPERATORS | products.OPERATORS | pointwise.OPERATORS | reductions.OPERATORS
 
 MERGED = {*pointwise.OPERATORS, "mm", "addmm", "view", "_unsafe_view", "clone", "_to_copy"} - {"glu"}
 """Operators on tensors whose sequences are merged with other dimensions: F.linear does that to a row of more than one dimension."""

@@ -257,6 +257,49 @@ def test_parts_of_rows(name: str):
     check(cell(VIEWS[name]))
 
 
+ALONG_ROWS: dict[str, Callable[[Tensor], Tensor]] = {
+    "sum": lambda h: h * h.sum(1, keepdim=True) + h.sum(-1)[:, None] + h.abs().view(-1, 1, HIDDEN).sum((1, 2))[:, None],
+    "sum of bools": lambda h: h * (h > 0).sum(1, keepdim=True).to(h.dtype) + (h > 1).mean(1, keepdim=True, dtype=h.dtype),
+    "sum of the first dimension of a row": lambda h: h + torch.stack([h, 2 * h, h * h], 1).sum(1) * torch.stack([h, h.abs()], 0).mean(0),
+    "mean": lambda h: h - h.mean(1, keepdim=True) + h.mean(-1).unsqueeze(1),
+    "var": lambda h: h * h.var(1, keepdim=True) + h.var(1, correction=0)[:, None] * torch.var_mean(h, 1, keepdim=True)[1],
+    "std": lambda h: h / h.std(1, keepdim=True) + sum(torch.std_mean(h, 1, unbiased=False, keepdim=True)),
+    "std of equal numbers": lambda h: h + h[:, :1].expand(-1, HIDDEN).std(1, keepdim=True),
+    "amax": lambda h: h - h.amax(1, keepdim=True) * h.amin(-1)[:, None] + torch.aminmax(h * h, dim=1, keepdim=True).max,
+    "amax of equal numbers": lambda h: h * torch.cat([h, h], 1).amax(1, keepdim=True) * torch.cat([h, h], 1).min(1).values[:, None],
+    "max": lambda h: h * h.max(1, keepdim=True).values + h.min(-1)[0].unsqueeze(1) * torch.cat([h, h], 1).max(1)[0][:, None],
+    "cumsum": lambda h: h * h.cumsum(1) + torch.stack([h, h * h], 1).cumsum(1)[:, 1],
+    "softmax": lambda h: h.softmax(1) * h + torch.stack([h, h * h], 2).softmax(1)[:, :, 1] + F.softmin(h, 1),
+    "log_softmax": lambda h: h.log_softmax(-1) * h,
+    "logsumexp": lambda h: h - h.logsumexp(1, keepdim=True) + torch.logsumexp(200 * h, 1)[:, None],
+    "softmax of few": lambda h: h * h.masked_fill(h > h.amin(1, keepdim=True), -torch.inf).softmax(1),
+    "norm": lambda h: h / h.norm(dim=1, keepdim=True) + h.norm(1, 1)[:, None] + torch.linalg.vector_norm(h, torch.inf, 1, keepdim=True),
+    "norm of nothing": lambda h: h + (0 * h).norm(dim=1, keepdim=True),
+    "normalize": lambda h: F.normalize(h, dim=1) + F.normalize(h, p=1.0, dim=-1),
+    "layer_norm": lambda h: F.layer_norm(h, (HIDDEN,)) + F.layer_norm(h.view(-1, 1, HIDDEN), (1, HIDDEN), eps=0.1)[:, 0],
+    "layer_norm of each": lambda h: F.layer_norm(torch.stack([h, h * h], 1), (HIDDEN,), torch.full((HIDDEN,), 0.5, dtype=h.dtype)).sum(1),
+    "rms_norm": lambda h: F.rms_norm(h, (HIDDEN,)) + F.rms_norm(h, (HIDDEN,), eps=0.1),
+    "group_norm": lambda h: F.group_norm(torch.cat([h, h.sin()], 1), 2)[:, :HIDDEN] + F.group_norm(h.view(-1, HIDDEN, 1), 1)[..., 0],
+}
+
+
+@pytest.mark.parametrize("name", ALONG_ROWS)
+def test_along_rows(name: str):
+    """Some rows have numbers that are equal."""
+    function = ALONG_ROWS[name]
+    check(cell(lambda self, x, h: function(self.x_h(x) + h)))
+
+
+def test_norms_of_modules():
+    class Normed(Cell):
+        def __init__(self) -> None:
+            super().__init__(lambda self, x, h: self.group(torch.tanh(self.rms(self.x_h(x)) + self.norm(self.h_h(h)))))
+            self.norm, self.rms, self.group = nn.LayerNorm(HIDDEN), nn.RMSNorm(HIDDEN), nn.GroupNorm(1, HIDDEN)
+            self.double()
+
+    check(Normed())
+
+
 PRODUCTS: dict[str, Callable[[Cell, Tensor, Tensor], Any]] = {
     "matmul": lambda self, x, h: h @ self.h_h.weight + torch.matmul(x, self.x_h.weight.t()),
     "mm": lambda self, x, h: torch.mm(h, self.h_h.weight.transpose(0, 1)),
@@ -269,6 +312,10 @@ PRODUCTS: dict[str, Callable[[Cell, Tensor, Tensor], Any]] = {
     "antisymmetric": lambda self, x, h: h @ (self.h_h.weight - self.h_h.weight.t() - self.alpha * torch.eye(HIDDEN).double()).t(),
     "of chunks": lambda self, x, h: torch.cat([h @ part.t() for part in torch.cat([self.h_h.weight] * 2).chunk(5)], 1)[:, :HIDDEN],
     "of a buffer": lambda self, x, h: h @ torch.outer(self.scale, self.vector),
+    "a matrix for each head": lambda self, x, h: torch.einsum(
+        "bki,kio->bko", torch.stack([h, h * h], 1), torch.stack([self.h_h.weight, self.h_h.weight.t()])
+    ).sum(1),
+    "heads first": lambda self, x, h: torch.bmm(self.h_h.weight.expand(3, -1, -1), torch.stack([h.t(), h.t().abs(), -h.t()])).amax(0).t(),
 }
 
 
@@ -517,7 +564,7 @@ def in_grad_mode_off(self, x, h):
 
 
 REFUSED: dict[str, tuple[Callable[..., Any], str]] = {
-    "bool": (lambda self, x, h: h if h.sum(1)[0] > 0 else x, "sum"),
+    "bool": (lambda self, x, h: h if h.sum(1)[0] > 0 else x, "mixes sequences"),
     "if": (lambda self, x, h: h if (self.vector > 0).any() else -h, "value of a tensor"),
     "item": (lambda self, x, h: h * self.vector[0].item(), "value of a tensor"),
     "float": (lambda self, x, h: h * float(self.vector[0]), "value of a tensor"),
@@ -561,10 +608,13 @@ REFUSED: dict[str, tuple[Callable[..., Any], str]] = {
     "len": (lambda self, x, h: h if len(x) > 3 else -h, "len()"),
     "size as a float": (lambda self, x, h: h * float(x.numel()), "number of sequences"),
     "size in a literal": (lambda self, x, h: h * len(range(x.size(0))), "number of sequences"),
-    "softmax": (lambda self, x, h: torch.softmax(h, 1), "softmax is not in the language"),
-    "layer_norm": (lambda self, x, h: F.layer_norm(h, (HIDDEN,)), "layer_norm is not in the language"),
-    "sum over a row": (lambda self, x, h: h / h.sum(1, keepdim=True), "sum is not in the language"),
-    "cumsum": (lambda self, x, h: h.cumsum(1), "cumsum is not in the language"),
+    "softmax over the batch": (lambda self, x, h: torch.softmax(h, 0), "softmax mixes sequences"),
+    "layer_norm over the batch": (lambda self, x, h: F.layer_norm(h.t(), (h.size(0),)).t(), "layer_norm mixes sequences"),
+    "maximum of all": (lambda self, x, h: h / h.max(), "max mixes sequences"),
+    "where a maximum is": (lambda self, x, h: h * h.max(1).indices[:, None], "outside the step"),
+    "a norm of order 3": (lambda self, x, h: h / h.norm(3, dim=1, keepdim=True), "a norm of order 3"),
+    "cumprod": (lambda self, x, h: h.cumprod(1), "cumprod is not in the language"),
+    "maximum of bools": (lambda self, x, h: h * (h > 0).amax(1, keepdim=True), "amax of numbers that are not floating point"),
     "from outside": (lambda self, x, h: h * OUTSIDE, "outside"),
     "own gradient": (lambda self, x, h: Straight.apply(h) * 2, "Straight"),
     "own gradient of a parameter": (lambda self, x, h: Straight.apply(self.vector) * h, "Straight"),
