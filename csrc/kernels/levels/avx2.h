@@ -1,4 +1,5 @@
-// AVX2 with FMA and F16C. The pragma, not a compiler flag, selects the instruction set: setuptools has no flags per file. levels/end.h ends it.
+// AVX2 with FMA and F16C. The pragma, not a compiler flag, selects the instruction set: setuptools has no flags per file. levels/end.h ends
+// it.
 #define SSTKERN_TARGET
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
