@@ -147,6 +147,8 @@ def gradcheck(
     from sstkern.testing import Report
     from sstkern.testing import gradcheck as check
 
+    if engine != "cpu" and cell not in CELLS:
+        raise typer.BadParameter(f"--engine: of cells of your own, and of sstkern.cells, 'cpu' is checked, got '{engine}'")
     if cell in CELLS:
         name, _, nonlinearity = cell.partition("_")
         options = {"nonlinearity": nonlinearity} if nonlinearity else {}

@@ -196,6 +196,12 @@ def test_a_name_that_leads_to_no_cell_is_told_in_a_line(cell, options, message):
     assert message in told(call("gradcheck", "--cell", cell, *options))
 
 
+def test_cells_of_the_library_are_checked_on_the_c_engine_alone():
+    result = call("gradcheck", "--cell", "mgu", "--engine", "triton")
+    assert result.exit_code == 2
+    assert "'cpu' is checked, got 'triton'" in " ".join(result.stderr.replace("│", "").split())
+
+
 def test_an_engine_that_cannot_run_is_told():
     assert "backend: 'triton' cannot run here: torch finds no GPU" in told(call("gradcheck", "--engine", "triton"))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import pytest
@@ -17,7 +18,8 @@ from torch.nn.utils.parametrize import register_parametrization
 
 import sstkern
 from sstkern import cells
-from sstkern.cells import LIBRARY, SLSTMCell, WeightDrop
+from sstkern.cells import LIBRARY, MinLSTMCell, SLSTMCell, WeightDrop
+from sstkern.cells.library.dropping import zoneout
 from sstkern.structure import flatten, mapped
 
 RANDOM = ("zoneout_lstm", "zoneout_gru", "recurrent_dropout_lstm", "recurrent_dropout_gru")
@@ -347,11 +349,33 @@ def test_slstm_bears_gates_whose_exponentials_no_float_holds(i: float, f: float)
     cell, x = SLSTMCell(2, 4, heads=2), torch.randn(5, 3, 2, requires_grad=True)
     with torch.no_grad():
         cell.x.bias.view(2, 4, 2)[:, :2] = torch.tensor([[i], [f]])
-    output, state = stepped(cell, x, cell.get_initial_state(3))
-    output.sum().backward()
-    found = [output, *state, x.grad, *(parameter.grad for parameter in cell.parameters())]
-    assert all(tensor.isfinite().all() for tensor in found)
-    assert (state[2] >= 1).all()
+    for run in (partial(stepped, cell), sstkern.fuse(cell, strict=True)):
+        output, state = run(x, cell.get_initial_state(3))
+        inputs = [x, *cell.parameters()]
+        found = [output, *state, *torch.autograd.grad(output.sum(), inputs)]
+        assert all(tensor.isfinite().all() for tensor in found)
+        assert (state[2] >= 1).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16])
+@pytest.mark.parametrize("bias", [-300.0, -90.0, -18.0, 0.0, 300.0])
+def test_minlstm_shares_1_between_gates_that_are_both_0(bias: float, dtype: torch.dtype):
+    cell = MinLSTMCell(1, 1).to(dtype)
+    with torch.no_grad():
+        for parameter in cell.parameters():
+            parameter.zero_()
+        cell.x.bias[1:] = bias
+    x, h = torch.zeros(2, 1, 1, dtype=dtype), torch.full((1, 1), 0.25, dtype=dtype)
+    for found in (stepped(cell, x, h)[0], sstkern.fuse(cell, strict=True)(x, h)[0]):
+        torch.testing.assert_close(found.flatten(), torch.tensor([0.375, 0.4375], dtype=dtype))  # half way to g(0) = 0.5, twice
+        found.sum().backward()
+        assert all(parameter.grad.isfinite().all() for parameter in cell.parameters())
+
+
+def test_zoneout_gives_the_new_state_bit_for_bit():
+    before, after = torch.full((4000,), 100.0), torch.full((4000,), 0.3)
+    assert set(zoneout(before, after, 0.4, training=True).tolist()) == {100.0, after[0].item()}
+    assert zoneout(torch.tensor(torch.inf), torch.tensor(1.0), 0.4, training=False).isposinf()
 
 
 def test_weight_drop_draws_one_mask_for_all_time_steps():

@@ -40,7 +40,9 @@ class _GRU(LibraryCell):
 
 def zoneout(before: Tensor, after: Tensor, p: float, training: bool) -> Tensor:
     """A state after a step, of which a unit keeps with probability p what it was before; in evaluation mode the mean of that."""
-    return before + (1 - p) * F.dropout(after - before, p, training)
+    if training:
+        return torch.where(torch.rand_like(before, dtype=torch.float32) < p, before, after)
+    return p * before + (1 - p) * after
 
 
 class ZoneoutLSTMCell(_LSTM):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn import init
 
 from sstkern.cells.library.base import LibraryCell, zeros
@@ -78,5 +79,5 @@ class MinLSTMCell(LibraryCell):
 
     def forward(self, input: Tensor, state: Tensor) -> Tensor:
         n, f, i = self.x(input).chunk(3, dim=1)
-        f, i = torch.sigmoid(f), torch.sigmoid(i)
-        return (f * state + i * positive(n)) / (f + i)
+        share = F.logsigmoid(f) - F.logsigmoid(i)  # f / (f + i) = sigmoid(share), also where both are 0 in floating point
+        return torch.sigmoid(share) * state + torch.sigmoid(-share) * positive(n)

@@ -138,9 +138,9 @@ class Recording:
         return shape.index(self.batch)
 
     def merges(self, shape: Sequence[int], result: Sequence[int]) -> bool:
-        """Whether the result has the first dimensions, of which the sequences are the first, as one."""
+        """Whether the result has the first dimensions, of which the sequences are the first, as one, and more rows than sequences."""
         merged = len(shape) - len(result) + 1
-        return shape[0] == self.batch and merged > 1 and (math.prod(shape[:merged]), *shape[merged:]) == tuple(result)
+        return shape[0] == self.batch and math.prod(shape[1:merged]) > 1 and (math.prod(shape[:merged]), *shape[merged:]) == tuple(result)
 
     def own(self, shape: Sequence[int]) -> tuple[int, ...]:
         """A row's dimensions."""
