@@ -90,7 +90,7 @@ def test_derivatives_of_each_form(form, order, name):
 @pytest.mark.parametrize("recompute", [False, True])
 def test_second_derivatives_of_a_stack_with_both_directions(recompute):
     layer = KINDS["RNN"](num_layers=2, bidirectional=True, recompute=recompute)
-    assert_linear(differentiated(layer), with_lengths)
+    assert_linear(differentiated(layer), with_lengths, MORE_STEPS if recompute else STEPS)  # of few steps the chunks are uneven
 
 
 def test_third_derivatives():

@@ -68,7 +68,7 @@ def test_inference_is_of_a_cell_that_does_not_train():
 
 @pytest.mark.parametrize(("cell", "training", "draws"), [("zoneout_gru", True, True), ("zoneout_gru", False, False), ("mgu", True, False)])
 def test_a_cell_that_draws_is_timed_as_it_is_and_checked_in_evaluation_mode(cell: str, training: bool, draws: bool):
-    problem = OwnProblem.of(OwnCase(cell, 2, 3, 4, training=training), 1)
+    problem = OwnProblem.of(OwnCase(cell, 8, 5, 16, training=training), 1)  # units enough for two masks to differ
     before = torch.get_rng_state()
     assert problem.draws == draws
     assert torch.equal(torch.get_rng_state(), before)
