@@ -103,7 +103,7 @@ EACH: dict[str, Callable[[Tensor], Tensor]] = {
     "softmax": lambda v: v.softmax(2) + v.softmax(1),
     "cumsum": lambda v: v.cumsum(2) * v.cumsum(1),
     "max": lambda v: v - v.max(2, keepdim=True).values + v.amax((1, 2), keepdim=True),
-    "flattened": lambda v: v.sum(2, keepdim=True).flatten(1).unsqueeze(2) + v.amax((1, 2), keepdim=True).view(-1, 1, 1),
+    "flattened": lambda v: v.sum(2, keepdim=True).flatten(1).unsqueeze(2) * v + v.amax((1, 2), keepdim=True).view(-1, 1, 1),
     "ties": lambda v: v.round().amax(2, keepdim=True) * v + v.round().max(1, keepdim=True).values,
     "of one": lambda v: v[:, :, :1].sum(2, keepdim=True) * v + v[:, :1].softmax(1),
 }
