@@ -127,8 +127,7 @@ class LayerBackward {
 
   int64_t visits() const { return static_cast<int64_t>(spans_.size()); }
   // The span that a direction comes to as number `visit`.
-  int64_t number(int64_t d, int64_t visit) const { return d == 0 ? visits() - 1 - visit : visit; }
-  const Span& span(int64_t d, int64_t visit) const { return spans_[number(d, visit)]; }
+  const Span& span(int64_t d, int64_t visit) const { return visited(spans_, visit, d == 0); }
 
   // The states' gradients as the kernels take them, to be written.
   static at::Tensor joined(at::TensorList states) { return states.size() == 1 ? prepare(states[0]).clone() : prepare(at::cat(states, -1)); }
@@ -159,7 +158,7 @@ class LayerBackward {
     const auto of = [&](const at::Tensor& tensor, int64_t column, int64_t width, const Layout& layout) {
       return SpanRows<T>(a_, tensor, column, width, layout, most_);
     };
-    const auto of_saved = [&](int64_t i) { return of(saved[i], 0, saved[i].size(1), {true, 0, saved[i].size(1)}); };
+    const auto of_saved = [&](int64_t i) { return SpanRows<T>(a_, saved[i], most_); };
     BackwardRows<T> rows{of(output_, d * size.output, size.output, of_output), of_saved(0), of_saved(1), {}, {}, {}};
     if (needs_weight(d, 0)) rows.x.emplace(of(a_.x, 0, size.input, a_.x_layout()));
     if (grad_output_.defined()) rows.grad_output.emplace(of(grad_output_, d * size.output, size.output, of_output));

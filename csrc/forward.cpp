@@ -109,7 +109,7 @@ class LayerForward {
 
  private:
   // The span that a direction comes to as number `visit`.
-  const Span& span(int64_t d, int64_t visit) const { return spans_[d == 0 ? visit : static_cast<int64_t>(spans_.size()) - 1 - visit]; }
+  const Span& span(int64_t d, int64_t visit) const { return visited(spans_, visit, d == 1); }
 
   ForwardRows<T> rows_of(int64_t d) const {
     const Sizes& size = a_.size;
@@ -122,8 +122,7 @@ class LayerForward {
                         {}};
     if (!save_) return rows;
     const int64_t each = a_.saved_per_direction();
-    for (int64_t i = d * each; i < (d + 1) * each; ++i)
-      rows.saved.push_back(of_tensor(saved_[i], 0, saved_[i].size(1), {true, 0, saved_[i].size(1)}));
+    for (int64_t i = d * each; i < (d + 1) * each; ++i) rows.saved.emplace_back(a_, saved_[i], most);
     return rows;
   }
 

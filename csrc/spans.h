@@ -14,13 +14,18 @@ struct Span {
   BatchSchedule schedule;  // of these time steps alone
 };
 
-// One span of all time steps, or, where the call's tensors have 16-bit numbers, as few as keep rows of `width` float32 numbers within some
-// megabytes; how they are cut depends on sizes and lengths alone.
+// One span of all time steps, or, where the call's tensors have 16-bit numbers, several, whose rows of `width` float32 numbers fit a second
+// cache; how they are cut depends on sizes and lengths alone.
 template <class T>
 std::vector<Span> make_spans(const Arguments<T>& a, int64_t width);
 template <class T>
 std::vector<Span> one_span(const Arguments<T>& a) {
   return {{0, a.size.steps, 0, a.schedule.span(0, a.size.steps)}};
+}
+
+// The span that is visited as number `visit`.
+inline const Span& visited(const std::vector<Span>& spans, int64_t visit, bool from_the_end) {
+  return spans[from_the_end ? static_cast<int64_t>(spans.size()) - 1 - visit : visit];
 }
 
 // The most rows of a span.
@@ -36,6 +41,10 @@ class SpanRows {
  public:
   // room_rows: how many rows the room has: as many as a span, or as the call, whose spans then stay side by side.
   SpanRows(const Arguments<T>& a, at::Tensor tensor, int64_t column, int64_t width, Layout layout, int64_t room_rows);
+
+  // Of a tensor (rows, width) with valid rows only.
+  SpanRows(const Arguments<T>& a, const at::Tensor& tensor, int64_t room_rows)
+      : SpanRows(a, tensor, 0, tensor.size(1), {true, 0, tensor.size(1)}, room_rows) {}
 
   const T* read(const Span& span) const { return room_.defined() ? in_room(span) : sstkern::read<T>(tensor_) + start(span); }
   T* write(const Span& span) const { return room_.defined() ? in_room(span) : sstkern::write<T>(tensor_) + start(span); }
