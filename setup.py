@@ -147,7 +147,7 @@ bench = ["matplotlib>=3.8", "onnx>=1.16", "onnxruntime>=1.18", "openvino>=2024.0
 docs = ["mkdocs-material>=9", "mkdocstrings[python]>=1"]
 onnx = ["onnx>=1.16", "onnxscript>=0.5"]
 study = [*train, "jinja2>=3", "latex2mathml>=3.77", "markdown-it-py>=3", "mdit-py-plugins>=0.4"]
-peers = ["flashrnn>=1.0.8", "minGRU-pytorch>=0.2", "ncps>=1.0", "torchrecurrent>=0.2.5"]  # whose cells ours are compared with
+peers = ["flashrnn>=1.0.8", "minGRU-pytorch>=0.2", "ncps>=1.0", "torchrecurrent>=0.2.5", "xlstm>=2.0"]  # whose cells ours are compared with
 dev = ["clang-format", "hypothesis>=6.100", "mypy", "ninja", "pytest>=8", "pytest-xdist>=3.5", "ruff", *peers]
 
 setup(

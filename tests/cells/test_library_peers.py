@@ -227,7 +227,7 @@ def of_haste(peer: nn.Module, x: Tensor, hx: tuple[Tensor, ...] | Tensor, **tens
 
 
 def test_layer_norm_lstm_is_hastes():
-    haste = pytest.importorskip("haste_pytorch")
+    haste = pytest.importorskip("haste_pytorch", reason="haste's package installs only beside CUDA's headers")
     cell, x, hx, found = run("layer_norm_lstm")
     gates = {"kernel": cell.x.weight, "recurrent_kernel": cell.h.weight, "bias": cell.bias}
     gammas = torch.stack([as_hastes(norm.weight, IGFO) for norm in (cell.norm_x, cell.norm_h)])
@@ -238,7 +238,7 @@ def test_layer_norm_lstm_is_hastes():
 
 def test_zoneout_lstm_is_hastes():
     """Which zones h out, not c."""
-    haste = pytest.importorskip("haste_pytorch")
+    haste = pytest.importorskip("haste_pytorch", reason="haste's package installs only beside CUDA's headers")
     cell, (x, hx) = made("zoneout_lstm", zoneout_h=0.3, zoneout_c=0.0), drawn("zoneout_lstm", 4, 3)
     gates = {"kernel": cell.x.weight, "recurrent_kernel": cell.h.weight, "bias": cell.x.bias}
     tensors = {name: as_hastes(tensor, IGFO) for name, tensor in gates.items()}
@@ -246,7 +246,7 @@ def test_zoneout_lstm_is_hastes():
 
 
 def test_zoneout_gru_is_hastes():
-    haste = pytest.importorskip("haste_pytorch")
+    haste = pytest.importorskip("haste_pytorch", reason="haste's package installs only beside CUDA's headers")
     cell, x, h, found = run("zoneout_gru")
     gates = {"kernel": cell.x.weight, "recurrent_kernel": cell.h.weight, "bias": cell.x.bias, "recurrent_bias": cell.h.bias}
     tensors = {name: as_hastes(tensor, ZRN) for name, tensor in gates.items()}
