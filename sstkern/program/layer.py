@@ -127,7 +127,7 @@ def cast_dtype(cell: nn.Module) -> torch.dtype | None:
 def kinds(captured: Captured) -> Leaves:
     """Of what the program takes."""
     return Leaves(
-        tuple(Kind(spec.shape, spec.dtype) for spec in flatten(captured.input)),
+        tuple(Kind(part.shape, part.dtype) for part in (*flatten(captured.input), *captured.draws)),
         tuple(Kind(spec.shape, spec.dtype) for spec in flatten(captured.state)),
         tuple(row_kind(parameter, 0) for parameter in captured.parameters(captured.leaves())),
         captured.sizes,
@@ -136,7 +136,8 @@ def kinds(captured: Captured) -> Leaves:
 
 def explanation(captured: Captured, cell: nn.Module, source: bool) -> str:
     """The program in words, with the cell's own names."""
-    of_kind = {"x": names(captured.input, "input"), "h": names(captured.state, "state"), "p": captured.names()}
+    drawn = [f"drawn by {draw.method.strip('_')}" for draw in captured.draws]
+    of_kind = {"x": [*names(captured.input, "input"), *drawn], "h": names(captured.state, "state"), "p": captured.names()}
     known = {Value(kind, place): name for kind, found in of_kind.items() for place, name in enumerate(found)}
     return explained(captured.program, kinds(captured), known, _engine(captured), source)
 
@@ -182,8 +183,9 @@ def run(
         program = replace(program, outputs=(*program.outputs, *program.next_states))
     batch = inputs[0].size(1) if options.padded or lengths is None else lengths.size(0)
     first = flatten(captured.first_state(leaves, batch)) if hx is None else hx
+    given = [*inputs, *captured.drawn(inputs[0], inputs[0].shape[: 2 if options.padded else 1])]
     call = Call(program, captured.sizes, tuple(captured.numbers()), options.reverse, options.padded, options.recompute)
-    (output, *states), hx_n = operator.layer(call, inputs, captured.parameters(leaves), first, lengths)
+    (output, *states), hx_n = operator.layer(call, given, captured.parameters(leaves), first, lengths)
     return [output, *hx_n, *states]
 
 

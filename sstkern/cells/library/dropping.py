@@ -41,7 +41,7 @@ class _GRU(LibraryCell):
 def zoneout(before: Tensor, after: Tensor, p: float, training: bool) -> Tensor:
     """A state after a step, of which a unit keeps with probability p what it was before; in evaluation mode the mean of that."""
     if training:
-        return torch.where(torch.rand_like(before, dtype=torch.float32) < p, before, after)
+        return torch.where(torch.empty_like(before, dtype=torch.bool).bernoulli_(p), before, after)
     return p * before + (1 - p) * after
 
 

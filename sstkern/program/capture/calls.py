@@ -66,6 +66,8 @@ class Calls(TorchFunctionMode):
             return _lstm_cell(*args, **(kwargs or {}))
         if function is torch.gru_cell:
             return _gru_cell(*args, **(kwargs or {}))
+        if function is F.dropout:
+            return _dropout(*args, **(kwargs or {}))
         if function is functional.cell_step:
             return _cell_step(*args, **(kwargs or {}))
         result = function(*args, **(kwargs or {}))
@@ -92,6 +94,14 @@ def _lstm_cell(
     i, f, g, o = (F.linear(x, w_ih, b_ih) + F.linear(h, w_hh, b_hh)).chunk(4, 1)
     c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
     return torch.sigmoid(o) * torch.tanh(c), c
+
+
+def _dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+    """F.dropout, which calculates with p where it cannot be seen that p changes between calls."""
+    if inplace or not training or not 0 < p < 1:
+        return F.dropout(input, p, training, inplace)
+    keep = 1 - p
+    return input * (torch.empty_like(input).bernoulli_(keep) / keep)
 
 
 def _cell_step(

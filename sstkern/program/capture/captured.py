@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor, nn
 
 from sstkern.program.capture.defaults import FirstState, can_do_without, candidates, first_state
+from sstkern.program.capture.draws import Draw
 from sstkern.program.capture.guards import Guard
 from sstkern.program.capture.numbered import with_numbers
 from sstkern.program.capture.numbers import Numbers
@@ -54,6 +55,15 @@ class Captured:
     def numbers(self) -> list[float]:
         """The program's arguments `$0`, `$1` ... now."""
         return [formula.value() for formula in self._step.numbers]
+
+    def drawn(self, like: Tensor, lead: Sequence[int]) -> list[Tensor]:
+        """What the step draws at random, (*lead, ...), for all time steps: the program's last inputs."""
+        return self._step.drawn(like, lead)
+
+    @property
+    def draws(self) -> tuple[Draw, ...]:
+        """How."""
+        return self._step.draws
 
     def first_state(self, leaves: Sequence[Tensor], batch_size: int) -> Structure:
         """The cell's own first state, tensors (batch_size, ...). Only of what was captured without a given one."""

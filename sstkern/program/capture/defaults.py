@@ -7,7 +7,7 @@ else: that is the first state. Which part of what the cell returns is its state 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,6 +36,8 @@ class FirstState:
         rows, program = torch.empty(batch_size, 0, device=device), self.recorded.program
         numbers = [formula.value() for formula in self.recorded.numbers]
         known = {Value("p", place): tensor for place, tensor in enumerate(self.recorded.replay.run(leaves))}
+        drawn = self.recorded.drawn(rows, (batch_size,))
+        known |= {Value("x", len(program.inputs) - len(drawn) + at): tensor for at, tensor in enumerate(drawn)}
         for place, node in enumerate(program.nodes):
             operation, words = OPERATIONS[node.operation], (*node.arguments, *node.attributes)
             parts = [known[word] if isinstance(word, Value) else resolved(word, self.recorded.sizes, numbers) for word in words]
@@ -90,7 +92,8 @@ def first_state(shadow: Shadow, input: Structure, state: Structure, returns: Ret
     if values is None:
         raise Unfused("the first state cannot be told from what the cell does without one: give hx, or initial_state")
     recorded = alone.trace.record.program([len(spec.shape) for spec in flatten(input)], [], values, [])
-    if any(value.kind == "x" for node in recorded.program.nodes for value in node.values()):
+    of_input = {Value("x", place) for place in range(len(flatten(input)))}
+    if any(value in of_input for node in recorded.program.nodes for value in node.values()):
         raise Unfused("the first state follows from the input: give hx, or initial_state")
     return recorded
 
@@ -108,9 +111,21 @@ def _first_values(alone: Run, shadow: Shadow, input: Structure, state: Structure
     match = _Match(given.trace.record, alone.trace.record)
     if len(found) != len(after) + 1 or not all(map(match.same, (output, *after), found)):
         return None
+    if _follows_from(alone.trace.record, match.states.values()) & set(match.draws.values()):  # the step would draw another
+        return None
     return [
         _as_rows(alone, match.states.get(Value("h", place)), spec, alone.trace.record.batch) for place, spec in enumerate(flatten(state))
     ]
+
+
+def _follows_from(record: Recording, values: Iterable[Value]) -> set[Value]:
+    """The values, and all that they are computed from."""
+    found, waiting = set(), list(values)
+    while waiting:
+        if (value := waiting.pop()) not in found:
+            found.add(value)
+            waiting += record.before(value)
+    return found
 
 
 def _as_rows(alone: Run, value: Value | None, spec: Spec, batch: int) -> Value:
@@ -122,11 +137,13 @@ def _as_rows(alone: Run, value: Value | None, spec: Spec, batch: int) -> Value:
 
 
 class _Match:
-    """Whether values of two recordings are the same, up to what stands for the states of the first in the second: `states`."""
+    """Whether values of two recordings are the same, up to what stands for the states of the first in the second: `states`,
+    and its random numbers, `draws`."""
 
     def __init__(self, given: Recording, alone: Recording) -> None:
         self.given, self.alone = given, alone
         self.states: dict[Value, Value] = {}
+        self.draws: dict[Value, Value] = {}
         self._known: dict[tuple[Any, Any], bool] = {}
 
     def same(self, a: Any, b: Any) -> bool:
@@ -134,6 +151,8 @@ class _Match:
             return type(a) is type(b) and repr(a) == repr(b)
         if a.kind == "h":
             return self.states.setdefault(a, b) == b
+        if a.kind == b.kind == "r":
+            return self.given.draws[a.place] == self.alone.draws[b.place] and self.draws.setdefault(a, b) == b
         if (a, b) not in self._known:
             self._known[a, b] = a.kind == b.kind and self._alike(a, b)
         return self._known[a, b]

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sstkern.program.capture.draws import Draw
 from sstkern.program.capture.numbers import Formula
 from sstkern.program.capture.prelude import Call, Constant, Prelude, Ref, Replay, references
 from sstkern.program.capture.reasons import place, refuse, refuse_mixing
@@ -33,9 +34,9 @@ _SIZES = {"slice": 1, "reshape": 0, "expand": 0, "full": 1}
 class Operand:
     """A tensor of the step.
 
-    value: what it is; of kind "p" where it follows from parameters only, an entry of the prelude. shape: as the cell sees it. gradient:
-    whether a gradient goes through it. merged: whether the cell sees the first dimensions as one. rows: whether it has a row for each
-    sequence.
+    value: what it is; of kind "p" where it follows from parameters only, an entry of the prelude, of kind "r" where it is drawn. shape: as
+    the cell sees it. gradient: whether a gradient goes through it. merged: whether the cell sees the first dimensions as one. rows: whether
+    it has a row for each sequence.
     """
 
     value: Value
@@ -66,6 +67,7 @@ class Recording:
         self.joined: dict[Value, tuple[Operand, ...]] = {}
         self.prelude = Prelude()
         self.nodes: list[Node] = []
+        self.draws: list[Draw] = []
         self.places: list[str] = []
         self.gradients: set[Value] = set()
         self._ranks: dict[Value, int] = {}
@@ -87,6 +89,12 @@ class Recording:
             self.places.append(place())
             self._known[key] = Value("v", len(self.nodes) - 1)
         return self._known[key]
+
+    def draw(self, method: str, arguments: Sequence[Any], shape: tuple[int, ...], dtype: torch.dtype) -> Value:
+        """As `Draw` has them."""
+        numbers = tuple(self.formulas.get(part, part) for part in arguments)
+        self.draws.append(Draw(method, numbers, shape, dtype))
+        return Value("r", len(self.draws) - 1)
 
     def call(
         self, function: Callable[..., Any], *arguments: Any, like: Operand, shape: Sequence[int] | None = None, **options: Any
@@ -212,6 +220,11 @@ class Recording:
             return torch.tensor(entry.arguments[0], dtype=operand.dtype).item()
         return None
 
+    def filling(self, operand: Operand) -> Operand | Literal:
+        """The number that stands everywhere in rows that the step made of one; others as they are."""
+        node = self.nodes[operand.value.place] if operand.value.kind == "v" else None
+        return node.arguments[0] if node is not None and node.operation == "full" else operand  # type: ignore[return-value]
+
     def _aligned(self, operand: Operand, shape: Sequence[int]) -> Value:
         """An operand's value where the result has the shape: rows of as many dimensions, parameters without that of the sequences."""
         right = len(shape) - 1 - self.batch_dim(shape)
@@ -234,10 +247,14 @@ class Recording:
         known: dict[Value, Value] = {Value("x", at): builder.input(count) for at, count in enumerate(inputs)}
         known |= {Value("h", at): builder.state(count) for at, count in enumerate(states)}
         wanted: list[int] = []
+        draws: list[Draw] = []
         places: list[str] = []
 
         def value(part: Value) -> Value:
-            if part not in known:
+            if part not in known and part.kind == "r":
+                draws.append(self.draws[part.place])
+                known[part] = builder.input(len(draws[-1].shape))
+            elif part not in known:
                 wanted.append(part.place)
                 known[part] = builder.parameter(self._ranks[part])
             return known[part]
@@ -263,18 +280,25 @@ class Recording:
             known[Value("v", at)] = builder.node(node.operation, *arguments, attributes=(*node.attributes[:first], *sizes))
             places.append(self.places[at])
         program = builder.program(list(map(value, outputs)), list(map(value, after)))
-        return Recorded(program, tuple(builder.sizes), tuple(numbers), self.prelude.only(wanted, self.formulas), tuple(places))
+        replay = self.prelude.only(wanted, self.formulas)
+        return Recorded(program, tuple(builder.sizes), tuple(numbers), replay, tuple(places), tuple(draws))
 
 
 @dataclass(frozen=True, eq=False)
 class Recorded:
-    """numbers: those among the program's arguments. replay: what computes its parameters. places: the user's line of each node."""
+    """numbers: those among the program's arguments. replay: what computes its parameters. places: the user's line of each node. draws: the
+    program's last inputs."""
 
     program: Program
     sizes: tuple[int, ...]
     numbers: tuple[Formula, ...]
     replay: Replay
     places: tuple[str, ...]
+    draws: tuple[Draw, ...]
+
+    def drawn(self, like: Tensor, lead: Sequence[int]) -> list[Tensor]:
+        """The draws of all rows, (*lead, ...), on the device of `like`."""
+        return [draw.tensor(like, lead) for draw in self.draws]
 
     def settled(self) -> Recorded:
         """With its numbers as they are now in place of arguments."""
@@ -283,7 +307,8 @@ class Recorded:
             return self.numbers[part.place].value() if isinstance(part, Number) else part
 
         nodes = tuple(replace(node, arguments=tuple(map(number, node.arguments))) for node in self.program.nodes)
-        return replace(self, program=replace(self.program, nodes=nodes), numbers=(), replay=self.replay.settled())
+        program, draws = replace(self.program, nodes=nodes), tuple(draw.settled() for draw in self.draws)
+        return replace(self, program=program, numbers=(), replay=self.replay.settled(), draws=draws)
 
 
 def broadcast(shapes: Sequence[Sequence[int]]) -> tuple[int, ...]:

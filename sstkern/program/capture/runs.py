@@ -130,7 +130,7 @@ def _examples(trace: Trace, structure: Structure, kind: str) -> Structure:
 def _returned(shadow: Shadow, trace: Trace, given: tuple[Structure, ...]) -> Structure:
     before = _contents(shadow)
     try:
-        with restored(shadow.modules()), no_random_numbers(), Calls(trace.record.batch), trace:
+        with restored(shadow.modules()), no_random_numbers(), torch.random.fork_rng(), Calls(trace.record.batch), trace:
             result = shadow.root(*given)
             after = _contents(shadow)
     except Unfused:
@@ -201,7 +201,8 @@ def _batches(shadow: Shadow, specs: Iterable[Spec]) -> Iterator[tuple[int, int]]
 
 def difference(first: Recorded, second: Recorded) -> str | None:
     """The user's line where two runs are not the same program, None where they are."""
-    if first.program.text == second.program.text and first.sizes == second.sizes and not first.replay.differs(second.replay):
+    alike = (first.program.text, first.sizes, first.draws) == (second.program.text, second.sizes, second.draws)
+    if alike and not first.replay.differs(second.replay):
         return None
     pairs = zip(first.program.nodes, second.program.nodes, first.places, strict=False)
     return next((line for a, b, line in pairs if str(a) != str(b)), "")

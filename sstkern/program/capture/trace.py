@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sstkern import private
-from sstkern.program.capture import pointwise, products, reductions, rows
+from sstkern.program.capture import pointwise, products, random_numbers, reductions, rows
 from sstkern.program.capture.memory import Memory
 from sstkern.program.capture.prelude import Ref
 from sstkern.program.capture.reasons import Unfused, refuse, refuse_mixing
@@ -18,7 +18,7 @@ from sstkern.program.values import Value
 from sstkern.structure import mapped
 
 aten = torch.ops.aten
-OPERATORS = rows.OPERATORS | products.OPERATORS | pointwise.OPERATORS | reductions.OPERATORS
+OPERATORS = rows.OPERATORS | products.OPERATORS | pointwise.OPERATORS | reductions.OPERATORS | random_numbers.OPERATORS
 
 MERGED = {*pointwise.OPERATORS, "mm", "addmm", "view", "_unsafe_view", "clone", "_to_copy"} - {"glu"}
 """Operators on tensors whose sequences are merged with other dimensions: F.linear does that to a row of more than one dimension."""
@@ -96,7 +96,7 @@ class Trace(private.DispatchMode):
         if function is aten.detach.default:
             return function(*args)
         if torch.Tag.nondeterministic_seeded in function.tags:
-            refuse(f"{name} draws random numbers", "a step may not; for dropout call .eval(), or drop a layer's inputs outside the cell")
+            random_numbers.check(name, (*args, *(kwargs or {}).values()))
         if name in _MEMORY or torch.Tag.inplace_view in function.tags or any(isinstance(part, Tensor) for part in (kwargs or {}).values()):
             refuse(f"{name} cannot be seen through", "write it with what docs/language.md lists")
         if name in _READS:
@@ -105,7 +105,7 @@ class Trace(private.DispatchMode):
             )
         if private.changes_arguments(function):
             return self._in_place(function, name, args, kwargs or {})
-        result = function(*args, **(kwargs or {}))
+        result = self._run(function, args, kwargs or {})
         if function is aten.lift_fresh.default:
             self.memory.bind(result, self.record.entry(self.record.prelude.constant(result.clone()), result.shape))
         elif name in _UNKNOWN:
@@ -113,6 +113,12 @@ class Trace(private.DispatchMode):
         else:
             self._computed(function, args, kwargs or {}, result)
         return result
+
+    def _run(self, function: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        """The operator itself. One that draws gets numbers and probabilities that it takes in place of what stands for them."""
+        if torch.Tag.nondeterministic_seeded in function.tags:
+            args = random_numbers.possible(function.overloadpacket.__name__, args, self.record)
+        return function(*args, **kwargs)
 
     def _computed(self, function: Any, args: Sequence[Any], kwargs: dict[str, Any], result: Any) -> None:
         if result is None and not self._of_rows(list(map(self._argument, args)), ()):
@@ -177,6 +183,8 @@ class Trace(private.DispatchMode):
         return argument
 
     def _of_parameters(self, function: Any, given: Sequence[Any], kwargs: dict[str, Any], result: Any) -> Sequence[Operand | None]:
+        if torch.Tag.nondeterministic_seeded in function.tags:
+            random_numbers.refuse_shape(function.overloadpacket.__name__)
         parts = [part for argument in given for part in (argument if isinstance(argument, tuple) else (argument,))]
         masks = (part for part in parts if isinstance(part, Operand) and part.dtype in (torch.bool, torch.uint8))
         name = function.overloadpacket.__name__
@@ -214,7 +222,7 @@ class Trace(private.DispatchMode):
         if held is not None and held.value in self.record.gradients and not (target.requires_grad and torch.is_grad_enabled()):
             refuse(f"{name} changes in place what autograd has recorded", "calculate a new tensor")
         operand = self._overwritten(function, name, args, kwargs)
-        result = function(*args, **kwargs)
+        result = self._run(function, args, kwargs)
         self._bind(target, self.record.cast(operand, target.dtype), written=name)
         return result
 
@@ -223,6 +231,9 @@ class Trace(private.DispatchMode):
         target = self.record.result = args[0]
         if name in ("fill_", "zero_", "copy_"):
             return rows.written(self.record, self._argument(args[1]) if len(args) > 1 else 0)
+        if name in random_numbers.IN_PLACE:
+            given = private.positional(function, [target, *map(self._argument, args[1:])], kwargs)
+            return random_numbers.IN_PLACE[name](self.record, *given[1:])
         functional = private.functional(function)
         if functional is None:
             refuse(f"{name} in place", "use an operator that is not in place")

@@ -570,10 +570,13 @@ REFUSED: dict[str, tuple[Callable[..., Any], str]] = {
     "float": (lambda self, x, h: h * float(self.vector[0]), "value of a tensor"),
     "tolist": (lambda self, x, h: h * self.vector.tolist()[0], "tolist"),
     "numpy": (lambda self, x, h: h * torch.from_numpy(self.vector.detach().numpy()), "NumPy"),
-    "randn": (lambda self, x, h: h + torch.randn_like(h), "random"),
-    "bernoulli": (lambda self, x, h: h * torch.bernoulli(torch.sigmoid(h)), "random"),
-    "normal_": (lambda self, x, h: h + torch.empty_like(h).normal_(), "random"),
-    "dropout": (lambda self, x, h: F.dropout(h, 0.5), ".eval()"),
+    "poisson": (lambda self, x, h: h + torch.poisson(h.abs()), "poisson draws random numbers"),
+    "normal of a tensor": (lambda self, x, h: torch.normal(h, 1.0), "torch.normal of a tensor"),
+    "a generator": (lambda self, x, h: h + torch.rand(h.shape, generator=GENERATOR), "a generator of its own"),
+    "dropout of a weight": (lambda self, x, h: h @ F.dropout(self.h_h.weight), "not a row for each sequence"),
+    "a mask for all sequences": (lambda self, x, h: h * torch.rand(HIDDEN), "not a row for each sequence"),
+    "a probability for all sequences": (lambda self, x, h: h * torch.bernoulli(self.scale), "not a row for each sequence"),
+    "dropout of heads": (lambda self, x, h: F.dropout(h.view(-1, 1)).view(h.shape), "not a row for each sequence"),
     "state in place": (lambda self, x, h: h.mul_(2), "its state in place, with mul_"),
     "input in place": (lambda self, x, h: h + x.relu_().sum(), "its input in place, with relu_"),
     "part of a state in place": (lambda self, x, h: h[:, 1:].add_(1), "its state in place, with add_"),
@@ -628,6 +631,7 @@ REFUSED: dict[str, tuple[Callable[..., Any], str]] = {
     "memory without values": (lambda self, x, h: h + torch.empty_like(h), "nothing was written"),
     "sequences by sequences": (lambda self, x, h: h + (h[:, :1] * h[:, :1].t())[:, :1], "mixes sequences"),
 }
+GENERATOR = torch.Generator()
 OUTSIDE = torch.ones(HIDDEN, dtype=torch.float64)
 WITHOUT_LINE = {"own gradient", "own gradient of a parameter"}
 
