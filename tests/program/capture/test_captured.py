@@ -576,7 +576,7 @@ REFUSED: dict[str, tuple[Callable[..., Any], str]] = {
     "dropout of a weight": (lambda self, x, h: h @ F.dropout(self.h_h.weight), "not a row for each sequence"),
     "a mask for all sequences": (lambda self, x, h: h * torch.rand(HIDDEN), "not a row for each sequence"),
     "a probability for all sequences": (lambda self, x, h: h * torch.bernoulli(self.scale), "not a row for each sequence"),
-    "dropout of heads": (lambda self, x, h: F.dropout(h.view(-1, 1)).view(h.shape), "not a row for each sequence"),
+    "dropout of heads": (lambda self, x, h: F.dropout(h.view(-1, HIDDEN, 1).flatten(0, 1)).view(h.shape), "not a row for each sequence"),
     "state in place": (lambda self, x, h: h.mul_(2), "its state in place, with mul_"),
     "input in place": (lambda self, x, h: h + x.relu_().sum(), "its input in place, with relu_"),
     "part of a state in place": (lambda self, x, h: h[:, 1:].add_(1), "its state in place, with add_"),

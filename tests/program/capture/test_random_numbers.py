@@ -246,12 +246,12 @@ def test_a_mask_that_the_first_step_uses_beside_its_state_is_no_state():
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("autocast", [False, True])
 def test_16_bits_are_compiled_and_keep_the_probability(dtype: torch.dtype, autocast: bool):
-    cell = Cell(lambda self, v, h: 0 * v + torch.empty_like(v).bernoulli_(0.997)).to(torch.float32 if autocast else dtype)
+    cell = Cell(lambda self, v, h: 0 * v + torch.empty_like(v).bernoulli_(0.999)).to(torch.float32 if autocast else dtype)
     layer, x = sstkern.fuse(cell, strict=True), torch.zeros(50, 80, INPUT, dtype=torch.float32 if autocast else dtype)
     with torch.autocast("cpu", dtype, enabled=autocast), sstkern.backend("cpu"), torch.no_grad():
         output, _ = layer(x)
     assert output.dtype == dtype
-    assert abs((output > 0).double().mean() - 0.997) < 0.0012  # three deviations; the next number of bfloat16 is 1
+    assert abs((output > 0).double().mean() - 0.999) < 0.0007  # three deviations; a bfloat16 below 1 is below 0.998
 
 
 def test_less_memory_draws_the_same():
