@@ -20,25 +20,29 @@ Storage storage_of(at::ScalarType type) { return type == at::kHalf ? Storage::fl
 
 }  // namespace
 
+std::vector<Span> cut_spans(const BatchSchedule& schedule, int64_t rows) {
+  const int64_t steps = schedule.view().steps;
+  std::vector<Span> spans;
+  int64_t begin = 0, first_row = 0, count = 0;
+  const auto cut = [&](int64_t end) {
+    spans.push_back({begin, end, first_row, schedule.span(begin, end)});
+    begin = end;
+    first_row += count;
+    count = 0;
+  };
+  for (int64_t t = 0; t < steps; ++t) {
+    if (count >= rows && schedule.active(t) > 0) cut(t);  // no span is without rows, unless all are
+    count += schedule.active(t);
+  }
+  cut(steps);
+  return spans;
+}
+
 template <class T>
 std::vector<Span> make_spans(const Arguments<T>& a, int64_t width) {
   if (!a.rounded()) return one_span(a);
   const int64_t row_bytes = std::max<int64_t>(1, width) * static_cast<int64_t>(sizeof(T));
-  const int64_t least = std::max(kLeastRows, kSpanBytes / row_bytes);
-  std::vector<Span> spans;
-  int64_t begin = 0, first_row = 0, rows = 0;
-  const auto cut = [&](int64_t end) {
-    spans.push_back({begin, end, first_row, a.schedule.span(begin, end)});
-    begin = end;
-    first_row += rows;
-    rows = 0;
-  };
-  for (int64_t t = 0; t < a.size.steps; ++t) {
-    if (rows >= least && a.schedule.active(t) > 0) cut(t);  // no span is without rows, unless all are
-    rows += a.schedule.active(t);
-  }
-  cut(a.size.steps);
-  return spans;
+  return cut_spans(a.schedule, std::max(kLeastRows, kSpanBytes / row_bytes));
 }
 
 int64_t most_rows(const std::vector<Span>& spans) {

@@ -1,5 +1,6 @@
-// A call's time steps, some at a time. Tensors of 16-bit numbers stay what they are: the kernels, which compute in float32, see the rows
-// of one span of time steps, as a call of its own whose first states are the span's before it.
+// A call's time steps, some at a time: what is only needed within a span has room for its rows, not for those of all time steps. So tensors
+// of 16-bit numbers stay what they are: the kernels, which compute in float32, see the rows of one span, as a call of its own whose first
+// states are the span's before it.
 #pragma once
 
 #include <vector>
@@ -13,6 +14,9 @@ struct Span {
   int64_t first_row;       // of all that the call has
   BatchSchedule schedule;  // of these time steps alone
 };
+
+// Spans of at least so many rows, but the last.
+std::vector<Span> cut_spans(const BatchSchedule& schedule, int64_t rows);
 
 // One span of all time steps, or, where the call's tensors have 16-bit numbers, several, whose rows of `width` float32 numbers fit a second
 // cache; how they are cut depends on sizes and lengths alone.

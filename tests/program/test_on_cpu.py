@@ -371,6 +371,29 @@ def test_batches_of_every_kind(name: str, batch: int, threads: int, set_threads:
     assert_is_the_loop(sstkern.fuse(entry.cell(9, 33), strict=True), *entry.drawn(4, batch, 9, 33), lengths, returns=entry.returns)
 
 
+@pytest.mark.parametrize(("reverse", "threads"), [(False, 2), (True, 1)])
+@pytest.mark.parametrize("name", ["LayerNormLSTM", "ChoGRU"])
+def test_spans_of_time_steps(name: str, reverse: bool, threads: int, set_threads: Callable[[int], None]):
+    """1,100 wide rows, some hundreds at a time: the last spans have few sequences, and those that have ended keep their states."""
+    set_threads(threads)
+    torch.manual_seed(0)
+    entry = ZOO[name]
+    layer, (x, hx) = sstkern.fuse(entry.cell(8, 320), strict=True, reverse=reverse), entry.drawn(40, 48, 8, 320)
+    lengths = [40] * 14 + [(7 * b) % 33 for b in range(34)]
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.div_(4)  # of such random ones a GRU is chaotic
+
+    def results() -> list[Tensor]:
+        found = flatten(layer(x, hx, lengths=lengths))
+        return [*found, *gradients_of(found, wanted(layer.cell, x, hx))]
+
+    with sstkern.backend("cpu"):
+        found = results()
+    with sstkern.backend("reference"):
+        torch.testing.assert_close(found, results(), rtol=1e-9, atol=1e-9)
+
+
 # Where a program may call it from
 
 
