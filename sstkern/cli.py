@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable
 from enum import Enum
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -93,6 +94,8 @@ LIBRARY_CELLS = (
     *("mgu", "min_gru", "indrnn", "recurrent_highway", "cfc"),
 )
 """Of sstkern.cells, which torch has to be there for."""
+MULTIPLES = {"slstm": 4}
+"""Of what the hidden size has to be a multiple, where not every one will do."""
 _OF_THE_LIBRARY = f"one of sstkern.cells such as {LIBRARY_CELLS[0]}"
 Phase = Enum("Phase", {name: name for name in ("inference", "training")}, type=str)
 Peer = Enum("Peer", {name: name for name in ("loop", "compiled_step", "torchscript", "compiled_loop", "scan")}, type=str)
@@ -320,6 +323,8 @@ def _check_bench(ctx: typer.Context) -> None:
     runs = {f"--{name}": given[name] for name in ("growth", "skewed", "callers", "widths", "memory")}
     shapes = [parse_shape(text) for text in given["shape"] or ()]
     if _are_own(given["cell"] or ()):
+        for cell, (_, _, size) in product(given["cell"], shapes):
+            _check_hidden_size("--shape", cell, size)
         others = {"--lengths": given["lengths"], "--dtype": given["dtype"], **runs, "--compile": given["compiled"]}
         _refuse(others, "is not for cells of your own")
         return
@@ -332,6 +337,17 @@ def _check_bench(ctx: typer.Context) -> None:
         _refuse({name: runs[name] for name in ("--skewed", "--callers", "--widths")}, "has lengths of its own, and is not for --lengths")
     if given["widths"]:
         _check_shape_of_widths(shapes)
+
+
+def _check_gradcheck(ctx: typer.Context) -> None:
+    """BadParameter for options that are wrong together."""
+    _check_hidden_size("--hidden-size", ctx.params["cell"], ctx.params["hidden_size"])
+
+
+def _check_hidden_size(option: str, cell: str, size: int) -> None:
+    multiple = MULTIPLES.get(cell, 1)
+    if size % multiple:
+        raise typer.BadParameter(f"{option}: for {cell}, expected a multiple of {multiple} as the hidden size, got {size}")
 
 
 def _are_own(names: list[str]) -> bool:
@@ -403,7 +419,7 @@ def _values(given: list[Enum] | None) -> list[str]:
     return [choice.value for choice in given or ()]
 
 
-CHECKS: dict[str, Callable[[typer.Context], None]] = {"train": check_train, "bench": _check_bench}
+CHECKS: dict[str, Callable[[typer.Context], None]] = {"train": check_train, "gradcheck": _check_gradcheck, "bench": _check_bench}
 """Of options together, and of what a program may be given too; both without torch."""
 for registered in app.registered_commands:
     registered.cls = Command

@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,6 +31,14 @@ def test_every_cell_of_the_registry_can_be_named():
     assert all(name in call("gradcheck", "--help").stdout for name in CELLS)
     assert cli.BENCH_CELLS == ("lstm", "gru", "rnn")
     assert cli.LIBRARY_CELLS == tuple(LIBRARY)
+
+
+@pytest.mark.parametrize("name", LIBRARY)
+def test_hidden_sizes_of_the_library_s_cells(name: str):
+    """Every multiple is a hidden size, and no other number is."""
+    for size in range(1, 9):
+        with pytest.raises(ValueError, match="hidden_size") if size % cli.MULTIPLES.get(name, 1) else nullcontext():
+            LIBRARY[name](2, size)
 
 
 WITHOUT_TORCH = """
@@ -61,6 +70,16 @@ def started(arguments: tuple[str, ...]) -> subprocess.CompletedProcess[str]:
         (("train", "--dropout", "1"), 1, "sstkern: dropout must be a number from 0 to below 1, not 1.0"),
         (("train", "--cell", "average", "--layers", "2"), 2, "--layers: the cell 'average' has no recurrent layer"),
         (("bench", "--cell", "lstm", "--cell", "a:B"), 2, "--cell: cells of your own have other peers"),
+        (
+            ("bench", "--cell", "mgu", "--cell", "slstm", "--shape", "2,3,6"),
+            2,
+            "--shape: for slstm, expected a multiple of 4 as the hidden size",
+        ),
+        (
+            ("gradcheck", "--cell", "slstm", "--hidden-size", "6"),
+            2,
+            "--hidden-size: for slstm, expected a multiple of 4 as the hidden size",
+        ),
         (("bench", "--shape", "1,2"), 1, "sstkern: shape: expected three positive integers B,T,H"),
         (("bench", "--growth", "--memory"), 2, "--growth: has shapes of its own, and is not for --memory"),
         (("bench", "--widths", "--shape", "1,2,100"), 2, "--shape: with --widths, expected a multiple of 64 from 128 on as H, got 100"),
