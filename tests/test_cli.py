@@ -69,7 +69,11 @@ def started(arguments: tuple[str, ...]) -> subprocess.CompletedProcess[str]:
         (("train", "--epochs", "0"), 1, "sstkern: epochs must be an integer of at least 1, not 0"),
         (("train", "--dropout", "1"), 1, "sstkern: dropout must be a number from 0 to below 1, not 1.0"),
         (("train", "--cell", "average", "--layers", "2"), 2, "--layers: the cell 'average' has no recurrent layer"),
-        (("bench", "--cell", "lstm", "--cell", "a:B"), 2, "--cell: cells of your own have other peers"),
+        (
+            ("bench", "--cell", "lstm", "--cell", "a:B"),
+            2,
+            "--cell: fused cells, of sstkern.cells or your own, are timed without torch.nn's",
+        ),
         (
             ("bench", "--cell", "mgu", "--cell", "slstm", "--shape", "2,3,6"),
             2,
@@ -207,7 +211,8 @@ def test_the_gradients_of_a_cell_of_one_s_own_are_checked(own_cells):
         ("own_cells_of_a_test:None_", (), "cell: the module own_cells_of_a_test has no None_"),
         ("own_cells_of_a_test:sized", (), "cell: own_cells_of_a_test:sized(3, 4) makes no cell: "),
         ("builtins:range", (), "cell: builtins:range(3, 4) makes no cell: cell: expected a torch.nn.Module"),
-        ("own_cells_of_a_test:Leaky", ("--layers", "2"), "layers: a cell of your own is checked as 1 layer, got 2"),
+        ("own_cells_of_a_test:Leaky", ("--layers", "2"), "layers: own_cells_of_a_test:Leaky is checked as 1 layer, got 2"),
+        ("mgu", ("--layers", "2"), "layers: mgu is checked as 1 layer, got 2"),
     ],
 )
 @pytest.mark.usefixtures("own_cells")
@@ -218,7 +223,7 @@ def test_a_name_that_leads_to_no_cell_is_told_in_a_line(cell, options, message):
 def test_cells_of_the_library_are_checked_on_the_c_engine_alone():
     result = call("gradcheck", "--cell", "mgu", "--engine", "triton")
     assert result.exit_code == 2
-    assert "'cpu' is checked, got 'triton'" in " ".join(result.stderr.replace("│", "").split())
+    assert "of fused cells, as mgu is one, 'cpu' is checked, got 'triton'" in " ".join(result.stderr.replace("│", "").split())
 
 
 def test_an_engine_that_cannot_run_is_told():
