@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable
 from functools import partial
+from itertools import islice
 
 import numpy as np
 import pytest
@@ -63,6 +65,15 @@ def test_states(name: str):
     output, last = stepped(cell, x, state)
     assert [h.shape for h in flatten(last)] == [h.shape for h in flatten(state)]
     assert_close(flatten(layer(x)), [output, *flatten(last)], 1e-12)
+
+
+@pytest.mark.parametrize("name", LIBRARY)
+def test_every_argument_of_a_constructor_is_in_the_repr(name: str):
+    parameters = islice(inspect.signature(LIBRARY[name]).parameters.items(), 2, None)
+    options = {key: type(parameter.default)(parameter.default / 2) for key, parameter in parameters}
+    cell = LIBRARY[name](3, 6, **options)
+    assert cell.extra_repr() == ", ".join(["3, 6", *(f"{key}={value}" for key, value in options.items())])
+    assert cell.extra_repr() in repr(cell)
 
 
 @pytest.mark.parametrize("name", LIBRARY)

@@ -22,10 +22,13 @@ class RecurrentHighwayCell(LibraryCell):
     Raises ValueError for a depth below 1.
     """
 
+    OPTIONS = ("depth",)
+
     def __init__(self, input_size: int, hidden_size: int, depth: int = 3):
         super().__init__(input_size, hidden_size)
         if depth < 1:
             raise ValueError(f"depth: expected at least 1, got {depth}")
+        self.depth = depth
         self.x = nn.Linear(input_size, 2 * hidden_size, bias=False)
         self.layers = nn.ModuleList(nn.Linear(hidden_size, 2 * hidden_size) for _ in range(depth))
         self.reset_parameters()

@@ -29,6 +29,7 @@ class SLSTMCell(LibraryCell):
     """
 
     STATES = ("h", "c", "n", "m")
+    OPTIONS = ("heads",)
 
     def __init__(self, input_size: int, hidden_size: int, heads: int = 4):
         super().__init__(input_size, hidden_size)
