@@ -116,12 +116,12 @@ NN, GLOROT = uniform(-1 / 8, 1 / 8), uniform(-math.sqrt(6 / 96), math.sqrt(6 / 9
 DREAMER = math.sqrt(2 / (96 + 192)) / 0.87962566103423978
 BEGINNINGS: dict[str, dict[str, Check]] = {
     "layer_norm_lstm": {
-        **{"x.weight": normal(0.01), "h.weight": orthogonal, "bias": constant(0)},
+        **{"x.weight": uniform(-0.1, 0.1), "h.weight": orthogonal, "bias": constant(0)},
         **{f"{norm}.weight": constant(1) for norm in ("norm_x", "norm_h", "norm_c")},
         "norm_c.bias": constant(0),
     },
     "layer_norm_gru": {
-        **{"x.weight": normal(0.01), "h.weight": orthogonal, "bias": constant(0)},
+        **{"x.weight": uniform(-0.1, 0.1), "h.weight": orthogonal, "bias": constant(0)},
         **{f"{norm}.weight": constant(1) for norm in ("norm_x", "norm_h", "norm_x_n", "norm_h_n")},
         **{f"{norm}.bias": constant(0) for norm in ("norm_x_n", "norm_h_n")},
     },

@@ -16,8 +16,8 @@ class RecurrentHighwayCell(LibraryCell):
         t = sigmoid(U_t h + b_t)      and in the first layer + W_t x
         h = t * n + (1 - t) * h       h' is what the last layer gives
 
-    A product for each layer, one after the other, in each time step. input (B, input_size), state h. As in the authors' code all begins
-    uniform from -0.04 to 0.04, and the biases b_t at -2.
+    A product for each layer, one after the other, in each time step. input (B, input_size), state h. As in the authors' code for words all
+    begins uniform from -0.04 to 0.04, and the biases b_t at -2; for characters they have -4.
 
     Raises ValueError for a depth below 1.
     """
