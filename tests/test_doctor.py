@@ -79,7 +79,7 @@ def test_without_the_extension(target: object, name: str, result: str | None, me
     report = dict(doctor.report())
     assert message in report["C++ extension"]
     assert report["instruction set"] == "none: needs the C++ extension"
-    assert report["own cells"] == "plain PyTorch: the CPU kernels need the C++ extension"
+    assert report["fused cells"] == "plain PyTorch: the CPU kernels need the C++ extension"
 
 
 def test_what_an_extra_lacks_is_named(monkeypatch: pytest.MonkeyPatch):
