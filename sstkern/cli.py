@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable
 from enum import Enum
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -93,6 +94,8 @@ LIBRARY_CELLS = (
     *("mgu", "min_gru", "indrnn", "recurrent_highway", "cfc"),
 )
 """Of sstkern.cells, which torch has to be there for."""
+MULTIPLES = {"slstm": 4}
+"""Of what the hidden size has to be a multiple, where not every one will do."""
 _OF_THE_LIBRARY = f"one of sstkern.cells such as {LIBRARY_CELLS[0]}"
 Phase = Enum("Phase", {name: name for name in ("inference", "training")}, type=str)
 Peer = Enum("Peer", {name: name for name in ("loop", "compiled_step", "torchscript", "compiled_loop", "scan")}, type=str)
@@ -148,7 +151,7 @@ def gradcheck(
     from sstkern.testing import gradcheck as check
 
     if engine != "cpu" and cell not in CELLS:
-        raise typer.BadParameter(f"--engine: of cells of your own, and of sstkern.cells, 'cpu' is checked, got '{engine}'")
+        raise typer.BadParameter(f"--engine: of fused cells, as {cell} is one, 'cpu' is checked, got '{engine}'")
     if cell in CELLS:
         name, _, nonlinearity = cell.partition("_")
         options = {"nonlinearity": nonlinearity} if nonlinearity else {}
@@ -179,12 +182,12 @@ def gradcheck(
 
 
 def _fused(name: str, both: bool, input_size: int, hidden_size: int, layers: int, device: str) -> "torch.nn.Module":
-    """A layer of somebody's own cell, with both of them another one for the way back. ValueError for a name that leads to none."""
+    """A layer of a cell by its name, with both directions another one for the way back. ValueError for a name that leads to none."""
     import sstkern
     from sstkern.named import own_cell
 
     if layers != 1:
-        raise ValueError(f"layers: a cell of your own is checked as 1 layer, got {layers}")
+        raise ValueError(f"layers: {name} is checked as 1 layer, got {layers}")
     cells = [own_cell(name, input_size, hidden_size) for _ in range(1 + both)]
     layer = sstkern.fuse(*cells).to(device)
     for cell in cells:
@@ -215,7 +218,7 @@ def bench(
         typer.Option(
             metavar="B,T,H",
             help="Sequences, time steps, hidden size; can be given again.",
-            show_default="eleven typical ones, of a cell of your own four",
+            show_default="eleven typical ones, of fused cells four",
         ),
     ] = None,
     phase: Annotated[
@@ -250,9 +253,9 @@ def bench(
         bool, typer.Option("--widths", help="Instead: our rate over hidden sizes from 64 to 704, or to a --shape's H, float32.")
     ] = False,
     compiled: Annotated[bool, typer.Option("--compile", help="Also time torch.compile of torch.nn's layers, short ones.")] = False,
-    input_size: Annotated[int | None, typer.Option(help="Features of the input of a cell of your own.", min=1, show_default="H")] = None,
+    input_size: Annotated[int | None, typer.Option(help="Features of the input of fused cells.", min=1, show_default="H")] = None,
     peer: Annotated[
-        list[Peer] | None, typer.Option(help="What a cell of your own is timed beside; can be given again.", show_default="all")
+        list[Peer] | None, typer.Option(help="What fused cells are timed beside; can be given again.", show_default="all")
     ] = None,
     compile_limit: Annotated[
         float, typer.Option(help="Seconds after which a peer that compiles is given up.", min=0.001, max=86400)
@@ -261,20 +264,20 @@ def bench(
         "runs/bench"
     ),
     file: Annotated[
-        Path | None, typer.Option("--json", help="File for the figures of cells of your own.", show_default="own_cells.json in --output")
+        Path | None, typer.Option("--json", help="File for the figures of fused cells.", show_default="own_cells.json in --output")
     ] = None,
     plot: Annotated[
         Path | None,
         typer.Option(
-            help="PNG file for the picture of cells of your own; that of the fastest peer goes beside it.",
+            help="PNG file for the picture of fused cells; that of the fastest peer goes beside it.",
             show_default="own_cells.png in --output",
         ),
     ] = None,
 ) -> None:
     """Time our layers on the CPU, beside torch.nn, ONNX Runtime and OpenVINO, which are left out where they are not installed.
 
-    A cell of your own is made as Class(input_size, hidden_size) and timed, in float32 and full lengths, beside a loop over its time steps,
-    torch.compile of the cell and of the loop, TorchScript and torch's scan. So is one of sstkern.cells.
+    Fused cells, those of sstkern.cells and your own, are made as Class(input_size, hidden_size) and timed, in float32 and full lengths,
+    beside a loop over their time steps, torch.compile of the cell and of the loop, TorchScript and torch's scan.
     """
     import torch
 
@@ -285,7 +288,7 @@ def bench(
         torch.set_num_threads(threads)
     threads = torch.get_num_threads()
     phases, shapes = _values(phase) or cases.PHASES, [parse_shape(text) for text in shape or ()]
-    if _are_own(cell or ()):
+    if _are_fused(cell or ()):
         wanted = own_cases.grid(cell, shapes or own_cases.SHAPES, phases, input_size)
         files = file or output / "own_cells.json", plot or output / "own_cells.png"
         _end_of_bench(show.own_cells(wanted, threads, seconds, compile_limit, _values(peer) or ways.PEERS, *files), files[0])
@@ -319,12 +322,14 @@ def _check_bench(ctx: typer.Context) -> None:
     given = ctx.params
     runs = {f"--{name}": given[name] for name in ("growth", "skewed", "callers", "widths", "memory")}
     shapes = [parse_shape(text) for text in given["shape"] or ()]
-    if _are_own(given["cell"] or ()):
+    if _are_fused(given["cell"] or ()):
+        for cell, (_, _, size) in product(given["cell"], shapes):
+            _check_hidden_size("--shape", cell, size)
         others = {"--lengths": given["lengths"], "--dtype": given["dtype"], **runs, "--compile": given["compiled"]}
-        _refuse(others, "is not for cells of your own")
+        _refuse(others, "is not for fused cells: one of sstkern.cells, or module:Class")
         return
     own = {"--input-size": given["input_size"], "--peer": given["peer"], "--json": given["file"], "--plot": given["plot"]}
-    _refuse(own, "is for cells of your own, module:Class")
+    _refuse(own, "is for fused cells: one of sstkern.cells, or module:Class")
     _refuse_together({**runs, "--shape": shapes})
     if given["dtype"]:
         _refuse(runs | {"--memory": False}, "is in float32, and not for --dtype")
@@ -334,16 +339,27 @@ def _check_bench(ctx: typer.Context) -> None:
         _check_shape_of_widths(shapes)
 
 
-def _are_own(names: list[str]) -> bool:
+def _check_gradcheck(ctx: typer.Context) -> None:
+    """BadParameter for options that are wrong together."""
+    _check_hidden_size("--hidden-size", ctx.params["cell"], ctx.params["hidden_size"])
+
+
+def _check_hidden_size(option: str, cell: str, size: int) -> None:
+    multiple = MULTIPLES.get(cell, 1)
+    if size % multiple:
+        raise typer.BadParameter(f"{option}: for {cell}, expected a multiple of {multiple} as the hidden size, got {size}")
+
+
+def _are_fused(names: list[str]) -> bool:
     """Whether these are cells of somebody's own or of the library, rather than torch.nn's."""
-    own = [":" in name or name in LIBRARY_CELLS for name in names]
-    unknown = [name for name, is_own in zip(names, own, strict=True) if not is_own and name not in BENCH_CELLS]
+    fused = [":" in name or name in LIBRARY_CELLS for name in names]
+    unknown = [name for name, is_fused in zip(names, fused, strict=True) if not is_fused and name not in BENCH_CELLS]
     if unknown:
         known = ", ".join([*BENCH_CELLS, *LIBRARY_CELLS])
         raise typer.BadParameter(f"--cell: '{unknown[0]}' is unknown; there are {known}, or module:Class for your own")
-    if any(own) and not all(own):
-        raise typer.BadParameter("--cell: cells of your own have other peers than torch.nn's, and are timed without them")
-    return any(own)
+    if any(fused) and not all(fused):
+        raise typer.BadParameter("--cell: fused cells, of sstkern.cells or your own, are timed without torch.nn's, which have other peers")
+    return any(fused)
 
 
 def _refuse(given: dict[str, Any], why: str) -> None:
@@ -403,7 +419,7 @@ def _values(given: list[Enum] | None) -> list[str]:
     return [choice.value for choice in given or ()]
 
 
-CHECKS: dict[str, Callable[[typer.Context], None]] = {"train": check_train, "bench": _check_bench}
+CHECKS: dict[str, Callable[[typer.Context], None]] = {"train": check_train, "gradcheck": _check_gradcheck, "bench": _check_bench}
 """Of options together, and of what a program may be given too; both without torch."""
 for registered in app.registered_commands:
     registered.cls = Command

@@ -22,7 +22,7 @@ def report() -> list[tuple[str, str]]:
         ("triton", version_or_advice("triton")),
         ("C++ extension", "built" if problem is None else problem),
         ("instruction set", _instruction_set() if problem is None else "none: needs the C++ extension"),
-        ("own cells", _own_cells() if problem is None else "plain PyTorch: the CPU kernels need the C++ extension"),
+        ("fused cells", _fused_cells() if problem is None else "plain PyTorch: the CPU kernels need the C++ extension"),
         ("threads", f"{torch.get_num_threads()} (torch.set_num_threads changes it)"),
         ("GPU", torch.cuda.get_device_name() if torch.cuda.is_available() else "none that torch can use"),
         ("GPU engine", triton_problem() or "ready"),
@@ -64,7 +64,7 @@ def _instruction_set() -> str:
         return f"none: {error}"
 
 
-def _own_cells() -> str:
+def _fused_cells() -> str:
     """What `sstkern.fuse` can make of a cell on the CPU."""
     try:
         cache.check_wanted()

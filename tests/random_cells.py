@@ -23,7 +23,7 @@ LARGEST = 8.0
 @dataclass(frozen=True)
 class Step:
     """operation: a key of the tables below. of: its operands, places among the input, the states and the results of earlier steps.
-    numbers: the width of a product, the ends of a slice."""
+    numbers: the width of a product, the ends of a slice, the heads of a row and the width of each head's result."""
 
     operation: str
     of: tuple[int, ...]
@@ -51,6 +51,25 @@ PRODUCTS: dict[str, tuple[Callable[[int, int], list[tuple[int, ...]]], Callable[
     "normed": (lambda i, o: [(o, i), (o, 1)], lambda v, w, g: F.linear(v, g * w / w.norm(dim=1, keepdim=True))),
 }
 """The shapes of the parameters, and the product."""
+HEADS: dict[str, tuple[Callable[[int, int, int], list[tuple[int, ...]]], Callable[..., Tensor], Callable[[float, int], float]]] = {
+    "einsum of heads": (
+        lambda k, i, o: [(k, i, o)],
+        lambda v, w: torch.einsum("bki,kio->bko", v.unflatten(1, w.shape[:2]), w).flatten(1),
+        lambda b, w: 2 * b + 1,
+    ),
+    "bmm of heads": (
+        lambda k, i, o: [(k, i, o)],
+        lambda v, w: torch.bmm(v.unflatten(1, w.shape[:2]).transpose(0, 1), w).transpose(0, 1).flatten(1),
+        lambda b, w: 2 * b + 1,
+    ),
+    "group_norm": (
+        lambda k, i, _: [(k, i), (k, i)],
+        lambda v, g, b: F.group_norm(v, g.size(0), g.flatten(), b.flatten(), eps=0.1),
+        lambda b, w: w + 1,
+    ),
+}
+"""Of a row as k heads of i elements, with results of o elements: the shapes of the parameters, the operation, and its bound from that of
+its operand and the width."""
 OWN: dict[str, tuple[Callable[[int], list[tuple[int, ...]]], Callable[..., Tensor], Callable[[float], float]]] = {
     "gain": (lambda w: [(w,)], lambda v, p: v * p, lambda b: 2 * b),
     "bias": (lambda w: [(w,)], lambda v, p: p + v, lambda b: b + 2),
@@ -121,6 +140,7 @@ REDUCED: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[float, int], floa
     "norm": (lambda v: v.norm(dim=1, keepdim=True), lambda b, w: w * b),
 }
 """Along a row: the operation, and its bound from that of its operand and the width. Those of the second table give the width 1."""
+TABLES: tuple[dict[str, tuple], ...] = (PRODUCTS, HEADS, OWN, UNARY, BINARY, ALONG, REDUCED)
 
 
 class RandomCell(nn.Module):
@@ -132,7 +152,7 @@ class RandomCell(nn.Module):
         self.own = nn.ModuleList(nn.ParameterList(torch.rand(s) * 2 - 1 for s in shapes) for shapes in _shapes(recipe))
         self.double()
         with torch.no_grad():
-            for matrix in (parameter for parameter in self.parameters() if parameter.dim() == 2):
+            for matrix in (parameter for parameter in self.parameters() if parameter.dim() > 1):
                 matrix.div_(math.sqrt(matrix.numel()))
 
     def forward(self, x: Tensor, state: Any) -> tuple[Tensor, Any]:
@@ -151,8 +171,7 @@ def _carried_out(step: Step, of: list[Tensor], own: list[Tensor]) -> Tensor:
         return of[0][:, step.numbers[0] : step.numbers[1]]
     if name.startswith("chunk"):
         return of[0].chunk(2, dim=1)[int(name[-1])]
-    tables = PRODUCTS, OWN, UNARY, BINARY, ALONG, REDUCED
-    function = next(entry[-1 if table is PRODUCTS else -2] for table in tables for key, entry in table.items() if key == name)
+    function = next(entry[-1 if table is PRODUCTS else -2] for table in TABLES for key, entry in table.items() if key == name)
     return function(*of, *own)
 
 
@@ -163,6 +182,9 @@ def _shapes(recipe: Recipe) -> list[list[tuple[int, ...]]]:
         width = draft.widths[step.of[0]]
         if step.operation in PRODUCTS:
             shapes.append(PRODUCTS[step.operation][0](width, step.numbers[0]))
+        elif step.operation in HEADS:
+            heads, results = step.numbers
+            shapes.append(HEADS[step.operation][0](heads, width // heads, results))
         else:
             shapes.append(OWN[step.operation][0](width) if step.operation in OWN else [])
         draft.append(step)
@@ -182,6 +204,8 @@ class _Draft:
         width, bound = max(widths), max(bounds)
         if name in PRODUCTS:
             width, bound = step.numbers[0], 2 * bound + 1
+        elif name in HEADS:
+            width, bound = math.prod(step.numbers), HEADS[name][2](bound, width)
         elif name in OWN:
             bound = OWN[name][2](bound)
         elif name in UNARY:
@@ -236,7 +260,20 @@ def _place(draft: _Draft) -> st.SearchStrategy[int]:
 
 
 def _product(draft: _Draft) -> st.SearchStrategy[Step]:
-    return st.builds(Step, st.sampled_from([*PRODUCTS]), st.tuples(_place(draft)), st.tuples(st.integers(1, 5)))
+    plain = st.builds(Step, st.sampled_from([*PRODUCTS]), st.tuples(_place(draft)), st.tuples(st.integers(1, 5)))
+    heads = [
+        Step(name, (place,), (count, results))
+        for place, count, _ in _heads(draft)
+        for name in ("einsum of heads", "bmm of heads")
+        for results in (1, 2, 3)
+    ]
+    return st.one_of(plain, st.sampled_from(heads[::-1])) if heads else plain
+
+
+def _heads(draft: _Draft) -> list[tuple[int, int, int]]:
+    """Places, with the heads that their rows can have, more than one, and the width of each."""
+    widths = enumerate(draft.widths)
+    return [(place, count, width // count) for place, width in widths for count in range(2, width + 1) if width % count == 0]
 
 
 def _other(draft: _Draft) -> st.SearchStrategy[Step]:
@@ -253,4 +290,5 @@ def _parts(draft: _Draft) -> list[st.SearchStrategy[Step]]:
     even = [place for place in wide if draft.widths[place] % 2 == 0]
     slices = [Step("slice", (place,), (a, b)) for place in wide for b in range(1, draft.widths[place] + 1) for a in range(b)]
     chunks = [Step(name, (place,)) for place in even for name in ("chunk 0", "chunk 1")]
-    return [st.sampled_from(steps[::-1]) for steps in (slices, chunks) if steps]
+    normed = [Step("group_norm", (place,), (count, width)) for place, count, width in _heads(draft) if width > 1]
+    return [st.sampled_from(steps[::-1]) for steps in (slices, chunks, normed) if steps]

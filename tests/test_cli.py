@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,6 +31,14 @@ def test_every_cell_of_the_registry_can_be_named():
     assert all(name in call("gradcheck", "--help").stdout for name in CELLS)
     assert cli.BENCH_CELLS == ("lstm", "gru", "rnn")
     assert cli.LIBRARY_CELLS == tuple(LIBRARY)
+
+
+@pytest.mark.parametrize("name", LIBRARY)
+def test_hidden_sizes_of_the_library_s_cells(name: str):
+    """Every multiple is a hidden size, and no other number is."""
+    for size in range(1, 9):
+        with pytest.raises(ValueError, match="hidden_size") if size % cli.MULTIPLES.get(name, 1) else nullcontext():
+            LIBRARY[name](2, size)
 
 
 WITHOUT_TORCH = """
@@ -60,7 +69,21 @@ def started(arguments: tuple[str, ...]) -> subprocess.CompletedProcess[str]:
         (("train", "--epochs", "0"), 1, "sstkern: epochs must be an integer of at least 1, not 0"),
         (("train", "--dropout", "1"), 1, "sstkern: dropout must be a number from 0 to below 1, not 1.0"),
         (("train", "--cell", "average", "--layers", "2"), 2, "--layers: the cell 'average' has no recurrent layer"),
-        (("bench", "--cell", "lstm", "--cell", "a:B"), 2, "--cell: cells of your own have other peers"),
+        (
+            ("bench", "--cell", "lstm", "--cell", "a:B"),
+            2,
+            "--cell: fused cells, of sstkern.cells or your own, are timed without torch.nn's",
+        ),
+        (
+            ("bench", "--cell", "mgu", "--cell", "slstm", "--shape", "2,3,6"),
+            2,
+            "--shape: for slstm, expected a multiple of 4 as the hidden size",
+        ),
+        (
+            ("gradcheck", "--cell", "slstm", "--hidden-size", "6"),
+            2,
+            "--hidden-size: for slstm, expected a multiple of 4 as the hidden size",
+        ),
         (("bench", "--shape", "1,2"), 1, "sstkern: shape: expected three positive integers B,T,H"),
         (("bench", "--growth", "--memory"), 2, "--growth: has shapes of its own, and is not for --memory"),
         (("bench", "--widths", "--shape", "1,2,100"), 2, "--shape: with --widths, expected a multiple of 64 from 128 on as H, got 100"),
@@ -188,7 +211,8 @@ def test_the_gradients_of_a_cell_of_one_s_own_are_checked(own_cells):
         ("own_cells_of_a_test:None_", (), "cell: the module own_cells_of_a_test has no None_"),
         ("own_cells_of_a_test:sized", (), "cell: own_cells_of_a_test:sized(3, 4) makes no cell: "),
         ("builtins:range", (), "cell: builtins:range(3, 4) makes no cell: cell: expected a torch.nn.Module"),
-        ("own_cells_of_a_test:Leaky", ("--layers", "2"), "layers: a cell of your own is checked as 1 layer, got 2"),
+        ("own_cells_of_a_test:Leaky", ("--layers", "2"), "layers: own_cells_of_a_test:Leaky is checked as 1 layer, got 2"),
+        ("mgu", ("--layers", "2"), "layers: mgu is checked as 1 layer, got 2"),
     ],
 )
 @pytest.mark.usefixtures("own_cells")
@@ -199,7 +223,7 @@ def test_a_name_that_leads_to_no_cell_is_told_in_a_line(cell, options, message):
 def test_cells_of_the_library_are_checked_on_the_c_engine_alone():
     result = call("gradcheck", "--cell", "mgu", "--engine", "triton")
     assert result.exit_code == 2
-    assert "'cpu' is checked, got 'triton'" in " ".join(result.stderr.replace("│", "").split())
+    assert "of fused cells, as mgu is one, 'cpu' is checked, got 'triton'" in " ".join(result.stderr.replace("│", "").split())
 
 
 def test_an_engine_that_cannot_run_is_told():

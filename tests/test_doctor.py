@@ -38,12 +38,12 @@ def test_a_complete_installation():
     assert report["training"] == "ready"
 
 
-def test_what_own_cells_run_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+def test_what_fused_cells_run_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     compiler = tmp_path / "compiler"
     compiler.write_text('#!/bin/sh\necho "a compiler 1.0"\n')
     compiler.chmod(0o755)
     monkeypatch.setenv("CXX", str(compiler))
-    assert dict(doctor.report())["own cells"] == f"compiled with {compiler} (a compiler 1.0), kept in {tmp_path / 'cache'}"
+    assert dict(doctor.report())["fused cells"] == f"compiled with {compiler} (a compiler 1.0), kept in {tmp_path / 'cache'}"
     for name, value, reason in (
         ("CXX", "nothing", "no C++ compiler: CXX='nothing' names no program that can be run"),
         ("CXX", "false", "/false failed with exit code 1"),
@@ -52,7 +52,7 @@ def test_what_own_cells_run_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     ):
         with monkeypatch.context() as patch:
             patch.setenv(name, value)
-            told = dict(doctor.report())["own cells"]
+            told = dict(doctor.report())["fused cells"]
             assert told.startswith("plain PyTorch: ")
             assert reason in told
 
@@ -79,7 +79,7 @@ def test_without_the_extension(target: object, name: str, result: str | None, me
     report = dict(doctor.report())
     assert message in report["C++ extension"]
     assert report["instruction set"] == "none: needs the C++ extension"
-    assert report["own cells"] == "plain PyTorch: the CPU kernels need the C++ extension"
+    assert report["fused cells"] == "plain PyTorch: the CPU kernels need the C++ extension"
 
 
 def test_what_an_extra_lacks_is_named(monkeypatch: pytest.MonkeyPatch):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable
 from functools import partial
+from itertools import islice
 
 import numpy as np
 import pytest
@@ -66,6 +68,15 @@ def test_states(name: str):
 
 
 @pytest.mark.parametrize("name", LIBRARY)
+def test_every_argument_of_a_constructor_is_in_the_repr(name: str):
+    parameters = islice(inspect.signature(LIBRARY[name]).parameters.items(), 2, None)
+    options = {key: type(parameter.default)(parameter.default / 2) for key, parameter in parameters}
+    cell = LIBRARY[name](3, 6, **options)
+    assert cell.extra_repr() == ", ".join(["3, 6", *(f"{key}={value}" for key, value in options.items())])
+    assert cell.extra_repr() in repr(cell)
+
+
+@pytest.mark.parametrize("name", LIBRARY)
 def test_reset_parameters_draws_all_of_them_anew(name: str):
     cell, found = made(name), []
     for _ in range(2):
@@ -105,12 +116,12 @@ NN, GLOROT = uniform(-1 / 8, 1 / 8), uniform(-math.sqrt(6 / 96), math.sqrt(6 / 9
 DREAMER = math.sqrt(2 / (96 + 192)) / 0.87962566103423978
 BEGINNINGS: dict[str, dict[str, Check]] = {
     "layer_norm_lstm": {
-        **{"x.weight": normal(0.01), "h.weight": orthogonal, "bias": constant(0)},
+        **{"x.weight": uniform(-0.1, 0.1), "h.weight": orthogonal, "bias": constant(0)},
         **{f"{norm}.weight": constant(1) for norm in ("norm_x", "norm_h", "norm_c")},
         "norm_c.bias": constant(0),
     },
     "layer_norm_gru": {
-        **{"x.weight": normal(0.01), "h.weight": orthogonal, "bias": constant(0)},
+        **{"x.weight": uniform(-0.1, 0.1), "h.weight": orthogonal, "bias": constant(0)},
         **{f"{norm}.weight": constant(1) for norm in ("norm_x", "norm_h", "norm_x_n", "norm_h_n")},
         **{f"{norm}.bias": constant(0) for norm in ("norm_x_n", "norm_h_n")},
     },

@@ -105,6 +105,8 @@ EACH: dict[str, Callable[[Tensor], Tensor]] = {
     "max": lambda v: v - v.max(2, keepdim=True).values + v.amax((1, 2), keepdim=True),
     "flattened": lambda v: v.sum(2, keepdim=True).flatten(1).unsqueeze(2) * v + v.amax((1, 2), keepdim=True).view(-1, 1, 1),
     "ties": lambda v: v.round().amax(2, keepdim=True) * v + v.round().max(1, keepdim=True).values,
+    "seen as more sequences": lambda v: v.view(v.size(0) * 11, 3).softmax(-1).view_as(v) + v.view(-1, 11).sum(1).view(-1, 3, 1),
+    "cosine_similarity": lambda v: v * nn.functional.cosine_similarity(v, v[:, :1] + 0.5, dim=2).unsqueeze(2),
     "of one": lambda v: v[:, :, :1].sum(2, keepdim=True) * v + v[:, :1].softmax(1),
 }
 

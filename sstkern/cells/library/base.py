@@ -22,6 +22,8 @@ class LibraryCell(nn.Module):
 
     STATES: ClassVar[tuple[str, ...]] = ("h",)
     """Names of the states, the output first."""
+    OPTIONS: ClassVar[tuple[str, ...]] = ()
+    """Names of the constructor's other arguments, which the cell has as attributes."""
 
     def __init__(self, input_size: int, hidden_size: int):
         super().__init__()
@@ -44,7 +46,7 @@ class LibraryCell(nn.Module):
         return states if len(states) > 1 else states[0]
 
     def extra_repr(self) -> str:
-        return f"{self.input_size}, {self.hidden_size}"
+        return ", ".join([f"{self.input_size}, {self.hidden_size}", *(f"{name}={getattr(self, name)}" for name in self.OPTIONS)])
 
 
 def orthogonal(weight: Tensor, hidden_size: int) -> None:

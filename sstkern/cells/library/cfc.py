@@ -21,8 +21,11 @@ class CfCCell(LibraryCell):
     matrices begin as Glorot and Bengio's, and biases as torch.nn.Linear's.
     """
 
+    OPTIONS = ("backbone_size",)
+
     def __init__(self, input_size: int, hidden_size: int, backbone_size: int = 128):
         super().__init__(input_size, hidden_size)
+        self.backbone_size = backbone_size
         self.backbone = nn.Linear(input_size + hidden_size, backbone_size)
         self.heads = nn.Linear(backbone_size, 4 * hidden_size)
         self.reset_parameters()

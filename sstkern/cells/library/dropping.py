@@ -60,6 +60,8 @@ class ZoneoutLSTMCell(_LSTM):
     Raises ValueError for what is no probability.
     """
 
+    OPTIONS = ("zoneout_h", "zoneout_c")
+
     def __init__(self, input_size: int, hidden_size: int, zoneout_h: float = 0.05, zoneout_c: float = 0.5):
         super().__init__(input_size, hidden_size)
         self.zoneout_h, self.zoneout_c = check_probability("zoneout_h", zoneout_h), check_probability("zoneout_c", zoneout_c)
@@ -83,6 +85,8 @@ class ZoneoutGRUCell(_GRU):
     Raises ValueError for what is no probability.
     """
 
+    OPTIONS = ("zoneout",)
+
     def __init__(self, input_size: int, hidden_size: int, zoneout: float = 0.1):
         super().__init__(input_size, hidden_size)
         self.zoneout = check_probability("zoneout", zoneout)
@@ -104,6 +108,8 @@ class RecurrentDropoutLSTMCell(_LSTM):
 
     Raises ValueError for what is no probability.
     """
+
+    OPTIONS = ("dropout_g", "dropout_h")
 
     def __init__(self, input_size: int, hidden_size: int, dropout_g: float = 0.25, dropout_h: float = 0.0):
         super().__init__(input_size, hidden_size)
@@ -127,6 +133,8 @@ class RecurrentDropoutGRUCell(_GRU):
 
     Raises ValueError for what is no probability.
     """
+
+    OPTIONS = ("dropout_g", "dropout_h")
 
     def __init__(self, input_size: int, hidden_size: int, dropout_g: float = 0.25, dropout_h: float = 0.0):
         super().__init__(input_size, hidden_size)

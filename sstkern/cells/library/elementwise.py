@@ -15,8 +15,8 @@ class IndRNNCell(LibraryCell):
 
         h' = relu(W x + u * h + b)
 
-    input (B, input_size), state h. u begins uniform from 0 to 1, the paper's interval for sequences of unknown length, W as torch.nn.Linear
-    and b at 0. The paper keeps u within 2^(1/T) of 0 while it trains: clamp it after an optimizer's step.
+    input (B, input_size), state h. As in the authors' code u begins uniform from 0 to 1, and b at 0; W begins as torch.nn.Linear, theirs
+    differs from task to task. They keep u within 2^(1/T) of 0 while they train: clamp it after an optimizer's step.
     """
 
     def __init__(self, input_size: int, hidden_size: int):
@@ -44,7 +44,7 @@ class MinGRUCell(LibraryCell):
         z  = sigmoid(W_z x + b_z)
         h' = (1 - z) * h + z * g(W_n x + b_n), g(v) = v + 0.5 from 0 on, sigmoid(v) below
 
-    input (B, input_size), state h. Initialised as torch.nn.Linear.
+    input (B, input_size), state h. Initialised as torch.nn.Linear, as in the authors' code.
     """
 
     def __init__(self, input_size: int, hidden_size: int):
@@ -67,7 +67,7 @@ class MinLSTMCell(LibraryCell):
         i  = sigmoid(W_i x + b_i)
         h' = f / (f + i) * h + i / (f + i) * g(W_n x + b_n), g as of `MinGRUCell`
 
-    input (B, input_size), state h. Initialised as torch.nn.Linear.
+    input (B, input_size), state h. Initialised as torch.nn.Linear, as in the authors' code, which can raise the biases of f.
     """
 
     def __init__(self, input_size: int, hidden_size: int):

@@ -17,8 +17,8 @@ class ChoGRUCell(LibraryCell):
         n  = tanh(W_n x + U_n (r * h) + b_n)
         h' = z * h + (1 - z) * n
 
-    Two products, one after the other, in each time step. input (B, input_size), state h. As in the paper the recurrent matrices begin
-    orthogonal and the others normal with a standard deviation of 0.01; biases begin at 0.
+    Two products, one after the other, in each time step. input (B, input_size), state h. As in the paper and the authors' code the
+    recurrent matrices begin orthogonal and the others normal with a standard deviation of 0.01; biases begin at 0.
     """
 
     def __init__(self, input_size: int, hidden_size: int):
@@ -48,7 +48,8 @@ class AUGRUCell(LibraryCell):
         h' = (1 - z) * h + z * n
 
     input: a pair (x, score), (B, input_size) and (B,) or (B, 1); state h. Over sequences: `layer((x, score))`, (T, B, input_size) and
-    (T, B). A step of score 0 leaves the state as it is. Initialised as torch.nn.GRUCell.
+    (T, B). A step of score 0 leaves the state as it is: the paper's formula. The authors' code has (1 - score) * sigmoid(...) as the share
+    that is kept, which is another one. Initialised as torch.nn.GRUCell.
     """
 
     def __init__(self, input_size: int, hidden_size: int):
@@ -97,7 +98,7 @@ class LightGRUCell(LibraryCell):
 
     The paper's norm is over the batch, which couples sequences; here it is a layer norm over the rows of both gates together. It hangs on
     the input only, and so stands outside the loop over time steps. input (B, input_size), state h. As in the paper the recurrent matrices
-    begin orthogonal and the others as Glorot and Bengio's.
+    begin orthogonal and the others as Glorot and Bengio's; the authors' code scales the others in other ways, which the norm undoes.
     """
 
     def __init__(self, input_size: int, hidden_size: int):

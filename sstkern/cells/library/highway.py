@@ -16,16 +16,19 @@ class RecurrentHighwayCell(LibraryCell):
         t = sigmoid(U_t h + b_t)      and in the first layer + W_t x
         h = t * n + (1 - t) * h       h' is what the last layer gives
 
-    A product for each layer, one after the other, in each time step. input (B, input_size), state h. As in the authors' code all begins
-    uniform from -0.04 to 0.04, and the biases b_t at -2.
+    A product for each layer, one after the other, in each time step. input (B, input_size), state h. As in the authors' code for words all
+    begins uniform from -0.04 to 0.04, and the biases b_t at -2; for characters they have -4.
 
     Raises ValueError for a depth below 1.
     """
+
+    OPTIONS = ("depth",)
 
     def __init__(self, input_size: int, hidden_size: int, depth: int = 3):
         super().__init__(input_size, hidden_size)
         if depth < 1:
             raise ValueError(f"depth: expected at least 1, got {depth}")
+        self.depth = depth
         self.x = nn.Linear(input_size, 2 * hidden_size, bias=False)
         self.layers = nn.ModuleList(nn.Linear(hidden_size, 2 * hidden_size) for _ in range(depth))
         self.reset_parameters()

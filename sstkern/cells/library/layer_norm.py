@@ -19,7 +19,8 @@ class LayerNormLSTMCell(LibraryCell):
         h' = sigmoid(o) * tanh(norm_c(c'))
 
     The first two norms are over all four gates together and have gains only: b is their bias. input (B, input_size), states (h, c). As in
-    the authors' code gains begin at 1, biases at 0, recurrent matrices orthogonal, the others normal with a standard deviation of 0.01.
+    the authors' code for skip-thoughts gains begin at 1, biases at 0, recurrent matrices orthogonal, the others uniform from -0.1 to 0.1;
+    there a square one begins orthogonal too.
     """
 
     STATES = ("h", "c")
@@ -32,7 +33,7 @@ class LayerNormLSTMCell(LibraryCell):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        init.normal_(self.x.weight, std=0.01)
+        init.uniform_(self.x.weight, -0.1, 0.1)
         orthogonal(self.h.weight, self.hidden_size)
         for norm in (self.norm_x, self.norm_h, self.norm_c):
             norm.reset_parameters()
@@ -64,7 +65,7 @@ class LayerNormGRUCell(LibraryCell):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        init.normal_(self.x.weight, std=0.01)
+        init.uniform_(self.x.weight, -0.1, 0.1)
         orthogonal(self.h.weight, self.hidden_size)
         for norm in (self.norm_x, self.norm_h, self.norm_x_n, self.norm_h_n):
             norm.reset_parameters()
@@ -86,8 +87,8 @@ class DreamerGRUCell(LibraryCell):
         z  = sigmoid(z - 1)
         h' = z * n + (1 - z) * h
 
-    One norm over the row of all three, with an epsilon of 0.001. input (B, input_size), state h. As in the authors' code the matrix begins
-    with a truncated normal of variance 1 over the mean of its sides.
+    One norm over the row of all three, with an epsilon of 0.001. input (B, input_size), state h. As in the first release of the authors'
+    code the matrix begins with a truncated normal of variance 1 over the mean of its sides; later ones have another norm.
     """
 
     def __init__(self, input_size: int, hidden_size: int):

@@ -20,7 +20,8 @@ class NASCell(LibraryCell):
         c' = tanh(a + c) * b
         h' = tanh(c' * tanh(d + e))
 
-    input (B, input_size), states (h, c). As in TensorFlow matrices begin as Glorot and Bengio's, and biases at 0.
+    input (B, input_size), states (h, c). As in TensorFlow, where `use_biases=True` makes them, biases begin at 0, and matrices as Glorot
+    and Bengio's.
     """
 
     STATES = ("h", "c")

@@ -23,12 +23,13 @@ class SLSTMCell(LibraryCell):
     Where n is 0, before the first step, m' is i: the first step is written down in full. Each head has hidden_size / heads units, and its
     own rows of W, in the order i, f, z, o; weight_hh is (heads, hidden_size / heads, 4 hidden_size / heads). input (B, input_size),
     states (h, c, n, m), which begin at 0. As in the authors' code U begins at 0, W normal with a variance of 2 / (5 input_size), and the
-    biases of f fall from 5 to -7 along the units of a head; the other biases begin at 0.
+    biases of f fall from 5 to -7 along the units of a head, in the curve of their first block; the other biases begin at 0.
 
     Raises ValueError for heads that do not divide hidden_size.
     """
 
     STATES = ("h", "c", "n", "m")
+    OPTIONS = ("heads",)
 
     def __init__(self, input_size: int, hidden_size: int, heads: int = 4):
         super().__init__(input_size, hidden_size)

@@ -70,6 +70,8 @@ class Calls(TorchFunctionMode):
             return _dropout(*args, **(kwargs or {}))
         if function is functional.cell_step:
             return _cell_step(*args, **(kwargs or {}))
+        if function is torch.cosine_similarity:
+            return _cosine_similarity(*args, **(kwargs or {}))
         result = function(*args, **(kwargs or {}))
         if function in _SIZES:
             return self._sizes(result)
@@ -113,6 +115,16 @@ def _cell_step(
     states = [input.new_zeros(input.size(0), mine.weight_hh.size(1)) for _ in cell.states] if hx is None else hx
     gates = F.linear(input, mine.weight_ih, mine.bias_ih), F.linear(states[0], mine.weight_hh, mine.bias_hh)
     return tuple(cell.step(*gates, tuple(states), mine.parameters))
+
+
+def _cosine_similarity(x1: Tensor, x2: Tensor, dim: int = 1, eps: float = 1e-8) -> Tensor:
+    """torch.cosine_similarity, which changes norms in place behind autograd's back: their gradients are those without a bound."""
+    dim -= max(x1.dim(), x2.dim()) if dim >= 0 else 0
+    if min(x1.dim(), x2.dim()) < -dim or x1.size(dim) != x2.size(dim):
+        x1, x2 = torch.broadcast_tensors(x1, x2)
+    norms = (torch.linalg.vector_norm(x, dim=dim, keepdim=True) for x in (x1, x2))
+    bounded = [norm + torch.where(norm < eps, eps - norm, 0.0).detach() for norm in norms]
+    return (x1 / bounded[0] * (x2 / bounded[1])).sum(dim)
 
 
 def _gru_cell(x: Tensor, h: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Any = None, b_hh: Any = None) -> Tensor:

@@ -35,15 +35,15 @@ class Operand:
     """A tensor of the step.
 
     value: what it is; of kind "p" where it follows from parameters only, an entry of the prelude, of kind "r" where it is drawn. shape: as
-    the cell sees it. gradient: whether a gradient goes through it. merged: whether the cell sees the first dimensions as one. rows: whether
-    it has a row for each sequence.
+    the cell sees it. gradient: whether a gradient goes through it. merged: how many dimensions after the first the cell sees as one with
+    it. rows: whether it has a row for each sequence.
     """
 
     value: Value
     shape: tuple[int, ...]
     dtype: torch.dtype
     gradient: bool
-    merged: bool = False
+    merged: int = 0
 
     @property
     def rows(self) -> bool:
@@ -184,7 +184,8 @@ class Recording:
         tensors = [operand for operand in operands if isinstance(operand, Operand)]
         shape = broadcast([operand.shape for operand in tensors])
         dtype = torch.bool if operation in _COMPARISONS else _promoted(tensors if operation != "where" else tensors[1:] or tensors)
-        like = Operand(tensors[0].value, shape, dtype, any(operand.gradient for operand in tensors) and dtype.is_floating_point)
+        gradient = any(operand.gradient for operand in tensors) and dtype.is_floating_point
+        like = Operand(tensors[0].value, shape, dtype, gradient, max(operand.merged for operand in tensors))
         if not any(operand.rows for operand in tensors):
             return self.call(getattr(aten, operation), *operands, *attributes, like=like)
         dtypes = [operand.dtype for operand in tensors if operand.rows]

@@ -19,19 +19,18 @@ Dims = int | Sequence[int] | None
 """Of a tensor; None and () are all of them."""
 
 
-def _own_dims(record: Recording, name: str, operand: Operand, dims: Dims) -> list[int]:
-    """The dimensions, from the first on, all of which are a row's own."""
-    count = len(operand.shape)
+def _dims(operand: Operand, dims: Dims) -> list[int]:
+    """The dimensions of its shape, from the first on, that those of the tensor are."""
+    count = len(operand.shape) - operand.merged
     given = [dims] if isinstance(dims, int) else list(dims or range(count))
-    found = sorted({dim % count for dim in given}) if count else []
-    if not found or record.batch_dim(operand.shape) in found:
-        refuse_mixing(f"{name} mixes sequences")
-    return found
+    return sorted({dim % count + operand.merged if dim % count else 0 for dim in given}) if count else []
 
 
 def _along(record: Recording, name: str, operand: Operand, dims: Dims) -> Operand:
-    """The rows with these dimensions as their last, and as one."""
-    own = _own_dims(record, name, operand, dims)
+    """The rows with these dimensions, all of which must be a row's own, as their last, and as one."""
+    own = _dims(operand, dims)
+    if not own or record.batch_dim(operand.shape) in own:
+        refuse_mixing(f"{name} mixes sequences")
     kept = [dim for dim in range(len(operand.shape)) if dim not in own]
     moved = permuted(record, operand, [*kept, *own])
     return record.reshaped(moved, (*moved.shape[: len(kept)], math.prod(moved.shape[len(kept) :])))
@@ -39,8 +38,7 @@ def _along(record: Recording, name: str, operand: Operand, dims: Dims) -> Operan
 
 def _back(record: Recording, rows: Operand, operand: Operand, dims: Dims) -> Operand:
     """What `_along` gave of the operand, in the operand's shape."""
-    count = len(operand.shape)
-    own = [dims % count] if isinstance(dims, int) else sorted(dim % count for dim in dims or ())
+    count, own = len(operand.shape), _dims(operand, dims)
     order = [*(dim for dim in range(count) if dim not in own), *own]
     apart = record.reshaped(rows, [operand.shape[dim] for dim in order])
     return permuted(record, apart, [order.index(dim) for dim in range(count)])
@@ -54,7 +52,8 @@ def _reduced(record: Recording, operation: str, rows: Operand, attributes: Seque
 
 def _result(record: Recording, reduced: Operand) -> Operand:
     """In the shape of the operator's result, which has the dimension or has not."""
-    return record.reshaped(reduced, record.result.shape)
+    first = reduced.shape[: 1 + reduced.merged] if reduced.merged else record.result.shape[:1]
+    return record.reshaped(reduced, (*first, *record.result.shape[1:]))
 
 
 def _total(name: str, *attributes: Attribute) -> Callable[..., Operand]:

@@ -70,9 +70,11 @@ def _view(record: Recording, operand: Operand, _: Any) -> Operand:
     """Whatever the sizes or dimensions given, the result tells the shape."""
     if record.result.dtype != operand.dtype:
         refuse("viewing memory as another dtype", "use .to(dtype)")
-    if record.merges(operand.shape, record.result.shape):
+    shape = record.result.shape
+    if record.merges(operand.shape, shape):
         return operand
-    return record.reshaped(operand, record.result.shape)
+    count = shape[0] // record.batch if shape and shape[0] % record.batch == 0 else 1
+    return record.reshaped(operand, (record.batch, count, *shape[1:]) if count > 1 else shape)
 
 
 def _squeeze(record: Recording, operand: Operand, *_: Any) -> Operand:

@@ -20,10 +20,16 @@ def _compared(name: str) -> Any:
     return compare
 
 
+def _times(self: Any, count: object) -> Any:
+    """The first dimension of a tensor that has the sequences and another dimension as one."""
+    return Batch(int.__mul__(self, count)) if type(count) is int and count > 0 else _number(self)
+
+
 class Batch(int):
     """The number of sequences, or a multiple of it.
 
-    torch takes it for the size of a tensor. Calculating with it, or comparing it with a number, is refused: a program has no such number.
+    torch takes it for the size of a tensor. Calculating with it, but for a multiple, or comparing it with a number is refused: a program
+    has no such number.
     """
 
     __hash__ = int.__hash__
@@ -31,9 +37,11 @@ class Batch(int):
 
 for _name in ("eq", "ne", "lt", "le", "gt", "ge"):
     setattr(Batch, f"__{_name}__", _compared(f"__{_name}__"))
-for _name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "divmod", "pow", "and", "or", "xor", "lshift", "rshift"):
+for _name in ("add", "sub", "truediv", "floordiv", "mod", "divmod", "pow", "and", "or", "xor", "lshift", "rshift"):
     setattr(Batch, f"__{_name}__", _number)
     setattr(Batch, f"__r{_name}__", _number)
+for _name in ("mul", "rmul"):
+    setattr(Batch, f"__{_name}__", _times)
 for _name in ("neg", "pos", "abs", "invert", "float", "int", "bool", "round", "trunc", "floor", "ceil"):
     setattr(Batch, f"__{_name}__", _number)
 

@@ -20,7 +20,8 @@ from sstkern.structure import mapped
 aten = torch.ops.aten
 OPERATORS = rows.OPERATORS | products.OPERATORS | pointwise.OPERATORS | reductions.OPERATORS | random_numbers.OPERATORS
 
-MERGED = {*pointwise.OPERATORS, "mm", "addmm", "view", "_unsafe_view", "clone", "_to_copy"} - {"glu"}
+MERGED = {*pointwise.OPERATORS, *reductions.OPERATORS} - {"glu", "native_group_norm"}
+MERGED |= {"mm", "addmm", "view", "_unsafe_view", "clone", "_to_copy"}
 """Operators on tensors whose sequences are merged with other dimensions: F.linear does that to a row of more than one dimension."""
 _READS = {"_local_scalar_dense", "is_nonzero", "equal", "allclose"}
 _MEMORY = {"as_strided", "set_", "resize_", "as_strided_scatter"}
@@ -65,7 +66,7 @@ class Trace(private.DispatchMode):
         if held.value is None:
             refuse(held.stale, "use what the change in place gave, or calculate without changes in place")
         gradient = held.value in self.record.gradients
-        operand = Operand(held.value, held.shape, tensor.dtype, gradient, merged=held.shape != tensor.shape)
+        operand = Operand(held.value, held.shape, tensor.dtype, gradient, merged=len(held.shape) - tensor.dim())
         if tensor.requires_grad and not gradient and tensor.is_leaf:
             refuse("the step makes a tensor that requires_grad", "make it a parameter of the cell, before the step")
         return self.record.detached(operand) if gradient and not tensor.requires_grad else operand

@@ -279,6 +279,10 @@ ALONG_ROWS: dict[str, Callable[[Tensor], Tensor]] = {
     "layer_norm": lambda h: F.layer_norm(h, (HIDDEN,)) + F.layer_norm(h.view(-1, 1, HIDDEN), (1, HIDDEN), eps=0.1)[:, 0],
     "layer_norm of each": lambda h: F.layer_norm(torch.stack([h, h * h], 1), (HIDDEN,), torch.full((HIDDEN,), 0.5, dtype=h.dtype)).sum(1),
     "rms_norm": lambda h: F.rms_norm(h, (HIDDEN,)) + F.rms_norm(h, (HIDDEN,), eps=0.1),
+    "cosine_similarity": lambda h: (
+        h * F.cosine_similarity(h, h.sin(), eps=2.0)[:, None] + nn.CosineSimilarity(-1)(h, h[:, :1]).unsqueeze(1)
+    ),
+    "cosine_similarity of nothing": lambda h: h + F.cosine_similarity(0 * h, h, 1).unsqueeze(1),
     "group_norm": lambda h: F.group_norm(torch.cat([h, h.sin()], 1), 2)[:, :HIDDEN] + F.group_norm(h.view(-1, HIDDEN, 1), 1)[..., 0],
 }
 
@@ -328,6 +332,17 @@ ROWS_OF_TWO: dict[str, Callable[[Cell, Tensor, Tensor], Any]] = {
     "linear": lambda self, x, h: torch.tanh(self.h_h(h) + self.x_h(x)[:, None]),
     "linear without bias": lambda self, x, h: F.linear(h, self.h_h.weight) @ self.h_h.weight,
     "seen as more sequences": lambda self, x, h: torch.sigmoid(self.h_h(h.view(-1, HIDDEN)) * self.vector).view_as(h) + h,
+    "softmax of more sequences": lambda self, x, h: (h.view(-1, HIDDEN).softmax(-1) + h.view(-1, HIDDEN).log_softmax(1)).view_as(h),
+    "sums of more sequences": lambda self, x, h: (
+        (v := h.view(-1, HIDDEN)) / (1 + v.abs().sum(1, keepdim=True)) * v.std(-1, keepdim=True)
+    ).view_as(h),
+    "a multiple of the size": lambda self, x, h: h.view(2 * h.size(0), HIDDEN).softmax(-1).view(h.size(0) * 1, 2, -1),
+    "parts as more sequences": lambda self, x, h: (
+        h + F.layer_norm(h[:, :, :4].reshape(-1, 2), (2,), eps=0.1).view(-1, 2, 4).sum(2, keepdim=True)
+    ),
+    "one number of each": lambda self, x, h: h * (h.reshape(-1, HIDDEN).amax(1) + h.reshape(-1, HIDDEN).mean(-1)).view(-1, 2, 1),
+    "layer_norm of more sequences": lambda self, x, h: F.layer_norm(h.view(-1, HIDDEN), (HIDDEN,), self.vector, self.scale).view_as(h),
+    "similarity of more sequences": lambda self, x, h: h * F.cosine_similarity(h.view(-1, HIDDEN), self.vector).view(-1, 2, 1),
     "cat": lambda self, x, h: F.linear(torch.cat([h, h * 2], -1), torch.cat([self.h_h.weight, self.h_h.weight], 1)),
     "cat of dimensions": lambda self, x, h: self.h_h(torch.cat([h, h[:, :1]], 1))[:, 1:],
     "mixed": lambda self, x, h: h * torch.sigmoid(h.transpose(1, 2).reshape(h.shape)),
@@ -342,6 +357,9 @@ def test_rows_of_two_dimensions(name: str):
 def test_sequences_that_are_merged_stay_together():
     assert_refused(cell(lambda self, x, h: h.view(-1, HIDDEN)[:, :1]), "mixes sequences", state=spec(2, HIDDEN))
     assert_refused(cell(lambda self, x, h: h.view(-1, HIDDEN) + h[:, :1]), "mixes sequences", state=spec(2, HIDDEN))
+    assert_refused(cell(lambda self, x, h: h.view(-1, HIDDEN).softmax(0)), "softmax mixes sequences", state=spec(2, HIDDEN))
+    assert_refused(cell(lambda self, x, h: h - h.view(-1, HIDDEN).sum()), "sum mixes sequences", state=spec(2, HIDDEN))
+    assert_refused(cell(lambda self, x, h: F.group_norm(h.view(-1, HIDDEN), 1)), "mixes sequences", state=spec(2, HIDDEN))
     assert "no row for each sequence" in refusal(cell(lambda self, x, h: h.view(-1, HIDDEN)), X, spec(2, HIDDEN))
 
 
@@ -607,6 +625,9 @@ REFUSED: dict[str, tuple[Callable[..., Any], str]] = {
     "batch of products": (lambda self, x, h: torch.bmm(h.unsqueeze(2), h.unsqueeze(1))[:, 0], "batch of matrix products"),
     "size as a number": (lambda self, x, h: h / x.size(0), "number of sequences"),
     "size in arithmetic": (lambda self, x, h: h * (1 / x.shape[0]), "number of sequences"),
+    "a multiple as a number": (lambda self, x, h: h * (2 * x.shape[0]), "number of sequences"),
+    "a size squared": (lambda self, x, h: h * (x.shape[0] * x.shape[0]), "number of sequences"),
+    "a size times a fraction": (lambda self, x, h: h * (x.shape[0] * 0.5), "number of sequences"),
     "size compared": (lambda self, x, h: h if x.size(0) > 3 else -h, "number of sequences"),
     "len": (lambda self, x, h: h if len(x) > 3 else -h, "len()"),
     "size as a float": (lambda self, x, h: h * float(x.numel()), "number of sequences"),
