@@ -198,7 +198,10 @@ class ProgramReader {
       for (int64_t count = read_.count(); count > 0; --count) found.places.push_back(read_.below(total, "number of a row"));
       found.begin.push_back(static_cast<int64_t>(found.places.size()));
     }
-    written_row(static_cast<int64_t>(found.begin.size()) - 1, found.target, true);
+    const int64_t width = static_cast<int64_t>(found.begin.size()) - 1;
+    found.picked = found.sources.size() == 1;
+    for (int64_t i = 0; i <= width; ++i) found.picked &= found.begin[i] == i;
+    written_row(width, found.target, true);
     for (const SlotStart& from : found.sources)
       TORCH_CHECK_VALUE(p_.slots[from.slot].boolean == p_.slots[found.target.slot].boolean, "program: bools moved among numbers");
     return found;

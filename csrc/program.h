@@ -59,6 +59,7 @@ struct MovedRow {
   SlotStart target;
   // places[begin[i]..begin[i + 1]-1]: what number i of the target is the sum of, in the sources' numbers, one after the other.
   std::vector<int64_t> begin, places;
+  bool picked;  // whether each is one number of the only source, as where a row is transposed
 };
 
 struct ReducedRow {

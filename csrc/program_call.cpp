@@ -514,6 +514,11 @@ class ProgramCall {
         boolean ? move_row<bool, bool>(move, row) : move_row<T, double>(move, row);
     }
 
+    template <class Number>
+    static void pick_row(const MovedRow& move, const Number* from, Number* to) {
+      for (size_t i = 0; i < move.places.size(); ++i) to[i] = from[move.places[i]];
+    }
+
     template <class Number, class Sum>
     void move_row(const MovedRow& move, int64_t row) {
       void* const* const rows = rows_ + row * call_.p_.slots.size();
@@ -523,6 +528,7 @@ class ProgramCall {
         return static_cast<const Number*>(rows[move.sources[source].slot])[move.sources[source].start + place];
       };
       Number* const to = static_cast<Number*>(rows[move.target.slot]) + move.target.start;
+      if (move.picked) return pick_row(move, static_cast<const Number*>(rows[move.sources[0].slot]) + move.sources[0].start, to);
       for (size_t i = 0; i + 1 < move.begin.size(); ++i) {
         Sum sum{};
         for (int64_t k = move.begin[i]; k < move.begin[i + 1]; ++k) sum += number(move.places[k]);
