@@ -82,15 +82,12 @@ struct LoopPlan {
   std::vector<AttachedWork<T>> attached;
 };
 
-// The same for all products that are attached to loops of these units (unit_blocks in recurrence.h).
+// The same for all products that are attached to loops of these units.
 int common_blocks(const std::vector<int>& gates, bool sixteen_registers) {
-  const auto whole = [&](int columns) { return sixteen_registers ? columns % 2 == 0 : columns % 3 == 0 || columns % 4 == 0; };
-  for (int blocks = 1; blocks < 12; ++blocks) {
-    const bool fits =
-        std::all_of(gates.begin(), gates.end(), [&](int count) { return whole(count * blocks) && (blocks == 1 || count * blocks >= 4); });
-    if (fits) return blocks;
-  }
-  return 12;
+  int blocks = 1;
+  const auto whole = [&](int count) { return whole_tiles(count, blocks, sixteen_registers); };
+  while (blocks < 12 && !std::all_of(gates.begin(), gates.end(), whole)) ++blocks;
+  return blocks;
 }
 
 template <class T>
@@ -488,8 +485,6 @@ class ProgramCall {
       for (const UnitsLoop& loop : stage.loops) this->loop(loop, share, ahead);
     }
 
-    static int64_t part(const Share& share, int64_t count, int64_t end) { return count * (share.part + end) / share.parts; }
-
     T* at(const SlotStart& where, int64_t row) const {
       return static_cast<T*>(rows_[row * call_.p_.slots.size() + where.slot]) + where.start;
     }
@@ -497,21 +492,21 @@ class ProgramCall {
     void plain(const PlainProduct& plain, const Share& share) {
       const ProgramProduct& product = plain.product;
       const Packed<T>& packed = call_.plain_[plain.number];
+      const Range mine = my_part(share, packed.panels.count);
       int64_t count = 0;
       for (int64_t row = 0; row < count_; ++row)
         for (int64_t r = 0; r < product.rows; ++r, ++count) {
           m_.left[count] = at(product.operand, row) + r * product.depth;
           m_.right[count] = at(plain.target, row) + r * product.columns;
         }
-      call_.products_.plain_product(packed.panels, m_.left.data(), m_.right.data(), count, product.depth, product.columns,
-                                    part(share, packed.panels.count, 0), part(share, packed.panels.count, 1), read<T>(packed.memory), false,
-                                    write<T>(m_.room));
+      call_.products_.plain_product(packed.panels, m_.left.data(), m_.right.data(), count, product.depth, product.columns, mine.begin,
+                                    mine.end, read<T>(packed.memory), false, write<T>(m_.room));
     }
 
     void move(const MovedRow& move, const Share& share) {
       const bool boolean = call_.p_.slots[move.target.slot].boolean;
-      for (int64_t row = part(share, count_, 0); row < part(share, count_, 1); ++row)
-        boolean ? move_row<bool, bool>(move, row) : move_row<T, double>(move, row);
+      const Range mine = my_part(share, count_);
+      for (int64_t row = mine.begin; row < mine.end; ++row) boolean ? move_row<bool, bool>(move, row) : move_row<T, double>(move, row);
     }
 
     template <class Number>
@@ -539,7 +534,8 @@ class ProgramCall {
     void reduce(const ReducedRow& reduction, const Share& share) {
       const Reduction<T> function = reductions(*call_.p_.library)[reduction.kind];
       const std::vector<SlotStart>& sources = reduction.sources;
-      for (int64_t row = part(share, count_, 0); row < part(share, count_, 1); ++row)
+      const Range mine = my_part(share, count_);
+      for (int64_t row = mine.begin; row < mine.end; ++row)
         function(at(sources[0], row), sources.size() > 1 ? at(sources[1], row) : nullptr, at(reduction.target, row), reduction.runs,
                  reduction.width, static_cast<double>(reduction.divisor));
     }
@@ -548,9 +544,9 @@ class ProgramCall {
       const LoopPlan<T>& plan = call_.loops_[loop.function];
       // The sums of panels of few rows are kept until there are enough vectors to compute side by side.
       const int64_t together = plan.attached.empty() ? plan.panels.count : std::max<int64_t>(1, kBlockRows / std::max<int64_t>(1, count_));
-      const int64_t end = part(share, plan.panels.count, 1);
-      for (int64_t panel = part(share, plan.panels.count, 0); panel < end; panel += together) {
-        const int64_t last = std::min(end, panel + together);
+      const Range mine = my_part(share, plan.panels.count);
+      for (int64_t panel = mine.begin; panel < mine.end; panel += together) {
+        const int64_t last = std::min(mine.end, panel + together);
         for (int64_t first = 0; first < count_; first += kBlockRows)
           block(loop, plan, panel, last, first, std::min(kBlockRows, count_ - first), ahead);
       }
@@ -736,23 +732,22 @@ class ProgramCall {
           m_.left[row] = static_cast<const T*>(call_.row_address(product.operand.slot, t, share_.first + i)) + product.operand.start;
       }
       T* const sums = write<T>(m_.chunk_sums) + packed.ahead;
-      const int64_t panels = packed.panels.count;
-      for (int64_t panel = panels * share_.part / share_.parts; panel < panels * (share_.part + 1) / share_.parts; ++panel)
+      const Range mine = my_part(share_, packed.panels.count);
+      for (int64_t panel = mine.begin; panel < mine.end; ++panel)
         runner_.product(packed, product.depth, panel, count, sums + call_.products_.chunk_sums(packed.panels, packed.gates, panel));
     }
 
     // The last states of this thread's positions.
     void finish() {
       const Schedule& schedule = call_.view_;
-      const int64_t begin = share_.first + share_.count * share_.part / share_.parts;
-      const int64_t end = share_.first + share_.count * (share_.part + 1) / share_.parts;
+      const Range mine = my_part(share_, share_.count);
       for (size_t slot = 0; slot < call_.places_.size(); ++slot) {
         const Slot& what = call_.p_.slots[slot];
         if (what.kind != SlotKind::after) continue;
         const int64_t size = call_.places_[slot].item * what.width;
         char* const to = static_cast<char*>(call_.last_[what.place].data_ptr());
         const char* const from = static_cast<const char*>(call_.states_[what.place].data_ptr());
-        for (int64_t p = begin; p < end; ++p) {
+        for (int64_t p = share_.first + mine.begin; p < share_.first + mine.end; ++p) {
           const int64_t b = schedule.order[p], length = schedule.length[p];
           const int64_t last = call_.reverse_ ? schedule.steps - 1 : length - 1;
           std::memcpy(to + b * size, length == 0 ? from + b * size : call_.address(slot, last, 0, p), size);

@@ -64,6 +64,21 @@ struct Share {
   Meeting (*wait)(Barrier&, int64_t part);
 };
 
+// The part of `count` panels, or rows, that falls to the thread.
+struct Range {
+  int64_t begin, end;
+};
+
+inline Range my_part(const Share& share, int64_t count) {
+  return {count * share.part / share.parts, count * (share.part + 1) / share.parts};
+}
+
+// Whether the gates of so many vectors of units are columns of whole tiles (gemm.h), at least four unless one vector's are a tile.
+constexpr bool whole_tiles(int gates, int blocks, bool sixteen_registers) {
+  const int columns = gates * blocks;
+  return (sixteen_registers ? columns % 2 == 0 : columns % 3 == 0 || columns % 4 == 0) && (blocks == 1 || columns >= 4);
+}
+
 // A weight whose gradient is wanted.
 template <class T>
 struct WeightGradient {

@@ -44,12 +44,10 @@ inline void copy(T* to, const T* from, int64_t count) {
   for (int64_t i = 0; i < count; ++i) to[i] = from[i];
 }
 
-// Vectors of units in a panel, at most, for panels of about equal width may have fewer: as few as make whole tiles of the panel's columns
-// (gemm.h), and at least four columns unless one vector's gates are a tile.
+// Vectors of units in a panel, at most, for panels of about equal width may have fewer.
 constexpr int unit_blocks(int gates) {
-  const auto whole = [](int columns) { return SSTKERN_VECTOR_REGISTERS == 16 ? columns % 2 == 0 : columns % 3 == 0 || columns % 4 == 0; };
   int blocks = 1;
-  while (!whole(gates * blocks) || (blocks > 1 && gates * blocks < 4)) ++blocks;
+  while (!whole_tiles(gates, blocks, SSTKERN_VECTOR_REGISTERS == 16)) ++blocks;
   return blocks;
 }
 
@@ -76,15 +74,6 @@ inline void panel_sums(const Forward<T>& f, Vec<T>* sums, int64_t count, const T
     start[c] = bias ? load(bias + c % Cell::gates * f.hidden_size + unit, f.hidden_size - unit) : Vec<T>{};
   }
   f.products->panel_product(columns, reinterpret_cast<T*>(sums), count, rows, depth, packed, reinterpret_cast<const T*>(start));
-}
-
-// The part of `count` panels that falls to this thread.
-struct Range {
-  int64_t begin, end;
-};
-
-inline Range my_part(const Share& share, int64_t count) {
-  return {count * share.part / share.parts, count * (share.part + 1) / share.parts};
 }
 
 // Returns whether this thread goes on; its share becomes all parts where it does so alone.
