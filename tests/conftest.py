@@ -14,12 +14,12 @@ from sstkern.program import cache, compiler, on_cpu
 if extension_problem() is None:
     torch.ops.sstkern.cpu_patience(10**9)  # however busy the machine, tests have the threads that they ask for
 
-# Kept between runs, apart from the user's own. -Og takes half of -O1's time and a quarter of -O3's, on average: `optimised` asks for -O3
-# where it matters, and so does a run of many random cells.
+# Kept between runs, apart from the user's own. -O0 takes two thirds of -Og's time and a fifth of -O3's, on average: `optimised` asks for
+# -O3 where it matters, and so does a run of many random cells.
 os.environ["SSTKERN_CACHE"] = str(Path(__file__).parents[1] / "build" / "cells")
 _FLAGS = compiler.FLAGS
 if "SSTKERN_RANDOM_CELLS" not in os.environ:
-    compiler.FLAGS = cache.FLAGS = (*_FLAGS, "-Og")
+    compiler.FLAGS = cache.FLAGS = (*_FLAGS, "-O0")
 
 if interpreting():
     from interpreter import patch_language_once

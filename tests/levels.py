@@ -52,13 +52,14 @@ FILES = [
     "test_transforms.py",
     "text/test_models.py",
 ]
+WORKERS = ["--numprocesses", "auto", "--maxprocesses", "4", "--dist", "worksteal"]  # as `make test` has them
 QUICK = ["test_functional.py", "test_modules.py", "test_recompute.py", "-k", "functions or (no_larger and dtype0) or keep_their_bits"]
 
 
 def run(level: str, tests: list[str]) -> int:
     print(f"level {level}", flush=True)
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *tests]
-    return subprocess.run(command, cwd=ROOT / "tests", env=os.environ | LEVELS[level]).returncode
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *WORKERS, *tests]
+    return subprocess.run(command, cwd=ROOT / "tests", env=os.environ | LEVELS[level] | {"OMP_NUM_THREADS": "1"}).returncode
 
 
 def main() -> int:

@@ -75,12 +75,12 @@ def wrong(report: Report) -> set[str]:
 )
 def test_sound_layers_pass(layer):
     torch.manual_seed(0)
-    assert_gradients(layer(), dtypes=LOW)
+    assert_gradients(layer(), dtypes=LOW, elements=10)  # of each tensor: the LSTM has 360 in 20
 
 
 def test_dropout_is_the_same_in_every_call():
     torch.manual_seed(0)
-    assert_gradients(sstkern.GRU(2, 3, 2, dropout=0.5))
+    assert_gradients(sstkern.GRU(2, 3, 2, dropout=0.5), elements=10)
 
 
 @pytest.mark.parametrize("name", ["LSTMCell", "GRUCell", "RNNCell"])
@@ -114,7 +114,7 @@ def test_a_planted_fault_is_found_and_named(fault, tensors, against):
     if fault in ("bias_hh_l0", "weight_hh_l0", "dhx"):
         assert wrong(report) == tensors  # no other gradient is blamed
     with pytest.raises(AssertionError, match=f"wrong: .*{next(iter(tensors))}"):
-        assert_gradients(layer, reference=sound(layer), shapes=[(3, 2)])
+        assert_gradients(layer, reference=sound(layer), shapes=[(3, 2)], elements=3)
 
 
 def test_the_place_of_an_error_is_that_of_the_fault():

@@ -1,15 +1,17 @@
 """A shared library of the elementwise functions of csrc/kernels/functions.h, called over arrays."""
 
 import ctypes
-import os
-import subprocess
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 
+from sstkern.program import cache, compiler
+
 KERNELS = Path(__file__).parents[2] / "csrc" / "kernels"
-COUNTS = (1, 2, 4)
 TYPES = {"float": np.float32, "double": np.float64}
+COUNTS = {np.float32: (1, 4), np.float64: (2, 4)}
+"""Of vectors side by side. Four are one unrolled loop more, or less, for either type: each function costs the compiler 30 ms a count."""
 _SAME_NAME = (
     "neg abs sign reciprocal sqrt rsqrt relu floor ceil round trunc exp expm1 log log1p sin cos tan atan sinh cosh asinh erf sigmoid "
     "tanh silu mish log_sigmoid hardsigmoid hardswish gelu gelu_tanh"
@@ -52,6 +54,7 @@ EXPRESSIONS = {
 """Of Vectors x and y and a number n. What gives a mask is made 0 and 1."""
 
 _UNIT = """
+#define SSTKERN_CELL_LIBRARY
 #include "levels/{level}.h"
 #include "functions.h"
 
@@ -85,14 +88,17 @@ constexpr CellKernels cells[] = {{{{}}}};
 """
 
 
-def compiled(level: str, folder: Path, counts: tuple[int, ...] = COUNTS) -> Path:
-    """A shared library of all functions for a level, for both types."""
-    entries = [f"ENTRY({name}, {kind}, {count}, {text})" for name, text in EXPRESSIONS.items() for kind in TYPES for count in counts]
-    (folder / "functions.cpp").write_text(_UNIT.format(level=level, entries="\n".join(entries)))
-    flags = ["-std=c++17", "-O3", "-shared", "-fPIC", "-fvisibility=hidden", "-DSSTKERN_CELL_LIBRARY", "-Wall", "-Werror"]
-    command = [os.environ.get("CXX", "c++"), *flags, f"-I{KERNELS}", "functions.cpp", "-o", "functions.so", "-lm"]
-    subprocess.run(command, cwd=folder, check=True, timeout=300)
-    return folder / "functions.so"
+def compiled(level: str) -> Path:
+    """A shared library of all functions for a level, for both types: in the cache of own cells, so that all workers compile it once."""
+    entries = [
+        f"ENTRY({name}, {kind}, {count}, {text})"
+        for name, text in EXPRESSIONS.items()
+        for kind, dtype in TYPES.items()
+        for count in COUNTS[dtype]
+    ]
+    flags = *compiler.FLAGS, "-O3", "-Wall", "-Werror"
+    with mock.patch.multiple(cache, FLAGS=flags, _known={}), mock.patch.multiple(compiler, FLAGS=flags, SECONDS=300.0):
+        return cache.library(_UNIT.format(level=level, entries="\n".join(entries)), level)
 
 
 class Functions:
