@@ -383,6 +383,7 @@ def test_a_run_under_way_is_not_resumed_and_the_next_has_another_folder(trained,
     process = start(*arguments, "9999", "--patience", "9999", cwd=tmp_path)
     while not process.stdout.readline().startswith("epoch 1/"):
         assert process.poll() is None
+    process.send_signal(signal.SIGSTOP)  # it goes on to hold its folder, and takes no time from the others
     other = start("train", "--resume", cwd=tmp_path)
     assert other.communicate(timeout=60) == (
         "",
