@@ -27,12 +27,11 @@ namespace {
 
 // Rows that the phases before and after the loop take at once.
 constexpr int64_t kPhaseRows = 96;
-// Bytes of the rows that only a span of time steps needs, about: memory that the last call has left, where all time steps' would be new and
-// the system would clear it page by page. In training a layer-normalised LSTM of (32, 100, 256) took 1.05 times as long with one span, one
-// of (64, 64, 512) 1.12; 4 to 16 MB are alike.
-constexpr int64_t kSpanBytes = int64_t{8} << 20;
-// Rows of a span at least: each span reads and writes all gradients of weights.
-constexpr int64_t kSpanRows = 512;
+// Rows of a span of time steps at least. What only a span needs is then memory that the last call has left, where all time steps' would be
+// new and the system would clear it page by page: in training a layer-normalised LSTM of (32, 100, 256) took 1.05 times as long with one
+// span, one of (64, 64, 512) 1.12. Each span reads and writes all gradients of weights. Not by bytes: which rows there are rests on which
+// gradients are wanted, and a gradient's bits may not.
+constexpr int64_t kSpanRows = 1024;
 // Rows that stages without a product take at once, one stage after the other: what one puts to memory the next finds in the first caches.
 constexpr int64_t kStageRows = 8;
 // Vectors of units that a loop's function is given at once.
@@ -120,7 +119,7 @@ class ProgramCall {
     given_ = {p_.starts.data(), numbers_.data(), vector_data_.data()};
     functions_ = functions(*p_.library);
     if (groups.has_value()) groups_ = schedule_.rows_of_groups(*groups);
-    spans_ = cut_spans(schedule_, groups ? rows_ + 1 : std::max(kSpanRows, kSpanBytes / std::max<int64_t>(1, row_bytes())));
+    spans_ = cut_spans(schedule_, groups ? rows_ + 1 : kSpanRows);
     span_ = &spans_[0];
     make_places();
     pack_weights();
@@ -233,14 +232,6 @@ class ProgramCall {
     return found;
   }
   at::Tensor zeros(at::IntArrayRef shape, bool boolean = false) const { return at::zeros(shape, boolean ? at::kBool : type()); }
-
-  // Of what has rows of all time steps but is no result.
-  int64_t row_bytes() const {
-    int64_t bytes = 0;
-    for (const Slot& slot : p_.slots)
-      if (slot.kind == SlotKind::rows) bytes += slot.width * (slot.boolean ? 1 : static_cast<int64_t>(sizeof(T)));
-    return bytes;
-  }
 
   // Memory for every slot, and the results.
   void make_places() {

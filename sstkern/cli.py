@@ -133,11 +133,11 @@ def gradcheck(
     dtype: Annotated[
         list[CheckedDtype] | None, typer.Option(help="Number format; can be given again.", show_default="float64, float32, bfloat16")
     ] = None,
-    input_size: Annotated[int, typer.Option(help="Features of the input.")] = 3,
-    hidden_size: Annotated[int, typer.Option(help="Units of a layer.")] = 4,
-    layers: Annotated[int, typer.Option(help="Stacked layers.")] = 1,
-    steps: Annotated[int, typer.Option(help="Time steps.")] = 5,
-    batch: Annotated[int, typer.Option(help="Sequences.")] = 3,
+    input_size: Annotated[int, typer.Option(help="Features of the input.", min=1)] = 3,
+    hidden_size: Annotated[int, typer.Option(help="Units of a layer.", min=1)] = 4,
+    layers: Annotated[int, typer.Option(help="Stacked layers.", min=1)] = 1,
+    steps: Annotated[int, typer.Option(help="Time steps.", min=1)] = 5,
+    batch: Annotated[int, typer.Option(help="Sequences.", min=1)] = 3,
     seed: Annotated[int, typer.Option(help="Decides all numbers.")] = 0,
     plot: Annotated[Path | None, typer.Option(help="PNG file for the errors over the time steps.", show_default="none")] = None,
 ) -> None:
@@ -183,6 +183,8 @@ def gradcheck(
 
 def _fused(name: str, both: bool, input_size: int, hidden_size: int, layers: int, device: str) -> "torch.nn.Module":
     """A layer of a cell by its name, with both directions another one for the way back. ValueError for a name that leads to none."""
+    import torch
+
     import sstkern
     from sstkern.named import own_cell
 
@@ -192,6 +194,9 @@ def _fused(name: str, both: bool, input_size: int, hidden_size: int, layers: int
     layer = sstkern.fuse(*cells).to(device)
     for cell in cells:
         cell.input_size = input_size  # by which the check makes inputs
+        for parameter in cell.parameters():
+            if not parameter.any():  # where all weights of a product are 0 nothing could be wrong behind it
+                torch.nn.init.uniform_(parameter, -0.5, 0.5)
     return layer
 
 

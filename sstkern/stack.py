@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.functional import dropout
 from torch.nn.utils.rnn import PackedSequence
 
+from sstkern.cells.library.base import LibraryCell
 from sstkern.forked import one_thread
 from sstkern.lengths import Lengths
 
@@ -27,6 +28,9 @@ def stack(layers: Sequence[nn.Module], dropout: float = 0.0) -> Stack:
         raise TypeError(f"layers: expected a list of modules, got {layers!r}")
     if not layers:
         raise ValueError("layers: expected at least one, got none")
+    for place, layer in enumerate(layers):
+        if isinstance(layer, nn.RNNCellBase | LibraryCell):
+            raise TypeError(f"layers[{place}]: {type(layer).__name__} is a cell, which does one time step; give sstkern.fuse(cell)")
     if isinstance(dropout, bool) or not isinstance(dropout, int | float):
         raise TypeError(f"dropout: expected a number, got {dropout!r}")
     if not 0 <= dropout <= 1:

@@ -7,6 +7,7 @@ from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
 import sstkern
+from sstkern.cells import MGUCell
 
 X = torch.randn(4, 3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 LENGTHS = [2, 4, 1]
@@ -110,6 +111,8 @@ def test_names_and_copies():
         (TypeError, "layers: expected a list of modules, got 3", lambda: sstkern.stack(3)),
         (TypeError, "layers: expected a list of modules", lambda: sstkern.stack([make(), None])),
         (ValueError, "layers: expected at least one, got none", lambda: sstkern.stack([])),
+        (TypeError, r"layers\[1\]: GRUCell is a cell.*give sstkern.fuse", lambda: sstkern.stack([make(), torch.nn.GRUCell(4, 4)])),
+        (TypeError, r"layers\[0\]: MGUCell is a cell", lambda: sstkern.stack([MGUCell(3, 4)])),
         (TypeError, "dropout: expected a number, got '0'", lambda: sstkern.stack([make()], dropout="0")),
         (ValueError, "dropout: expected a probability from 0 to 1, got 1.5", lambda: sstkern.stack([make()], 1.5)),
         (

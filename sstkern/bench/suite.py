@@ -75,7 +75,8 @@ def reported(
         write(found)
 
     found["complete"] = each(cases, one, tell)
-    write(found)
+    if found["rows"]:  # an earlier run's file is worth more than none
+        write(found)
     return found
 
 
@@ -102,5 +103,6 @@ def sweep(items: Sequence[Item], measure: Callable[[Item], dict], file: Path, te
         write()
 
     found["complete"] = each(items, one, tell)
-    write()
+    if found["rows"]:
+        write()
     return found

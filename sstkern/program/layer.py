@@ -10,12 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from sstkern import engines, private
-from sstkern.operators import autocasting
+from sstkern.operators import autocast, autocasting
 from sstkern.program import on_cpu, operator
 from sstkern.program.capture import Captured, Spec, Unfused, capture
 from sstkern.program.capture.runs import seen
 from sstkern.program.explain import explained
-from sstkern.program.graph import Program
 from sstkern.program.run import Call
 from sstkern.program.shapes import Kind, Leaves, row_kind
 from sstkern.program.values import Value
@@ -176,22 +175,25 @@ def run(
 
     leaves: the cell's tensors. inputs: (T, B, ...), or (N, ...). hx: (B, ...) each, or None for the cell's own first state.
     """
-    program = captured.program
-    if autocasting(inputs[0]):
-        program = _autocast(program, flatten(captured.state)[0].dtype, inputs[0].device.type)
+    program, draws = captured.program, captured.draws
+    if cast := autocasting(inputs[0]):
+        before, after = flatten(captured.state)[0].dtype, torch.get_autocast_dtype(inputs[0].device.type)
+        if before != torch.float64:  # the operator casts all tensors; those that the step makes in their dtype have to follow
+            program, draws = program.cast(before, after), tuple(draw.cast(before, after) for draw in draws)
     if options.every:
         program = replace(program, outputs=(*program.outputs, *program.next_states))
     batch = inputs[0].size(1) if options.padded or lengths is None else lengths.size(0)
     first = flatten(captured.first_state(leaves, batch)) if hx is None else hx
-    given = [*inputs, *captured.drawn(inputs[0], inputs[0].shape[: 2 if options.padded else 1])]
+    drawn = [draw.tensor(inputs[0], inputs[0].shape[: 2 if options.padded else 1]) for draw in draws]
     call = Call(program, captured.sizes, tuple(captured.numbers()), options.reverse, options.padded, options.recompute)
-    (output, *states), hx_n = operator.layer(call, given, captured.parameters(leaves), first, lengths)
+    parameters = captured.parameters(leaves)
+    if cast and drawn:  # which keep their dtypes
+        inputs, parameters, first = map(autocast, (inputs, parameters, first))
+        with torch.autocast(inputs[0].device.type, enabled=False):
+            (output, *states), hx_n = operator.layer(call, [*inputs, *drawn], parameters, first, lengths)
+    else:
+        (output, *states), hx_n = operator.layer(call, [*inputs, *drawn], parameters, first, lengths)
     return [output, *hx_n, *states]
-
-
-def _autocast(program: Program, dtype: torch.dtype, device: str) -> Program:
-    """The operator casts all tensors; those that the step makes in their dtype have to follow."""
-    return program if dtype == torch.float64 else program.cast(dtype, torch.get_autocast_dtype(device))
 
 
 def results(found: Sequence[Tensor], state: Structure) -> tuple[Tensor, Structure, Structure | None]:

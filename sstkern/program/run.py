@@ -157,11 +157,12 @@ def leaves(call: Call, inputs: Sequence[Tensor], parameters: Sequence[Tensor], h
 
 @lru_cache(maxsize=256)
 def widened(call: Call, kinds: Leaves) -> tuple[Call, Leaves]:
-    """A call whose tensors are all of one 16-bit dtype, in float32: what it computes and saves, its states and sums within the call."""
+    """A call whose tensors are all of one 16-bit dtype, or of that and float32, in float32: what it computes and saves, its states and sums
+    within the call."""
     dtypes = {kind.dtype for part in kinds[:3] for kind in part if kind.dtype.is_floating_point}
-    if len(dtypes) != 1 or not dtypes <= _NARROW:
+    if len(dtypes & _NARROW) != 1 or not dtypes <= {*_NARROW, torch.float32}:
         return call, kinds
-    (narrow,) = dtypes
+    (narrow,) = dtypes & _NARROW
 
     def wide(part: tuple[Kind, ...]) -> tuple[Kind, ...]:
         return tuple(kind._replace(dtype=torch.float32 if kind.dtype == narrow else kind.dtype) for kind in part)

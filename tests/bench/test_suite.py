@@ -48,6 +48,20 @@ def test_ctrl_c_keeps_what_was_measured(tmp_path: Path):
     assert len((tmp_path / "bench.csv").read_text().splitlines()) == 2
 
 
+def test_ctrl_c_before_the_first_row_keeps_an_earlier_run(tmp_path: Path):
+    def stopped(case: Case) -> dict:
+        raise KeyboardInterrupt
+
+    def tell(case: Case) -> None:
+        pass
+
+    file = tmp_path / "found.json"
+    file.write_text("earlier")
+    assert not suite.sweep(CASES, stopped, file, tell)["complete"]
+    assert not suite.reported(CASES, stopped, lambda found: file.write_text("nothing"), tell)["complete"]
+    assert file.read_text() == "earlier"
+
+
 def test_a_case_that_no_engine_can_run_is_a_row_with_reasons():
     def refuse(problem: peers.Problem) -> peers.Prepared:
         raise peers.Unavailable("not today")

@@ -184,7 +184,7 @@ def test_a_cell_begins_as_its_authors_say(name: str):
         ("mgu", (0, 4), "input_size: expected at least 1, got 0"),
         ("nas", (3, 0), "hidden_size: expected at least 1, got 0"),
         ("slstm", (3, 6), "heads: expected a divisor of hidden_size, 6, got 4"),
-        ("slstm", (3, 4, 0), "heads: expected a divisor of hidden_size, 4, got 0"),
+        ("slstm", (3, 4, 0), "heads: expected at least 1, got 0"),
         ("recurrent_highway", (3, 4, 0), "depth: expected at least 1, got 0"),
         ("zoneout_lstm", (3, 4, -0.1), "zoneout_h: expected a probability from 0 to 1, got -0.1"),
         ("zoneout_lstm", (3, 4, 0.1, 2), "zoneout_c: expected a probability from 0 to 1, got 2"),
@@ -196,6 +196,31 @@ def test_a_cell_begins_as_its_authors_say(name: str):
 def test_wrong_arguments(name: str, arguments: tuple, message: str):
     with pytest.raises(ValueError, match=message):
         LIBRARY[name](*arguments)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("nas", ("3", 4), "input_size: expected an int, got '3'"),
+        ("mgu", (3, 4.0), "hidden_size: expected an int, got 4.0"),
+        ("slstm", (3, 4, 2.0), "heads: expected an int, got 2.0"),
+        ("recurrent_highway", (3, 4, None), "depth: expected an int, got None"),
+        ("cfc", (3, 4, True), "backbone_size: expected an int, got True"),
+        ("zoneout_gru", (3, 4, "0.1"), "zoneout: expected a probability from 0 to 1, got '0.1'"),
+    ],
+)
+def test_arguments_of_a_wrong_type(name: str, arguments: tuple, message: str):
+    with pytest.raises(TypeError, match=message):
+        LIBRARY[name](*arguments)
+
+
+def test_inputs_that_are_no_pair():
+    x, h = torch.zeros(2, 3), torch.zeros(2, 4)
+    for name, input, found in (("augru", x, "Tensor"), ("augru", (x,), "1 of them"), ("cfc", (x, x, x), "3 of them")):
+        with pytest.raises(TypeError, match=rf"input: expected a pair of Tensors \(x, \w+\), got {found}"):
+            LIBRARY[name](3, 4)(input, h)
+    with pytest.raises(TypeError, match="expected a pair of Tensors"):
+        sstkern.fuse(LIBRARY["augru"](3, 4))(torch.zeros(5, 2, 3))
 
 
 def sigmoid(v: np.ndarray) -> np.ndarray:

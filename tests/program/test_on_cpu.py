@@ -374,12 +374,13 @@ def test_batches_of_every_kind(name: str, batch: int, threads: int, set_threads:
 @pytest.mark.parametrize(("reverse", "threads"), [(False, 2), (True, 1)])
 @pytest.mark.parametrize("name", ["LayerNormLSTM", "ChoGRU"])
 def test_spans_of_time_steps(name: str, reverse: bool, threads: int, set_threads: Callable[[int], None]):
-    """1,100 wide rows, some hundreds at a time: the last spans have few sequences, and those that have ended keep their states."""
+    """2,500 rows, 1,024 or more at a time: the last span has few sequences, and those that have ended keep their states. A gradient has the
+    same bits where no other is wanted."""
     set_threads(threads)
     torch.manual_seed(0)
     entry = ZOO[name]
-    layer, (x, hx) = sstkern.fuse(entry.cell(8, 320), strict=True, reverse=reverse), entry.drawn(40, 48, 8, 320)
-    lengths = [40] * 14 + [(7 * b) % 33 for b in range(34)]
+    layer, (x, hx) = sstkern.fuse(entry.cell(8, 40), strict=True, reverse=reverse), entry.drawn(80, 48, 8, 40)
+    lengths = [80] * 14 + [(7 * b) % 73 for b in range(34)]
     with torch.no_grad():
         for parameter in layer.parameters():
             parameter.div_(4)  # of such random ones a GRU is chaotic
@@ -392,6 +393,13 @@ def test_spans_of_time_steps(name: str, reverse: bool, threads: int, set_threads
         found = results()
     with sstkern.backend("reference"):
         torch.testing.assert_close(found, results(), rtol=1e-9, atol=1e-9)
+    output = layer(x, hx, lengths=lengths)[0]
+    of_all = torch.autograd.grad(output.square().sum(), list(layer.parameters()))
+    for wanted_one, gradient in zip(layer.parameters(), of_all, strict=True):
+        layer.requires_grad_(False)
+        wanted_one.requires_grad_()
+        (alone,) = torch.autograd.grad(layer(x.detach(), mapped(hx, torch.detach), lengths=lengths)[0].square().sum(), wanted_one)
+        assert torch.equal(alone, gradient)
 
 
 # Where a program may call it from

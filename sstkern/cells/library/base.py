@@ -17,7 +17,7 @@ class LibraryCell(nn.Module):
     A state is a Tensor, or of several states a tuple of Tensors; the first one is the output. Step it by hand from `get_initial_state`,
     or run it over sequences with `sstkern.fuse(cell)`. `reset_parameters` draws the parameters anew.
 
-    Raises ValueError for a size below 1.
+    Raises TypeError for a size that is no int, ValueError for one below 1.
     """
 
     STATES: ClassVar[tuple[str, ...]] = ("h",)
@@ -28,8 +28,7 @@ class LibraryCell(nn.Module):
     def __init__(self, input_size: int, hidden_size: int):
         super().__init__()
         for name, size in (("input_size", input_size), ("hidden_size", hidden_size)):
-            if size < 1:
-                raise ValueError(f"{name}: expected at least 1, got {size}")
+            check_size(name, size)
         self.input_size, self.hidden_size = input_size, hidden_size
 
     def reset_parameters(self) -> None:
@@ -60,8 +59,26 @@ def zeros(*tensors: Tensor) -> None:
         init.zeros_(tensor)
 
 
+def check_size(name: str, value: int) -> int:
+    """The value. Raises TypeError where it is no int, ValueError below 1."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name}: expected an int, got {value!r}")
+    if value < 1:
+        raise ValueError(f"{name}: expected at least 1, got {value}")
+    return value
+
+
+def check_pair(input: object, second: str) -> None:
+    """Raises TypeError where an input is no pair of Tensors, x and what `second` says."""
+    if not isinstance(input, tuple | list) or len(input) != 2:
+        found = f"{len(input)} of them" if isinstance(input, tuple | list) else type(input).__name__
+        raise TypeError(f"input: expected a pair of Tensors (x, {second}), got {found}")
+
+
 def check_probability(name: str, value: float) -> float:
-    """The value. Raises ValueError where it is no probability."""
+    """The value. Raises TypeError where it is no number, ValueError where it is no probability."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name}: expected a probability from 0 to 1, got {value!r}")
     if not 0 <= value <= 1:
         raise ValueError(f"{name}: expected a probability from 0 to 1, got {value}")
     return value

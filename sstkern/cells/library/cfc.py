@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import init
 
-from sstkern.cells.library.base import LibraryCell
+from sstkern.cells.library.base import LibraryCell, check_pair, check_size
 
 
 class CfCCell(LibraryCell):
@@ -25,7 +25,7 @@ class CfCCell(LibraryCell):
 
     def __init__(self, input_size: int, hidden_size: int, backbone_size: int = 128):
         super().__init__(input_size, hidden_size)
-        self.backbone_size = backbone_size
+        self.backbone_size = check_size("backbone_size", backbone_size)
         self.backbone = nn.Linear(input_size + hidden_size, backbone_size)
         self.heads = nn.Linear(backbone_size, 4 * hidden_size)
         self.reset_parameters()
@@ -38,6 +38,8 @@ class CfCCell(LibraryCell):
             init.xavier_uniform_(head)
 
     def forward(self, input: Tensor | tuple[Tensor, Tensor], state: Tensor) -> Tensor:
+        if not isinstance(input, Tensor):
+            check_pair(input, "t")
         x, t = (input, 1.0) if isinstance(input, Tensor) else (input[0], input[1].view(-1, 1))
         y = 1.7159 * torch.tanh(0.666 * self.backbone(torch.cat([x, state], dim=1)))
         f, g, a, b = self.heads(y).chunk(4, dim=1)

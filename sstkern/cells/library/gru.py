@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import init
 
-from sstkern.cells.library.base import LibraryCell, orthogonal, zeros
+from sstkern.cells.library.base import LibraryCell, check_pair, orthogonal, zeros
 
 
 class ChoGRUCell(LibraryCell):
@@ -58,6 +58,7 @@ class AUGRUCell(LibraryCell):
         self.reset_parameters()
 
     def forward(self, input: tuple[Tensor, Tensor], state: Tensor) -> Tensor:
+        check_pair(input, "score")
         x, score = input
         x_r, x_z, x_n = self.x(x).chunk(3, dim=1)
         h_r, h_z, h_n = self.h(state).chunk(3, dim=1)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import init
 
-from sstkern.cells.library.base import LibraryCell
+from sstkern.cells.library.base import LibraryCell, check_size
 
 
 class RecurrentHighwayCell(LibraryCell):
@@ -26,9 +26,7 @@ class RecurrentHighwayCell(LibraryCell):
 
     def __init__(self, input_size: int, hidden_size: int, depth: int = 3):
         super().__init__(input_size, hidden_size)
-        if depth < 1:
-            raise ValueError(f"depth: expected at least 1, got {depth}")
-        self.depth = depth
+        self.depth = check_size("depth", depth)
         self.x = nn.Linear(input_size, 2 * hidden_size, bias=False)
         self.layers = nn.ModuleList(nn.Linear(hidden_size, 2 * hidden_size) for _ in range(depth))
         self.reset_parameters()

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import init
 
-from sstkern.cells.library.base import LibraryCell, zeros
+from sstkern.cells.library.base import LibraryCell, check_size, zeros
 
 
 class SLSTMCell(LibraryCell):
@@ -33,7 +33,7 @@ class SLSTMCell(LibraryCell):
 
     def __init__(self, input_size: int, hidden_size: int, heads: int = 4):
         super().__init__(input_size, hidden_size)
-        if heads < 1 or hidden_size % heads:
+        if hidden_size % check_size("heads", heads):
             raise ValueError(f"heads: expected a divisor of hidden_size, {hidden_size}, got {heads}")
         self.heads, units = heads, hidden_size // heads
         self.x, self.weight_hh = nn.Linear(input_size, 4 * hidden_size), nn.Parameter(torch.empty(heads, units, 4 * units))

@@ -68,6 +68,8 @@ class Calls(TorchFunctionMode):
             return _gru_cell(*args, **(kwargs or {}))
         if function is F.dropout:
             return _dropout(*args, **(kwargs or {}))
+        if function is F.gumbel_softmax:
+            return _gumbel_softmax(*args, **(kwargs or {}))
         if function is functional.cell_step:
             return _cell_step(*args, **(kwargs or {}))
         if function is torch.cosine_similarity:
@@ -100,10 +102,20 @@ def _lstm_cell(
 
 def _dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
     """F.dropout, which calculates with p where it cannot be seen that p changes between calls."""
-    if inplace or not training or not 0 < p < 1:
+    if inplace or not training or not input.is_floating_point() or not 0 < p < 1:
         return F.dropout(input, p, training, inplace)
     keep = 1 - p
     return input * (torch.empty_like(input).bernoulli_(keep) / keep)
+
+
+def _gumbel_softmax(logits: Tensor, tau: float = 1, hard: bool = False, eps: float = 1e-10, dim: int = -1) -> Tensor:
+    """F.gumbel_softmax, which with `hard` looks for the place of the largest."""
+    soft = F.gumbel_softmax(logits, tau, eps=eps, dim=dim)
+    if not hard:
+        return soft
+    largest = (soft == soft.amax(dim, keepdim=True)).to(soft.dtype)
+    first = largest * (largest.cumsum(dim) <= 1)
+    return first - soft.detach() + soft
 
 
 def _cell_step(

@@ -56,13 +56,9 @@ class Captured:
         """The program's arguments `$0`, `$1` ... now."""
         return [formula.value() for formula in self._step.numbers]
 
-    def drawn(self, like: Tensor, lead: Sequence[int]) -> list[Tensor]:
-        """What the step draws at random, (*lead, ...), for all time steps: the program's last inputs."""
-        return self._step.drawn(like, lead)
-
     @property
     def draws(self) -> tuple[Draw, ...]:
-        """How."""
+        """What the step draws at random: the program's last inputs."""
         return self._step.draws
 
     def first_state(self, leaves: Sequence[Tensor], batch_size: int) -> Structure:

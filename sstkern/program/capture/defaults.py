@@ -36,7 +36,7 @@ class FirstState:
         rows, program = torch.empty(batch_size, 0, device=device), self.recorded.program
         numbers = [formula.value() for formula in self.recorded.numbers]
         known = {Value("p", place): tensor for place, tensor in enumerate(self.recorded.replay.run(leaves))}
-        drawn = self.recorded.drawn(rows, (batch_size,))
+        drawn = [draw.tensor(rows, (batch_size,)) for draw in self.recorded.draws]
         known |= {Value("x", len(program.inputs) - len(drawn) + at): tensor for at, tensor in enumerate(drawn)}
         for place, node in enumerate(program.nodes):
             operation, words = OPERATIONS[node.operation], (*node.arguments, *node.attributes)
@@ -111,7 +111,8 @@ def _first_values(alone: Run, shadow: Shadow, input: Structure, state: Structure
     match = _Match(given.trace.record, alone.trace.record)
     if len(found) != len(after) + 1 or not all(map(match.same, (output, *after), found)):
         return None
-    if _follows_from(alone.trace.record, match.states.values()) & set(match.draws.values()):  # the step would draw another
+    drawn = set(match.draws.values())
+    if len(drawn) < len(match.draws) or _follows_from(alone.trace.record, match.states.values()) & drawn:  # the step would draw another
         return None
     return [
         _as_rows(alone, match.states.get(Value("h", place)), spec, alone.trace.record.batch) for place, spec in enumerate(flatten(state))

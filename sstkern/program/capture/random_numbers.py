@@ -12,7 +12,6 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from sstkern.program.capture.numbers import value
 from sstkern.program.capture.reasons import refuse
 from sstkern.program.capture.recording import Operand, Recording
 
@@ -25,12 +24,27 @@ def check(name: str, arguments: Iterable[Any]) -> None:
         refuse(f"{name.strip('_')} draws with a generator of its own", "leave it out: torch.manual_seed sets PyTorch's")
 
 
-def possible(name: str, arguments: Sequence[Any], record: Recording) -> list[Any]:
-    """An operator's arguments as an example run can have them: the cell's numbers, and one half where a tensor has probabilities."""
-    now = [value(record.formulas.get(part, part)) if isinstance(part, float) else part for part in arguments]
-    if name.startswith("bernoulli") and isinstance(now[-1], Tensor):
-        now[-1] = torch.full_like(now[-1], 0.5)
-    return now
+def example(name: str, arguments: Sequence[Any], options: dict[str, Any]) -> Tensor:
+    """Ones in place of what an operator draws: PyTorch's random numbers are left to the caller, and to his other threads."""
+    if name in IN_PLACE:
+        return arguments[0].fill_(1)
+    like = isinstance(arguments[0], Tensor)
+    size = arguments[0] if like or name != "normal" else arguments[2]
+    known = {key: part for key, part in options.items() if key != "generator"}
+    return torch.ones_like(size, **known) if like else torch.ones(size, **known)
+
+
+def state(device: torch.device) -> Tensor:
+    """That of PyTorch's generator."""
+    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
+
+
+def put_back(before: Tensor, device: torch.device) -> None:
+    torch.cuda.set_rng_state(before, device) if device.type == "cuda" else torch.set_rng_state(before)
+
+
+def refuse_seeds() -> NoReturn:
+    refuse("the step sets PyTorch's random numbers, as torch.manual_seed does", "seed outside the cell, or give it the numbers as an input")
 
 
 def refuse_shape(name: str) -> NoReturn:
@@ -38,13 +52,13 @@ def refuse_shape(name: str) -> NoReturn:
     refuse(f"{name.strip('_')} draws random numbers that are not a row for each sequence", advice)
 
 
-def _drawn(record: Recording, method: str, *arguments: Any, dtype: torch.dtype | None = None) -> Operand:
+def _drawn(record: Recording, method: str, *arguments: Any, dtype: torch.dtype | None = None, compared: bool = False) -> Operand:
     """As many numbers as the operator's result has, of its dtype or of another."""
     shape = tuple(record.result.shape)
     if shape.count(record.batch) != 1 or any(size != record.batch and size and size % record.batch == 0 for size in shape):
         refuse_shape(method)
     dtype = record.result.dtype if dtype is None else dtype
-    return Operand(record.draw(method, arguments, record.own(shape), dtype), shape, dtype, gradient=False)
+    return Operand(record.draw(method, arguments, record.own(shape), dtype, compared), shape, dtype, gradient=False)
 
 
 def _bernoulli(record: Recording, p: Operand | float) -> Operand:
@@ -53,9 +67,8 @@ def _bernoulli(record: Recording, p: Operand | float) -> Operand:
     if not isinstance(number, Operand):
         return record.cast(_drawn(record, "bernoulli_", number, dtype=torch.bool), record.result.dtype)
     p = record.detached(number) if number.gradient else number
-    uniform = _drawn(record, "uniform_", 0.0, 1.0, dtype=torch.promote_types(p.dtype, torch.float32))
-    # A number just below 1 may be 1 in the dtype of autocast.
-    ones = record.pointwise("logical_or", record.pointwise("lt", uniform, p), record.pointwise("ge", p, 1.0))
+    uniform = _drawn(record, "uniform_", 0.0, 1.0, dtype=torch.promote_types(p.dtype, torch.float32), compared=True)
+    ones = record.pointwise("lt", uniform, p)
     possible = record.pointwise("logical_and", record.pointwise("ge", p, 0.0), record.pointwise("le", p, 1.0))
     drawn = record.pointwise("where", possible, record.cast(ones, p.dtype), math.nan)
     return record.cast(

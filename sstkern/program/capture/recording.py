@@ -90,10 +90,10 @@ class Recording:
             self._known[key] = Value("v", len(self.nodes) - 1)
         return self._known[key]
 
-    def draw(self, method: str, arguments: Sequence[Any], shape: tuple[int, ...], dtype: torch.dtype) -> Value:
+    def draw(self, method: str, arguments: Sequence[Any], shape: tuple[int, ...], dtype: torch.dtype, compared: bool) -> Value:
         """As `Draw` has them."""
         numbers = tuple(self.formulas.get(part, part) for part in arguments)
-        self.draws.append(Draw(method, numbers, shape, dtype))
+        self.draws.append(Draw(method, numbers, shape, dtype, compared))
         return Value("r", len(self.draws) - 1)
 
     def call(
@@ -296,10 +296,6 @@ class Recorded:
     replay: Replay
     places: tuple[str, ...]
     draws: tuple[Draw, ...]
-
-    def drawn(self, like: Tensor, lead: Sequence[int]) -> list[Tensor]:
-        """The draws of all rows, (*lead, ...), on the device of `like`."""
-        return [draw.tensor(like, lead) for draw in self.draws]
 
     def settled(self) -> Recorded:
         """With its numbers as they are now in place of arguments."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import combinations_with_replacement, islice
 from typing import Any, TypeVar
@@ -130,9 +130,10 @@ def _examples(trace: Trace, structure: Structure, kind: str) -> Structure:
 def _returned(shadow: Shadow, trace: Trace, given: tuple[Structure, ...]) -> Structure:
     before = _contents(shadow)
     try:
-        with restored(shadow.modules()), no_random_numbers(), _random_numbers_kept(trace.record.device), Calls(trace.record.batch), trace:
+        with restored(shadow.modules()), no_random_numbers(), Calls(trace.record.batch), trace:
             result = shadow.root(*given)
             after = _contents(shadow)
+        trace.check_seed()
     except Unfused:
         raise
     except Exception as error:
@@ -144,11 +145,6 @@ def _returned(shadow: Shadow, trace: Trace, given: tuple[Structure, ...]) -> Str
         if before.get((at, name)) != after.get((at, name)):
             raise Unfused(f"the step changes self.{name}: {UNCHANGED}")
     return result
-
-
-def _random_numbers_kept(device: torch.device) -> AbstractContextManager[None]:
-    """What PyTorch draws within it draws again later."""
-    return torch.random.fork_rng([device] if device.type == "cuda" else [])
 
 
 def _contents(shadow: Shadow) -> dict[tuple[int, str], Any]:

@@ -230,7 +230,8 @@ def _check(module: nn.Module) -> None:
             if any(map(nn.parameter.is_lazy, vars(module)[private.PARTS[0]].values())):
                 raise Unfused(f"{name} is not initialized yet: call the cell once before fusing it")
             raise Unfused(
-                f"{name} has hooks ({hooks.strip('_')}): put them on the layer, or remove them; weight_norm is there as a parametrization"
+                f"{name} has hooks ({hooks.strip('_')}): put them on the layer, or remove them; "
+                "torch.nn.utils.parametrizations has weight_norm and spectral_norm without"
             )
 
 

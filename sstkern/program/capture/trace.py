@@ -36,6 +36,7 @@ class Trace(private.DispatchMode):
         self.record = Recording(batch, device)
         self.memory = Memory()
         self.examples: dict[Value, Tensor] = {}
+        self._random = random_numbers.state(device)
 
     # Examples.
 
@@ -98,8 +99,11 @@ class Trace(private.DispatchMode):
             return function(*args)
         if torch.Tag.nondeterministic_seeded in function.tags:
             random_numbers.check(name, (*args, *(kwargs or {}).values()))
+            self.check_seed()
         if name in _MEMORY or torch.Tag.inplace_view in function.tags or any(isinstance(part, Tensor) for part in (kwargs or {}).values()):
             refuse(f"{name} cannot be seen through", "write it with what docs/language.md lists")
+        if name == "_is_all_true":
+            refuse("the step asks whether all of a tensor is true, as torch.distributions does", "give a distribution validate_args=False")
         if name in _READS:
             refuse(
                 "the step reads the value of a tensor, as bool(), int(), float() and .item() do", "use torch.where, or a number of the cell"
@@ -115,10 +119,16 @@ class Trace(private.DispatchMode):
             self._computed(function, args, kwargs or {}, result)
         return result
 
+    def check_seed(self) -> None:
+        """Raises Unfused where the step has seeded PyTorch's generator: it draws nothing meanwhile."""
+        if not torch.equal(self._random, random_numbers.state(self.record.device)):
+            random_numbers.put_back(self._random, self.record.device)
+            random_numbers.refuse_seeds()
+
     def _run(self, function: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-        """The operator itself. One that draws gets numbers and probabilities that it takes in place of what stands for them."""
+        """The operator itself, or what stands for random numbers."""
         if torch.Tag.nondeterministic_seeded in function.tags:
-            args = random_numbers.possible(function.overloadpacket.__name__, args, self.record)
+            return random_numbers.example(function.overloadpacket.__name__, args, kwargs)
         return function(*args, **kwargs)
 
     def _computed(self, function: Any, args: Sequence[Any], kwargs: dict[str, Any], result: Any) -> None:

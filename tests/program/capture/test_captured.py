@@ -591,6 +591,11 @@ REFUSED: dict[str, tuple[Callable[..., Any], str]] = {
     "poisson": (lambda self, x, h: h + torch.poisson(h.abs()), "poisson draws random numbers"),
     "normal of a tensor": (lambda self, x, h: torch.normal(h, 1.0), "torch.normal of a tensor"),
     "a generator": (lambda self, x, h: h + torch.rand(h.shape, generator=GENERATOR), "a generator of its own"),
+    "a distribution": (lambda self, x, h: torch.distributions.Normal(h, 1.0).rsample(), "validate_args=False"),
+    "a seed": (lambda self, x, h: (torch.manual_seed(1), h + torch.rand_like(h))[1], "the step sets PyTorch's random numbers"),
+    "a seed alone": (lambda self, x, h: (torch.manual_seed(1), h)[1], "sets PyTorch's random numbers"),
+    "a seed of its own": (lambda self, x, h: h + seeded(h), "sets PyTorch's random numbers"),
+    "dropout of integers": (lambda self, x, h: h + F.dropout((h > 0).long(), 0.5), "be cast to"),
     "dropout of a weight": (lambda self, x, h: h @ F.dropout(self.h_h.weight), "not a row for each sequence"),
     "a mask for all sequences": (lambda self, x, h: h * torch.rand(HIDDEN), "not a row for each sequence"),
     "a probability for all sequences": (lambda self, x, h: h * torch.bernoulli(self.scale), "not a row for each sequence"),
@@ -652,9 +657,17 @@ REFUSED: dict[str, tuple[Callable[..., Any], str]] = {
     "memory without values": (lambda self, x, h: h + torch.empty_like(h), "nothing was written"),
     "sequences by sequences": (lambda self, x, h: h + (h[:, :1] * h[:, :1].t())[:, :1], "mixes sequences"),
 }
+
+
+def seeded(h: Tensor) -> Tensor:
+    with torch.random.fork_rng([]):
+        torch.manual_seed(1)
+        return torch.rand_like(h)
+
+
 GENERATOR = torch.Generator()
 OUTSIDE = torch.ones(HIDDEN, dtype=torch.float64)
-WITHOUT_LINE = {"own gradient", "own gradient of a parameter"}
+WITHOUT_LINE = {"own gradient", "own gradient of a parameter", "a seed alone", "a seed of its own"}
 
 
 @pytest.mark.parametrize("name", REFUSED)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import types
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import sstkern
 from sstkern.fuse import NotFused
+from sstkern.program.capture import Spec, capture
 from sstkern.program.capture.draws import Draw
 
 T, B, INPUT, HIDDEN = 6, 3, 4, 5
@@ -66,6 +68,8 @@ STEPS: dict[str, Callable[[Cell, Tensor, Tensor], Tensor]] = {
     "geometric_": lambda self, v, h: v + torch.empty_like(v).geometric_(0.6),
     "cauchy_": lambda self, v, h: v + torch.empty_like(v).cauchy_().clamp(-1, 1),
     "gumbel": gumbel,
+    "gumbel, the largest only": lambda self, v, h: v * F.gumbel_softmax(h, tau=0.5, hard=True),
+    "a distribution": lambda self, v, h: torch.distributions.Normal(v, 0.5, validate_args=False).rsample(),
 }
 
 
@@ -174,6 +178,17 @@ def test_what_is_no_probability_is_not_a_number():
     assert 0 < output.isnan().sum() < output.numel()
 
 
+@pytest.mark.parametrize("p", [-0.1, 1.5])
+def test_a_number_that_becomes_no_probability_is_an_error(p: float):
+    layer, (x, h) = sstkern.fuse(Cell(STEPS["bools"]), strict=True), inputs()
+    for known in (0.3, 0.4):
+        layer.cell.p = known
+        layer(x, h)
+    layer.cell.p = p
+    with pytest.raises(RuntimeError, match=r"bernoulli_ expects p to be in \[0, 1\], but got p="):
+        layer(x, h)
+
+
 def test_evaluation_draws_nothing():
     layer, (x, h) = sstkern.fuse(Cell(lambda self, v, h: F.dropout(v, 0.5, self.training)), strict=True).eval(), inputs()
     before = torch.get_rng_state()
@@ -265,20 +280,93 @@ def test_less_memory_draws_the_same():
     torch.testing.assert_close(*found, rtol=1e-11, atol=1e-11)
 
 
-def test_compiled_and_for_every_sample():
-    layer, (x, h) = sstkern.fuse(CELLS["dropout"], strict=True), inputs()
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_16_bits_keep_probabilities_of_tensors_and_never_draw_1(dtype: torch.dtype, autocast: bool):
+    """A number just below 1 is 1 in 16 bits."""
+
+    def step(self: Cell, v: Tensor, h: Tensor) -> Tensor:
+        ones, uniform = torch.bernoulli(torch.full_like(v, 0.9375) + 0 * v.detach()), torch.rand_like(v)
+        return torch.cat([0 * v + ones, -torch.log(1 - uniform)], 1)
+
+    cell = Cell(step).to(torch.float32 if autocast else dtype)
+    cell.forward = types.MethodType(lambda self, x, h: (self.changed(self, self.x_h(x), h), h), cell)
+    layer, x = sstkern.fuse(cell, strict=True), torch.zeros(100, 200, INPUT, dtype=torch.float32 if autocast else dtype)
+    with torch.autocast("cpu", dtype, enabled=autocast), sstkern.backend("cpu"), torch.no_grad():
+        output, _ = layer(x)
+    ones, logarithms = output.split(HIDDEN, 2)
+    assert output.dtype == dtype
+    assert abs((ones > 0).double().mean() - 0.9375) < 0.0023  # three deviations
+    assert logarithms.isfinite().all()
+    assert abs(logarithms.double().mean() - 1) < 0.02
+
+
+def kept(layer: nn.Module, x: Tensor, h: Tensor, output: Tensor) -> Tensor:
+    """Of one step tanh(dropout(v, 0.5)): 2 where a number was kept."""
+    return (output.atanh() / (layer.cell.x_h(x[0]) + layer.cell.h_h(h))).round()
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_compiled_by_torch_a_backward_has_the_numbers_of_its_forward(backend: str):
+    layer, (x, h) = sstkern.fuse(Cell(lambda self, v, h: F.dropout(v, 0.5)), strict=True), inputs()
     torch.compiler.reset()
-    compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
-    results = [compiled(x, h)[0] for _ in range(2)]
-    assert not torch.equal(*results)
-    (gradient,) = torch.autograd.grad(results[0].square().sum(), x)
-    assert gradient.isfinite().all()
-    parameters = dict(layer.named_parameters())
+    compiled = torch.compile(layer, backend=backend, fullgraph=True)
+    masks = []
+    for _ in range(2):
+        output = compiled(x[:1], h)[0][0]
+        (gradient,) = torch.autograd.grad(output.sum(), layer.cell.x_h.bias)
+        masks.append(kept(layer, x, h, output))
+        torch.testing.assert_close(gradient, ((1 - output**2) * masks[-1]).sum(0))
+    assert not torch.equal(*masks)
 
-    def loss(parameters: dict[str, Tensor], x: Tensor) -> Tensor:
-        return torch.func.functional_call(layer, parameters, (x[:, None],))[0].square().sum()
 
-    per_sample = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 1), randomness="different")(
-        parameters, torch.stack([x[:, 0]] * 2, 1)
-    )
-    assert not torch.equal(*per_sample["x_h.weight"])
+@pytest.mark.parametrize("randomness", ["different", "same"])
+@pytest.mark.parametrize("batched", ["x", "h", "parameters"])
+def test_for_each_sample_or_parameters_of_its_own(batched: str, randomness: str):
+    layer, (x, h) = sstkern.fuse(Cell(lambda self, v, h: F.dropout(v, 0.5)), strict=True), inputs()
+    given = {"x": x[:1], "h": h, "parameters": dict(layer.named_parameters())}
+    dims = {name: 0 if name == batched else None for name in given}
+    given[batched] = mapped_dict(given[batched], lambda tensor: torch.stack([tensor] * 4))
+
+    def output(x: Tensor, h: Tensor, parameters: dict[str, Tensor]) -> Tensor:
+        return torch.func.functional_call(layer, parameters, (x, h))[0][0]
+
+    found = torch.func.vmap(output, in_dims=tuple(dims.values()), randomness=randomness)(*given.values())
+    masks = [kept(layer, x, h, one) for one in found]
+    assert all(set(mask.unique().tolist()) == {0.0, 2.0} for mask in masks)
+    assert all(torch.equal(masks[0], mask) for mask in masks[1:]) == (randomness == "same")
+
+
+def mapped_dict(given: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    return {name: change(tensor) for name, tensor in given.items()} if isinstance(given, dict) else change(given)
+
+
+def test_to_look_at_a_cell_draws_nothing_from_other_threads():
+    """PyTorch's generator is one for all threads."""
+    states: list[Tensor] = []
+    original = Cell.forward
+
+    class Watching(Cell):
+        def forward(self, x: Tensor, h: Tensor) -> Tensor:
+            found = original(self, x, h)
+            states.append(torch.get_rng_state())
+            return found
+
+    cell = Watching(STEPS["dropout"])
+    before = torch.get_rng_state()
+    capture(cell, Spec((INPUT,), torch.float64, torch.device("cpu")), Spec((HIDDEN,), torch.float64, torch.device("cpu")))
+    assert states
+    assert all(torch.equal(state, before) for state in states)
+
+
+def test_two_numbers_of_a_state_s_first_step_are_not_one():
+    class Once(Variational):
+        def forward(self, x: Tensor, state: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+            first = torch.rand(x.size(0), HIDDEN, dtype=torch.float64)
+            second = first if state is None else torch.rand(x.size(0), HIDDEN, dtype=torch.float64)
+            h, c = state or (x.new_zeros(x.size(0), HIDDEN), x.new_zeros(x.size(0), HIDDEN))
+            found = self.cell(x, h + c) + first - second
+            return found, (found, c)
+
+    with pytest.raises(NotFused, match="the first state"):
+        sstkern.fuse(Once(), strict=True)(inputs()[0])
