@@ -34,19 +34,6 @@ def example(name: str, arguments: Sequence[Any], options: dict[str, Any]) -> Ten
     return torch.ones_like(size, **known) if like else torch.ones(size, **known)
 
 
-def state(device: torch.device) -> Tensor:
-    """That of PyTorch's generator."""
-    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
-
-
-def put_back(before: Tensor, device: torch.device) -> None:
-    torch.cuda.set_rng_state(before, device) if device.type == "cuda" else torch.set_rng_state(before)
-
-
-def refuse_seeds() -> NoReturn:
-    refuse("the step sets PyTorch's random numbers, as torch.manual_seed does", "seed outside the cell, or give it the numbers as an input")
-
-
 def refuse_shape(name: str) -> NoReturn:
     advice = "draw a number for each sequence, as in a tensor (B, H); what masks a weight belongs into a parametrization, once a call"
     refuse(f"{name.strip('_')} draws random numbers that are not a row for each sequence", advice)

@@ -36,7 +36,6 @@ class Trace(private.DispatchMode):
         self.record = Recording(batch, device)
         self.memory = Memory()
         self.examples: dict[Value, Tensor] = {}
-        self._random = random_numbers.state(device)
 
     # Examples.
 
@@ -99,7 +98,6 @@ class Trace(private.DispatchMode):
             return function(*args)
         if torch.Tag.nondeterministic_seeded in function.tags:
             random_numbers.check(name, (*args, *(kwargs or {}).values()))
-            self.check_seed()
         if name in _MEMORY or torch.Tag.inplace_view in function.tags or any(isinstance(part, Tensor) for part in (kwargs or {}).values()):
             refuse(f"{name} cannot be seen through", "write it with what docs/language.md lists")
         if name == "_is_all_true":
@@ -118,12 +116,6 @@ class Trace(private.DispatchMode):
         else:
             self._computed(function, args, kwargs or {}, result)
         return result
-
-    def check_seed(self) -> None:
-        """Raises Unfused where the step has seeded PyTorch's generator: it draws nothing meanwhile."""
-        if not torch.equal(self._random, random_numbers.state(self.record.device)):
-            random_numbers.put_back(self._random, self.record.device)
-            random_numbers.refuse_seeds()
 
     def _run(self, function: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         """The operator itself, or what stands for random numbers."""

@@ -594,6 +594,7 @@ REFUSED: dict[str, tuple[Callable[..., Any], str]] = {
     "a distribution": (lambda self, x, h: torch.distributions.Normal(h, 1.0).rsample(), "validate_args=False"),
     "a seed": (lambda self, x, h: (torch.manual_seed(1), h + torch.rand_like(h))[1], "the step sets PyTorch's random numbers"),
     "a seed alone": (lambda self, x, h: (torch.manual_seed(1), h)[1], "sets PyTorch's random numbers"),
+    "a seed by another name": (lambda self, x, h: (MANUAL_SEED(12345), h)[1], "sets PyTorch's random numbers"),
     "a seed of its own": (lambda self, x, h: h + seeded(h), "sets PyTorch's random numbers"),
     "dropout of integers": (lambda self, x, h: h + F.dropout((h > 0).long(), 0.5), "be cast to"),
     "dropout of a weight": (lambda self, x, h: h @ F.dropout(self.h_h.weight), "not a row for each sequence"),
@@ -665,9 +666,10 @@ def seeded(h: Tensor) -> Tensor:
         return torch.rand_like(h)
 
 
+MANUAL_SEED = torch.manual_seed
 GENERATOR = torch.Generator()
 OUTSIDE = torch.ones(HIDDEN, dtype=torch.float64)
-WITHOUT_LINE = {"own gradient", "own gradient of a parameter", "a seed alone", "a seed of its own"}
+WITHOUT_LINE = {"own gradient", "own gradient of a parameter", "a seed by another name", "a seed of its own"}
 
 
 @pytest.mark.parametrize("name", REFUSED)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import types
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -341,22 +342,25 @@ def mapped_dict(given: Any, change: Callable[[Tensor], Tensor]) -> Any:
     return {name: change(tensor) for name, tensor in given.items()} if isinstance(given, dict) else change(given)
 
 
-def test_to_look_at_a_cell_draws_nothing_from_other_threads():
-    """PyTorch's generator is one for all threads."""
-    states: list[Tensor] = []
-    original = Cell.forward
+def test_to_look_at_a_cell_leaves_other_threads_their_random_numbers():
+    """PyTorch's generator is one for all threads; another one may seed it meanwhile."""
 
-    class Watching(Cell):
+    class Elsewhere(Cell):
         def forward(self, x: Tensor, h: Tensor) -> Tensor:
-            found = original(self, x, h)
-            states.append(torch.get_rng_state())
-            return found
+            with ThreadPoolExecutor(1) as pool:
+                pool.submit(torch.manual_seed, 6).result()
+                found.append(pool.submit(torch.rand, 3).result())
+                output = super().forward(x, h)
+                found.append(pool.submit(torch.rand, 3).result())
+            return output
 
-    cell = Watching(STEPS["dropout"])
-    before = torch.get_rng_state()
-    capture(cell, Spec((INPUT,), torch.float64, torch.device("cpu")), Spec((HIDDEN,), torch.float64, torch.device("cpu")))
-    assert states
-    assert all(torch.equal(state, before) for state in states)
+    found: list[Tensor] = []
+    (spec, state) = (Spec((size,), torch.float64, torch.device("cpu")) for size in (INPUT, HIDDEN))
+    cell = Elsewhere(STEPS["dropout"])
+    torch.manual_seed(6)
+    expected = [torch.rand(3), torch.rand(3)]
+    capture(cell, spec, state)
+    assert torch.equal(torch.stack(found[:2]), torch.stack(expected))
 
 
 def test_two_numbers_of_a_state_s_first_step_are_not_one():
