@@ -10,7 +10,6 @@ from torch import nn
 from torch.nn.functional import dropout
 from torch.nn.utils.rnn import PackedSequence
 
-from sstkern.cells.library.base import LibraryCell
 from sstkern.forked import one_thread
 from sstkern.lengths import Lengths
 
@@ -28,6 +27,8 @@ def stack(layers: Sequence[nn.Module], dropout: float = 0.0) -> Stack:
         raise TypeError(f"layers: expected a list of modules, got {layers!r}")
     if not layers:
         raise ValueError("layers: expected at least one, got none")
+    from sstkern.cells.library.base import LibraryCell  # here: the library is imported when it is asked for
+
     for place, layer in enumerate(layers):
         if isinstance(layer, nn.RNNCellBase | LibraryCell):
             raise TypeError(f"layers[{place}]: {type(layer).__name__} is a cell, which does one time step; give sstkern.fuse(cell)")

@@ -75,7 +75,7 @@ def reported(
         write(found)
 
     found["complete"] = each(cases, one, tell)
-    if found["rows"]:  # an earlier run's file is worth more than none
+    if found["rows"] or found["complete"]:  # an earlier run's file is worth more than nothing of one that was stopped
         write(found)
     return found
 
@@ -103,6 +103,6 @@ def sweep(items: Sequence[Item], measure: Callable[[Item], dict], file: Path, te
         write()
 
     found["complete"] = each(items, one, tell)
-    if found["rows"]:
+    if found["rows"] or found["complete"]:
         write()
     return found

@@ -257,7 +257,7 @@ def test_an_interrupted_run_says_where_the_rest_is(tmp_path: Path, monkeypatch: 
     result = call("--shape", "2,3,4", "--output", tmp_path)
     assert result.exit_code == 130
     assert result.stdout.splitlines()[-1] == f"interrupted; what was measured is in {tmp_path}"
-    assert json.loads((tmp_path / "bench.json").read_text())["rows"] == []
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_compiler_is_asked_only_when_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

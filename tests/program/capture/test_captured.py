@@ -591,7 +591,7 @@ REFUSED: dict[str, tuple[Callable[..., Any], str]] = {
     "poisson": (lambda self, x, h: h + torch.poisson(h.abs()), "poisson draws random numbers"),
     "normal of a tensor": (lambda self, x, h: torch.normal(h, 1.0), "torch.normal of a tensor"),
     "a generator": (lambda self, x, h: h + torch.rand(h.shape, generator=GENERATOR), "a generator of its own"),
-    "a distribution": (lambda self, x, h: torch.distributions.Normal(h, 1.0).rsample(), "validate_args=False"),
+    "a distribution": (lambda self, x, h: torch.distributions.Normal(h, 1.0, validate_args=True).rsample(), "validate_args=False"),
     "a seed": (lambda self, x, h: (torch.manual_seed(1), h + torch.rand_like(h))[1], "the step sets PyTorch's random numbers"),
     "a seed alone": (lambda self, x, h: (torch.manual_seed(1), h)[1], "sets PyTorch's random numbers"),
     "a seed by another name": (lambda self, x, h: (MANUAL_SEED(12345), h)[1], "sets PyTorch's random numbers"),
