@@ -75,12 +75,9 @@ def main(given: Sequence[str] | None = None) -> None:
         for cell, phase, shape in product(chosen.cell or CELLS, chosen.phase or PHASES, chosen.shape or SHAPES)
     ]
 
-    def measured(case: OwnCase) -> dict:
-        row = measure(case, chosen.threads, chosen.seconds)
-        print(line(row), flush=True)
-        return row
-
-    suite.sweep(cases, measured, chosen.output / "cells_beside_layers.json", lambda case: None)
+    suite.sweep_with_lines(
+        cases, lambda case: measure(case, chosen.threads, chosen.seconds), chosen.output / "cells_beside_layers.json", line
+    )
 
 
 if __name__ == "__main__":

@@ -128,12 +128,9 @@ def main(given: Sequence[str] | None = None) -> None:
     torch.set_num_threads(chosen.threads)
     cases = [OwnCase(cell, *shape, training=True) for cell, shape in product(chosen.cell or LIBRARY, chosen.shape or SHAPES)]
 
-    def measured(case: OwnCase) -> dict:
-        row = measure(case, chosen.threads, chosen.seconds)
-        print(line(row), flush=True)
-        return row
-
-    suite.sweep(cases, measured, chosen.output / "library_beside_peers.json", lambda case: None)
+    suite.sweep_with_lines(
+        cases, lambda case: measure(case, chosen.threads, chosen.seconds), chosen.output / "library_beside_peers.json", line
+    )
 
 
 if __name__ == "__main__":

@@ -106,3 +106,14 @@ def sweep(items: Sequence[Item], measure: Callable[[Item], dict], file: Path, te
     if found["rows"] or found["complete"]:
         write()
     return found
+
+
+def sweep_with_lines(items: Sequence[Item], measure: Callable[[Item], dict], file: Path, line: Callable[[dict], str]) -> dict:
+    """`sweep`, which prints each row's line as soon as it is measured."""
+
+    def measured(item: Item) -> dict:
+        row = measure(item)
+        print(line(row), flush=True)
+        return row
+
+    return sweep(items, measured, file, lambda item: None)
