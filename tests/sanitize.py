@@ -36,6 +36,8 @@ TESTS = {
     "address": [
         "engines/test_engines.py",
         "engines/test_team.py",
+        "program/capture/test_random_numbers.py",
+        "program/test_along_rows.py",
         "program/test_on_cpu.py",
         "test_functional.py",
         "test_lengths.py",

@@ -323,8 +323,12 @@ def through_a_step(rounded: bool, dtype: torch.dtype) -> dict[str, tuple[list[Te
     x, h = (tuple(row.clone().requires_grad_() for _ in names) for row in torch.cartesian_prod(special, special).T[:, None])
     cell = Edges(names)
     _, ours = sstkern.fuse(cell, strict=True)(mapped(x, lambda row: row[None]), h)
+    theirs = cell(x, h)
+    if not rounded and dtype == torch.float32:  # on AVX-512 PyTorch's float32 vectors make NaN of an infinite x, alone among its ways
+        at = names.index("gelu")
+        theirs = (*theirs[:at], F.gelu(h[at].double()).float(), *theirs[at + 1 :])
     found = []
-    for results in (ours, cell(x, h)):
+    for results in (ours, theirs):
         gradients = torch.autograd.grad(results, [*h, *x], [torch.ones_like(y) for y in results], materialize_grads=True)
         found.append([[result.detach(), *parts] for result, *parts in zip(results, gradients[: len(h)], gradients[len(h) :], strict=True)])
     return dict(zip(names, zip(*found, strict=True), strict=True))
@@ -423,10 +427,15 @@ ROUNDED_CELLS = [
 ]
 
 
+# A difference of sums that cancel: over 12 seeds its error in float32 is 0.7 to 1.2 of the loop's, over 48 seeds 0.9.
+SEEDS = {"Ordered": 48}
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("name", ROUNDED_CELLS)
 def test_rounding_is_no_larger_than_the_loops(name: str, dtype: torch.dtype):
-    ours, loops = (torch.tensor(found).mean(0) for found in zip(*(errors(ZOO[name], seed, dtype) for seed in range(12)), strict=True))
+    found = [errors(ZOO[name], seed, dtype) for seed in range(SEEDS.get(name, 12))]
+    ours, loops = (torch.tensor(each).mean(0) for each in zip(*found, strict=True))
     assert (ours <= 1.1 * loops + 1e-8).all(), (ours / loops).tolist()
 
 

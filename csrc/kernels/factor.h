@@ -8,7 +8,7 @@
 #include "vec.h"
 
 #ifdef SSTKERN_BFLOAT16
-#include <immintrin.h>
+#include "intrinsics.h"
 #endif
 
 namespace sstkern {

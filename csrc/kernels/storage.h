@@ -5,7 +5,7 @@
 #include "vec.h"
 
 #ifdef SSTKERN_HARDWARE_FLOAT16
-#include <immintrin.h>
+#include "intrinsics.h"
 #endif
 
 namespace sstkern {

@@ -88,8 +88,12 @@ def _why_none(name: str) -> str:
     levels = torch.ops.sstkern.cpu_cell_levels(name)
     if not levels:
         return f"it has no kernel for the cell '{name}'"
-    used = torch.ops.sstkern.cpu_capability()
-    return f"its kernels for the cell '{name}' are for {', '.join(levels)}, and this process uses {used} or less"
+    return f"its kernels for the cell '{name}' are for {', '.join(levels)}, and this process uses {level()} or less for float32"
+
+
+def level() -> str:
+    """The instruction set of this process for float32 and float64 tensors. bfloat16's own has nothing for them."""
+    return torch.ops.sstkern.cpu_capability().removesuffix("_bf16")
 
 
 def _differences(cell: Cell, kernels: Kernels) -> list[str]:

@@ -146,7 +146,7 @@ def _engine(captured: Captured) -> str:
     if device.type != "cpu":
         return f"{device}, in plain PyTorch"
     problem = cpu_problem(captured)
-    return f"the CPU engine, compiled for {on_cpu.level()}" if problem is None else f"the CPU, in plain PyTorch: {problem}"
+    return f"the CPU engine, compiled for {engines.cpu.level()}" if problem is None else f"the CPU, in plain PyTorch: {problem}"
 
 
 def cpu_problem(captured: Captured) -> str | None:

@@ -65,7 +65,7 @@ class Compiled:
         )
         described = _description(found, written, len(outputs), self.numbers, rows_only)
         self.handle = torch.ops.sstkern.make_program(_library(written.text), described)
-        weakref.finalize(self, torch.ops.sstkern.forget_program, self.handle)
+        weakref.finalize(self, _forget, self.handle)
 
     def __call__(
         self,
@@ -170,16 +170,18 @@ def _reshaped(tensor: Tensor, shape: tuple[int, ...], leading: int | None) -> Te
 
 @lru_cache(maxsize=256)
 def _library(text: str) -> int:
-    path = libraries.library(f'#include "levels/{level()}.h"\n{text}#include "levels/end.h"\n', level())
+    level = engines.cpu.level()
+    path = libraries.library(f'#include "levels/{level}.h"\n{text}#include "levels/end.h"\n', level)
     try:
         return torch.ops.sstkern.load_program_library(str(path))
     except ValueError as error:
         raise libraries.cannot_load(path, error) from error
 
 
-def level() -> str:
-    """The instruction set that programs are compiled for. That of bfloat16 has products of its own only."""
-    return torch.ops.sstkern.cpu_capability().removesuffix("_bf16")
+def _forget(handle: int) -> None:
+    # Python collects garbage at any time, as within a caller's FlopCounterMode or while torch.export writes operators down.
+    with private.untraced():
+        torch.ops.sstkern.forget_program(handle)
 
 
 def _description(found: Lowered, written: Code, outputs: int, numbers: int, rows_only: tuple[set[int], set[int]]) -> list[int]:

@@ -113,7 +113,7 @@ def train(
 ) -> None:
     """Train a classifier, on one process or, under torchrun or `accelerate launch`, on several."""
     from sstkern.text import folders
-    from sstkern.text.trainer import Run
+    from sstkern.text.trainer import Run, end_training
 
     values = _values(ctx)
     if resume:
@@ -194,7 +194,7 @@ def _train(run: Any, compare: bool) -> None:
         )
     elif run.tokens_per_second is not None:
         tell(f"{run.tokens_per_second:,.0f} tokens/s, measured in this run")
-    run.accelerator.end_training()
+    end_training(run.accelerator)
     if not run.saved:
         raise typer.Exit(1)
 

@@ -57,7 +57,7 @@ def processor_seconds() -> float:
 @pytest.fixture(scope="module")
 def libraries(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The coupled LSTM is compiled for every machine, the other one for this machine's instruction set."""
-    level = torch.ops.sstkern.cpu_capability()
+    level = engines.cpu.level()
     before, found = processor_seconds(), {}
     for header, target in (("peephole_lstm.h", level), ("coupled_lstm.h", "baseline")):
         found[header] = compiled(unit(header, target), tmp_path_factory.mktemp("cells"), "-MD", "-MF", "headers")
@@ -76,9 +76,18 @@ def registered(libraries: dict[str, Path]):
         del cells._registered[layer.cell.name]
 
 
-def test_headers_of_kernels_are_all_it_takes(libraries: dict[str, Path]):
-    for library in libraries.values():
-        headers = [Path(word) for word in (library.parent / "headers").read_text().split() if word.endswith(".h")]
+def headers_of_bfloat16s_own(folder: Path) -> str:
+    (folder / "unit.cpp").write_text(unit("peephole_lstm.h", "avx512_bf16"))
+    command = [os.environ.get("CXX", "c++"), "-std=c++17", "-M", f"-I{KERNELS}", f"-I{HERE}", "unit.cpp"]
+    return subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True).stdout
+
+
+def test_headers_of_kernels_are_all_it_takes(libraries: dict[str, Path], tmp_path: Path):
+    listed = [(library.parent / "headers").read_text() for library in libraries.values()]
+    if platform.machine() == "x86_64":
+        listed.append(headers_of_bfloat16s_own(tmp_path))
+    for text in listed:
+        headers = [Path(word) for word in text.split() if word.endswith(".h")]
         own = [header for header in headers if header.is_relative_to(KERNELS) or header.is_relative_to(HERE)]
         assert KERNELS / "recurrence.h" in own
         # The C library's and the compiler's own, for integers and vectors; neither C++'s nor torch's.
@@ -238,6 +247,5 @@ def test_kernels_that_this_process_cannot_use_are_told(tmp_path: Path, monkeypat
     )
     assert engines.cpu.load_cells(library) == ["far"]
     monkeypatch.setattr(engines.cpu, "kernels", lambda name: None)  # as on a machine without AVX-512
-    used = torch.ops.sstkern.cpu_capability()
-    told = f"its kernels for the cell 'far' are for avx512, and this process uses {used} or less"
+    told = f"its kernels for the cell 'far' are for avx512, and this process uses {engines.cpu.level()} or less for float32"
     assert lacks(PeepholeLSTM.cell, name="far") == told

@@ -16,6 +16,8 @@ STEPS, BATCH, INPUT, HIDDEN = 120, 12, 24, 64
 """1,440 rows are four spans and more; the 120 of a sequence alone are one."""
 LENGTHS = [120, 120, 3, 119, 0, 61, 60, 1, 90, 30, 29, 100]
 kinds = pytest.mark.parametrize("kind", sorted(KINDS))
+NARROW_PRODUCTS = torch.ops.sstkern.cpu_capability() == "avx512_bf16"
+"""Whether products of bfloat16 tensors are of bfloat16 numbers."""
 narrow = pytest.mark.parametrize("dtype", NARROW, ids=str)
 
 
@@ -49,14 +51,13 @@ def test_spans_change_no_bits(kind: str, dtype: torch.dtype):
 @narrow
 def test_outputs_are_float32s_rounded(kind: str, dtype: torch.dtype):
     layer, x, grad_output = call(kind, dtype)
-    products_are_narrow = torch.ops.sstkern.cpu_capability() == "avx512_bf16" and dtype == torch.bfloat16
     wide = copy.deepcopy(layer).float()
     (output, *states, _), (expected, *expected_states, _) = (
         results(one, x.to(kind_of), LENGTHS, grad_output.to(kind_of))[0] for one, kind_of in ((layer, dtype), (wide, torch.float32))
     )
     for mine, exact in zip([output, *states], [expected, *expected_states], strict=True):
         assert mine.dtype == dtype
-        assert (mine.float() - exact.to(dtype).float()).norm() <= 0.02 * products_are_narrow * exact.norm()
+        assert (mine.float() - exact.to(dtype).float()).norm() <= 0.02 * (NARROW_PRODUCTS and dtype == torch.bfloat16) * exact.norm()
 
 
 @kinds
@@ -65,8 +66,9 @@ def test_gradients_of_weights_are_sums_over_all_spans(kind: str, dtype: torch.dt
     layer, x, grad_output = call(kind, dtype)
     _, found = results(layer, x, LENGTHS, grad_output)
     _, expected = results(copy.deepcopy(layer).double(), x.double(), LENGTHS, grad_output.double())
+    most = 4 if NARROW_PRODUCTS and dtype == torch.bfloat16 else 2  # rnn_relu: 2.9, where torch.nn's packed layer has 5.0
     for mine, exact in zip(found, expected, strict=True):
-        assert (mine.double() - exact).norm() <= 2 * torch.finfo(dtype).eps * exact.norm()
+        assert (mine.double() - exact).norm() <= most * torch.finfo(dtype).eps * exact.norm()
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from each_alone import assert_is_the_loop, gradients_of, wanted
+from linear import Counted
 from programs import EXAMPLES
 from torch import Tensor, nn
 from zoo import ZOO
@@ -512,6 +513,17 @@ def test_two_python_threads_call_a_layer_at_once(set_threads: Callable[[int], No
         later = [*pool.map(lambda _: results(layer, x, hx), range(16))]
     expected = results(layer, x, hx)
     assert all(same(found, expected) for found in (*first, *later))
+
+
+def test_no_mode_sees_that_a_program_is_forgotten():
+    """Python collects garbage within any mode: one that counts operators, or torch.export's."""
+    library, description, arguments = one_step("LSTMCell").calls[0]
+    program = torch.ops.sstkern.make_program(library, description)
+    with Counted() as counted:
+        on_cpu._forget(program)
+    assert counted.operators == 0
+    with pytest.raises(ValueError, match=f"there is no program {program}"):
+        torch.ops.sstkern.run_program(program, *arguments)
 
 
 def test_a_program_that_is_forgotten_can_still_be_differentiated():

@@ -525,7 +525,7 @@ import signal
 from pathlib import Path
 from sstkern.text.checkpoint import TrainingOptions
 from sstkern.text.models import ModelConfig
-from sstkern.text.trainer import Run
+from sstkern.text.trainer import Run, end_training
 
 class Interrupted(Run):
     def _train_on(self, batch):
@@ -541,7 +541,7 @@ run = Run.resume(Path("parts"))
 assert run.train()
 weights = run.accelerator.gather(run.classifier.model.linear.weight.detach()[None])
 assert weights.shape[0] == 2 and weights[0].equal(weights[1])
-run.accelerator.end_training()
+end_training(run.accelerator)
 """
 
 
@@ -571,7 +571,7 @@ from sstkern.text import glove, sst2
 from sstkern.text.checkpoint import TrainingOptions
 from sstkern.text.data import Data
 from sstkern.text.models import ModelConfig
-from sstkern.text.trainer import Run
+from sstkern.text.trainer import Run, end_training
 
 def retrieve(*arguments, real=pooch.retrieve, **options):
     print("tried\\n", end="")
@@ -579,13 +579,15 @@ def retrieve(*arguments, real=pooch.retrieve, **options):
 
 pooch.retrieve = retrieve
 sst2.URL = glove.URL = "http://127.0.0.1:1/absent.zip"
-data = Data.load(TrainingOptions(), Accelerator(cpu=True))
+accelerator = Accelerator(cpu=True)
+data = Data.load(TrainingOptions(), accelerator)
 assert data.train == sst2.demo()[0] and data.description.startswith("generated demo sentences, not SST-2: ")
 try:
     Run.start(ModelConfig(), TrainingOptions("demo", vectors=glove.NAME))
 except OSError as error:
     assert "absent.zip could not be downloaded" in str(error)
     print("told\\n", end="")
+end_training(accelerator)
 """
 
 

@@ -45,11 +45,11 @@ struct LogArgument {
   typedef typename LogReal<T>::Unsigned Unsigned __attribute__((vector_size(SSTKERN_VECTOR_BYTES)));
   static constexpr Int one = R::exponent_bias << R::mantissa_bits, mantissa = (Int(1) << R::mantissa_bits) - 1;
 
-  Mask<T, Count> moved;  // x's bits, its exponent one higher from sqrt(2) on
+  Mask<T, Count> moved;  // x's bits, its exponent one higher from sqrt(2) on; unsigned sums, for a NaN's would overflow
   Vectors<T, Count> k, f;
 
   SSTKERN_INLINE explicit LogArgument(const Vectors<T, Count>& x)
-      : moved(each_mask<T, Count>([&](int i) { return (Bits)x.part[i] + (one - LogReal<T>::sqrt_half); })),
+      : moved(each_mask<T, Count>([&](int i) { return (Bits)((Unsigned)x.part[i] + (one - LogReal<T>::sqrt_half)); })),
         k(each<T, Count>([&](int i) { return exponent(moved.part[i]); }) - R::round_magic),
         f(each<T, Count>([&](int i) { return (Vec<T>)((moved.part[i] & mantissa) + LogReal<T>::sqrt_half); }) - T(1)) {}
 
