@@ -112,7 +112,7 @@ def extension_arguments(torch_version: str) -> dict:
         depends=glob("csrc/**/*.h", recursive=True),
         # Compiled with OpenMP but not linked with it: at::parallel_for then meets the runtime torch itself brings, and one pool of
         # threads obeys torch.set_num_threads. A second runtime would have threads of its own.
-        extra_compile_args=["-O3", "-g0", "-fopenmp", "-Wall", *flags],
+        extra_compile_args=["-O3", "-ffp-contract=off", "-g0", "-fopenmp", "-Wall", *flags],
         extra_link_args=[flag for flag in flags if flag.startswith("-fsanitize=")],
     )
     return {"ext_modules": [extension], "cmdclass": {"build_ext": Build}}

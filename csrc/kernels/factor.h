@@ -30,7 +30,7 @@ inline Vec<T> broadcast_factor(const T* from) {
 
 template <class T>
 SSTKERN_INLINE Vec<T> multiply_add(Vec<T> sum, Vec<T> a, Vec<T> b) {
-  return sum + a * b;
+  return fma_of(a, b, sum);
 }
 
 // A vector of factors whose parts follow each other from `from` on.

@@ -30,7 +30,7 @@ int64_t multiply_adds(int64_t rounds) {
   for (int64_t round = 0; round < rounds; ++round)
 #pragma GCC unroll 16
     for (int i = 0; i < kChains; ++i) {
-      sum[i] = sum[i] * factor + more;
+      sum[i] = fma_of(sum[i], factor, more);
       opaque(sum[i]);
     }
   return rounds * kChains * Simd<float>::width;

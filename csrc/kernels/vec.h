@@ -7,6 +7,10 @@
 
 #include <stdint.h>
 
+#if defined(__aarch64__) && !defined(__clang__)
+#include <arm_neon.h>
+#endif
+
 #include "kernels.h"
 
 #ifndef SSTKERN_LEVEL
@@ -228,13 +232,20 @@ SSTKERN_VECTORS_OPERATOR(*)
 SSTKERN_VECTORS_OPERATOR(/)
 #undef SSTKERN_VECTORS_OPERATOR
 
-// a b + c, rounded once where the instruction set has that. It is written out since programs are compiled without contraction
-// (sstkern/program/compiler.py): exp's polynomial, as a * b + c, then takes twice the instructions.
+// a b + c, rounded once where the instruction set has that. It is written out, and all is compiled without contraction: GCC chooses anew in
+// each place that it inlines a step into which products of a sum to round, and a unit's bits then depend on its company.
 #ifdef SSTKERN_FMA
 #if defined(__clang__)
 template <class V>
 inline V fma_of(V a, V b, V c) {
   return __builtin_elementwise_fma(a, b, c);
+}
+#elif defined(__aarch64__)
+inline Vec<float> fma_of(Vec<float> a, Vec<float> b, Vec<float> c) {
+  return (Vec<float>)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
+}
+inline Vec<double> fma_of(Vec<double> a, Vec<double> b, Vec<double> c) {
+  return (Vec<double>)vfmaq_f64((float64x2_t)c, (float64x2_t)a, (float64x2_t)b);
 }
 #elif SSTKERN_VECTOR_BYTES == 32
 inline Vec<float> fma_of(Vec<float> a, Vec<float> b, Vec<float> c) { return __builtin_ia32_vfmaddps256(a, b, c); }

@@ -20,8 +20,8 @@ struct Gru {
   static SSTKERN_INLINE void forward(const ForwardGiven<T, Gru>& given, ForwardResult<T, Gru>& result) {
     const auto r = sigmoid<T>(given.from_x[0] + given.from_h[0]);
     const auto z = sigmoid<T>(given.from_x[1] + given.from_h[1]);
-    const auto n = tanh<T>(given.from_x[2] + r * given.from_h[2]);
-    result.h = n + z * (given.h - n);
+    const auto n = tanh<T>(fma<T>(r, given.from_h[2], given.from_x[2]));
+    result.h = fma<T>(z, given.h - n, n);
     result.saved = {folded<T>(r), folded<T>(z), n, given.from_h[2]};
   }
 

@@ -22,7 +22,7 @@ struct Lstm {
     const auto f = sigmoid<T>(given.from_x[1] + given.from_h[1]);
     const auto g = tanh<T>(given.from_x[2] + given.from_h[2]);
     const auto o = sigmoid<T>(given.from_x[3] + given.from_h[3]);
-    const auto c = f * given.states[0] + i * g;
+    const auto c = fma<T>(f, given.states[0], i * g);
     result.h = o * tanh<T>(c);
     result.states = {c};
     result.saved = {folded<T>(i), folded<T>(f), g, folded<T>(o)};
@@ -33,7 +33,7 @@ struct Lstm {
     const auto i = unfolded<T>(given.saved[0]), f = unfolded<T>(given.saved[1]), o = unfolded<T>(given.saved[3]);
     const auto& g = given.saved[2];
     const auto tanh_c = tanh<T>(given.states[0]);
-    const auto dc = given.dstates[0] + given.dh * o.value * (one - tanh_c * tanh_c);
+    const auto dc = fma<T>(given.dh * o.value, one - tanh_c * tanh_c, given.dstates[0]);
     result.dgates_x[0] = dc * g * i.value * i.rest;
     result.dgates_x[1] = dc * given.states_before[0] * f.value * f.rest;
     result.dgates_x[2] = dc * i.value * (one - g * g);

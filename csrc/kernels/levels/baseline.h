@@ -3,6 +3,7 @@
 #define SSTKERN_VECTOR_BYTES 16
 #if defined(__aarch64__)
 #define SSTKERN_VECTOR_REGISTERS 32
+#define SSTKERN_FMA
 #else
 #define SSTKERN_VECTOR_REGISTERS 16
 #endif
