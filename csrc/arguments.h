@@ -2,7 +2,6 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
-#include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
 
 #include <optional>
@@ -10,6 +9,7 @@
 #include <vector>
 
 #include "kernels.h"
+#include "memory.h"
 #include "plan.h"
 #include "registry.h"
 #include "schedule.h"
@@ -74,12 +74,13 @@ struct Arguments {
   int64_t saved_width() const { return (kernels.saves + kernels.states + projected()) * size.hidden; }
 
   // Of what it computes with, and of what it stores.
-  at::Tensor empty(at::IntArrayRef shape) const { return at::empty(shape, x.options().dtype(compute_type(type))); }
+  at::Tensor empty(at::IntArrayRef shape) const { return empty_tensor(shape, compute_type(type)); }
   at::Tensor zeros(at::IntArrayRef shape) const { return at::zeros(shape, x.options().dtype(compute_type(type))); }
-  at::Tensor stored(at::IntArrayRef shape) const { return at::empty(shape, x.options()); }
+  at::Tensor stored(at::IntArrayRef shape) const { return empty_tensor(shape, type); }
   // A row for each time step and sequence, zero in the padding.
   at::Tensor stored_rows(int64_t features) const {
-    return packed || schedule.full() ? stored(shape(features)) : at::zeros(shape(features), x.options());
+    at::Tensor rows = stored(shape(features));
+    return packed || schedule.full() ? rows : rows.zero_();
   }
   at::Tensor as_given(const at::Tensor& tensor) const { return tensor.to(type); }
   std::vector<int64_t> shape(int64_t features) const;
