@@ -43,16 +43,23 @@ void check_size(const char* name, const at::Tensor& tensor, at::IntArrayRef expe
 }
 
 template <class T>
-Arguments<T>::Arguments(std::string_view cell, const at::Tensor& x, at::TensorList given, at::TensorList hx,
+Arguments<T>::Arguments(std::string_view cell, Phase phase, const at::Tensor& x, at::TensorList given, at::TensorList hx,
                         const std::optional<at::Tensor>& lengths, bool has_bias, bool bidirectional)
-    : Arguments(find_kernels<T>(cell, x.scalar_type()), x, given, hx, lengths, has_bias, bidirectional) {}
+    : Arguments(sizes(x, given, lengths, bidirectional, gates_of<T>(cell, x.scalar_type())), cell, phase, x, given, hx, lengths, has_bias) {
+}
 
 template <class T>
-Arguments<T>::Arguments(Found<T> found, const at::Tensor& x, at::TensorList given, at::TensorList hx,
-                        const std::optional<at::Tensor>& lengths, bool has_bias, bool bidirectional)
+Arguments<T>::Arguments(const Sizes& size, std::string_view cell, Phase phase, const at::Tensor& x, at::TensorList given, at::TensorList hx,
+                        const std::optional<at::Tensor>& lengths, bool has_bias)
+    : Arguments(find_kernels<T>(cell, x.scalar_type(), size.hidden, phase == Phase::forward ? 0 : size.input), size, x, given, hx, lengths,
+                has_bias) {}
+
+template <class T>
+Arguments<T>::Arguments(Found<T> found, const Sizes& size, const at::Tensor& x, at::TensorList given, at::TensorList hx,
+                        const std::optional<at::Tensor>& lengths, bool has_bias)
     : kernels(found.kernels),
       products(found.products),
-      size(sizes(x, given, lengths, bidirectional, kernels.shape.gates)),
+      size(size),
       type(x.scalar_type()),
       x(features_contiguous(x)),
       packed(x.dim() == 2),

@@ -22,6 +22,8 @@ struct Weights {
   at::Tensor parameters;  // the cell's own: (parameters, H)
 };
 
+enum class Phase { forward, backward };
+
 struct Sizes {
   int64_t steps, batch, input, hidden, output, directions;
 };
@@ -56,8 +58,8 @@ struct Arguments {
   at::Tensor h0, states0;  // (directions, batch, P) and (directions, batch, states * H)
   BatchSchedule schedule;
 
-  Arguments(std::string_view cell, const at::Tensor& x, at::TensorList given, at::TensorList hx, const std::optional<at::Tensor>& lengths,
-            bool has_bias, bool bidirectional);
+  Arguments(std::string_view cell, Phase phase, const at::Tensor& x, at::TensorList given, at::TensorList hx,
+            const std::optional<at::Tensor>& lengths, bool has_bias, bool bidirectional);
 
   bool projected() const { return weights[0].hr.defined(); }
   bool biased() const { return weights[0].bias_ih.defined(); }
@@ -105,8 +107,10 @@ struct Arguments {
   Recurrence<T> recurrence(int64_t direction, const T* const* parameters) const;
 
  private:
-  Arguments(Found<T> found, const at::Tensor& x, at::TensorList given, at::TensorList hx, const std::optional<at::Tensor>& lengths,
-            bool has_bias, bool bidirectional);
+  Arguments(const Sizes& size, std::string_view cell, Phase phase, const at::Tensor& x, at::TensorList given, at::TensorList hx,
+            const std::optional<at::Tensor>& lengths, bool has_bias);
+  Arguments(Found<T> found, const Sizes& size, const at::Tensor& x, at::TensorList given, at::TensorList hx,
+            const std::optional<at::Tensor>& lengths, bool has_bias);
   Weights direction(at::TensorList given, bool has_bias, bool projected, const at::Tensor& x) const;
 };
 

@@ -51,10 +51,15 @@ std::vector<Level> levels() {
   return all;
 }
 
+// What the environment asks for, or null.
+const char* forced_level() {
+  const char* const forced = std::getenv("SSTKERN_CPU_CAPABILITY");
+  return forced != nullptr && *forced != '\0' ? forced : nullptr;
+}
+
 // The level of this process and all below.
 std::vector<std::string> choose() {
-  const char* forced = std::getenv("SSTKERN_CPU_CAPABILITY");
-  if (forced != nullptr && *forced == '\0') forced = nullptr;
+  const char* const forced = forced_level();
   std::string allowed;
   std::vector<std::string> chosen;
   for (const Level& level : levels()) {
@@ -120,6 +125,17 @@ const std::string& cpu_capability() { return chosen().front(); }
 const std::vector<std::string>& allowed_levels(at::ScalarType given) {
   static const std::vector<std::string> without_bf16(chosen().begin() + (cpu_capability() == "avx512_bf16"), chosen().end());
   return given == at::kBFloat16 ? chosen() : without_bf16;
+}
+
+// Backward of 64 sequences, 20 steps, 8 inputs and 8 units: AVX-512 takes 1.12 times as long as AVX2 for an LSTM, 1.13 for a GRU, 1.07 for
+// an RNN; with 32 inputs 0.96, 0.97 and 0.98, with 12 units 0.87 (AMD EPYC, one thread).
+const std::string& level_for(at::ScalarType given, int64_t units, int64_t columns) {
+  static const bool forced = forced_level() != nullptr;
+  const std::vector<std::string>& allowed = allowed_levels(given);
+  const auto size = static_cast<int64_t>(c10::elementSize(given));
+  const bool few = units * size <= 32 && columns * size <= 3 * 32;  // bytes of AVX2's vectors
+  if (forced || !few || allowed.front() != "avx512") return allowed.front();
+  return *std::find(allowed.begin(), allowed.end(), "avx2");
 }
 
 }  // namespace sstkern

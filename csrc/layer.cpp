@@ -30,7 +30,7 @@ LayerResult layer(std::string_view cell, const at::Tensor& x, at::TensorList wei
   const OneThreadIfForked guard;
   const CallThreads threads;
   return in_compute_type(x, [&](auto type) {
-    const Arguments<decltype(type)> arguments(cell, x, weights, hx, lengths, has_bias, bidirectional);
+    const Arguments<decltype(type)> arguments(cell, Phase::forward, x, weights, hx, lengths, has_bias, bidirectional);
     LayerResult result = run_forward(arguments, saved_rows);
     count_run(false);
     return result;
@@ -44,7 +44,7 @@ std::vector<at::Tensor> layer_backward(std::string_view cell, const at::Tensor& 
   const OneThreadIfForked guard;
   const CallThreads threads;
   return in_compute_type(x, [&](auto type) {
-    const Arguments<decltype(type)> arguments(cell, x, weights, hx, lengths, has_bias, bidirectional);
+    const Arguments<decltype(type)> arguments(cell, Phase::backward, x, weights, hx, lengths, has_bias, bidirectional);
     const BackwardArguments given{output, saved, grad_output, grad_hx, needs};
     check_backward(arguments, given);
     std::optional<Groups> rows_of_groups;

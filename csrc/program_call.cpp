@@ -212,9 +212,7 @@ class ProgramCall {
     check_tensor("weight", weights_[product.weight], shape, false);
   }
 
-  at::Tensor empty(at::IntArrayRef shape, bool boolean = false) const {
-    return empty_tensor(shape, boolean ? at::kBool : type());
-  }
+  at::Tensor empty(at::IntArrayRef shape, bool boolean = false) const { return empty_tensor(shape, boolean ? at::kBool : type()); }
   at::Tensor zeros(at::IntArrayRef shape, bool boolean = false) const { return at::zeros(shape, boolean ? at::kBool : type()); }
 
   // Memory for every slot, and the results.

@@ -15,6 +15,7 @@ TORCH_LIBRARY_IMPL(sstkern, CPU, m) {
 }
 
 TORCH_LIBRARY_IMPL(sstkern, CompositeExplicitAutograd, m) {
+  m.impl("cpu_level_for", &sstkern::level_for);
   m.impl("cpu_capability", [] { return sstkern::cpu_capability(); });
   m.impl("cpu_cell", &sstkern::cpu_cell);
   m.impl("cpu_cell_levels", &sstkern::cpu_cell_levels);

@@ -3,6 +3,7 @@
 #include <c10/util/Exception.h>
 #include <dlfcn.h>
 
+#include <limits>
 #include <mutex>
 #include <shared_mutex>
 
@@ -52,16 +53,24 @@ const Kernels<double>& of_type(const CellKernels& kernels, double) { return kern
 const Products<float>& of_type(const LevelProducts& products, float) { return products.of_float; }
 const Products<double>& of_type(const LevelProducts& products, double) { return products.of_double; }
 
-// What `cell` has on the best level, or null.
+// What `cell` has on a level, or null.
 template <class T>
-const CellKernels* best(Registry& all, std::string_view cell, at::ScalarType given) {
-  for (const std::string& name : allowed_levels(given)) {
-    const Level* const level = all.find(name);
-    const CellKernels* const kernels = level ? level->find(cell) : nullptr;
-    if (kernels && of_type(*kernels, T{}).forward) return kernels;
-  }
+const CellKernels* find(Registry& all, std::string_view cell, std::string_view name) {
+  const Level* const level = all.find(name);
+  const CellKernels* const kernels = level ? level->find(cell) : nullptr;
+  return kernels && of_type(*kernels, T{}).forward ? kernels : nullptr;
+}
+
+// On the best level for such calls, or on the best that it has any on.
+template <class T>
+const CellKernels* best(Registry& all, std::string_view cell, at::ScalarType given, int64_t units, int64_t columns) {
+  if (const CellKernels* const kernels = find<T>(all, cell, level_for(given, units, columns))) return kernels;
+  for (const std::string& name : allowed_levels(given))
+    if (const CellKernels* const kernels = find<T>(all, cell, name)) return kernels;
   return nullptr;
 }
+
+constexpr int64_t kMany = std::numeric_limits<int32_t>::max();
 
 template <class T>
 std::vector<int64_t> numbers(const Kernels<T>& kernels) {
@@ -113,21 +122,29 @@ const LevelProducts* products_of(std::string_view level) {
 }
 
 template <class T>
-Found<T> find_kernels(std::string_view cell, at::ScalarType given) {
+Found<T> find_kernels(std::string_view cell, at::ScalarType given, int64_t units, int64_t columns) {
   Registry& all = registry();
   const std::shared_lock lock(all.mutex);
-  const CellKernels* const found = best<T>(all, cell, given);
+  const CellKernels* const found = best<T>(all, cell, given, units, columns);
   TORCH_CHECK_VALUE(found, "cell '", std::string(cell), "' has no CPU kernel for ", given, " that this process can use");
   return {of_type(*found, T{}), of_type(*products_of(found->level), T{})};
 }
 
-template Found<float> find_kernels<float>(std::string_view, at::ScalarType);
-template Found<double> find_kernels<double>(std::string_view, at::ScalarType);
+template Found<float> find_kernels<float>(std::string_view, at::ScalarType, int64_t, int64_t);
+template Found<double> find_kernels<double>(std::string_view, at::ScalarType, int64_t, int64_t);
+
+template <class T>
+int64_t gates_of(std::string_view cell, at::ScalarType given) {
+  return find_kernels<T>(cell, given, kMany, 0).kernels.shape.gates;
+}
+
+template int64_t gates_of<float>(std::string_view, at::ScalarType);
+template int64_t gates_of<double>(std::string_view, at::ScalarType);
 
 std::vector<int64_t> cpu_cell(std::string_view cell) {
   Registry& all = registry();
   const std::shared_lock lock(all.mutex);
-  const CellKernels* const found = best<float>(all, cell, at::kFloat);
+  const CellKernels* const found = best<float>(all, cell, at::kFloat, kMany, 0);
   if (!found) return {};
   return numbers(found->of_float);
 }

@@ -17,9 +17,13 @@ struct Found {
   const Products<T>& products;
 };
 
-// The best that this process may use (capability.h) for tensors of type `given`, which compute in T. Throws ValueError where there is none.
+// The best that this process may use (level_for) for tensors of type `given`, which compute in T. Throws ValueError where there is none.
 template <class T>
-Found<T> find_kernels(std::string_view cell, at::ScalarType given);
+Found<T> find_kernels(std::string_view cell, at::ScalarType given, int64_t units, int64_t columns);
+
+// The number of gates of a cell that find_kernels finds.
+template <class T>
+int64_t gates_of(std::string_view cell, at::ScalarType given);
 
 // The numbers of gates, states beside h, parameters and saved values of a cell that find_kernels finds, whether its gates' gradients are
 // the same, and whether it projects; nothing otherwise.

@@ -32,7 +32,8 @@ def test_a_complete_installation():
     assert report["python"] == platform.python_version()
     assert report["torch"] == torch.__version__
     assert report["C++ extension"] == "built"
-    assert report["instruction set"] == torch.ops.sstkern.cpu_capability()
+    assert report["instruction set"].split(",")[0] == torch.ops.sstkern.cpu_capability()
+    assert ("and avx2 for" in report["instruction set"]) == (torch.ops.sstkern.cpu_level_for(torch.float32, 8, 0) != engines.cpu.level())
     assert report["threads"].startswith(f"{torch.get_num_threads()} ")
     assert report["GPU engine"] == (engines.triton_problem() or "ready")
     assert report["training"] == "ready"
