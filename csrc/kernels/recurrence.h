@@ -423,9 +423,12 @@ void backward(const Backward<T>& f, const Share& given, const BackwardWork<T>& w
     }
     // A thread's units are the columns of dh that it makes: they need no meeting from one time step to the next.
     const Range units = my_numbers<T>(share, f.units, hidden_size);
+    // Vectors that are cut off come last: a step takes its masks for all of its places.
+    const int64_t cut = hidden_size / Simd<T>::width * Simd<T>::width, whole_end = units.end < cut ? units.end : cut;
     Places<At, decltype(step)> places(step);
     for (int64_t i = 0; i < active; ++i)
-      for (int64_t unit = units.begin; unit < units.end; unit += Simd<T>::width) places.add({work.rows + i, unit, nullptr, nullptr});
+      for (int64_t unit = units.begin; unit < whole_end; unit += Simd<T>::width) places.add({work.rows + i, unit, nullptr, nullptr});
+    for (int64_t i = 0; i < active && whole_end < units.end; ++i) places.add({work.rows + i, cut, nullptr, nullptr});
     places.finish();
     if (s == 0 && !f.needs_dh0) return;
     if (!meet(share)) return;
