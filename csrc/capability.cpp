@@ -9,6 +9,7 @@
 #include <cstdlib>
 #include <vector>
 
+#include "arguments.h"
 #include "forked.h"
 #include "registry.h"
 #include "team.h"
@@ -132,10 +133,10 @@ const std::vector<std::string>& allowed_levels(at::ScalarType given) {
 const std::string& level_for(at::ScalarType given, int64_t units, int64_t columns) {
   static const bool forced = forced_level() != nullptr;
   const std::vector<std::string>& allowed = allowed_levels(given);
-  const auto size = static_cast<int64_t>(c10::elementSize(given));
+  const auto size = static_cast<int64_t>(c10::elementSize(compute_type(given)));
   const bool few = units * size <= 32 && columns * size <= 3 * 32;  // bytes of AVX2's vectors
-  if (forced || !few || allowed.front() != "avx512") return allowed.front();
-  return *std::find(allowed.begin(), allowed.end(), "avx2");
+  const auto narrow = std::find(allowed.begin(), allowed.end(), "avx2");
+  return !forced && few && allowed.front() == "avx512" && narrow != allowed.end() ? *narrow : allowed.front();
 }
 
 }  // namespace sstkern

@@ -10,7 +10,7 @@ namespace {
 
 // Bytes of float32 rows at a time: half of a second cache of 1 MB. With 8 MB, LSTM training of (64, 200, 64) took 1.3 times as long.
 constexpr int64_t kSpanBytes = int64_t{1} << 19;
-// Rows at a time at least: gradients of weights are summed over so many (kernels/weight_gradients.h).
+// Rows at a time at least: of fewer, gradients of weights are summed in shorter runs (kManyRows in kernels/weight_gradients.h).
 constexpr int64_t kLeastRows = 256;
 // Numbers a thread should convert at least.
 constexpr int64_t kConvertGrain = 1 << 15;

@@ -60,7 +60,7 @@ def _schedules() -> list[tuple[str, str]]:
 def _instruction_set() -> str:
     try:
         best, of_few = torch.ops.sstkern.cpu_capability(), torch.ops.sstkern.cpu_level_for(torch.float32, 8, 0)
-        return best if best.startswith(of_few) else f"{best}, and {of_few} for layers of 8 units and fewer, which it is faster for"
+        return best if best.startswith(of_few) else f"{best}, and {of_few} for float32 layers of 8 units and fewer, which it is faster for"
     except ValueError as error:  # SSTKERN_CPU_CAPABILITY names one this machine lacks
         return f"none: {error}"
 

@@ -4,4 +4,11 @@
 
 #define _MM_MALLOC_H_INCLUDED  // GCC's
 #define __MM_MALLOC_H          // clang's
+#if !defined(__clang__)
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // what GCC 12 says of its own undefined vectors
+#endif
 #include <immintrin.h>
+#if !defined(__clang__)
+#pragma GCC diagnostic pop
+#endif

@@ -286,6 +286,12 @@ inline Vectors<T, Count> fma(const Vectors<T, Count>& a, T b, T c) {
   return each<T, Count>([&](int i) { return fma_of(a.part[i], broadcast<T>(b), broadcast<T>(c)); });
 }
 
+// 1 - y^2, the derivative of y = tanh(x), rounded once.
+template <class T, int Count>
+inline Vectors<T, Count> tanh_gradient(const Vectors<T, Count>& y) {
+  return each<T, Count>([&](int i) { return fma_of(-y.part[i], y.part[i], broadcast<T>(1)); });
+}
+
 template <class T, int Count>
 inline Vectors<T, Count> absolute(const Vectors<T, Count>& x) {
   using Bits = typename Simd<T>::Bits;

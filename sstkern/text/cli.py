@@ -164,6 +164,7 @@ def _train(run: Any, compare: bool) -> None:
         f"{len(run.classifier.vocabulary):,} tokens, {parameters:,} parameters on {run.accelerator.device}"
     )
     if not run.train():
+        end_training(run.accelerator)
         if exists(run.output / "last"):
             what = "and saved" if run.saved else "but not saved: an earlier checkpoint is kept"
             tell(f"interrupted at step {run.state.step} {what}; to go on:")

@@ -26,10 +26,9 @@ struct Gru {
   }
 
   static SSTKERN_INLINE void backward(const BackwardGiven<T, Gru>& given, BackwardResult<T, Gru>& result) {
-    const T one = 1;
     const auto r = unfolded<T>(given.saved[0]), z = unfolded<T>(given.saved[1]);
     const auto &n = given.saved[2], &h_n = given.saved[3];
-    const auto dn = given.dh * z.rest * (one - n * n);
+    const auto dn = given.dh * z.rest * tanh_gradient<T>(n);
     result.dgates_x[0] = result.dgates_h[0] = dn * h_n * r.value * r.rest;
     result.dgates_x[1] = result.dgates_h[1] = given.dh * (given.h_before - n) * z.value * z.rest;
     result.dgates_x[2] = dn;

@@ -29,14 +29,13 @@ struct Lstm {
   }
 
   static SSTKERN_INLINE void backward(const BackwardGiven<T, Lstm>& given, BackwardResult<T, Lstm>& result) {
-    const T one = 1;
     const auto i = unfolded<T>(given.saved[0]), f = unfolded<T>(given.saved[1]), o = unfolded<T>(given.saved[3]);
     const auto& g = given.saved[2];
     const auto tanh_c = tanh<T>(given.states[0]);
-    const auto dc = fma<T>(given.dh * o.value, one - tanh_c * tanh_c, given.dstates[0]);
+    const auto dc = fma<T>(given.dh * o.value, tanh_gradient<T>(tanh_c), given.dstates[0]);
     result.dgates_x[0] = dc * g * i.value * i.rest;
     result.dgates_x[1] = dc * given.states_before[0] * f.value * f.rest;
-    result.dgates_x[2] = dc * i.value * (one - g * g);
+    result.dgates_x[2] = dc * i.value * tanh_gradient<T>(g);
     result.dgates_x[3] = given.dh * tanh_c * o.value * o.rest;
     result.dstates = {dc * f.value};
   }

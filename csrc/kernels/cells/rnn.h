@@ -14,7 +14,7 @@ struct Tanh {
   }
   template <class T>
   static Vectors<T> gradient(const Vectors<T>& y, const Vectors<T>& dh) {
-    return dh * (T(1) - y * y);
+    return dh * tanh_gradient<T>(y);
   }
 };
 

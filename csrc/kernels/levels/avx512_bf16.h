@@ -5,7 +5,6 @@
 #else
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512dq,avx512vl,avx512bw,avx512bf16,fma")
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // what GCC 12 says of its own undefined vectors
 #endif
 #define SSTKERN_LEVEL avx512_bf16
 #define SSTKERN_VECTOR_BYTES 64
