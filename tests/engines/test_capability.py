@@ -226,15 +226,16 @@ def test_avx2_and_avx512_have_the_same_bits(dtype: str, computed):
     assert all(narrow[2][dtype][name].tobytes() == array.tobytes() for name, array in wide[2][dtype].items())
 
 
-SMALL = [*product((4, 5, 8, 9), (0, 12, 13, 24, 25))]
+SMALL = list(product((4, 5, 8, 9), (0, 12, 13, 24, 25)))
 """Units, and columns beside theirs."""
 
 
 def small_layers() -> dict[str, object]:
     torch.set_num_threads(1)
-    levels = {(name, *size): torch.ops.sstkern.cpu_level_for(DTYPES[name], *size) for name, size in product(DTYPES, SMALL)}
+    levels = {(name, size): torch.ops.sstkern.cpu_level_for(DTYPES[name], *size) for name, size in product(DTYPES, SMALL)}
     with sstkern.backend("cpu"):
-        return levels | {(cell, size, name): layer(cell, size, dtype) for cell in BUILT_IN for size in (4, 8) for name, dtype in DTYPES.items()}
+        layers = {(cell, size, name): layer(cell, size, DTYPES[name]) for cell, size, name in product(BUILT_IN, (4, 8), DTYPES)}
+    return levels | layers
 
 
 @pytest.mark.skipif("avx512" not in LEVELS, reason="this machine has no AVX-512")
@@ -242,7 +243,7 @@ def test_small_layers_take_avx2_unless_avx512_is_asked_for_and_have_the_same_bit
     chosen, forced = in_process("", small_layers), in_process("avx512", small_layers)
     for name, size in product(DTYPES, SMALL):
         few = size[0] <= (8 if name == "float32" else 4) and size[1] <= (24 if name == "float32" else 12)
-        assert (chosen[name, *size] == "avx2", forced[name, *size]) == (few, "avx512")
+        assert (chosen[name, size] == "avx2", forced[name, size]) == (few, "avx512")
     for case, arrays in forced.items():
         if isinstance(arrays, dict):
             assert [name for name, array in arrays.items() if chosen[case][name].tobytes() != array.tobytes()] == [], case
