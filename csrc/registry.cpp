@@ -63,8 +63,8 @@ const CellKernels* find(Registry& all, std::string_view cell, std::string_view n
 
 // On the best level for such calls, or on the best that it has any on.
 template <class T>
-const CellKernels* best(Registry& all, std::string_view cell, at::ScalarType given, int64_t units, int64_t columns) {
-  if (const CellKernels* const kernels = find<T>(all, cell, level_for(given, units, columns))) return kernels;
+const CellKernels* best(Registry& all, std::string_view cell, at::ScalarType given, int64_t units, int64_t inputs) {
+  if (const CellKernels* const kernels = find<T>(all, cell, level_for(given, units, inputs))) return kernels;
   for (const std::string& name : allowed_levels(given))
     if (const CellKernels* const kernels = find<T>(all, cell, name)) return kernels;
   return nullptr;
@@ -122,10 +122,10 @@ const LevelProducts* products_of(std::string_view level) {
 }
 
 template <class T>
-Found<T> find_kernels(std::string_view cell, at::ScalarType given, int64_t units, int64_t columns) {
+Found<T> find_kernels(std::string_view cell, at::ScalarType given, int64_t units, int64_t inputs) {
   Registry& all = registry();
   const std::shared_lock lock(all.mutex);
-  const CellKernels* const found = best<T>(all, cell, given, units, columns);
+  const CellKernels* const found = best<T>(all, cell, given, units, inputs);
   TORCH_CHECK_VALUE(found, "cell '", std::string(cell), "' has no CPU kernel for ", given, " that this process can use");
   return {of_type(*found, T{}), of_type(*products_of(found->level), T{})};
 }

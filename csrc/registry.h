@@ -19,7 +19,7 @@ struct Found {
 
 // The best that this process may use (level_for) for tensors of type `given`, which compute in T. Throws ValueError where there is none.
 template <class T>
-Found<T> find_kernels(std::string_view cell, at::ScalarType given, int64_t units, int64_t columns);
+Found<T> find_kernels(std::string_view cell, at::ScalarType given, int64_t units, int64_t inputs);
 
 // The number of gates of a cell that find_kernels finds.
 template <class T>

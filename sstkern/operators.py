@@ -30,7 +30,7 @@ _library.define(f"layer_backward({_LAYER}, {_GRADIENTS}) -> Tensor[]")
 _library.define("autocast(Tensor[] tensors) -> Tensor[]")
 _AUTOCAST = torch.ops.sstkern.autocast.default  # to find the overload takes the operator 2 microseconds
 _library.define("cpu_capability() -> str")
-_library.define("cpu_level_for(ScalarType dtype, int units, int columns) -> str")
+_library.define("cpu_level_for(ScalarType dtype, int units, int inputs) -> str")
 _library.define("cpu_runs() -> int[]")
 # How long a thread waits for another that shares its time steps before it goes on alone; returns what it was before.
 _library.define("cpu_patience(int microseconds) -> int")

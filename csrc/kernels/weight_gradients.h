@@ -8,8 +8,8 @@ namespace sstkern {
 namespace SSTKERN_LEVEL {
 
 // Rows summed at once: a whole number of runs, and few enough that they stay in the second cache as they are. Machines with AVX-512 have
-// 1 MB of it and more: with 512 rows instead of 256 an LSTM's backward (48, 37, 200 to 300) takes 1.5% less. How many has no bits of its
-// own.
+// 1 MB of it and more: with 512 rows instead of 256 an LSTM's backward (48, 37, 200 to 300) takes 1.5% less. The bits do
+// not rest on it.
 constexpr int64_t kGradientRows = (SSTKERN_VECTOR_BYTES == 64 ? 8 : 4) * kRun;
 // Where there are fewer than kManyRows, a loop's own sums are of few rows too: one run of all has up to 1.2 times its rounding (96 rows).
 constexpr int64_t kManyRows = 4 * kRun, kFewRows = kRun / 2;

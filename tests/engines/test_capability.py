@@ -227,7 +227,7 @@ def test_avx2_and_avx512_have_the_same_bits(dtype: str, computed):
 
 
 SMALL = list(product((4, 5, 8, 9), (0, 12, 13, 24, 25)))
-"""Units, and columns beside theirs."""
+"""Units and inputs."""
 
 
 def small_layers() -> dict[str, object]:
