@@ -113,7 +113,7 @@ def train(
 ) -> None:
     """Train a classifier, on one process or, under torchrun or `accelerate launch`, on several."""
     from sstkern.text import folders
-    from sstkern.text.trainer import Run, end_training
+    from sstkern.text.trainer import Run
 
     values = _values(ctx)
     if resume:
@@ -151,6 +151,7 @@ def _train(run: Any, compare: bool) -> None:
     from sstkern.text.checkpoint import exists
     from sstkern.text.memory import is_out_of_memory
     from sstkern.text.progress import losing_lines
+    from sstkern.text.trainer import end_training
 
     def tell(line: str) -> None:
         with losing_lines():
