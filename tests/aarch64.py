@@ -39,6 +39,7 @@ TESTS = (
     "program/test_on_cpu.py",
     "test_functional.py",
     "test_lengths.py",
+    "test_random_cells.py",
 )
 OF_SPEED = "tests/engines/test_capability.py::test_the_narrowest_level_has_the_lowest_peak"  # emulated it has 0.6 GFLOP/s, not 1
 
