@@ -12,7 +12,7 @@ help: ## this list
 
 build: $(VENV)/built ## the environment and the extension, nothing else
 
-train: $(VENV)/built ## train a fused LSTM classifier on SST-2 (ARGS="..." adds options)
+train: $(VENV)/extension ## train a fused LSTM classifier on SST-2 (ARGS="..." adds options)
 	$(VENV)/bin/sstkern train $(ARGS)
 
 study: $(VENV)/built ## answer the problems of the SST-2 assignment and write the report (ARGS="--quick", ...)
@@ -61,13 +61,20 @@ aot: $(VENV)/built ## compile the GPU kernels for every target and check them (A
 clean: ## remove the environment and everything built
 	rm -rf $(VENV) build dist *.egg-info sstkern/*.so sstkern/_build_info.json
 
-$(VENV)/installed: requirements.txt setup.py pyproject.toml
+$(VENV)/trains: requirements-train.txt setup.py pyproject.toml
 	test -x $(PYTHON) || python3 -m venv $(VENV)
-	$(PYTHON) -m pip install --quiet --requirement requirements.txt
+	$(PYTHON) -m pip install --quiet --requirement requirements-train.txt
 	SSTKERN_NO_EXTENSION=1 $(PYTHON) -m pip install --quiet --no-build-isolation --no-deps --editable .
 	touch $@
 
-# The folder: a header that is gone is a change too, which only --force sees. Ninja compiles what has changed.
-$(VENV)/built: $(VENV)/installed $(CPP) csrc/kernels/cells
-	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(PYTHON) setup.py --quiet build_ext --force --inplace
+$(VENV)/installed: $(VENV)/trains requirements.txt
+	$(PYTHON) -m pip install --quiet --requirement requirements.txt
+	touch $@
+
+# The folder: a header that is gone is a change too.
+$(VENV)/extension: $(VENV)/trains tools/extension.py $(CPP) csrc/kernels/cells
+	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(PYTHON) tools/extension.py
+	touch $@
+
+$(VENV)/built: $(VENV)/installed $(VENV)/extension
 	touch $@

@@ -89,7 +89,7 @@ def run(folder: Path, *command: str, **variables: str) -> str:
 
 def test_it_has_what_it_needs_and_no_more(wheel: Path):
     with zipfile.ZipFile(wheel) as opened:
-        names = set(opened.namelist())
+        names = {name for name in opened.namelist() if not name.endswith("/")}
     information = {name for name in names if ".dist-info/" in name}
     headers = {f"sstkern/kernels/{path.relative_to(ROOT / 'csrc' / 'kernels')}" for path in ROOT.glob("csrc/kernels/**/*.h")}
     python = {str(path.relative_to(ROOT)) for path in (ROOT / "sstkern").rglob("*.py")}
@@ -97,7 +97,7 @@ def test_it_has_what_it_needs_and_no_more(wheel: Path):
     (extension,) = {name for name in names if re.fullmatch(r"sstkern/_cpu\.[\w-]+\.so", name)}
     assert names - information == {extension} | headers | python | others
     assert {name.partition("/")[2] for name in information} >= {"METADATA", "WHEEL", "licenses/LICENSE", "entry_points.txt"}
-    assert wheel.stat().st_size < 3e6  # 1 MB on x86-64, of which the extension is 0.7
+    assert wheel.stat().st_size < 3e6  # 1.2 on x86-64
 
 
 def test_layers_run_without_a_compiler(installed: Path):

@@ -1,8 +1,8 @@
 """Makes dist/: the source distribution, and this platform's wheel with the compiled extension: `make wheel`.
 
 In an environment of its own, from the source distribution alone: nothing that lies in the tree gets into the wheel. The wheel is for the
-Python that runs this and for requirements.txt's PyTorch. auditwheel gives it the widest tag that the compiler and the C library allow:
-glibc 2.34's on Debian 12. PyTorch's libraries stay PyTorch's.
+Python that runs this and for requirements-train.txt's PyTorch. auditwheel gives it the widest tag that the compiler and the C library
+allow: glibc 2.34's on Debian 12. PyTorch's libraries stay PyTorch's.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def run(*command: str | Path, **options) -> None:
 def environment(folder: Path) -> dict[str, str]:
     """Variables with which programs of a new environment in `folder` run: the tools, PyTorch, and nothing else."""
     venv.create(folder, with_pip=True)
-    (torch,) = re.findall(r"^torch==\S+", (ROOT / "requirements.txt").read_text(), re.MULTILINE)
+    (torch,) = re.findall(r"^torch==\S+", (ROOT / "requirements-train.txt").read_text(), re.MULTILINE)
     run(folder / "bin" / "python", "-m", "pip", "install", "--quiet", torch, *TOOLS)
     without = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "SSTKERN_NO_EXTENSION", "SSTKERN_SANITIZE")}
     return without | {"PATH": f"{folder / 'bin'}:{os.environ['PATH']}"}
