@@ -39,7 +39,17 @@ def compiled(unit: str, folder: Path, *options: str) -> Path:
     """A shared library of the text of a compile unit."""
     (folder / "unit.cpp").write_text(unit)
     library = folder / "cells.so"
-    flags = ["-std=c++17", "-O3", "-ffp-contract=off", "-shared", "-fPIC", "-fvisibility=hidden", "-DSSTKERN_CELL_LIBRARY", "-Wall", "-Werror"]
+    flags = [
+        "-std=c++17",
+        "-O3",
+        "-ffp-contract=off",
+        "-shared",
+        "-fPIC",
+        "-fvisibility=hidden",
+        "-DSSTKERN_CELL_LIBRARY",
+        "-Wall",
+        "-Werror",
+    ]
     command = [os.environ.get("CXX", "c++"), *flags, f"-I{KERNELS}", f"-I{HERE}", "unit.cpp", "-o", str(library), *options]
     subprocess.run(command, cwd=folder, check=True, timeout=300)
     return library

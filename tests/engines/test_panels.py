@@ -58,7 +58,17 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], ctypes.
     def compiled(level: str) -> ctypes.CDLL:
         folder = tmp_path_factory.mktemp(level)
         (folder / "panels.cpp").write_text(_UNIT.format(level=level))
-        flags = ["-std=c++17", "-O3", "-ffp-contract=off", "-shared", "-fPIC", "-fvisibility=hidden", "-DSSTKERN_CELL_LIBRARY", "-Wall", "-Werror"]
+        flags = [
+            "-std=c++17",
+            "-O3",
+            "-ffp-contract=off",
+            "-shared",
+            "-fPIC",
+            "-fvisibility=hidden",
+            "-DSSTKERN_CELL_LIBRARY",
+            "-Wall",
+            "-Werror",
+        ]
         command = [os.environ.get("CXX", "c++"), *flags, f"-I{KERNELS}", "panels.cpp", "-o", "panels.so"]
         subprocess.run(command, cwd=folder, check=True, timeout=300)
         return ctypes.CDLL(str(folder / "panels.so"))
