@@ -4,7 +4,7 @@ PYTHON := $(VENV)/bin/python
 CPP := $(wildcard csrc/*.cpp csrc/*.h csrc/kernels/*.h csrc/kernels/*/*.h)
 CPP_OF_TESTS := $(wildcard tests/engines/cells/*.h)
 
-.PHONY: help build train study docs test test-levels sanitize lint format bench bench-cells aot clean
+.PHONY: help build train study docs test test-levels test-aarch64 wheel sanitize lint format bench bench-cells aot clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -12,7 +12,7 @@ help: ## this list
 
 build: $(VENV)/built ## the environment and the extension, nothing else
 
-train: $(VENV)/built ## train a fused LSTM classifier on SST-2 (ARGS="..." adds options)
+train: $(VENV)/extension ## train a fused LSTM classifier on SST-2 (ARGS="..." adds options)
 	$(VENV)/bin/sstkern train $(ARGS)
 
 study: $(VENV)/built ## answer the problems of the SST-2 assignment and write the report (ARGS="--quick", ...)
@@ -28,6 +28,12 @@ test: $(VENV)/built ## the whole test suite (ARGS="..." adds pytest options)
 
 test-levels: $(VENV)/built ## the numerical tests, once for each lower instruction set (ARGS="--quick" for a minute's part)
 	$(PYTHON) tests/levels.py $(ARGS)
+
+test-aarch64: $(VENV)/built ## the C++ engine compiled for aarch64 and run under qemu (ARGS="..." adds pytest options)
+	$(PYTHON) tests/aarch64.py $(ARGS)
+
+wheel: ## dist/: the source distribution and a wheel for this platform, made in an environment of their own and tested
+	python3 tools/wheel.py
 
 sanitize: $(VENV)/built ## the engine under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer (ARGS="--sanitizer thread" for one)
 	$(PYTHON) tests/sanitize.py $(ARGS)
@@ -55,13 +61,21 @@ aot: $(VENV)/built ## compile the GPU kernels for every target and check them (A
 clean: ## remove the environment and everything built
 	rm -rf $(VENV) build dist *.egg-info sstkern/*.so sstkern/_build_info.json
 
-$(VENV)/installed: requirements.txt setup.py pyproject.toml
+# Modules are compiled when they are imported: most of PyTorch's never are. Triton has 1 GB; a PyTorch that uses GPUs asks for it itself.
+$(VENV)/trains: requirements-train.txt setup.py pyproject.toml
 	test -x $(PYTHON) || python3 -m venv $(VENV)
-	$(PYTHON) -m pip install --quiet --requirement requirements.txt
+	$(PYTHON) -m pip install --quiet --no-compile --requirement requirements-train.txt
 	SSTKERN_NO_EXTENSION=1 $(PYTHON) -m pip install --quiet --no-build-isolation --no-deps --editable .
 	touch $@
 
-# The folder: a header that is gone is a change too, which only --force sees. Ninja compiles what has changed.
-$(VENV)/built: $(VENV)/installed $(CPP) csrc/kernels/cells
-	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(PYTHON) setup.py --quiet build_ext --force --inplace
+$(VENV)/installed: $(VENV)/trains requirements.txt
+	$(PYTHON) -m pip install --quiet --requirement requirements.txt
+	touch $@
+
+# The folder: a header that is gone is a change too.
+$(VENV)/extension: $(VENV)/trains tools/extension.py $(CPP) csrc/kernels/cells
+	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(PYTHON) tools/extension.py
+	touch $@
+
+$(VENV)/built: $(VENV)/installed $(VENV)/extension
 	touch $@

@@ -55,7 +55,7 @@ def write_units(folder: Path) -> list[str]:
             included = f"levels/{level}.h", header.relative_to(kernels).as_posix(), "levels/end.h"
             units[folder / f"{header.stem}_{level}.cpp"] = "".join(f'#include "{name}"\n' for name in included)
     folder.mkdir(parents=True, exist_ok=True)
-    for path in set(folder.glob("*.cpp")) - set(units):
+    for path in {path for level in levels for path in folder.glob(f"*_{level}.cpp")} - set(units):  # not those of another architecture
         path.unlink()
     for path, text in units.items():
         if not path.exists() or path.read_text() != text:

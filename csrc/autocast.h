@@ -1,7 +1,7 @@
 // What torch's own operators do to their tensors under autocast.
 #pragma once
 
-#include <ATen/ATen.h>
+#include <ATen/core/Tensor.h>
 
 #include <vector>
 

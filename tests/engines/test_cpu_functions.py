@@ -159,7 +159,7 @@ def test_cheap_ones_are_pytorchs(functions: Functions, name: str, dtype: type):
         with np.errstate(all="ignore"):
             expected = np.sqrt(x)
     np.testing.assert_array_equal(found, expected)
-    known = ~np.isnan(expected)
+    known = ~np.isnan(expected) & ((name != "relu") | (x != 0))  # of -0 PyTorch's relu makes -0 on x86-64 and 0 on aarch64
     np.testing.assert_array_equal(np.signbit(found)[known], np.signbit(expected)[known])
 
 

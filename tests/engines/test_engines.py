@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from functools import partial
 from multiprocessing import get_context
+from pathlib import Path
 
 import pytest
 import torch
@@ -344,7 +345,8 @@ def test_inside_another_parallel_region(set_threads: Callable[[int], None]):
     set_threads(2)
     inside = []
     region = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(lambda _: inside.append((results(), engines.cpu_runs()["threads"])))
-    ctypes.CDLL(None).GOMP_parallel(region, None, 2, 0)  # `#pragma omp parallel num_threads(2)` of the runtime that torch brings
+    torchs = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))  # and what it is linked with
+    torchs.GOMP_parallel(region, None, 2, 0)  # `#pragma omp parallel num_threads(2)` of the runtime that torch brings
     assert len(inside) == 2
     for got, threads in inside:
         assert same_bits(got, single_threaded(set_threads))
