@@ -46,8 +46,8 @@ TESTS = {
         "test_random_cells.py",
         "test_recompute.py",
         "test_transforms.py",
-        # Bounds of rounding are for products and sums that the compiler has made one operation, which -Og leaves two. Inductor does not know
-        # the compiler's name, `env -u LD_PRELOAD c++`.
+        # Bounds of rounding are for products and sums that the compiler has made one operation, which -Og leaves two. Inductor does not
+        # know the compiler's name, `env -u LD_PRELOAD c++`.
         *("-k", "not errors_are_no_larger and not without_the_extension and not inductor"),
     ],
     # Where calls have several threads, or several callers. It knows no threads in a forked child, as a DataLoader's worker starts them.
