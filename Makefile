@@ -61,11 +61,12 @@ aot: $(VENV)/built ## compile the GPU kernels for every target and check them (A
 clean: ## remove the environment and everything built
 	rm -rf $(VENV) build dist *.egg-info sstkern/*.so sstkern/_build_info.json
 
+# As a path (compat): otherwise a folder named sstkern beside a script, as a clone's, is taken for the package.
 # Modules are compiled when they are imported: most of PyTorch's never are. Triton has 1 GB; a PyTorch that uses GPUs asks for it itself.
 $(VENV)/trains: requirements-train.txt setup.py pyproject.toml
 	test -x $(PYTHON) || python3 -m venv $(VENV)
 	$(PYTHON) -m pip install --quiet --no-compile --requirement requirements-train.txt
-	SSTKERN_NO_EXTENSION=1 $(PYTHON) -m pip install --quiet --no-build-isolation --no-deps --editable .
+	SSTKERN_NO_EXTENSION=1 $(PYTHON) -m pip install --quiet --no-build-isolation --no-deps --config-settings editable_mode=compat --editable .
 	touch $@
 
 $(VENV)/installed: $(VENV)/trains requirements.txt

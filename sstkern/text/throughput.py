@@ -83,7 +83,8 @@ def measure_throughput(
         accelerator: every process of it must take part.
         classifier: whose model is imitated.
         batches: to train on.
-        seconds: the longest it may take, up to the step under way; with less time there are fewer and shorter rounds.
+        seconds: the longest it may take, up to the step under way, as the main process says; with less time there are fewer and shorter
+            rounds.
         rounds: at most.
         steps: of a layer in a round, at most.
 
@@ -96,6 +97,7 @@ def measure_throughput(
         layers |= {way: {cell: _lookalike(cell, way) for cell in RECURRENT} for way in ("packed", "padded")}
     share = {"rank": accelerator.process_index, "world_size": accelerator.num_processes}
     clock = _Clock(accelerator)
+    seconds = clock.of_main(seconds)
     models: dict[str, _Trainee] = {}
     longest = 0.0
     for name, recurrent in layers.items():
@@ -141,7 +143,9 @@ class _Clock:
         self._began = time.perf_counter()
 
     def __call__(self) -> float:
-        seconds = time.perf_counter() - self._began
+        return self.of_main(time.perf_counter() - self._began)
+
+    def of_main(self, seconds: float) -> float:
         return broadcast(torch.tensor(seconds, dtype=torch.float64, device=self._accelerator.device)).item()
 
 
