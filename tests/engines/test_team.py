@@ -48,17 +48,19 @@ def test_bits_stay_whoever_goes_on_alone(kind: str, bidirectional: bool):
 
 def test_calls_after_a_late_thread_have_one_for_a_while():
     layer, x = sstkern.LSTM(64, 132), torch.randn(60, 1, 64)
-    with torch.no_grad():
-        layer(x)
-        assert engines.cpu_runs()["threads"] == 2
-        torch.ops.sstkern.cpu_patience(0)
-        layer(x)
-        layer(x)
-        assert engines.cpu_runs()["threads"] == 1
-        assert torch.get_num_threads() == 2
-        torch.ops.sstkern.cpu_patience(FOREVER)  # forgets it
-        layer(x)
-        assert engines.cpu_runs()["threads"] == 2
+
+    def threads() -> int:
+        with torch.no_grad():
+            layer(x)
+        return engines.cpu_runs()["threads"]
+
+    assert threads() == 2
+    torch.ops.sstkern.cpu_patience(0)
+    # Not at once: a call may have no late thread, and the 5 ms that follow one that had may end before the next call.
+    assert any(threads() == 1 for _ in range(1000))
+    assert torch.get_num_threads() == 2
+    torch.ops.sstkern.cpu_patience(FOREVER)  # forgets it
+    assert [threads() for _ in range(20)] == [2] * 20
 
 
 def test_a_new_thread_keeps_the_number_of_threads_that_was_set():
