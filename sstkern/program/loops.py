@@ -278,11 +278,12 @@ class LoopText(ABC):
             keep = all(masks[1:])
             return self.call(operation, [self.spread(condition, True), *self._as_numbers(values, masks[1:], keep)])
         if operation in ("logical_and", "logical_or", "logical_not"):
-            return self.call(operation, [self.spread(argument, mask) for argument, mask in zip(arguments, masks, strict=True)])
-        given = self._as_numbers(arguments, masks)
+            given = zip(arguments, masks, strict=True)
+            return self.call(operation, [self.spread(argument, True) if mask else self.truth(argument) for argument, mask in given])
+        numbers = self._as_numbers(arguments, masks)
         if operation == "gelu":
-            return self.call(f"gelu{'_tanh' if attributes[0] == 'tanh' else ''}", given)
-        return self.call(operation, given + ([self._number(part) for part in attributes] if operation in _ATTRIBUTES else []))
+            return self.call(f"gelu{'_tanh' if attributes[0] == 'tanh' else ''}", numbers)
+        return self.call(operation, numbers + ([self._number(part) for part in attributes] if operation in _ATTRIBUTES else []))
 
     def _as_numbers(self, arguments: list[str], masks: list[bool], keep: bool = False) -> list[str]:
         """Masks among numbers are 0 and 1; all of them are masks, and stay so, with `keep`."""

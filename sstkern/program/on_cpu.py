@@ -22,10 +22,11 @@ from sstkern import engines, private
 from sstkern.program import cache as libraries
 from sstkern.program import run
 from sstkern.program.compiler import CannotCompile
-from sstkern.program.cpp import Code, Touched, code
+from sstkern.program.cpp import Code, code
 from sstkern.program.derive import Derivative, Sum, derive
 from sstkern.program.graph import Program
 from sstkern.program.language import OPERATIONS, resolved
+from sstkern.program.loops import Arguments, Touched
 from sstkern.program.lower import Loop, Lowered, Memory, Move, Plain, Product, Reduction, Wanted, lowered
 from sstkern.program.run import Call
 from sstkern.program.shapes import Kind, Leaves, result_kinds
@@ -48,11 +49,9 @@ class Compiled:
         program, new = spread(program, leaves)
         outputs, sums = tuple(new.get(value, value) for value in outputs), tuple(part.renamed(new) for part in sums)
         found = lowered(program, leaves, outputs, sums)
-        written = code(found)
         self.program, self.fixed = program, found.fixed
-        places = {value: place for place, value in enumerate(self._values())}
-        self.weights = [places[value] for value in found.weights]
-        self.vectors = [_Vector(places[value], shape, found.values.kinds[value].shape) for value, shape in written.vectors]
+        self.places = {value: place for place, value in enumerate(self._values())}
+        self.weights = [self.places[value] for value in found.weights]
         self.numbers = 1 + max((part.place for node in program.nodes for part in _parts(node) if isinstance(part, Number)), default=-1)
         self.inputs, self.states = _dimensions(leaves.inputs), _dimensions(leaves.states)
         self.shapes = [found.values.kinds[value].shape for value in outputs]
@@ -63,9 +62,18 @@ class Compiled:
         self.vectors_only = all(len(shape) == 1 for shape in (*self.shapes, *self.state_shapes)) and all(
             len(shape) == (1 if part.right is None else 2) for shape, part in of_sums
         )
-        described = _description(found, written, len(outputs), self.numbers, rows_only)
+        self._prepare(found, len(outputs), rows_only)
+
+    def _prepare(self, found: Lowered, outputs: int, rows_only: tuple[set[int], set[int]]) -> None:
+        """Compiles it."""
+        written = code(found)
+        self.vectors = self._vectors(found, written.arguments)
+        described = _description(found, written, outputs, self.numbers, rows_only)
         self.handle = torch.ops.sstkern.make_program(_library(written.text), described)
         weakref.finalize(self, _forget, self.handle)
+
+    def _vectors(self, found: Lowered, arguments: Arguments) -> list[_Vector]:
+        return [_Vector(self.places[value], shape, found.values.kinds[value].shape) for value, shape in arguments.vectors]
 
     def __call__(
         self,
@@ -81,8 +89,7 @@ class Compiled:
     ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         """The outputs, the states after the last step, and the sums, with groups (groups, ...): those of equal shares of the batch."""
         known = self._known(parameters, call) if self.fixed else parameters
-        outputs, last, sums = _RUN(
-            self.handle,
+        outputs, last, sums = self._run(
             inputs if self.inputs is None else _flat(inputs, self.inputs),
             [known[place] for place in self.weights],
             [known[vector.place] if vector.as_it_is else vector.spread(known[vector.place]) for vector in self.vectors],
@@ -102,6 +109,9 @@ class Compiled:
             _shaped(last, self.state_shapes),
             _shaped(sums, self.sum_shapes, leading=0 if groups is None else 1),
         )
+
+    def _run(self, *arguments: Any) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        return _RUN(self.handle, *arguments)
 
     def _values(self) -> list[Value]:
         """Parameters, and what follows from them only."""
@@ -266,6 +276,8 @@ def _or_reason(make: Callable[..., Compiled]) -> Callable[..., Compiled]:
 class Layer:
     """A program for tensors of some kinds: forward and backward, compiled at their first calls, which raise NotLowered or CannotCompile."""
 
+    compiled_by = Compiled
+
     def __init__(self, call: Call, kinds: Leaves):
         self.narrow = kinds if run.widened(call, kinds)[0].narrow is not None else None
         wide, self.kinds = run.widened(call, kinds)
@@ -300,7 +312,7 @@ class Layer:
         """kept: whether what the backward needs is given too, after the outputs."""
         program = self.program
         outputs = *program.outputs, *(self.derivative.kept if kept else ())
-        return Compiled(program, self.kinds, outputs, (), (set(), set(range(len(program.outputs), len(outputs)))))
+        return self.compiled_by(program, self.kinds, outputs, (), (set(), set(range(len(program.outputs), len(outputs)))))
 
     def _backward(self, of_inputs: tuple[bool, ...], of_parameters: tuple[bool, ...]) -> Compiled:
         derivative, backward = self.derivative, self.derivative.backward
@@ -309,7 +321,7 @@ class Layer:
         count = len(self.program.inputs)
         rows_only = set(range(count, len(backward.inputs) - len(self.program.outputs)))
         kinds = leaves_of_backward(self.program, self.kinds, derivative)
-        return Compiled(backward, kinds, tuple(backward.outputs[place] for place in places), sums, (rows_only, set()))
+        return self.compiled_by(backward, kinds, tuple(backward.outputs[place] for place in places), sums, (rows_only, set()))
 
     def compile(self) -> None:
         """The forward."""

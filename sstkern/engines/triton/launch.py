@@ -169,3 +169,110 @@ def force(schedule: str | None) -> str | None:
     global _forced
     before, _forced = _forced, schedule
     return before
+
+
+@dataclass(frozen=True)
+class Part:
+    """Of a program's step, what its programs share by units. gates: of how many its products are, 1 without one. depths: of its products'
+    operands. row: how many numbers one program needs in a tile of its own, 0 where some units do."""
+
+    units: int
+    stage: int
+    gates: int = 1
+    depths: tuple[int, ...] = ()
+    over: int = 0
+    row: int = 0
+
+
+@dataclass(frozen=True)
+class Step:
+    """What the table asks of a program's step. dtype: of the operands of its products. meets: whether units need what others computed."""
+
+    dtype: torch.dtype
+    precision: str
+    batch: int
+    parts: tuple[Part, ...]
+    meets: bool
+
+
+@dataclass(frozen=True)
+class StepLaunch:
+    """blocks: of each part. depths: of each part's products, the block of a chunk and how many there are."""
+
+    schedule: str
+    programs: int
+    block_b: int
+    blocks: tuple[int, ...]
+    depths: tuple[tuple[tuple[int, int], ...], ...]
+    num_warps: int
+    num_stages: int = 1
+    meets: bool = True
+
+    @property
+    def exchanges(self) -> bool:
+        """Whether the programs of a task wait for each other, and so have to run at once."""
+        return self.meets and self.programs > 1 and self.schedule != "stepwise"
+
+    @property
+    def keeps(self) -> bool:
+        return self.schedule in ("resident", "grid")
+
+
+def choose_step(card: Card, step: Step, schedule: str | None = None) -> StepLaunch:
+    """The launch of a program's loop over time steps, forward or backward; `schedule` forces one.
+
+    Raises ValueError for a schedule that cannot run it, with the reason.
+    """
+    wide = max((part.units * power_of_two(part.gates) for part in step.parts), default=1)
+    order = SCHEDULES if wide <= 256 else ("grid", "resident", *SCHEDULES[2:])
+    for name in order if schedule is None else (schedule,):
+        launch = _step_launch(card, step, name, wide)
+        obstacle = _step_obstacle(launch, card, step)
+        if obstacle is None:
+            return launch
+    raise ValueError(f"schedule: '{schedule}' cannot run this program: {obstacle}")
+
+
+def _step_launch(card: Card, step: Step, schedule: str, wide: int) -> StepLaunch:
+    # As for a layer's: the 64 rows of a product that a tensor core takes, or all in one.
+    programs = 1 if schedule == "resident" else -(-wide // 64)
+    if programs == 1 and schedule != "stepwise":
+        schedule = "resident"
+    blocks = tuple(_block(part, programs) for part in step.parts)
+    item = step.dtype.itemsize
+    block_k = {2: 128, 4: 64, 8: 16}[item] if schedule in ("resident", "grid") else {2: 64, 4: 32, 8: 16}[item]
+    depths = tuple(
+        tuple((block := min(block_k, power_of_two(depth, 16)), -(-depth // block)) for depth in part.depths) for part in step.parts
+    )
+    # Of the numbers of the widest tile, 4 or so for each of a warp's 32 threads.
+    tile = 16 * max((block * power_of_two(part.gates) for block, part in zip(blocks, step.parts, strict=True)), default=1)
+    warps = min(max(power_of_two(tile // (32 * 8)), 4), 16)
+    return StepLaunch(schedule, programs, 16, blocks, depths, warps, 1, step.meets)
+
+
+def _block(part: Part, programs: int) -> int:
+    if part.row:
+        return power_of_two(part.row)
+    if part.over:
+        return min(power_of_two(part.over), 256)
+    least = -(-16 // power_of_two(part.gates)) if part.depths else 1
+    return power_of_two(-(-part.units // programs), least)
+
+
+def _step_obstacle(launch: StepLaunch, card: Card, step: Step) -> str | None:
+    row = max((part.row for part in step.parts), default=0)
+    if row > 4096:
+        return f"a cumulative sum has {row} numbers, and one program has room for 4096"
+    if launch.schedule == "stepwise":
+        return None
+    if launch.exchanges and launch.programs > card.multiprocessors:
+        return f"its {launch.programs} programs have to run at once, on {card.multiprocessors} multiprocessors"
+    if launch.schedule == "streamed":
+        return None
+    weights = sum(
+        power_of_two(part.gates) * block * size * count * step.dtype.itemsize
+        for part, block, of_part in zip(step.parts, launch.blocks, launch.depths, strict=True)
+        for size, count in of_part
+    )
+    room = card.shared_memory * 3 // 5 if card.wgmma and step.dtype != torch.float64 else card.registers
+    return None if weights <= room else f"it keeps {weights} bytes of weights in a program, and this GPU has room for {room}"

@@ -35,7 +35,7 @@ def forward(
     saved_rows: int | None,
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     """`sstkern::layer`. Its `saved` is what `saved_shapes` says."""
-    with _on(x.device):
+    with on(x.device):
         call = _Call(cell, x, weights, hx, lengths, has_bias, bidirectional)
         runs["forward"] += 1
         output = call.output_like(call.P)
@@ -73,7 +73,7 @@ def backward(
         raise RuntimeError("sstkern::layer_backward: nothing was saved; call sstkern::layer with saved_rows")
     if len(needs) != 1 + len(weights) + len(hx):
         raise RuntimeError(f"sstkern::layer_backward: expected {1 + len(weights) + len(hx)} flags in needs, got {len(needs)}")
-    with _on(x.device):
+    with on(x.device):
         call = _Call(cell, x, weights, hx, lengths, has_bias, bidirectional)
         if groups is not None and (groups < 1 or call.B % groups):
             raise ValueError(f"groups: {groups} do not share {call.B} sequences equally")
@@ -532,6 +532,6 @@ def _product(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.bmm(a, b, out_dtype=dtype) if a.is_cuda else torch.bmm(a.to(dtype), b.to(dtype))
 
 
-def _on(place: torch.device):
+def on(place: torch.device):
     """Triton launches on the current device, which need not be the tensors'."""
     return torch.cuda.device(place) if place.type == "cuda" else nullcontext()
