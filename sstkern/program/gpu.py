@@ -449,5 +449,6 @@ def power_of_two(size: int, least: int = 1) -> int:
 
 
 def _targets(stage: Stage) -> Iterable[Memory]:
-    yield from (part.target for part in (*stage.plain, *stage.moves, *stage.reductions))
+    for parts in (stage.plain, stage.moves, stage.reductions):
+        yield from (part.target for part in parts)  # type: ignore[attr-defined]
     yield from (memory for loop in stage.loops for _, memory in loop.stores)

@@ -17,23 +17,23 @@ from sstkern.engines.triton import device, launch, sources
 from sstkern.engines.triton import layer as layers
 from sstkern.engines.triton import rows as rows_of
 from sstkern.lengths import ALL_ROWS, check_packed, longest
-from sstkern.program import on_cpu
 from sstkern.program.gpu import Code, Kernel, code
 from sstkern.program.lower import AFTER, BEFORE, Lowered, Memory, Product, RowSum, Stage
+from sstkern.program.prepared import Prepared
 
 
-class Compiled(on_cpu.Compiled):
+class Compiled(Prepared):
     """A program that the Triton engine runs; its kernels are compiled when they are first launched."""
 
-    def _prepare(self, found: Lowered, outputs: int, rows_only: tuple[set[int], set[int]]) -> None:
-        self.found, self.outputs, self.rows_only = found, outputs, rows_only
+    def prepare(self, found: Lowered, rows_only: tuple[set[int], set[int]]) -> None:
+        self.found, self.rows_only = found, rows_only
         self.code: Code = code(found)
-        self.vectors = self._vectors(found, self.code.arguments)
+        self.vectors = self.vectors_of(found, self.code.arguments)
         self.kernels = sources.module(self.code.text)
         self.sizes = _sizes(self.code)
         self._tables: dict[torch.device, dict[str, Tensor]] = {}
 
-    def _run(self, *arguments: Any) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    def run(self, *arguments: Any) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         with layers.on(arguments[0][0].device):
             return _Call(self, *arguments).run()
 
@@ -114,19 +114,19 @@ class _Call:
     ):
         self.compiled, self.found, self.code = compiled, compiled.found, compiled.code
         self.lengths, self.reverse, self.padded, self.groups, self.backward = lengths, reverse, padded, groups, backward
-        x = inputs[0]
+        self.inputs, x = inputs, inputs[0]
         self.place, self.real = x.device, self.found.values.dtype
-        if not padded:
-            check_packed(lengths, x.size(0))
-        self.T, self.B = x.shape[:2] if padded else (longest(lengths), len(lengths))
+        self.T, self.B = x.shape[:2] if padded else self.packed_sizes()
         if groups is not None and (groups < 1 or self.B % groups):
             raise ValueError(f"groups: {groups} do not share {self.B} sequences equally")
         self.rows = None if lengths is None else rows_of.of_lengths(lengths, self.T, self.place)
         self.N = self.T * self.B if self.rows is None else self.rows.count
         self.all_rows = self.T * self.B if padded else x.size(0)
         self.device = device.of(self.place)
-        self.inputs = inputs
-        self.weights = [weight.contiguous() for weight in weights]
+        # The interpreter gets products of 16 bits wrong.
+        narrow = compiled.narrow if self.device.target != "interpreter" else None
+        self.stored = self.real if narrow is None else narrow
+        self.weights = [weight.to(self.stored).contiguous() for weight in weights]
         self.vectors = [vector.to(self.real).contiguous() for vector in vectors]
         self.states = [self.turns(state) for state in states]
         self.numbers = self.filled(numbers)
@@ -148,6 +148,12 @@ class _Call:
                 last = self.loop(self.code.core)
             self.phase(AFTER)
         return self.results(), [self.back(state) for state in last], [self.sum_over_rows(part) for part in self.found.sums]
+
+    def packed_sizes(self) -> tuple[int, int]:
+        """T and B."""
+        check_packed(self.lengths, self.inputs[0].size(0))
+        assert self.lengths is not None
+        return longest(self.lengths), len(self.lengths)
 
     # Rows
 
@@ -220,7 +226,10 @@ class _Call:
         """(N * rows, columns). bias: the vector that the sums begin with."""
         operand, weight = self.window(product.operand, product.rows, product.depth), self.weights[product.weight]
         matrix = weight if product.transposed else weight.T
-        return torch.mm(operand, matrix) if bias < 0 else torch.addmm(self.vectors[bias], operand, matrix)
+        if self.stored == self.real:
+            return torch.mm(operand, matrix) if bias < 0 else torch.addmm(self.vectors[bias], operand, matrix)
+        found = layers.product(operand.to(self.stored)[None], matrix[None], self.real)[0]
+        return found if bias < 0 else found + self.vectors[bias]
 
     def phase(self, phase: int) -> None:
         for place, stage in enumerate(self.found.phases[phase]):
@@ -255,8 +264,8 @@ class _Call:
     @cached_property
     def step(self) -> launch.Step:
         assert self.code.core is not None
-        precision = self.device.precision(self.real)
-        return launch.Step(self.real, precision, self.B, self.compiled.parts(), self.code.core.meets)
+        precision = self.device.precision(self.stored)
+        return launch.Step(self.stored, precision, self.B, self.compiled.parts(), self.code.core.meets)
 
     def loop(self, kernel: Kernel) -> list[Tensor]:
         """Returns the last states, (B, width) each, in the order of the kernel."""
@@ -328,13 +337,8 @@ class _Call:
         if name.startswith("table"):
             return self.compiled.tables(self.place)[name]
         kind, number = name.rstrip("0123456789"), int(name[len(name.rstrip("0123456789")) :])
-        found = {
-            "slot": self.slot,
-            "state": self.states.__getitem__,
-            "vector": self.vectors.__getitem__,
-            "weight": self.weights.__getitem__,
-            "sums": self.sums.__getitem__,
-        }[kind](number)
+        kept = {"state": self.states, "vector": self.vectors, "weight": self.weights, "sums": self.sums}
+        found = self.slot(number) if kind == "slot" else kept[kind][number]  # type: ignore[index]
         return found.view(torch.uint8) if found.dtype == torch.bool else found
 
     # Sums over rows
@@ -364,9 +368,3 @@ class _Call:
         if self.rows is None or self.N == 0:
             return rows.view(self.T, self.B, -1) if self.rows is None else rows.new_zeros(self.T, self.B, rows.size(1))
         return torch.where(self.rows.valid[..., None], rows[self.rows.place], 0)
-
-
-class Layer(on_cpu.Layer):
-    """A program for tensors of some kinds on the Triton engine."""
-
-    compiled_by = Compiled

@@ -12,6 +12,12 @@ from sstkern.engines.triton.math import tanh as tanh
 
 
 @triton.jit
+def _like(x, value):
+    """A number in x's own digits: `tl.where` takes one for a float32."""
+    return tl.full(x.shape, value, x.dtype)
+
+
+@triton.jit
 def neg(x):
     return -x
 
@@ -188,7 +194,7 @@ def atan(x):
         z = at * at
         p = ((8.05374449538e-2 * z - 1.38776856032e-1) * z + 1.99777106478e-1) * z - 3.33329491539e-1
         found = p * z * at + at
-        more = 0.0
+        more = _like(x, 0.0)
     else:
         far, middle = size > 2.41421356237309504880, size > 0.66
         at = tl.where(far, -1.0 / tl.where(far, size, 1.0), tl.where(middle, (size - 1.0) / (size + 1.0), size))
@@ -198,9 +204,9 @@ def atan(x):
         q = ((z + 2.485846490142306297962e1) * z + 1.650270098316988542046e2) * z + 4.328810604912902668951e2
         q = (q * z + 4.853903996359136964868e2) * z + 1.945506571482613964425e2
         found = at + at * (z * p / q)
-        more = 6.123233995736765886130e-17  # of pi / 2
-    start = tl.where(far, 1.5707963267948966, tl.where(middle, 0.7853981633974483, 0.0)).to(x.dtype)
-    lost = tl.where(far, more, tl.where(middle, 0.5 * more, 0.0)).to(x.dtype)
+        more = _like(x, 6.123233995736765886130e-17)  # of pi / 2
+    start = tl.where(far, _like(x, 1.5707963267948966), tl.where(middle, _like(x, 0.7853981633974483), 0.0))
+    lost = tl.where(far, more, tl.where(middle, 0.5 * more, 0.0))
     angle = start + (found + lost)
     return tl.where(x < 0, -angle, tl.where(x == x, angle, x))
 
@@ -212,7 +218,7 @@ def atan2(y, x):
     quotient = tl.where(axis, 0.0, y / tl.where(axis, 1.0, x))
     inside = atan(quotient)
     negative_y = (y < 0) | ((y == 0) & (1.0 / y < 0))
-    half_turn = tl.where(negative_y, -3.141592653589793, 3.141592653589793).to(x.dtype)
+    half_turn = tl.where(negative_y, _like(x, -3.141592653589793), _like(x, 3.141592653589793))
     negative_x = (x < 0) | ((x == 0) & (1.0 / x < 0))
     turned = tl.where(negative_x, inside + half_turn, inside)
     on_axis = tl.where(y == 0, tl.where(negative_x, half_turn, y), 0.5 * half_turn)
@@ -229,8 +235,8 @@ def pow(x, y):
     raw = tl.exp(exponent * tl.log(tl.where(one | (size == 0), 1.0, size))).to(x.dtype)
     at_zero = tl.where(y > 0, 0.0, float("inf")).to(x.dtype)
     found = tl.where(size == 0, at_zero, raw)
-    whole = tl.floor(y) == y
-    odd = whole & (y - 2.0 * tl.floor(y * 0.5) != 0)
+    whole = tl.floor(y) == y  # an infinite one too
+    odd = whole & (tl.abs(y) < float("inf")) & (y - 2.0 * tl.floor(y * 0.5) != 0)
     signed = tl.where(odd, -found, tl.where(whole | (tl.abs(x) == float("inf")), found, float("nan")))
     negative = (x < 0) | ((x == 0) & (1.0 / x < 0) & odd)
     at_one = (x == -1.0) & (tl.abs(y) == float("inf"))
@@ -246,7 +252,7 @@ def silu(x):
 
 @triton.jit
 def log_sigmoid(x):
-    return tl.where(x < 0, x, 0.0 * x) - log1p(exp(-tl.abs(x)))
+    return tl.where(x < 0, x, 0.0) - log1p(exp(-tl.abs(x)))
 
 
 @triton.jit
