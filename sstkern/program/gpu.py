@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -76,7 +76,7 @@ _COUNTS = ("T", "B", "N", "programs", "first_step", "last_step", "first_task", "
 @dataclass(frozen=True)
 class Work:
     """A part of a stage that programs share by its units. products: their numbers. whole: whether a program has a whole row in a tile of
-    its own, of `over` numbers, and not only some units."""
+    its own, of `over` numbers, and not only some units. live: how many tiles are alive at once."""
 
     stage: int
     units: int
@@ -84,6 +84,7 @@ class Work:
     gates: int = 1
     over: int = 0
     whole: bool = False
+    live: int = 2
 
 
 @dataclass
@@ -101,7 +102,7 @@ class Kernel:
 @dataclass
 class Code:
     """text: a module. works, products, ahead, moves, reductions: by the numbers that the text has. rows: the kernels before and after the
-    loop by phase and stage."""
+    loop by phase and stage. read: slots that loops read."""
 
     lowered: Lowered
     arguments: Arguments
@@ -113,6 +114,7 @@ class Code:
     reductions: list[Reduction] = field(default_factory=list)
     core: Kernel | None = None
     rows: dict[tuple[int, int], Kernel] = field(default_factory=dict)
+    read: set[int] = field(default_factory=set)
 
 
 def code(lowered: Lowered) -> Code:
@@ -234,6 +236,8 @@ class _Emitter:
         lines, sums = self.sums_of(stage, loop)
         text = _Loop(self, loop, sums, len(self.code.works) - 1)
         text.walk()
+        self.code.works[text.work] = replace(self.code.works[text.work], live=text.live() + 1)
+        self.code.read |= {row.slot for row in text.touched.rows if not row.written}
         found = [(line.text in self.early, f"{line.name} = {line.text}" if line.name else line.text) for line in text.lines]
         return [line for early, line in found if early], lines + [line for early, line in found if not early]
 
@@ -450,5 +454,5 @@ def power_of_two(size: int, least: int = 1) -> int:
 
 def _targets(stage: Stage) -> Iterable[Memory]:
     for parts in (stage.plain, stage.moves, stage.reductions):
-        yield from (part.target for part in parts)  # type: ignore[attr-defined]
+        yield from (part.target for part in parts)
     yield from (memory for loop in stage.loops for _, memory in loop.stores)

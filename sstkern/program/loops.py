@@ -6,6 +6,7 @@ The text names no sizes: where a window begins in a row is an argument. Programs
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -150,6 +151,23 @@ class LoopText(ABC):
             self._define(window, self._computed(window))
         self._store()
 
+    def live(self) -> int:
+        """How many values are alive at once at most, if each is computed as late as it stands."""
+        last: dict[str, int] = {}
+        for place, line in enumerate(self.lines):
+            for word in (line.name, *_variables(line.text)):
+                last[word] = place
+        last.pop("", None)
+        alive, most = 0, 0
+        ends = [0] * (len(self.lines) + 1)
+        for place in last.values():
+            ends[place] += 1
+        for place, line in enumerate(self.lines):
+            alive += line.name != ""
+            most = max(most, alive)
+            alive -= ends[place]
+        return most
+
     def _store(self) -> None:
         """Puts each value to memory as soon as it is there: fewer are alive then, and an LSTM's training step took 0.95 of the time.
         Numbers, and what goes into rows that the loop reads, come last."""
@@ -291,3 +309,14 @@ class LoopText(ABC):
             return [self.spread(argument, True) for argument in arguments]
         given = zip(arguments, masks, strict=True)
         return [self.numbers(self.spread(argument, True)) if mask else argument for argument, mask in given]
+
+
+def _variables(line: str) -> Iterator[str]:
+    word = ""
+    for letter in [*line, " "]:
+        if letter.isalnum() or letter == "_":
+            word += letter
+        else:
+            if word[:1] == "v" and word[1:].isdigit():
+                yield word
+            word = ""

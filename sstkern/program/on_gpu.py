@@ -31,16 +31,16 @@ class Compiled(Prepared):
         self.vectors = self.vectors_of(found, self.code.arguments)
         self.kernels = sources.module(self.code.text)
         self.sizes = _sizes(self.code)
+        self.operands = _operands(self.code)
         self._tables: dict[torch.device, dict[str, Tensor]] = {}
 
     def run(self, *arguments: Any) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         with layers.on(arguments[0][0].device):
             return _Call(self, *arguments).run()
 
-    def parts(self) -> tuple[launch.Part, ...]:
-        """As `launch` asks for the loop's."""
-        assert self.code.core is not None
-        works = [self.code.works[place] for place in self.code.core.works]
+    def parts(self, kernel: Kernel) -> tuple[launch.Part, ...]:
+        """As `launch` asks for them."""
+        works = [self.code.works[place] for place in kernel.works]
         return tuple(
             launch.Part(
                 work.units,
@@ -49,6 +49,7 @@ class Compiled(Prepared):
                 tuple(self.code.products[number].depth for number in work.products),
                 0 if work.whole else work.over,
                 work.over if work.whole else 0,
+                work.live,
             )
             for work in works
         )
@@ -73,6 +74,16 @@ def _sizes(found: Code) -> dict[str, int]:
     for place, reduction in enumerate(found.reductions):
         sizes |= {f"groups{place}": reduction.groups, f"over{place}": reduction.width, f"divisor{place}": reduction.divisor}
     return sizes
+
+
+def _operands(found: Code) -> set[int]:
+    """Slots of which products and sums over rows alone are computed: they have the dtype of products."""
+    stages = [stage for stages in found.lowered.phases for stage in stages]
+    read = {source.slot for stage in stages for move in stage.moves for source, _ in move.sources}
+    read |= {source.slot for stage in stages for reduction in stage.reductions for source in reduction.sources}
+    read |= found.read
+    slots = enumerate(found.lowered.slots)
+    return {place for place, slot in slots if slot.kind in "lr" and not slot.boolean} - read
 
 
 def _places(move) -> list[list[list[int]]]:
@@ -186,8 +197,8 @@ class _Call:
     def slot(self, number: int) -> Tensor:
         """The rows of a slot, (rows, width)."""
         if number not in self.slots:
-            kind, place, width, boolean = self.found.slots[number]
-            dtype = torch.bool if boolean else self.real
+            kind, place, width, _ = self.found.slots[number]
+            dtype = self.dtype(number)
             if kind == "x":
                 self.slots[number] = self.input_rows(place)
             else:
@@ -197,6 +208,9 @@ class _Call:
                 new = torch.empty if whole else torch.zeros
                 self.slots[number] = new(count, width, dtype=dtype, device=self.place)
         return self.slots[number]
+
+    def dtype(self, slot: int) -> torch.dtype:
+        return torch.bool if self.found.slots[slot].boolean else self.stored if slot in self.compiled.operands else self.real
 
     def window(self, memory: Memory, rows: int, width: int) -> Tensor:
         """(N * rows, width): `rows` pieces of a slot's rows."""
@@ -249,15 +263,12 @@ class _Call:
     def launch_rows(self, kernel: Kernel) -> None:
         if self.N == 0:
             return
-        works = [self.code.works[place] for place in kernel.works]
-        programs = max([-(-work.units // 64) for work in works], default=1)
-        blocks = {}
-        for place, work in zip(kernel.works, works, strict=True):
-            size = work.over if work.whole else min(work.over, 256) if work.over else -(-work.units // programs)
-            blocks[f"BLOCK{place}"] = launch.power_of_two(size)
-        block_b = 16
-        arguments = self.named(kernel, blocks) | {"N": self.N, "programs": programs, "BLOCK_B": block_b}
-        self.device.run(getattr(self.compiled.kernels, kernel.name), (programs * -(-self.N // block_b),), arguments, {"num_warps": 4})
+        step = launch.Step(self.real, "ieee", self.N, self.compiled.parts(kernel), False)
+        plan = launch.choose_step(self.device.card, step, "stepwise")
+        tiles = {f"BLOCK{place}": block for place, block in zip(kernel.works, plan.blocks, strict=True)}
+        arguments = self.named(kernel, tiles) | {"N": self.N, "programs": plan.programs, "BLOCK_B": plan.block_b}
+        grid = (plan.programs * -(-self.N // plan.block_b),)
+        self.device.run(getattr(self.compiled.kernels, kernel.name), grid, arguments, {"num_warps": plan.num_warps})
 
     # The loop
 
@@ -265,7 +276,7 @@ class _Call:
     def step(self) -> launch.Step:
         assert self.code.core is not None
         precision = self.device.precision(self.stored)
-        return launch.Step(self.stored, precision, self.B, self.compiled.parts(), self.code.core.meets)
+        return launch.Step(self.stored, precision, self.B, self.compiled.parts(self.code.core), self.code.core.meets)
 
     def loop(self, kernel: Kernel) -> list[Tensor]:
         """Returns the last states, (B, width) each, in the order of the kernel."""
@@ -274,8 +285,8 @@ class _Call:
         slabs = min(tasks, max(1, self.device.card.multiprocessors // plan.programs)) if plan.exchanges else tasks
         for number, slot in enumerate(self.found.slots):
             if slot.kind == "l" and f"slot{number}" in kernel.names:
-                dtype = torch.bool if slot.boolean else self.real
-                self.slots[number] = torch.empty(2 * slabs * plan.block_b, slot.width, dtype=dtype, device=self.place)
+                shape = 2 * slabs * plan.block_b, slot.width
+                self.slots[number] = torch.empty(shape, dtype=self.dtype(number), device=self.place)
         works = zip(kernel.works, plan.blocks, plan.depths, strict=True)
         tiles: dict[str, int] = {}
         for place, block, depths in works:
@@ -347,10 +358,10 @@ class _Call:
         """(left width,) or (left width, right width); with groups (groups, ...): those of equal shares of the batch."""
         left = self.grouped(self.window(Memory(part.left, 0), part.rows, part.left_width), part.rows)
         if part.right.slot < 0:
-            total = left.sum(1)
+            total = left.sum(1, dtype=self.real)
         else:
             right = self.grouped(self.window(part.right, part.rows, part.right_width), part.rows)
-            total = torch.bmm(left.transpose(1, 2), right)
+            total = layers.product(left.transpose(1, 2).to(self.stored), right.to(self.stored), self.real)
         return total if self.groups is not None else total[0]
 
     def grouped(self, rows: Tensor, repeat: int) -> Tensor:

@@ -3,6 +3,7 @@
 `sstkern aot-report` prints what the table's launches compile to; the numbers of warps and loads below are those that spill no register.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -151,7 +152,7 @@ def _obstacle(launch: Launch, card: Card, layer: Layer, backward: bool) -> str |
     return None if weights <= room else f"it keeps {weights} bytes of weights in a program, and this GPU has room for {room}"
 
 
-def _room(card: Card, layer: Layer) -> int:
+def _room(card: Card, layer: "Layer | Step") -> int:
     """Bytes of weights that a program can keep."""
     return card.shared_memory * 3 // 5 if card.wgmma and layer.dtype != torch.float64 else card.registers
 
@@ -174,7 +175,8 @@ def force(schedule: str | None) -> str | None:
 @dataclass(frozen=True)
 class Part:
     """Of a program's step, what its programs share by units. gates: of how many its products are, 1 without one. depths: of its products'
-    operands. row: how many numbers one program needs in a tile of its own, 0 where some units do."""
+    operands. over: how many numbers of a row it reduces, some at a time; row: how many one program needs in a tile of its own. live: how
+    many tiles of its units are alive at once."""
 
     units: int
     stage: int
@@ -182,6 +184,12 @@ class Part:
     depths: tuple[int, ...] = ()
     over: int = 0
     row: int = 0
+    live: int = 1
+
+    @property
+    def rows(self) -> int:
+        """Of all its products' matrix, gates padded; its units where it has none."""
+        return self.units * power_of_two(self.gates)
 
 
 @dataclass(frozen=True)
@@ -197,7 +205,8 @@ class Step:
 
 @dataclass(frozen=True)
 class StepLaunch:
-    """blocks: of each part. depths: of each part's products, the block of a chunk and how many there are."""
+    """programs: that share a tile of the batch. blocks: of units, each part's. depths: of each part's products, the columns of a chunk and
+    how many chunks there are."""
 
     schedule: str
     programs: int
@@ -205,8 +214,8 @@ class StepLaunch:
     blocks: tuple[int, ...]
     depths: tuple[tuple[tuple[int, int], ...], ...]
     num_warps: int
-    num_stages: int = 1
-    meets: bool = True
+    num_stages: int
+    meets: bool
 
     @property
     def exchanges(self) -> bool:
@@ -218,36 +227,50 @@ class StepLaunch:
         return self.schedule in ("resident", "grid")
 
 
+_ROWS = 16
+"""Of the batch in a program's tile: what a product of tensor cores takes at least."""
+_LIVE = 96
+"""Registers of a thread that the tiles alive at once may take; the rest are for products, addresses and what the compiler adds."""
+
+
 def choose_step(card: Card, step: Step, schedule: str | None = None) -> StepLaunch:
     """The launch of a program's loop over time steps, forward or backward; `schedule` forces one.
 
     Raises ValueError for a schedule that cannot run it, with the reason.
     """
-    wide = max((part.units * power_of_two(part.gates) for part in step.parts), default=1)
-    order = SCHEDULES if wide <= 256 else ("grid", "resident", *SCHEDULES[2:])
+    resident, grid, *others = SCHEDULES
+    wide = max((part.rows for part in step.parts), default=1) > 256
+    order = (grid, resident, *others) if wide else SCHEDULES
     for name in order if schedule is None else (schedule,):
-        launch = _step_launch(card, step, name, wide)
-        obstacle = _step_obstacle(launch, card, step)
-        if obstacle is None:
-            return launch
+        for rows in (64, 32, 16):
+            launch = _step_launch(card, step, name, rows)
+            obstacle = _step_obstacle(launch, card, step)
+            if obstacle is None:
+                return launch
     raise ValueError(f"schedule: '{schedule}' cannot run this program: {obstacle}")
 
 
-def _step_launch(card: Card, step: Step, schedule: str, wide: int) -> StepLaunch:
-    # As for a layer's: the 64 rows of a product that a tensor core takes, or all in one.
-    programs = 1 if schedule == "resident" else -(-wide // 64)
-    if programs == 1 and schedule != "stepwise":
-        schedule = "resident"
+def _step_launch(card: Card, step: Step, schedule: str, rows: int) -> StepLaunch:
+    """rows: of the matrices of its products, in one program where several share them."""
+    wide = max((part.rows for part in step.parts), default=1)
+    programs = 1 if schedule == "resident" else -(-wide // rows)
     blocks = tuple(_block(part, programs) for part in step.parts)
     item = step.dtype.itemsize
-    block_k = {2: 128, 4: 64, 8: 16}[item] if schedule in ("resident", "grid") else {2: 64, 4: 32, 8: 16}[item]
-    depths = tuple(
-        tuple((block := min(block_k, power_of_two(depth, 16)), -(-depth // block)) for depth in part.depths) for part in step.parts
-    )
-    # Of the numbers of the widest tile, 4 or so for each of a warp's 32 threads.
-    tile = 16 * max((block * power_of_two(part.gates) for block, part in zip(blocks, step.parts, strict=True)), default=1)
-    warps = min(max(power_of_two(tile // (32 * 8)), 4), 16)
-    return StepLaunch(schedule, programs, 16, blocks, depths, warps, 1, step.meets)
+    block_k = ({2: 128, 4: 64, 8: 16} if schedule in ("resident", "grid") else {2: 64, 4: 32, 8: 16})[item]
+    depths = tuple(tuple(_chunks(depth, block_k) for depth in part.depths) for part in step.parts)
+    return StepLaunch(schedule, programs, _ROWS, blocks, depths, _warps(step, blocks), 1, step.meets)
+
+
+def _chunks(depth: int, block: int) -> tuple[int, int]:
+    size = min(block, power_of_two(depth, 16))
+    return size, -(-depth // size)
+
+
+def _warps(step: Step, blocks: Sequence[int]) -> int:
+    """So many that the tiles alive at once fit in their registers."""
+    words = 2 if step.dtype == torch.float64 else 1
+    needed = max((part.live * block * _ROWS * words for part, block in zip(step.parts, blocks, strict=True)), default=1)
+    return min(power_of_two(-(-needed // (32 * _LIVE)), 4), 16)
 
 
 def _block(part: Part, programs: int) -> int:
@@ -269,10 +292,12 @@ def _step_obstacle(launch: StepLaunch, card: Card, step: Step) -> str | None:
         return f"its {launch.programs} programs have to run at once, on {card.multiprocessors} multiprocessors"
     if launch.schedule == "streamed":
         return None
+    if step.precision == "tf32x3":
+        return "it keeps weights, and registers have no room for their three parts"
     weights = sum(
         power_of_two(part.gates) * block * size * count * step.dtype.itemsize
         for part, block, of_part in zip(step.parts, launch.blocks, launch.depths, strict=True)
         for size, count in of_part
     )
-    room = card.shared_memory * 3 // 5 if card.wgmma and step.dtype != torch.float64 else card.registers
+    room = _room(card, step)
     return None if weights <= room else f"it keeps {weights} bytes of weights in a program, and this GPU has room for {room}"
