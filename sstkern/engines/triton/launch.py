@@ -269,7 +269,8 @@ def _chunks(depth: int, block: int) -> tuple[int, int]:
 def _warps(step: Step, blocks: Sequence[int]) -> int:
     """So many that the tiles alive at once fit in their registers."""
     words = 2 if step.dtype == torch.float64 else 1
-    needed = max((part.live * block * _ROWS * words for part, block in zip(step.parts, blocks, strict=True)), default=1)
+    tiles = [part.live + power_of_two(part.gates) * len(part.depths) for part in step.parts]
+    needed = max((count * block * _ROWS * words for count, block in zip(tiles, blocks, strict=True)), default=1)
     return min(power_of_two(-(-needed // (32 * _LIVE)), 4), 16)
 
 
