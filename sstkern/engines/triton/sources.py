@@ -22,7 +22,7 @@ def module(text: str) -> ModuleType:
     name = f"sstkern_program_{hashlib.sha256(text.encode()).hexdigest()[:24]}"
     file = _written(f"{name}.py", text)
     found = ModuleType(name)
-    found.__file__ = file
+    found.__file__, found.__dict__["TEXT"] = file, text
     # Without a time of change: the lines stay those of the text, whatever becomes of the file.
     linecache.cache[file] = (len(text), None, text.splitlines(keepends=True), file)
     sys.modules[name] = found
