@@ -16,6 +16,7 @@ from torch import Tensor
 from sstkern.engines.triton import device, launch, sources
 from sstkern.engines.triton import layer as layers
 from sstkern.engines.triton import rows as rows_of
+from sstkern.engines.triton.launch import choose_step
 from sstkern.lengths import ALL_ROWS, check_packed, longest
 from sstkern.program.gpu import Code, Kernel, code
 from sstkern.program.lower import AFTER, BEFORE, Lowered, Memory, Product, RowSum, Stage
@@ -264,7 +265,7 @@ class _Call:
         if self.N == 0:
             return
         step = launch.Step(self.real, "ieee", self.N, self.compiled.parts(kernel), False)
-        plan = launch.choose_step(self.device.card, step, "stepwise")
+        plan = choose_step(self.device.card, step, "stepwise")
         tiles = {f"BLOCK{place}": block for place, block in zip(kernel.works, plan.blocks, strict=True)}
         arguments = self.named(kernel, tiles) | {"N": self.N, "programs": plan.programs, "BLOCK_B": plan.block_b}
         grid = (plan.programs * -(-self.N // plan.block_b),)
@@ -280,7 +281,7 @@ class _Call:
 
     def loop(self, kernel: Kernel) -> list[Tensor]:
         """Returns the last states, (B, width) each, in the order of the kernel."""
-        plan = launch.choose_step(self.device.card, self.step, launch.forced())
+        plan = choose_step(self.device.card, self.step, launch.forced())
         tasks = -(-self.B // plan.block_b)
         slabs = min(tasks, max(1, self.device.card.multiprocessors // plan.programs)) if plan.exchanges else tasks
         for number, slot in enumerate(self.found.slots):

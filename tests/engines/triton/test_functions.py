@@ -9,11 +9,41 @@ from torch.nn import functional as F
 
 from sstkern.engines.triton import sources
 
-ONE = (
-    "neg abs sign reciprocal sqrt rsqrt relu floor ceil trunc round exp expm1 log log1p sin cos tan sinh cosh asinh erf atan silu "
-    "log_sigmoid mish hardsigmoid hardswish gelu gelu_tanh sigmoid tanh"
-).split()
-TWO = "maximum minimum atan2 pow".split()
+ONE = [
+    "neg",
+    "abs",
+    "sign",
+    "reciprocal",
+    "sqrt",
+    "rsqrt",
+    "relu",
+    "floor",
+    "ceil",
+    "trunc",
+    "round",
+    "exp",
+    "expm1",
+    "log",
+    "log1p",
+    "sin",
+    "cos",
+    "tan",
+    "sinh",
+    "cosh",
+    "asinh",
+    "erf",
+    "atan",
+    "silu",
+    "log_sigmoid",
+    "mish",
+    "hardsigmoid",
+    "hardswish",
+    "gelu",
+    "gelu_tanh",
+    "sigmoid",
+    "tanh",
+]
+TWO = ["maximum", "minimum", "atan2", "pow"]
 WITH_NUMBERS = {
     "softplus(v, 1.5, 20.0)": lambda v: F.softplus(v, 1.5, 20.0),
     "elu(v, 1.3, 1.1, 0.7)": lambda v: torch.ops.aten.elu(v, 1.3, 1.1, 0.7),
