@@ -312,9 +312,9 @@ def table(report: dict) -> str:
     for point in (point for point in report["flashrnn"] if "padded" in point):
         ratios = ", ".join(f"{point['padded'][phase]['ratio']:.2f}" for phase in PHASES)
         lines.append(f"{_label(point)}: FlashRNN / ours {ratios} (forward, forward + backward)")
-    for point in (point for point in report["own_cells"] if "times" in point):
+    for point in (point for point in report.get("own_cells", []) if "times" in point):
         lines.append(f"{_label(point)} ({', '.join(point['schedules'])}): time / ours: {_outcome(point)}")
-    counts = [f"{_counted(report[section])} {section}" for section in ("checks", *(["own_cells"] if report["own_cells"] else ["points"]))]
+    counts = [f"{_counted(report[section])} {section}" for section in ("checks", *(["own_cells"] if report.get("own_cells") else ["points"]))]
     return "\n".join([*lines, "; ".join([*counts, f"{len(report['left_out'])} left out for lack of time"])])
 
 
@@ -332,7 +332,7 @@ def _counted(results: list[dict]) -> str:
 
 def failures(report: dict) -> dict[str, str]:
     """What is wrong with each job that failed or gave wrong results."""
-    results = [result for section in SECTIONS for result in report[section]]
+    results = [result for section in SECTIONS for result in report.get(section, [])]
     return {_label(result): _outcome(result) for result in results if _failed(result)}
 
 
