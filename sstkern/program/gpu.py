@@ -214,7 +214,7 @@ class _Emitter:
         self.code.reductions.append(reduction)
         cumulative = reduction.operation.startswith("cumsum")
         place = len(self.code.works)
-        self.code.works.append(Work(stage, reduction.groups, over=reduction.width, whole=cumulative))
+        self.code.works.append(Work(stage, reduction.groups, over=reduction.width, whole=cumulative, live=1 + 2 * len(reduction.sources)))
         self.kernel.works.append(place)
         over, block = self.use(f"over{number}"), self.use(f"BLOCK{place}")
         sources = [f"{self.rows_of(source.slot)}, {self.memory(source)} + group * {over}" for source in reduction.sources]

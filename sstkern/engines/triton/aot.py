@@ -38,7 +38,7 @@ HIDDEN_SIZES = (64, 128, 256, 512, 1024, 2048)
 NUMBERS = (("bfloat16", False), ("float16", False), ("float32", True), ("float32", False), ("float64", False))
 """dtype, and whether TF32 is allowed."""
 
-OWN_NUMBERS = NUMBERS[0], NUMBERS[2], NUMBERS[3]
+OWN_NUMBERS = NUMBERS[0], NUMBERS[2]
 
 PROCESSES = 2
 

@@ -229,8 +229,11 @@ class StepLaunch:
 
 _ROWS = 16
 """Of the batch in a program's tile: what a product of tensor cores takes at least."""
-_LIVE = 96
-"""Registers of a thread that the tiles alive at once may take; the rest are for products, addresses and what the compiler adds."""
+_LIVE = 64
+"""Registers of a thread that the tiles alive at once may take; the rest are for addresses and what the compiler adds. With 96 a
+layer-normalised LSTM of 256 units spills."""
+_REDUCED = 64
+"""Numbers of a row that a reduction takes at once: with 256 their addresses spill."""
 
 
 def choose_step(card: Card, step: Step, schedule: str | None = None) -> StepLaunch:
@@ -242,7 +245,7 @@ def choose_step(card: Card, step: Step, schedule: str | None = None) -> StepLaun
     wide = max((part.rows for part in step.parts), default=1) > 256
     order = (grid, resident, *others) if wide else SCHEDULES
     for name in order if schedule is None else (schedule,):
-        for rows in (64, 32, 16):
+        for rows in (32, 16) if _deep(step) else (64, 32, 16):
             launch = _step_launch(card, step, name, rows)
             obstacle = _step_obstacle(launch, card, step)
             if obstacle is None:
@@ -266,19 +269,33 @@ def _chunks(depth: int, block: int) -> tuple[int, int]:
     return size, -(-depth // size)
 
 
-def _warps(step: Step, blocks: Sequence[int]) -> int:
-    """So many that the tiles alive at once fit in their registers."""
+def _deep(step: Step) -> bool:
+    """Whether an operand is so deep that the loads of its chunks, which the compiler asks for all at once, spill beside 64 rows of a
+    matrix in 4 warps. 8 warps have room for them with 32 rows, which are no warpgroup's product."""
+    return max((depth for part in step.parts for depth in part.depths), default=0) > 512
+
+
+def _tiles(step: Step, blocks: Sequence[int]) -> int:
+    """Registers that the tiles alive at once take, of all threads together."""
     words = 2 if step.dtype == torch.float64 else 1
-    tiles = [part.live + power_of_two(part.gates) * len(part.depths) for part in step.parts]
-    needed = max((count * block * _ROWS * words for count, block in zip(tiles, blocks, strict=True)), default=1)
-    return min(power_of_two(-(-needed // (32 * _LIVE)), 4), 16)
+    # Beside a product its operand and the matrix are on their way.
+    tiles = [part.live + (power_of_two(part.gates) * len(part.depths) + 4 if part.depths else 0) for part in step.parts]
+    return max((count * block * _ROWS * words for count, block in zip(tiles, blocks, strict=True)), default=1)
+
+
+def _warps(step: Step, blocks: Sequence[int]) -> int:
+    """So many that those fit."""
+    if _deep(step):
+        return 8
+    most = 8 if any(part.depths for part in step.parts) else 16
+    return min(power_of_two(-(-_tiles(step, blocks) // (32 * _LIVE)), 4), most)
 
 
 def _block(part: Part, programs: int) -> int:
     if part.row:
         return power_of_two(part.row)
     if part.over:
-        return min(power_of_two(part.over), 256)
+        return min(power_of_two(part.over), _REDUCED)
     least = -(-16 // power_of_two(part.gates)) if part.depths else 1
     return power_of_two(-(-part.units // programs), least)
 
@@ -289,6 +306,8 @@ def _step_obstacle(launch: StepLaunch, card: Card, step: Step) -> str | None:
         return f"a cumulative sum has {row} numbers, and one program has room for 4096"
     if launch.schedule == "stepwise":
         return None
+    if _tiles(step, launch.blocks) > 32 * launch.num_warps * _LIVE:
+        return "registers have no room for its tiles"
     if launch.exchanges and launch.programs > card.multiprocessors:
         return f"its {launch.programs} programs have to run at once, on {card.multiprocessors} multiprocessors"
     if launch.schedule == "streamed":
