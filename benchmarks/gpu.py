@@ -314,7 +314,9 @@ def table(report: dict) -> str:
         lines.append(f"{_label(point)}: FlashRNN / ours {ratios} (forward, forward + backward)")
     for point in (point for point in report.get("own_cells", []) if "times" in point):
         lines.append(f"{_label(point)} ({', '.join(point['schedules'])}): time / ours: {_outcome(point)}")
-    counts = [f"{_counted(report[section])} {section}" for section in ("checks", *(["own_cells"] if report.get("own_cells") else ["points"]))]
+    counts = [
+        f"{_counted(report[section])} {section}" for section in ("checks", *(["own_cells"] if report.get("own_cells") else ["points"]))
+    ]
     return "\n".join([*lines, "; ".join([*counts, f"{len(report['left_out'])} left out for lack of time"])])
 
 

@@ -22,6 +22,7 @@ HAND_WRITTEN = {"torch.nn:LSTMCell": "LSTM", "torch.nn:GRUCell": "GRU"}
 
 def own_check(cell: str, schedule: str, dtype: str, batch: int, steps: int, sizes: list[int]) -> dict:
     """Relative errors of a schedule's kernels beside those of the cell's own loop in the same dtype, against the loop in float64."""
+    _allow_tf32(dtype)
     report = {str(size): _checked(cell, schedule, dtype, batch, steps, size) for size in sizes}
     return report | {"ok": all(of_size["ok"] for of_size in report.values())}
 
@@ -44,6 +45,7 @@ def _checked(cell: str, schedule: str, dtype: str, batch: int, steps: int, size:
 
 def own_cell(cell: str, dtype: str, batch: int, steps: int, hidden_size: int) -> dict:
     """Milliseconds of a cell over sequences, forward alone and with its backward, by each way that runs here."""
+    _allow_tf32(dtype)
     x = torch.randn(steps, batch, hidden_size, device=DEVICE.place, dtype=DTYPES[dtype], requires_grad=True)
     calls: dict[str, dict[str, Callable[[], object]]] = {}
     failed: dict[str, str] = {}
@@ -66,6 +68,11 @@ def own_cell(cell: str, dtype: str, batch: int, steps: int, hidden_size: int) ->
             times[name]["ratio"] = times[name]["ms"] / times["ours"]["ms"]
     schedules = sorted(name for name, count in ran.items() if count and name not in ("forward", "backward"))
     return {"times": timed, "failed": failed, "schedules": schedules}
+
+
+def _allow_tf32(dtype: str) -> None:
+    """In all products, those of the loops beside ours too."""
+    torch.backends.cuda.matmul.allow_tf32 = dtype == "tf32"
 
 
 Phases = dict[str, Callable[[], object]]

@@ -120,6 +120,16 @@ def forced() -> str | None:
     return _blocks.latest if torch.compiler.is_dynamo_compiling() else _forced.name
 
 
+@contextmanager
+def forcing(name: str | None) -> Iterator[None]:
+    """What `forced` says within the block, in this thread: a backward's, which autograd runs in another, is that of its forward."""
+    outer, _forced.name = _forced.name, name
+    try:
+        yield
+    finally:
+        _forced.name = outer
+
+
 def check_program(fused: bool) -> None:
     """Raises BackendError where an engine is forced that does not run cells that are not `fused`."""
     name = forced()

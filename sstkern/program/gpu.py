@@ -69,7 +69,7 @@ _ROWS = """    program = tl.program_id(0) % programs
 CALL = ("offsets", "lengths", "counters", "T", "B", "programs", "first_step", "last_step", "first_task", "slabs")
 """Arguments of every core kernel."""
 CONSTANTS = ("REVERSE", "HAS_LENGTHS", "STAGE", "EXCHANGES", "KEEP", "PRECISION", "TARGET", "BLOCK_B")
-ROW_CALL, ROW_CONSTANTS = ("N", "programs"), ("BLOCK_B",)
+ROW_CALL, ROW_CONSTANTS = ("N", "programs"), ("STAGE", "BLOCK_B")
 _COUNTS = ("T", "B", "N", "programs", "first_step", "last_step", "first_task", "slabs")
 
 
@@ -186,16 +186,27 @@ class _Emitter:
         """Where numbers begin in their row."""
         return self.start(self.arguments.start(memory, memory.start))
 
-    def of_stage(self, stage: int, found: Stage) -> tuple[list[str], list[str]]:
-        """What can be loaded before all have met, and the rest."""
+    def of_stage(self, stage: int, found: Stage) -> list[tuple[list[str], list[str]]]:
+        """The stage in one part or two, between which all programs have to meet: where loops read what the stage's products, moves and
+        reductions store. Of each part what can be loaded before they meet, and the rest."""
+        made = self.products_of(stage, found)
+        made += [line for move in found.moves for line in self.of_move(stage, move)]
+        made += [line for reduction in found.reductions for line in self.of_reduction(stage, reduction)]
+        before = len(self.windows)
         early: list[str] = []
-        lines = [line for move in found.moves for line in self.of_move(stage, move)]
-        lines += [line for reduction in found.reductions for line in self.of_reduction(stage, reduction)]
+        loops: list[str] = []
         for loop in found.loops:
-            before, rest = self.of_loop(stage, loop)
-            early += before
-            lines += rest
-        return early, lines
+            loaded, rest = self.of_loop(stage, loop)
+            early += loaded
+            loops += rest
+        stored = {part.target.slot for parts in (found.plain, found.moves, found.reductions) for part in parts}
+        if any(row.slot in stored and not row.written for _, row in self.windows[before:]):
+            return [([], made), (early, loops)]
+        return [(early, made + loops)]
+
+    def products_of(self, stage: int, found: Stage) -> list[str]:
+        """The lines of the products that are put to memory."""
+        return []
 
     def of_move(self, stage: int, move: Move) -> list[str]:
         number = len(self.code.moves)
@@ -276,7 +287,6 @@ class _Core(_Emitter):
     def __init__(self, found: Code):
         super().__init__(found, "core")
         self.stages = found.lowered.phases[CORE]
-        self.kernel.stages = len(self.stages)
         self.written = {memory.slot for stage in self.stages for memory in _targets(stage)}
 
     def meets(self) -> bool:
@@ -300,17 +310,19 @@ class _Core(_Emitter):
         )
 
     def text(self) -> str:
+        parts = [part for place, stage in enumerate(self.stages) for part in self.of_stage(place, stage)]
+        self.kernel.stages = len(parts)
         body: list[str] = []
-        for place, stage in enumerate(self.stages):
-            early, lines = self.of_stage(place, stage)
-            lines = [line for plain in stage.plain for line in self.of_plain(place, plain)] + lines
-            count = f"programs * ((s - first_step) * {len(self.stages)} + {place})"
-            met = [f"begin(counter, {count}, EXCHANGES, TARGET)"]
-            inside = [*early, *met, *lines, "finish(counter, EXCHANGES, TARGET)"]
+        for place, (early, lines) in enumerate(parts):
+            count = f"programs * ((s - first_step) * {len(parts)} + {place})"
+            inside = [*early, f"begin(counter, {count}, EXCHANGES, TARGET)", *lines, "finish(counter, EXCHANGES, TARGET)"]
             body += [f"        if STAGE < 0 or STAGE == {place}:", *(f"            {line}" for line in inside)]
         self.kernel.meets = self.meets()
         head = self.signature(CALL, CONSTANTS)
         return "\n".join([*head, _TASK, *(f"    {line}" for line in self.setup), _STEP, *body]) + "\n"
+
+    def products_of(self, stage: int, found: Stage) -> list[str]:
+        return [line for plain in found.plain for line in self.of_plain(stage, plain)]
 
     def rows_of(self, slot: int) -> str:
         kind, place, *_ = self.code.lowered.slots[slot]
@@ -380,15 +392,20 @@ class _Core(_Emitter):
 
 
 class _Rows(_Emitter):
-    """Of a stage before or after the loop, for all rows at once; its products are there when it begins."""
+    """Of a stage before or after the loop, for all rows at once; its products are there when it begins. A stage in two parts has two
+    launches of the kernel."""
 
     def __init__(self, found: Code, phase: int, place: int, stage: Stage):
         super().__init__(found, f"{'before' if phase == BEFORE else 'after'}_{place}")
         self.stage = stage
 
     def text(self) -> str:
-        early, lines = self.of_stage(0, self.stage)
-        body = [*self.setup, *early, *lines]
+        parts = self.of_stage(0, self.stage)
+        self.kernel.stages = len(parts)
+        body = list(self.setup)
+        for place, (early, lines) in enumerate(parts):
+            inside = [*early, *lines] or ["pass"]
+            body += [f"if STAGE == {place}:", *(f"    {line}" for line in inside)]
         return "\n".join([*self.signature(ROW_CALL, ROW_CONSTANTS), _ROWS, *(f"    {line}" for line in body)]) + "\n"
 
     def sums_of(self, stage: int, loop: Loop) -> tuple[list[str], list[list[str]]]:

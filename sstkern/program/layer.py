@@ -143,9 +143,11 @@ def explanation(captured: Captured, cell: nn.Module, source: bool) -> str:
 
 def _engine(captured: Captured) -> str:
     device = flatten(captured.state)[0].device
-    name = "cpu" if device.type == "cpu" else "triton"
+    where = "the CPU" if device.type == "cpu" else str(device)
+    if device.type not in ("cpu", "cuda"):
+        return f"{where}, in plain PyTorch"
+    name = "cpu" if device.type == "cpu" and not engines.interpreting() else "triton"
     problem = problem_of(name, captured)
-    where = "the CPU" if name == "cpu" else str(device)
     if problem is not None:
         return f"{where}, in plain PyTorch: {problem}"
     return f"the CPU engine, compiled for {engines.cpu.level()}" if name == "cpu" else f"the Triton engine, on {device}"

@@ -11,13 +11,16 @@ from functools import cached_property
 from typing import Any
 
 import torch
+import triton
 from torch import Tensor
+from triton.errors import TritonError
 
 from sstkern.engines.triton import device, launch, sources
 from sstkern.engines.triton import layer as layers
 from sstkern.engines.triton import rows as rows_of
 from sstkern.engines.triton.launch import choose_step
 from sstkern.lengths import ALL_ROWS, check_packed, longest
+from sstkern.program.compiler import CannotCompile
 from sstkern.program.gpu import Code, Kernel, code
 from sstkern.program.lower import AFTER, BEFORE, Lowered, Memory, Product, RowSum, Stage
 from sstkern.program.prepared import Prepared
@@ -59,7 +62,12 @@ class Compiled(Prepared):
         """What moves take from where, int32."""
         if place not in self._tables:
             self._tables[place] = {name: table.to(place) for name, table in _tables(self.code).items()}
+            _in_graphs.append(self._tables[place])
         return self._tables[place]
+
+
+_in_graphs: list[dict[str, Tensor]] = []
+"""Every table: a CUDA graph may replay after its program was forgotten."""
 
 
 def _sizes(found: Code) -> dict[str, int]:
@@ -233,7 +241,7 @@ class _Call:
             return rows.view(self.T, self.B, rows.size(1))
         if self.N == 0:
             return rows.new_zeros(self.T, self.B, rows.size(1))
-        return torch.where(self.rows.valid[..., None], rows[self.rows.place], 0)
+        return torch.where(self.rows.valid[..., None], rows[self.rows.place], rows.new_zeros(()))  # bools stay bools
 
     # Products and phases
 
@@ -269,19 +277,27 @@ class _Call:
         tiles = {f"BLOCK{place}": block for place, block in zip(kernel.works, plan.blocks, strict=True)}
         arguments = self.named(kernel, tiles) | {"N": self.N, "programs": plan.programs, "BLOCK_B": plan.block_b}
         grid = (plan.programs * -(-self.N // plan.block_b),)
-        self.device.run(getattr(self.compiled.kernels, kernel.name), grid, arguments, {"num_warps": plan.num_warps})
+        for stage in range(kernel.stages):
+            self.run_kernel(kernel, grid, arguments | {"STAGE": stage}, {"num_warps": plan.num_warps})
+
+    def run_kernel(self, kernel: Kernel, grid: tuple[int, ...], arguments: dict, options: dict) -> None:
+        """Raises CannotCompile for what Triton does not compile, or this GPU has no room for."""
+        try:
+            self.device.run(getattr(self.compiled.kernels, kernel.name), grid, arguments, options)
+        except TritonError as error:
+            raise CannotCompile(f"Triton {triton.__version__}: {type(error).__name__}: {error}") from error
 
     # The loop
 
     @cached_property
     def step(self) -> launch.Step:
         assert self.code.core is not None
-        precision = self.device.precision(self.stored)
+        precision = self.device.product_precision(self.stored)
         return launch.Step(self.stored, precision, self.B, self.compiled.parts(self.code.core), self.code.core.meets)
 
     def loop(self, kernel: Kernel) -> list[Tensor]:
         """Returns the last states, (B, width) each, in the order of the kernel."""
-        plan = choose_step(self.device.card, self.step, launch.forced())
+        plan = self.plan(kernel)
         tasks = -(-self.B // plan.block_b)
         slabs = min(tasks, max(1, self.device.card.multiprocessors // plan.programs)) if plan.exchanges else tasks
         for number, slot in enumerate(self.found.slots):
@@ -312,21 +328,34 @@ class _Call:
         self.launch_loop(kernel, plan, tasks, slabs, arguments)
         return self.last_states(plan)
 
+    def plan(self, kernel: Kernel) -> launch.StepLaunch:
+        """Raises ValueError for a schedule that is forced and cannot run it, CannotCompile where none can."""
+        forced = launch.forced()
+        try:
+            plan = choose_step(self.device.card, self.step, forced)
+            # A task's counter has 31 bits.
+            if plan.exchanges and plan.programs * kernel.stages * self.T >= 2**31:
+                plan = choose_step(self.device.card, self.step, "stepwise")
+        except ValueError as error:
+            if forced is not None:
+                raise
+            raise CannotCompile(str(error).removeprefix("schedule: ")) from error
+        return plan
+
     def launch_loop(self, kernel: Kernel, plan: launch.StepLaunch, tasks: int, slabs: int, arguments: dict) -> None:
-        core = getattr(self.compiled.kernels, kernel.name)
         counters = torch.zeros(tasks, dtype=torch.int32, device=self.place) if plan.exchanges else self.numbers
         options = {"num_warps": plan.num_warps, "num_stages": plan.num_stages, "launch_cooperative_grid": plan.exchanges}
         if plan.schedule != "stepwise":
             for first in range(0, tasks, slabs):
                 now = {"counters": counters, "first_task": first, "first_step": 0, "last_step": self.T, "STAGE": -1}
                 layers.runs[plan.schedule] += 1
-                self.device.run(core, (plan.programs * min(slabs, tasks - first),), arguments | now, options)
+                self.run_kernel(kernel, (plan.programs * min(slabs, tasks - first),), arguments | now, options)
             return
         for step in range(self.T):
             for stage in range(kernel.stages):
                 now = {"counters": counters, "first_task": 0, "first_step": step, "last_step": step + 1, "STAGE": stage}
                 layers.runs[plan.schedule] += 1
-                self.device.run(core, (plan.programs * tasks,), arguments | now, options)
+                self.run_kernel(kernel, (plan.programs * tasks,), arguments | now, options)
 
     def last_states(self, plan: launch.StepLaunch) -> list[Tensor]:
         """Each tile's are in the turn of its last step."""
@@ -357,6 +386,9 @@ class _Call:
 
     def sum_over_rows(self, part: RowSum) -> Tensor:
         """(left width,) or (left width, right width); with groups (groups, ...): those of equal shares of the batch."""
+        if self.N == 0:
+            shape = (part.left_width,) if part.right.slot < 0 else (part.left_width, part.right_width)
+            return torch.zeros(*(() if self.groups is None else (self.groups,)), *shape, dtype=self.real, device=self.place)
         left = self.grouped(self.window(Memory(part.left, 0), part.rows, part.left_width), part.rows)
         if part.right.slot < 0:
             total = left.sum(1, dtype=self.real)

@@ -137,11 +137,14 @@ class _Program(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         inputs, parameters, hx = _split(tensors, counts)
         rows = operators.saved_rows(not call.padded, lengths)
-        ctx.layer = _compiled_layer(call, inputs, parameters, hx)
+        ctx.forced, ctx.layer = engines.forced(), _compiled_layer(call, inputs, parameters, hx)
         if ctx.layer is not None:
-            with private.below_views():  # a view could not be changed in place by the caller
-                outputs, hx_n, saved = ctx.layer.forward(call, inputs, parameters, hx, lengths, rows)
-        else:
+            try:
+                with private.below_views():  # a view could not be changed in place by the caller
+                    outputs, hx_n, saved = ctx.layer.forward(call, inputs, parameters, hx, lengths, rows)
+            except CannotCompile:
+                ctx.layer = None  # said where it runs in plain PyTorch
+        if ctx.layer is None:
             outputs, hx_n, saved = _undifferentiated(call, inputs, parameters, hx, lengths, rows)
         ctx.kinds = [(result.shape, result.dtype) for result in outputs]
         ctx.save_for_backward(*tensors, lengths, *saved)
@@ -317,6 +320,7 @@ def _setup_forward(ctx, inputs, output):
     *fields, given, parameters, hx, lengths, _ = inputs
     ctx.call, ctx.counts = _call(*fields), (len(given), len(parameters), len(hx))
     ctx.kinds, ctx.layer = [(result.shape, result.dtype) for result in output[0]], None
+    ctx.forced = engines.forced()
     ctx.save_for_backward(*given, *parameters, *hx, lengths, *output[2])
     ctx.mark_non_differentiable(*output[2])
     ctx.set_materialize_grads(False)
@@ -332,6 +336,11 @@ def _forward_gradient(ctx, grad_outputs, grad_hx, _grad_saved):
 @one_thread
 def _given_gradients(ctx, inputs, parameters, hx, lengths, saved, grad_outputs, grad_hx, wanted) -> Sequence[Tensor | None]:
     """Of inputs, parameters and states, where some of the results may have no gradient."""
+    with engines.forcing(ctx.forced):
+        return _gradients_by_engine(ctx, inputs, parameters, hx, lengths, saved, grad_outputs, grad_hx, wanted)
+
+
+def _gradients_by_engine(ctx, inputs, parameters, hx, lengths, saved, grad_outputs, grad_hx, wanted) -> Sequence[Tensor | None]:
     if all(gradient is None for gradient in (*grad_outputs, *grad_hx)):
         return [None] * len(wanted)
     grad_outputs = [

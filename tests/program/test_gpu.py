@@ -9,20 +9,25 @@ from pathlib import Path
 import pytest
 import torch
 from programs import captured
+from zoo import ZOO
 
 from sstkern.engines.triton import sources
 from sstkern.program.derive import derive
 from sstkern.program.engine import leaves_of_backward
 from sstkern.program.gpu import Code, code
 from sstkern.program.lower import lowered
+from sstkern.program.spread import spread
+
+FUSED = [name for name, entry in ZOO.items() if entry.unfused is None]
 
 
 def codes(name: str, input_size: int, hidden_size: int, dtype: torch.dtype = torch.float64) -> tuple[Code, Code]:
     """Of the step and its derivative."""
     program, leaves = captured(name, input_size, hidden_size, dtype)
     derivative = derive(program, leaves)
-    backward, of_backward = derivative.backward, leaves_of_backward(program, leaves, derivative)
-    return code(lowered(program, leaves, program.outputs)), code(lowered(backward, of_backward, backward.outputs))
+    both = (program, leaves), (derivative.backward, leaves_of_backward(program, leaves, derivative))
+    forward, backward = (code(lowered(found, kinds, found.outputs)) for (found, _), (_, kinds) in ((spread(*of), of) for of in both))
+    return forward, backward
 
 
 @pytest.mark.parametrize("name", ["LSTMCell", "ChoGRU", "LayerNormLSTM", "Heads"])
@@ -59,6 +64,43 @@ def test_elementwise_units_do_not_meet():
     assert backward.core is not None
     assert not forward.core.meets
     assert not backward.core.meets
+
+
+def parts(text: str) -> list[str]:
+    """Of a module's kernels: between two of them all programs have met."""
+    return re.split(r"if STAGE[^:]*:\n|\ndef ", text)
+
+
+ROWS = r"((?:slot|state)\d+), (row|local|before|after)\b"
+MADE = ("picked(", "product(", "summed(", "largest(", "cumulated(")
+
+
+def read_and_stored(part: str) -> set[tuple[str, ...]]:
+    """Rows that the part reads, and stores too: anywhere in them where a product, a move or a reduction does, whose units are others, in
+    the same window where a loop does."""
+    lines = part.split("\n")
+    read = {found for line in lines for found in re.findall(rf"(?<!store\(){ROWS}", line)}
+    windows = {found for line in lines for found in re.findall(rf"\bload\({ROWS}, width\d+, (\w+)", line)}
+    found = set()
+    for line in lines:
+        stored = re.search(rf"store\({ROWS}, width\d+, (\w+)", line)
+        if stored and any(made in line for made in MADE):
+            found |= {stored.groups()[:2]} & read
+        elif stored:
+            found |= {stored.groups()} & windows
+    return found
+
+
+@pytest.mark.parametrize("name", FUSED)
+def test_nothing_is_read_before_all_that_stores_it_have_met(name: str):
+    for found in codes(name, *ZOO[name].sizes):
+        assert not any(map(read_and_stored, parts(found.text)))
+
+
+def test_what_is_read_too_early_is_seen():
+    _, backward = codes("BlockDiagonal", *ZOO["BlockDiagonal"].sizes)
+    joined = re.sub(r"        if STAGE[^:]*:\n", "", backward.text)
+    assert any(map(read_and_stored, parts(joined)))
 
 
 TEXT = "import triton\nimport triton.language as tl\n\n\n@triton.jit\ndef core(x):\n    tl.store(x, 1)\n"

@@ -321,7 +321,7 @@ def _recorded(configuration: Configuration, run: Callable) -> Iterator[None]:
 
 
 def _device(target: Target, tf32: bool, run: Callable | None = None) -> device.Device:
-    return device.Device(target.card, target.gpu.backend, run, lambda: tf32)
+    return device.Device(target.card, target.gpu.backend, run, lambda: tf32, products_allow_tf32=lambda: tf32)
 
 
 def rows(configurations: Iterable[Configuration]) -> Iterator[Row]:

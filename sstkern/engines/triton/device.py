@@ -18,16 +18,23 @@ class Device:
     run: Callable[..., None]
     """run(kernel, grid, arguments, options)"""
     allows_tf32: Callable[[], bool]
-    """What torch's switches say."""
+    """What torch's switches say of cuDNN's layers."""
     has_tf32: bool = True
+    products_allow_tf32: Callable[[], bool] = lambda: torch.backends.cuda.matmul.allow_tf32
+    """What they say of matrix products."""
 
     def precision(self, dtype: torch.dtype) -> str:
         """tl.dot's `input_precision`: for float32 what torch.backends.cudnn allows its own recurrent layers, TF32 by default."""
-        if dtype != torch.float32:
+        return self._precision(dtype, self.allows_tf32)
+
+    def product_precision(self, dtype: torch.dtype) -> str:
+        """The same for own cells: what torch.backends.cuda.matmul allows the products of the cell's own loop, float32 by default."""
+        return self._precision(dtype, self.products_allow_tf32)
+
+    def _precision(self, dtype: torch.dtype, allows_tf32: Callable[[], bool]) -> str:
+        if dtype != torch.float32 or not self.has_tf32:
             return "ieee"
-        if not self.has_tf32:
-            return "ieee"
-        if self.allows_tf32():
+        if allows_tf32():
             return "tf32"
         return "tf32x3" if self.target == "cuda" else "ieee"
 

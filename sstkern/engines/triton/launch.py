@@ -243,7 +243,7 @@ def choose_step(card: Card, step: Step, schedule: str | None = None) -> StepLaun
     """
     resident, grid, *others = SCHEDULES
     wide = max((part.rows for part in step.parts), default=1) > 256
-    order = (grid, resident, *others) if wide else SCHEDULES
+    order = (grid, resident, *others) if wide and step.meets else SCHEDULES
     for name in order if schedule is None else (schedule,):
         for rows in (32, 16) if _deep(step) else (64, 32, 16):
             launch = _step_launch(card, step, name, rows)
@@ -256,7 +256,7 @@ def choose_step(card: Card, step: Step, schedule: str | None = None) -> StepLaun
 def _step_launch(card: Card, step: Step, schedule: str, rows: int) -> StepLaunch:
     """rows: of the matrices of its products, in one program where several share them."""
     wide = max((part.rows for part in step.parts), default=1)
-    programs = 1 if schedule == "resident" else -(-wide // rows)
+    programs = 1 if schedule == "resident" and step.meets else -(-wide // rows)
     blocks = tuple(_block(part, programs) for part in step.parts)
     item = step.dtype.itemsize
     block_k = ({2: 128, 4: 64, 8: 16} if schedule in ("resident", "grid") else {2: 64, 4: 32, 8: 16})[item]
@@ -272,7 +272,7 @@ def _chunks(depth: int, block: int) -> tuple[int, int]:
 def _deep(step: Step) -> bool:
     """Whether an operand is so deep that the loads of its chunks, which the compiler asks for all at once, spill beside 64 rows of a
     matrix in 4 warps. 8 warps have room for them with 32 rows, which are no warpgroup's product."""
-    return max((depth for part in step.parts for depth in part.depths), default=0) > 512
+    return max((depth for part in step.parts for depth in part.depths), default=0) >= 512
 
 
 def _tiles(step: Step, blocks: Sequence[int]) -> int:
@@ -285,9 +285,9 @@ def _tiles(step: Step, blocks: Sequence[int]) -> int:
 
 def _warps(step: Step, blocks: Sequence[int]) -> int:
     """So many that those fit."""
-    if _deep(step):
+    if _deep(step) and step.dtype.itemsize == 2:  # of float32, 8 warps spill more often than 4
         return 8
-    most = 8 if any(part.depths for part in step.parts) else 16
+    most = 8 if step.meets else 4
     return min(power_of_two(-(-_tiles(step, blocks) // (32 * _LIVE)), 4), most)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import linecache
-import os
+import secrets
 import sys
 from contextlib import suppress
 from functools import lru_cache
@@ -35,7 +35,7 @@ def _written(name: str, text: str) -> str:
     with suppress(CannotCompile, OSError):
         path = Path(cache.place()) / name
         if not path.exists():
-            part = path.with_suffix(f".{os.getpid()}")
+            part = path.with_suffix(f".{secrets.token_hex(8)}")
             part.write_text(text)
             part.replace(path)
         return str(path)

@@ -37,6 +37,7 @@ CASES = {
     "sums along rows, grid": Case("LayerNormLSTM", "grid", programs=3),
     "heads, streamed": Case("Heads", "streamed"),
     "cumulative sums and moves, grid": Case("Ordered", "grid"),
+    "a loop of what is moved, grid": Case("BlockDiagonal", "grid"),
 }
 FAULTS = {
     "no wait": Fault(waits=False),

@@ -1,5 +1,7 @@
 """Every cell of the zoo by the kernels generated of its program, interpreted: the numbers and gradients of its own Python loop."""
 
+import threading
+
 import pytest
 import torch
 from each_alone import assert_is_the_loop
@@ -97,3 +99,63 @@ def test_gradients_of_each_sample():
         alone = torch.autograd.grad(layer(x[:, b : b + 1], tuple(state[b : b + 1] for state in hx))[0].sum(), list(layer.parameters()))
         for (_, every), one in zip(found.items(), alone, strict=True):
             torch.testing.assert_close(every[b], one, rtol=1e-12, atol=1e-12)
+
+
+def test_no_time_steps_give_gradients_of_zero_to_each_sample():
+    layer, x, hx = lstm()
+    parameters = {name: parameter.detach() for name, parameter in layer.named_parameters()}
+
+    def loss(parameters, x, h, c):
+        return torch.func.functional_call(layer, parameters, (x[:, None], (h[None], c[None])))[0].sum()
+
+    found = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 1, 0, 0))(parameters, x.detach()[:0], *(state.detach() for state in hx))
+    assert {name: (gradient.shape[0], int(gradient.count_nonzero())) for name, gradient in found.items()} == dict.fromkeys(
+        parameters, (3, 0)
+    )
+
+
+class Compared(nn.Module):
+    """An output of bools."""
+
+    def forward(self, x: torch.Tensor, h: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        after = torch.tanh(x + h)
+        return after > 0, after
+
+
+@pytest.mark.parametrize("lengths", [None, [3, 0, 2]])
+def test_an_output_of_bools_stays_one(lengths: list[int] | None):
+    torch.manual_seed(0)
+    layer = sstkern.fuse(Compared(), returns="output_and_state", strict=True)
+    x, h = torch.randn(3, 3, 4), torch.randn(3, 4)
+    with sstkern.backend("reference"):
+        expected, _ = layer(x, h, lengths=lengths)
+    output, _ = layer(x, h, lengths=lengths)
+    assert output.dtype == expected.dtype == torch.bool
+    assert torch.equal(output, expected)
+
+
+class Cumulated(nn.Module):
+    def forward(self, x: torch.Tensor, h: torch.Tensor) -> torch.Tensor:
+        return torch.tanh((x + h).cumsum(1))
+
+
+def test_what_the_launch_table_refuses_runs_in_plain_pytorch_and_says_why():
+    layer, x = sstkern.fuse(Cumulated(), strict=True), torch.randn(2, 1, 5000, requires_grad=True)
+    with pytest.warns(UserWarning, match="runs Cumulated in plain PyTorch.*a cumulative sum has 5000 numbers"):
+        output, _ = layer(x, torch.zeros(1, 5000))
+    (gradient,) = torch.autograd.grad(output.sum(), x)
+    assert gradient.shape == x.shape
+    with sstkern.backend("triton"), pytest.raises(sstkern.engines.BackendError, match="a cumulative sum has 5000 numbers"):
+        layer(x, torch.zeros(1, 5000))
+
+
+def test_a_backward_in_another_thread_has_its_forwards_engine():
+    layer, x, hx = lstm()
+    before = triton_runs().get("backward", 0)
+    with sstkern.backend("reference"):
+        output, _ = layer(x, hx)
+    thread = threading.Thread(target=lambda: output.sum().backward())
+    thread.start()
+    thread.join()
+    assert x.grad is not None
+    assert triton_runs().get("backward", 0) == before
