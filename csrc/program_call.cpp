@@ -14,6 +14,7 @@
 #include "layer.h"
 #include "memory.h"
 #include "packing.h"
+#include "pieces.h"
 #include "plan.h"
 #include "program.h"
 #include "spans.h"
@@ -80,28 +81,31 @@ class ProgramCall {
  public:
   ProgramCall(const Program& program, at::TensorList inputs, at::TensorList weights, at::TensorList vectors, at::TensorList states,
               const std::optional<at::Tensor>& lengths, at::ArrayRef<double> numbers, bool reverse, bool padded,
-              std::optional<int64_t> saved_rows, std::optional<int64_t> groups)
+              std::optional<int64_t> saved_rows, std::optional<int64_t> groups, bool backward)
       : p_(program),
         products_(products(program)),
         inputs_(inputs.vec()),
         weights_(weights.vec()),
         reverse_(reverse),
         padded_(padded),
-        batch_(batch(lengths)),
-        schedule_(lengths, steps(lengths), batch_),
+        backward_(backward),
+        sequences_(batch(lengths)),
+        steps_(steps(lengths)),
+        schedule_(lengths, steps_, sequences_),
+        batch_(schedule_.batch()),
         view_(schedule_.view()),
         plan_(make_plan(work())),
         numbers_(numbers.begin(), numbers.end()) {
     check(vectors, states);
     rows_ = schedule_.rows();
     saved_rows_ = saved_rows.value_or(rows_);
-    if (saved_rows_ == -1) saved_rows_ = view_.steps * batch_;
+    if (saved_rows_ == -1) saved_rows_ = steps_ * sequences_;
     TORCH_CHECK_VALUE(saved_rows_ >= rows_, "saved_rows: expected at least ", rows_, ", the number of valid time steps, got ", saved_rows_);
     for (const at::Tensor& vector : vectors) {
       vectors_.push_back(vector.to(type()).contiguous());
       vector_data_.push_back(read<T>(vectors_.back()));
     }
-    for (const at::Tensor& state : states) states_.push_back(state.contiguous());
+    set_states(states);
     given_ = {p_.starts.data(), numbers_.data(), vector_data_.data()};
     functions_ = functions(*p_.library);
     if (groups.has_value()) groups_ = schedule_.rows_of_groups(*groups);
@@ -125,7 +129,7 @@ class ProgramCall {
     }
     add_vectors();
     for (at::Tensor& output : unused_) output.zero_();
-    return {std::move(outputs_), std::move(last_), std::move(sums_)};
+    return {std::move(outputs_), schedule_.cut() ? of_sequences() : std::move(last_), std::move(sums_)};
   }
 
  private:
@@ -160,7 +164,8 @@ class ProgramCall {
 
   int64_t steps(const std::optional<at::Tensor>& lengths) const {
     if (padded_) return inputs_[0].size(0);
-    return lengths->numel() ? lengths->max().item<int64_t>() : 0;
+    const at::Tensor alone = lengths_alone(*lengths);
+    return alone.numel() ? alone.max().item<int64_t>() : 0;
   }
 
   void check(at::TensorList vectors, at::TensorList states) {
@@ -170,12 +175,13 @@ class ProgramCall {
     count("inputs", inputs_.size(), p_.inputs);
     count("weights", weights_.size(), p_.weights);
     count("vectors", vectors.size(), p_.vectors);
-    count("states", states.size(), p_.states);
+    count("states", states.size(), begins_anew() ? 2 * p_.states : p_.states);
     count("numbers", numbers_.size(), p_.numbers);
     for (const Slot& slot : p_.slots) {
       if (slot.kind == SlotKind::input) check_input(slot);
       if (slot.kind == SlotKind::before || slot.kind == SlotKind::after)
-        check_tensor("state", states[slot.place], {batch_, slot.width}, slot.boolean);
+        for (size_t place = slot.place; place < states.size(); place += p_.states)
+          check_tensor("state", states[place], {sequences_, slot.width}, slot.boolean);
     }
     for (size_t place = 0; place < vectors.size(); ++place)
       TORCH_CHECK(vectors[place].numel() >= p_.vector_sizes[place] && vectors[place].device().is_cpu(), "program: a vector: expected ",
@@ -198,7 +204,7 @@ class ProgramCall {
   void check_input(const Slot& slot) {
     at::Tensor& x = inputs_[slot.place];
     if (padded_ && !slot.rows_only)
-      check_tensor("input", x, {schedule_.view().steps, batch_, slot.width}, slot.boolean);
+      check_tensor("input", x, {steps_, sequences_, slot.width}, slot.boolean);
     else
       check_tensor("row input", x, {x.dim() > 0 ? x.size(0) : 0, slot.width}, slot.boolean);
     TORCH_CHECK((padded_ && !slot.rows_only) || x.size(0) >= schedule_.rows(), "program: an input has ", x.size(0), " rows of ",
@@ -214,6 +220,36 @@ class ProgramCall {
 
   at::Tensor empty(at::IntArrayRef shape, bool boolean = false) const { return empty_tensor(shape, boolean ? at::kBool : type()); }
   at::Tensor zeros(at::IntArrayRef shape, bool boolean = false) const { return at::zeros(shape, boolean ? at::kBool : type()); }
+
+  // Whether the states that pieces begin anew with are given.
+  bool begins_anew() const { return schedule_.cut() && !backward_; }
+  // Which direction the program's sequences have forward: that of their pieces.
+  Pieces pieces() const { return {schedule_, reverse_ != backward_}; }
+
+  // What sequences, or their pieces, begin with.
+  void set_states(at::TensorList states) {
+    for (int64_t place = 0; place < p_.states; ++place) {
+      at::Tensor state = states[place];
+      if (schedule_.cut()) state = backward_ ? pieces().last_gradient(state) : pieces().first(state, states[p_.states + place]);
+      states_.push_back(state.contiguous());
+    }
+  }
+
+  // What pieces end with, as sequences do; in a backward, the gradients of all that they began with.
+  std::vector<at::Tensor> of_sequences() const {
+    std::vector<at::Tensor> found, anew;
+    for (const at::Tensor& state : last_) {
+      if (!backward_) {
+        found.push_back(pieces().last(state));
+        continue;
+      }
+      auto [of_given, of_anew] = pieces().template first_gradients<T>(state);
+      found.push_back(of_given);
+      anew.push_back(of_anew);
+    }
+    found.insert(found.end(), anew.begin(), anew.end());
+    return found;
+  }
 
   // Memory for every slot, and the results.
   void make_places() {
@@ -231,11 +267,12 @@ class ProgramCall {
       Layout layout{true, 0, slot.width};
       if (slot.kind == SlotKind::input) {
         memory = inputs_[slot.place];
-        layout = padded_ && !slot.rows_only ? Layout{false, memory.stride(0), memory.stride(1)} : Layout{true, 0, memory.stride(0)};
+        layout = padded_ && !slot.rows_only ? Layout{false, memory.stride(0), memory.stride(1), true}
+                                            : Layout{true, 0, memory.stride(0), !slot.rows_only};
       } else if (slot.kind == SlotKind::output) {
         const bool padded = padded_ && !slot.rows_only;
         memory = outputs_[slot.place] = padded ? output(slot) : rows_output(slot);
-        if (padded) layout = {false, batch_ * slot.width, slot.width};
+        layout = padded ? Layout{false, sequences_ * slot.width, slot.width, true} : Layout{true, 0, slot.width, !slot.rows_only};
       } else if (of_all_steps(slot, static_cast<int64_t>(places_.size()))) {
         memory = keep(empty({most_rows(spans_), slot.width}, slot.boolean));
       } else if (slot.kind == SlotKind::step) {
@@ -255,7 +292,7 @@ class ProgramCall {
   }
 
   at::Tensor output(const Slot& slot) const {
-    const std::array<int64_t, 3> shape{view_.steps, batch_, slot.width};
+    const std::array<int64_t, 3> shape{steps_, sequences_, slot.width};
     return schedule_.full() ? empty(shape, slot.boolean) : zeros(shape, slot.boolean);
   }
 
@@ -827,9 +864,10 @@ class ProgramCall {
   const Program& p_;
   const Products<T>& products_;
   std::vector<at::Tensor> inputs_, weights_;
-  const bool reverse_, padded_;
-  const int64_t batch_;
+  const bool reverse_, padded_, backward_;
+  const int64_t sequences_, steps_;  // of the call's tensors
   const BatchSchedule schedule_;
+  const int64_t batch_;  // sequences, or their pieces
   const Schedule view_;
   Plan plan_;
   std::vector<Span> spans_;
@@ -862,7 +900,8 @@ ProgramResult run_program(int64_t program, at::TensorList inputs, at::TensorList
   const CallThreads threads;
   const std::shared_ptr<const Program> found = find_program(program);
   const auto run = [&](auto type) {
-    return ProgramCall<decltype(type)>(*found, inputs, weights, vectors, states, lengths, numbers, reverse, padded, saved_rows, groups)
+    return ProgramCall<decltype(type)>(*found, inputs, weights, vectors, states, lengths, numbers, reverse, padded, saved_rows, groups,
+                                       backward)
         .run();
   };
   ProgramResult result = found->library->of_float ? run(float{}) : run(double{});

@@ -10,27 +10,43 @@
 
 namespace sstkern {
 
+// lengths, here and below: int64 (batch,), or (batch, 1 + steps), of which the first column is the lengths, and the others say of every
+// step whether a sequence begins anew with it.
+
+// Of those the lengths alone, (batch,).
+at::Tensor lengths_alone(const at::Tensor& lengths);
+
 // Those of a packed x: raises ValueError unless each is from 0 to `rows`, before anything has their size, and they fall.
 void check_packed_lengths(const std::optional<at::Tensor>& lengths, int64_t rows);
 
-// Sorts the batch by falling length once per call: at every time step the valid rows are then a prefix, and padding costs nothing.
+// Sorts the batch by falling length once per call: at every time step the valid rows are then a prefix, and padding costs nothing. A
+// sequence that begins anew at some steps is cut there: its pieces are sequences of their own, which tensors of the call hold one after
+// the other (Layout::of_call).
 class BatchSchedule {
  public:
-  // lengths: int64 (batch,) on the CPU, or none where every sequence has `steps` time steps. Throws ValueError outside 0..steps.
+  // lengths: on the CPU, or none where every sequence has `steps` time steps. Throws ValueError outside 0..steps.
   BatchSchedule(const std::optional<at::Tensor>& lengths, int64_t steps, int64_t batch);
 
   // What it has of the time steps begin..end-1: sequences as long as their parts of these, in the same order.
   BatchSchedule span(int64_t begin, int64_t end) const;
 
   Schedule view() const;
-  int64_t rows() const { return rows_; }                  // valid (time step, sequence) pairs
-  int64_t active(int64_t t) const { return active_[t]; }  // sequences at time step t
-  int64_t batch() const { return static_cast<int64_t>(order_.size()); }
+  int64_t rows() const { return rows_; }                                 // valid (time step, sequence) pairs
+  int64_t active(int64_t t) const { return active_[t]; }                 // sequences at time step t
+  int64_t batch() const { return static_cast<int64_t>(order_.size()); }  // sequences, or pieces
+  int64_t steps() const { return steps_; }                               // of the longest one; without lengths of the call
+  int64_t sequences() const { return sequences_; }                       // of the call
+  bool cut() const { return !first_piece_.empty(); }                     // whether sequences are cut into pieces, if only one each
+
+  // The pieces of a sequence have the numbers first_piece(sequence)..first_piece(sequence + 1)-1.
+  int64_t first_piece(int64_t sequence) const { return first_piece_[sequence]; }
+  // Whether it begins anew with its first step, and not with what it was given.
+  bool begins_anew(int64_t sequence) const { return begins_anew_[sequence]; }
 
   // Bounds of `parts` ranges of positions with about equal numbers of time steps.
   std::vector<int64_t> split(int64_t parts) const;
 
-  bool full() const { return full_; }  // whether there is no padding
+  bool full() const { return full_; }  // whether there is no padding in tensors of the call
 
   // Where the valid rows of a tensor are, in row order.
   template <class T>
@@ -43,7 +59,7 @@ class BatchSchedule {
     return rows;
   }
 
-  // What came before them in their sequences: a row of the tensor, or of initial (batch, features) at a sequence's first step.
+  // What came before them in their sequences: a row of the tensor, or of initial (batch(), features) at a sequence's first step.
   template <class T>
   std::vector<T*> previous_rows_of(T* tensor, const Layout& layout, T* initial, int64_t features, bool reverse) const {
     const Schedule schedule = view();
@@ -57,19 +73,20 @@ class BatchSchedule {
     return rows;
   }
 
-  // Where the valid rows are among all (steps * batch) of a padded tensor, in row order: int64.
-  at::Tensor padded_rows() const;
-
-  // Of each of `groups` equal shares of the batch, the rows, in row order.
+  // Of each of `groups` equal shares of the call's sequences, the rows, in row order.
   std::vector<std::vector<int64_t>> rows_of_groups(int64_t groups) const;
 
  private:
   BatchSchedule() = default;
+  void cut_sequences(const at::Tensor& lengths, int64_t steps);
+  void sort(const std::vector<int64_t>& lengths);
   void count_rows();
 
-  int64_t steps_, rows_;
+  int64_t steps_, rows_, sequences_;
   std::vector<int64_t> offset_, active_, order_, length_;
   bool full_;
+  std::vector<int64_t> sequence_, start_, before_, first_piece_;  // empty where no sequence is cut
+  std::vector<bool> begins_anew_;
 };
 
 }  // namespace sstkern

@@ -10,6 +10,7 @@ from torch.nn.functional import linear
 from sstkern import private
 from sstkern.cells import CELLS, Cell
 from sstkern.engines import reference
+from sstkern.lengths import beginnings
 from sstkern.weights import Weights, by_direction
 
 GATES = {"lstm": "iofg", "gru": "zrn", "rnn_tanh": "h", "rnn_relu": "h"}
@@ -41,12 +42,17 @@ def layer(
     lengths: Tensor | None,
     has_bias: bool,
     bidirectional: bool,
+    every: bool = False,
 ) -> tuple[Tensor, list[Tensor]]:
     """What `autograd.layer` is while a model is exported to ONNX.
 
     That is one operator, with the lengths as its `sequence_lens`, or, for a cell that is not in `GATES` and for a projection, which ONNX's
     LSTM has not, a Scan of the cell's step.
     """
+    if beginnings(lengths) is not None:
+        raise NotImplementedError("torch.onnx.export: resets are not exported; cut the sequences, and export the layer without resets")
+    if every:
+        raise NotImplementedError(f"torch.onnx.export: return_states of '{cell.name}' is not exported, whose states are more than its output")
     directions = by_direction(cell, weights, has_bias, bidirectional)
     if cell.name in GATES and CELLS[cell.name] == cell and directions[0].weight_hr is None:
         return _standard(cell, x, directions, hx, lengths, has_bias)

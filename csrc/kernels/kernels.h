@@ -31,21 +31,31 @@ SSTKERN_INLINE void close_gap([[maybe_unused]] const void* begin) {
 
 // Sequences are sorted by falling length: position p of the sorted batch is batch index order[p], and at time step t the positions
 // 0..active[t]-1 are inside their sequence. Valid (time, position) pairs are numbered row by row: offset[t] + p.
+//
+// Where sequences are cut into pieces, each piece is a sequence here: order[p] is its number among all pieces, as states are numbered.
 struct Schedule {
   int64_t steps;
   const int64_t* offset;
   const int64_t* active;
   const int64_t* order;
   const int64_t* length;  // by position
+  // By position the sequence that a piece is of, and the step of it that the piece begins with; by step, how many rows of a packed tensor
+  // come before it. Null where no sequence is cut.
+  const int64_t *sequence, *start, *before;
 };
 
 // Where the rows of a tensor are, in elements. A padded tensor has one for every time step and sequence, a packed one the valid ones alone,
 // as they are numbered.
 struct Layout {
   bool packed;
-  int64_t step, row;  // strides; a packed tensor has no step
+  int64_t step, row;     // strides; a packed tensor has no step
+  bool of_call = false;  // whether it is the caller's, who has whole sequences where the schedule has pieces
 
   SSTKERN_INLINE int64_t at(const Schedule& schedule, int64_t t, int64_t position) const {
+    if (of_call && schedule.start) {
+      t += schedule.start[position];
+      return packed ? (schedule.before[t] + schedule.sequence[position]) * row : t * step + schedule.sequence[position] * row;
+    }
     return packed ? (schedule.offset[t] + position) * row : t * step + schedule.order[position] * row;
   }
 };
@@ -204,7 +214,7 @@ struct Forward : Recurrence<T> {
   const T *weight_ih, *weight_hh, *packed_ih, *packed_hh;
   const T *bias_ih, *bias_hh;  // gates * H, or null
   const T* weight_hr;          // packed by pack_plain as (H, P), or null
-  T* output;                   // where it is padded, rows past a length are set to zero
+  T* output;                   // where it is padded and no sequence is cut, rows past a length are set to zero
   T* h_n;                      // (B, P)
   T* states_n;                 // (B, states * H)
   bool save_for_backward;
@@ -228,7 +238,7 @@ struct ForwardWork {
 
 template <class T>
 struct BackwardRow {
-  const T *h_previous, *states_previous, *saved, *states, *h, *grad_output;
+  const T *h_previous, *states_previous, *saved, *states, *h, *grad_output, *grad_states;
   T *dgates_x, *dgates_h, *dparameters, *dh_total, *dhidden, *dh, *dstates;
 };
 
@@ -239,6 +249,7 @@ struct Backward : Recurrence<T> {
   const T* weight_hr;    // packed by pack_plain as (P, H), or null
   const T* output;       // the forward's output
   const T* grad_output;  // null: zero
+  const T* grad_states;  // (rows, states * H): gradients of the states after every step; null: zero
   Layout grad_output_at;
   const T *saved, *states;
   const T* hidden;  // the forward's, or null
@@ -270,7 +281,7 @@ struct Kernels {
 };
 
 // Raised with every change of these structures: a cell compiled apart is refused unless it has the same.
-constexpr int kKernelsVersion = 6 + (kGapBytes > 0 ? 1000 : 0);
+constexpr int kKernelsVersion = 7 + (kGapBytes > 0 ? 1000 : 0);
 
 // A cell's kernels for one instruction set.
 struct CellKernels {

@@ -298,7 +298,7 @@ inline void finish(const Forward<T>& f, const Share& share) {
     copy(f.h_n + b * f.output_size, empty ? f.h0 + b * f.output_size : f.output + f.output_at.at(schedule, last, p), f.output_size);
     const int64_t kept = empty || !f.save_for_backward ? p : schedule.offset[last] + p;
     copy(f.states_n + b * states, empty ? f.states0 + b * states : f.states + kept * states, states);
-    for (int64_t t = length; t < schedule.steps && !f.output_at.packed; ++t) {
+    for (int64_t t = length; t < schedule.steps && !f.output_at.packed && !schedule.start; ++t) {
       T* padding = f.output + f.output_at.at(schedule, t, p);
       for (int64_t i = 0; i < f.output_size; ++i) padding[i] = 0;
     }
@@ -353,6 +353,11 @@ inline void backward_step(const Backward<T>& f, const Place<T, BackwardRow<T>>* 
   load_list<Whole, T>(given.states_before, at, &Row::states_previous, hidden_size);
   load_list<Whole, T>(given.states, at, &Row::states, hidden_size);
   load_list<Whole, T>(given.dstates, at, &Row::dstates, hidden_size);
+  if (Cell::states > 0 && f.grad_states) {
+#pragma GCC unroll 32
+    for (int i = 0; i < Cell::states; ++i)
+      given.dstates[i] = given.dstates[i] + load_vectors<Whole, T>(at, &Row::grad_states, i * hidden_size, hidden_size);
+  }
   load_parameters<Whole, T>(given.parameters, at, f.parameters, hidden_size);
   if (Cell::uses_new_h) given.h = load_vectors<Whole, T>(at, &Row::h, 0, hidden_size);
   if (Cell::uses_h) given.h_before = load_vectors<Whole, T>(at, &Row::h_previous, 0, hidden_size);
@@ -381,6 +386,7 @@ inline void address(const Backward<T>& f, const Share& share, const BackwardWork
     row.states = f.states + at * states;
     row.h = f.hidden ? f.hidden + at * hidden_size : f.output + f.output_at.at(schedule, t, p);
     row.grad_output = f.grad_output ? f.grad_output + f.grad_output_at.at(schedule, t, p) : nullptr;
+    row.grad_states = f.grad_states ? f.grad_states + at * states : nullptr;
     row.dgates_x = f.dgates_x + at * gates;
     row.dgates_h = f.dgates_h + at * gates;
     row.dparameters = f.dparameters + at * Cell::parameters * hidden_size;
