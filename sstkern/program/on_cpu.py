@@ -86,7 +86,7 @@ class Compiled:
             inputs if self.inputs is None else _flat(inputs, self.inputs),
             [known[place] for place in self.weights],
             [known[vector.place] if vector.as_it_is else vector.spread(known[vector.place]) for vector in self.vectors],
-            states if self.states is None else _flat(states, self.states),
+            states if self.states is None else _flat(states, _for_all(self.states, states)),
             lengths,
             call.numbers[: self.numbers],
             reverse,
@@ -99,7 +99,7 @@ class Compiled:
             return outputs, last, sums
         return (
             _shaped(outputs, self.shapes),
-            _shaped(last, self.state_shapes),
+            _shaped(last, _for_all(self.state_shapes, last)),
             _shaped(sums, self.sum_shapes, leading=0 if groups is None else 1),
         )
 
@@ -146,6 +146,11 @@ def _dimensions(kinds: Sequence[Kind]) -> list[int] | None:
     """Of each one's rows; None where all are vectors, which need not be made flat."""
     found = [len(kind.shape) for kind in kinds]
     return None if all(count == 1 for count in found) else found
+
+
+def _for_all(of_each: list, states: Sequence[Tensor]) -> list:
+    """What holds for each of the program's states, for those too that sequences begin anew with, where they follow."""
+    return of_each * (len(states) // max(1, len(of_each)))
 
 
 def _flat(tensors: Sequence[Tensor], dimensions: Sequence[int]) -> list[Tensor]:
@@ -340,7 +345,7 @@ class Layer:
         results = zip(outputs, result_kinds(self.narrow_program, self.narrow), strict=False)
         return (
             [output.to(kind.dtype) for output, kind in results],
-            [state.to(before.dtype) for state, before in zip(last, hx, strict=True)],
+            [state.to(before.dtype) for state, before in zip(last, hx, strict=False)],
             outputs[count:],
         )
 
@@ -361,7 +366,7 @@ class Layer:
         count, derivative = len(inputs), self.derivative
         of_inputs, of_parameters = tuple(needs[:count]), tuple(needs[count : count + len(parameters)])
         found = self._compiled(None, of_inputs, of_parameters)
-        given = derivative.inputs_of_backward(list(self._wide(inputs)), len(hx), saved, list(self._wide(grad_outputs)))
+        given = derivative.inputs_of_backward(list(self._wide(inputs)), len(grad_hx), saved, list(self._wide(grad_outputs)))
         weights, states = self._wide(parameters), self._wide(grad_hx)
         outputs, before, sums = found(given, weights, states, lengths, call, not call.reverse, groups=groups, backward=True)
         of_input = iter(outputs)
@@ -407,7 +412,7 @@ def layer_of(call: Call, inputs: Sequence[Tensor], parameters: Sequence[Tensor],
     """The layer of a call with tensors like these."""
     lead = 2 if call.padded else 1
     kinds = [(tensor.shape[lead:], tensor.dtype) for tensor in inputs]
-    kinds += [(tensor.shape[1:], tensor.dtype) for tensor in hx]
+    kinds += [(tensor.shape[1:], tensor.dtype) for tensor in hx[: len(call.program.states)]]
     kinds += [(tensor.shape, tensor.dtype) for tensor in parameters]
     return _layer(call.program, call.sizes, call.recompute, tuple(kinds))
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sstkern.engines.loop import MaskedStates, PackedStates, recurrence
+from sstkern.engines.loop import States, recurrence
 from sstkern.engines.rows import Rows
 from sstkern.engines.tangents import with_tangents
 from sstkern.program.derive import Derivative, Sum, derive
@@ -49,7 +49,8 @@ def layer(
 ) -> tuple[list[Tensor], list[Tensor]]:
     """The program's outputs, (T, B, ...) or (N, ...), zero past a sequence's length, and the states after each sequence's last step.
 
-    inputs: (T, B, ...), or (N, ...) with falling lengths. hx: (B, ...) each. lengths: int64 (B,), or None where every sequence has T steps.
+    inputs: (T, B, ...), or (N, ...) with falling lengths. hx: (B, ...) each. lengths: int64 (B,), or None where every sequence has T steps;
+    (B, 1 + T) as `sstkern.lengths` has it, where sequences begin anew: what with follows in hx.
     What an input holds past a length is not read; within torch.func.vmap over the lengths it is, as zeros, and has no part in a result.
     """
     outputs, last, _ = _forward(call, inputs, parameters, hx, lengths, kept=False)
@@ -80,7 +81,7 @@ def _forward(
     weights = [wide(parameter, call) for parameter in parameters]
     found, last = _scan(call, call.program, values, given, weights, states, call.reverse)
     results = zip(found, result_kinds(call.narrow or call.program, narrow), strict=False)
-    finals = zip(last, hx, strict=True)
+    finals = zip(last, hx, strict=False)
     return (
         [rows.restored(output.to(kind.dtype)) for output, kind in results],
         [rows.back(state).to(before.dtype) for state, before in finals],
@@ -101,7 +102,7 @@ def backward(
 ) -> list[Tensor | None]:
     """The gradients of the inputs, parameters and first states that `needs` has a True for; None for the others.
 
-    saved: from `forward_and_saved`.
+    saved: from `forward_and_saved`. No sequence begins anew: of such the gradients come from `layer`, differentiated.
     """
     rows = Rows(inputs, lengths, call.padded)
     call, kinds = widened(call, leaves(call, inputs, parameters, hx))
@@ -149,7 +150,7 @@ def leaves(call: Call, inputs: Sequence[Tensor], parameters: Sequence[Tensor], h
     lead = 2 if call.padded else 1
     return Leaves(
         tuple(row_kind(tensor, lead) for tensor in inputs),
-        tuple(row_kind(tensor, 1) for tensor in hx),
+        tuple(row_kind(tensor, 1) for tensor in hx[: len(call.program.states)]),
         tuple(row_kind(tensor, 0) for tensor in parameters),
         call.sizes,
     )
@@ -227,7 +228,7 @@ def _scan(
     outputs: Sequence[Value],
     inputs: Sequence[Tensor],
     parameters: Sequence[Tensor],
-    states: MaskedStates | PackedStates,
+    states: States,
     reverse: bool,
 ) -> tuple[list[Tensor], Sequence[Tensor]]:
     """Rows of the outputs and the last states. inputs: rows (N, ...)."""
