@@ -78,22 +78,26 @@ Arguments<T>::Arguments(Found<T> found, const Sizes& size, const at::Tensor& x, 
   TORCH_CHECK(projected || size.output == size.hidden, "weight_hh: expected ", size.hidden, " columns without a projection, got ",
               size.output);
   for (int64_t d = 0; d < size.directions; ++d) weights.push_back(direction(given.slice(d * count, count), has_bias, projected, x));
-  const int64_t states = 1 + kernels.states, expected = schedule.cut() ? 2 * states : states;
-  TORCH_CHECK(static_cast<int64_t>(hx.size()) == expected, "hx: expected ", expected, " state(s), got ", hx.size());
+  const int64_t states = 1 + kernels.states;
+  given_states = static_cast<int64_t>(hx.size());
+  TORCH_CHECK(given_states == states || (schedule.cut() && given_states == 2 * states), "hx: expected ", states,
+              schedule.cut() ? " states, or as many again" : " state(s)", ", got ", hx.size());
   const char* const name = kernels.states == 1 ? "c_0" : "a state beside h";
-  for (int64_t i = 0; i < expected; ++i)
+  for (int64_t i = 0; i < given_states; ++i)
     check_size(i % states == 0 ? "h_0" : name, hx[i], {size.directions, size.batch, i % states == 0 ? size.output : size.hidden}, x);
-  if (schedule.cut())
-    set_states(first_of_pieces(schedule, hx.slice(0, states), hx.slice(states)));
-  else
-    set_states(hx);
+  h0 = first_states(hx, 0);
+  std::vector<at::Tensor> others;
+  for (int64_t i = 1; i < states; ++i) others.push_back(first_states(hx, i));
+  if (kernels.states == 1) states0 = others[0];
+  if (kernels.states > 1) states0 = at::cat(others, -1);
 }
 
+// State number i, of sequences or of their pieces.
 template <class T>
-void Arguments<T>::set_states(at::TensorList states) {
-  h0 = prepare(states[0]);
-  if (kernels.states == 1) states0 = prepare(states[1]);
-  if (kernels.states > 1) states0 = prepare(at::cat(states.slice(1), -1));
+at::Tensor Arguments<T>::first_states(at::TensorList hx, int64_t i) const {
+  if (!schedule.cut()) return prepare(hx[i]);
+  const int64_t anew = 1 + kernels.states + i;
+  return first_of_pieces(schedule, false, prepare(hx[i]), anew < given_states ? prepare(hx[anew]) : at::Tensor());
 }
 
 template <class T>

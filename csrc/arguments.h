@@ -56,8 +56,9 @@ struct Arguments {
   at::Tensor x;
   bool packed;  // whether x, the output and their gradients have valid rows only, (rows, features), else (steps, batch, features)
   std::vector<Weights> weights;
-  at::Tensor h0, states0;  // (directions, schedule.batch(), P) and (directions, schedule.batch(), states * H)
+  at::Tensor h0, states0;  // (directions, schedule.states(), P) and (directions, schedule.states(), states * H)
   BatchSchedule schedule;
+  int64_t given_states;  // the cell's, or, where sequences are cut, as many again that they begin anew with
 
   Arguments(std::string_view cell, Phase phase, const at::Tensor& x, at::TensorList given, at::TensorList hx,
             const std::optional<at::Tensor>& lengths, bool has_bias, bool bidirectional);
@@ -95,9 +96,9 @@ struct Arguments {
   std::vector<at::Tensor> each_state(const at::Tensor& states) const;
 
   // A direction's first states, of sequences or of their pieces.
-  const T* h0_of(int64_t direction) const { return read<T>(h0) + direction * schedule.batch() * size.output; }
+  const T* h0_of(int64_t direction) const { return read<T>(h0) + direction * schedule.states() * size.output; }
   const T* states0_of(int64_t direction) const {
-    return kernels.states ? read<T>(states0) + direction * schedule.batch() * states() : nullptr;
+    return kernels.states ? read<T>(states0) + direction * schedule.states() * states() : nullptr;
   }
   // The addresses of a direction's own parameters.
   std::vector<const T*> parameters_of(int64_t direction) const;
@@ -118,7 +119,7 @@ struct Arguments {
             const std::optional<at::Tensor>& lengths, bool has_bias);
   Arguments(Found<T> found, const Sizes& size, const at::Tensor& x, at::TensorList given, at::TensorList hx,
             const std::optional<at::Tensor>& lengths, bool has_bias);
-  void set_states(at::TensorList states);
+  at::Tensor first_states(at::TensorList hx, int64_t i) const;
   Weights direction(at::TensorList given, bool has_bias, bool projected, const at::Tensor& x) const;
 };
 

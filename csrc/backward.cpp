@@ -48,8 +48,8 @@ class LayerBackward {
         spans_(groups ? one_span(a) : make_spans(a, a.size.directions * row_width())),
         most_(most_rows(spans_)),
         output_(given.output.contiguous()),
-        dh_(prepare(last_gradients(0)[0]).clone()),
-        dstates_(a.kernels.states ? joined(last_gradients(1)) : at::Tensor()) {
+        dh_(last_gradients(prepare(given.grad_hx[0]))),
+        dstates_(a.kernels.states ? last_gradients(joined(given.grad_hx.slice(1, a.kernels.states))) : at::Tensor()) {
     if (given.grad_output.has_value()) grad_output_ = given.grad_output->contiguous();
     if (static_cast<int64_t>(given.grad_hx.size()) > 1 + a.kernels.states)
       for (int64_t d = 0; d < a.size.directions; ++d) grad_states_.push_back(gradients_of_every_state(d));
@@ -118,7 +118,9 @@ class LayerBackward {
   bool needs_weight(int64_t direction, int64_t index) const { return given_.needs[1 + direction * a_.per_direction() + index]; }
   bool needs_state(int64_t index) const { return given_.needs[1 + a_.size.directions * a_.per_direction() + index]; }
   // Whether that of an h is needed that a sequence, or a piece of one, begins with.
-  bool needs_first() const { return needs_state(0) || (a_.schedule.cut() && needs_state(1 + a_.kernels.states)); }
+  bool needs_first() const { return needs_state(0) || (anew() && needs_state(1 + a_.kernels.states)); }
+  // Whether the states are given that sequences begin anew with.
+  bool anew() const { return a_.given_states > 1 + a_.kernels.states; }
   // The place of a direction's projection, and of the cell's own parameters, among its weights.
   int64_t projection() const { return 2 + 2 * a_.biased(); }
   int64_t own(int64_t parameter) const { return projection() + a_.projected() + parameter; }
@@ -133,27 +135,27 @@ class LayerBackward {
   // The span that a direction comes to as number `visit`.
   const Span& span(int64_t d, int64_t visit) const { return visited(spans_, visit, d == 0); }
 
-  // Those of the last states from number `first` on: of sequences, or of the pieces that they end with.
-  std::vector<at::Tensor> last_gradients(int64_t first) const {
-    const at::TensorList given = given_.grad_hx.slice(first, 1 + a_.kernels.states - first);
-    return a_.schedule.cut() ? last_gradients_of_pieces(a_.schedule, given) : given.vec();
+  // The last states' gradients, to be written: of sequences, or of the pieces that they end with.
+  at::Tensor last_gradients(const at::Tensor& given) const {
+    return a_.schedule.cut() ? last_gradients_of_pieces(a_.schedule, false, given) : given.clone();
   }
 
   // Of all states that the call was given.
   std::vector<at::Tensor> state_gradients() const {
-    std::vector<at::Tensor> found{dh_};
-    for (int64_t i = 0; i < a_.kernels.states; ++i) found.push_back(dstates_.narrow(-1, i * a_.size.hidden, a_.size.hidden));
-    if (!a_.schedule.cut()) {
-      for (at::Tensor& gradient : found) gradient = gradient.contiguous();
-      return found;
-    }
-    std::vector<at::Tensor> anew;
-    for (at::Tensor& gradient : found) {
-      auto [of_given, of_anew] = first_gradients_of_sequences<T>(a_.schedule, gradient);
-      gradient = of_given;
-      anew.push_back(of_anew);
-    }
-    found.insert(found.end(), anew.begin(), anew.end());
+    if (!a_.schedule.cut()) return each_state(dh_, dstates_);
+    const auto [h, h_anew] = first_gradients_of_sequences<T>(a_.schedule, false, dh_);
+    if (a_.kernels.states == 0) return anew() ? std::vector<at::Tensor>{h, h_anew} : std::vector<at::Tensor>{h};
+    const auto [others, others_anew] = first_gradients_of_sequences<T>(a_.schedule, false, dstates_);
+    std::vector<at::Tensor> found = each_state(h, others);
+    if (!anew()) return found;
+    for (at::Tensor& gradient : each_state(h_anew, others_anew)) found.push_back(std::move(gradient));
+    return found;
+  }
+
+  std::vector<at::Tensor> each_state(const at::Tensor& h, const at::Tensor& others) const {
+    std::vector<at::Tensor> found{h};
+    if (a_.kernels.states)
+      for (at::Tensor& state : a_.each_state(others)) found.push_back(std::move(state));
     return found;
   }
 
@@ -175,8 +177,8 @@ class LayerBackward {
     return found;
   }
 
-  // The states' gradients as the kernels take them, to be written.
-  static at::Tensor joined(at::TensorList states) { return states.size() == 1 ? prepare(states[0]).clone() : prepare(at::cat(states, -1)); }
+  // States' gradients as the kernels take them.
+  static at::Tensor joined(at::TensorList states) { return prepare(states.size() == 1 ? states[0] : at::cat(states, -1)); }
 
   Buffers buffers(int64_t d) const {
     const Weights& w = a_.weights[d];
@@ -187,8 +189,8 @@ class LayerBackward {
     if (needs_x()) b.weight_ih = pack_plain(a_.products, input_panels(a_), w.ih);
     if (needs_first() || a_.size.steps > 1) b.weight_hh = pack_plain(a_.products, outputs_, w.hh);
     if (visits() > 1) {
-      b.h_before = a_.empty({a_.schedule.batch(), a_.size.output});
-      b.states_before = a_.empty({a_.schedule.batch(), a_.states()});
+      b.h_before = a_.empty({a_.schedule.states(), a_.size.output});
+      b.states_before = a_.empty({a_.schedule.states(), a_.states()});
     }
     if (!a_.projected()) return b;
     b.weight_hr = pack_plain(a_.products, units_, w.hr);
@@ -229,8 +231,8 @@ class LayerBackward {
     f.dparameters = write<T>(b.dparameters);
     f.dh_total = write<T>(b.dh_total);
     f.dhidden = write<T>(b.dhidden);
-    f.dh = write<T>(dh_) + d * a_.schedule.batch() * size.output;
-    f.dstates = a_.kernels.states ? write<T>(dstates_) + d * a_.schedule.batch() * a_.states() : nullptr;
+    f.dh = write<T>(dh_) + d * a_.schedule.states() * size.output;
+    f.dstates = a_.kernels.states ? write<T>(dstates_) + d * a_.schedule.states() * a_.states() : nullptr;
     return f;
   }
 
@@ -394,7 +396,7 @@ void check_backward(const Arguments<T>& a, const BackwardArguments& given) {
   check("grad_hx", given.grad_hx[0], {size.directions, size.batch, size.output});
   for (int64_t i = 1; i < states; ++i) check("grad_hx", given.grad_hx[i], {size.directions, size.batch, size.hidden});
   for (int64_t i = states; i < count; ++i) check("grad_hx of every step", given.grad_hx[i], a.shape(size.directions * size.hidden));
-  const int64_t flags = 1 + weights + (a.schedule.cut() ? 2 * states : states);
+  const int64_t flags = 1 + weights + a.given_states;
   TORCH_CHECK(static_cast<int64_t>(given.needs.size()) == flags, "needs: expected ", flags, " flags, got ", given.needs.size());
 }
 

@@ -72,8 +72,9 @@ class LayerForward {
         units_(a.products.unit_panels(a.kernels.shape, a.size.hidden, plan_.parts())),
         spans_(make_spans(a, a.size.directions * (a.size.input + a.size.output + (save_ ? a.saved_width() : 0)))),
         output_(clears_padding(a) ? a.empty(a.shape(a.output_features())) : a.stored_rows(a.output_features())),
-        h_n_(a.empty({a.size.directions, a.schedule.batch(), a.size.output})),
-        states_n_(a.empty({a.size.directions, a.schedule.batch(), a.states()})) {
+        // Of pieces those that they begin with, which are read before: they may have no step, or be in several spans.
+        h_n_(a.schedule.cut() ? a.h0 : a.empty({a.size.directions, a.size.batch, a.size.output})),
+        states_n_(a.schedule.cut() && a.kernels.states ? a.states0 : a.empty({a.size.directions, a.schedule.states(), a.states()})) {
     if (save_)
       for (int64_t d = 0; d < a.size.directions; ++d)
         for (const int64_t width : a.saved_widths()) saved_.push_back(a.stored({rows(saved_rows.value_or(a.schedule.rows())), width}));
@@ -101,10 +102,12 @@ class LayerForward {
       });
       for (int64_t d = 0; shared && d < a_.size.directions; ++d) rows_[d].store(span(d, visit), 0, a_.schedule.batch());
     }
+    if (a_.schedule.cut()) {
+      h_n_ = last_of_sequences(a_.schedule, false, h_n_);
+      states_n_ = last_of_sequences(a_.schedule, false, states_n_);
+    }
     std::vector<at::Tensor> hx_n{a_.as_given(h_n_)};
     for (at::Tensor& state : a_.each_state(states_n_)) hx_n.push_back(std::move(state));
-    if (a_.schedule.cut())
-      for (at::Tensor& state : hx_n) state = last_of_sequences(a_.schedule, state);
     if (every_)
       for (int64_t i = 0; i < a_.kernels.states; ++i) hx_n.push_back(every_state(i));
     // The rows nobody used: what an operator returns is the same bits for the same input.
@@ -172,8 +175,8 @@ class LayerForward {
     f.bias_hh = read<T>(w.bias_hh);
     f.weight_hr = a_.projected() ? kept(pack_plain(a_.products, f.outputs, w.hr, true)) : nullptr;
     f.output_at = rows_[d].output.layout();
-    f.h_n = write<T>(h_n_) + d * a_.schedule.batch() * size.output;
-    f.states_n = write<T>(states_n_) + d * a_.schedule.batch() * a_.states();
+    f.h_n = write<T>(h_n_) + d * a_.schedule.states() * size.output;
+    f.states_n = write<T>(states_n_) + d * a_.schedule.states() * a_.states();
     f.save_for_backward = save_;
     if (save_) return f;
     f.saved = nullptr;

@@ -1,105 +1,88 @@
 #include "pieces.h"
 
-#include <ATen/ops/cat.h>
-#include <ATen/ops/empty.h>
-#include <ATen/ops/stack.h>
-#include <ATen/ops/tensor.h>
 #include <ATen/ops/zeros.h>
 
-#include <algorithm>
+#include <cstring>
+
+#include "memory.h"
 
 namespace sstkern {
 
-Pieces::Pieces(const BatchSchedule& schedule, bool reverse)
-    : pieces_(schedule.batch()), sequences_(schedule.sequences()), first_(at::empty({pieces_}, at::kLong)) {
-  int64_t* const first = first_.mutable_data_ptr<int64_t>();
-  for (int64_t b = 0; b < sequences_; ++b) {
-    const int64_t begin = schedule.first_piece(b), end = schedule.first_piece(b + 1);
-    for (int64_t piece = begin; piece < end; ++piece) {
-      const bool of_given = reverse ? piece == end - 1 : piece == begin && !schedule.begins_anew(b);
-      first[piece] = of_given ? b : sequences_ + b;
-    }
-    last_.push_back(reverse ? begin : end - 1);
-  }
-}
-
-at::Tensor Pieces::first(const at::Tensor& given, const at::Tensor& anew) const { return at::cat({given, anew}).index_select(0, first_); }
-
-at::Tensor Pieces::last(const at::Tensor& states) const { return states.index_select(0, at::tensor(last_, at::kLong)); }
-
-at::Tensor Pieces::last_gradient(const at::Tensor& gradients) const {
-  at::Tensor found = at::zeros({pieces_, gradients.size(1)}, gradients.options());
-  const at::Tensor from = gradients.contiguous();
-  const int64_t bytes = from.size(1) * from.element_size();
-  const char* const rows = static_cast<const char*>(from.const_data_ptr());
-  char* const to = static_cast<char*>(found.mutable_data_ptr());
-  for (int64_t b = 0; b < sequences_; ++b) std::copy_n(rows + b * bytes, bytes, to + last_[b] * bytes);
-  return found;
-}
-
-template <class T>
-std::pair<at::Tensor, at::Tensor> Pieces::first_gradients(const at::Tensor& gradients) const {
-  const int64_t width = gradients.size(1);
-  at::Tensor found = at::zeros({2, sequences_, width}, gradients.options());
-  const at::Tensor contiguous = gradients.contiguous();
-  const T* from = contiguous.const_data_ptr<T>();
-  const int64_t* const first = first_.const_data_ptr<int64_t>();
-  for (int64_t piece = 0; piece < pieces_; ++piece, from += width) {
-    T* const to = found.mutable_data_ptr<T>() + first[piece] * width;
-    for (int64_t i = 0; i < width; ++i) to[i] += from[i];
-  }
-  return {found.select(0, 0), found.select(0, 1)};
-}
-
 namespace {
 
-// run(pieces, direction) of each direction, stacked.
+// Calls run(piece, sequence, whether it begins with what the sequence was given) for all pieces of a direction.
 template <class Run>
-at::Tensor of_directions(const BatchSchedule& schedule, int64_t directions, const Run& run) {
-  std::vector<at::Tensor> found;
-  for (int64_t d = 0; d < directions; ++d) found.push_back(run(Pieces(schedule, d == 1), d));
-  return at::stack(found);
+void each_first(const BatchSchedule& schedule, bool reverse, const Run& run) {
+  for (int64_t b = 0; b < schedule.sequences(); ++b) {
+    const int64_t begin = schedule.first_piece(b), end = schedule.first_piece(b + 1);
+    for (int64_t piece = begin; piece < end; ++piece)
+      run(piece, b, reverse ? piece == end - 1 : piece == begin && !schedule.begins_anew(b));
+  }
+}
+
+// The piece that a sequence ends with.
+int64_t last_piece(const BatchSchedule& schedule, bool reverse, int64_t sequence) {
+  return reverse ? schedule.first_piece(sequence) : schedule.first_piece(sequence + 1) - 1;
+}
+
+// Row `row` of a direction's, of `rows` rows.
+char* row_of(const at::Tensor& states, int64_t direction, int64_t row) {
+  const int64_t bytes = states.size(2) * static_cast<int64_t>(states.element_size());
+  return static_cast<char*>(states.data_ptr()) + (direction * states.size(1) + row) * bytes;
+}
+
+at::Tensor rows_like(const at::Tensor& states, int64_t rows) {
+  return empty_tensor({states.size(0), rows, states.size(2)}, states.scalar_type());
 }
 
 }  // namespace
 
-std::vector<at::Tensor> first_of_pieces(const BatchSchedule& schedule, at::TensorList given, at::TensorList anew) {
-  std::vector<at::Tensor> found;
-  for (size_t i = 0; i < given.size(); ++i)
-    found.push_back(of_directions(schedule, given[i].size(0), [&](const Pieces& pieces, int64_t d) {
-      return pieces.first(given[i].select(0, d), anew[i].select(0, d));
-    }));
+at::Tensor first_of_pieces(const BatchSchedule& schedule, bool reverse, const at::Tensor& given, const at::Tensor& anew) {
+  at::Tensor found = rows_like(given, schedule.states());
+  const size_t bytes = given.size(2) * given.element_size();
+  for (int64_t d = 0; d < given.size(0); ++d)
+    each_first(schedule, reverse != (d == 1), [&](int64_t piece, int64_t b, bool of_given) {
+      char* const to = row_of(found, d, piece);
+      if (of_given || anew.defined())
+        std::memcpy(to, row_of(of_given ? given : anew, d, b), bytes);
+      else
+        std::memset(to, 0, bytes);
+    });
   return found;
 }
 
-at::Tensor last_of_sequences(const BatchSchedule& schedule, const at::Tensor& states) {
-  return of_directions(schedule, states.size(0), [&](const Pieces& pieces, int64_t d) { return pieces.last(states.select(0, d)); });
+at::Tensor last_of_sequences(const BatchSchedule& schedule, bool reverse, const at::Tensor& states) {
+  at::Tensor found = rows_like(states, schedule.sequences());
+  const size_t bytes = states.size(2) * states.element_size();
+  for (int64_t d = 0; d < states.size(0); ++d)
+    for (int64_t b = 0; b < schedule.sequences(); ++b)
+      std::memcpy(row_of(found, d, b), row_of(states, d, last_piece(schedule, reverse != (d == 1), b)), bytes);
+  return found;
 }
 
-std::vector<at::Tensor> last_gradients_of_pieces(const BatchSchedule& schedule, at::TensorList gradients) {
-  std::vector<at::Tensor> found;
-  for (const at::Tensor& gradient : gradients)
-    found.push_back(of_directions(schedule, gradient.size(0),
-                                  [&](const Pieces& pieces, int64_t d) { return pieces.last_gradient(gradient.select(0, d)); }));
+at::Tensor last_gradients_of_pieces(const BatchSchedule& schedule, bool reverse, const at::Tensor& gradients) {
+  at::Tensor found = rows_like(gradients, schedule.states()).zero_();
+  const size_t bytes = gradients.size(2) * gradients.element_size();
+  for (int64_t d = 0; d < gradients.size(0); ++d)
+    for (int64_t b = 0; b < schedule.sequences(); ++b)
+      std::memcpy(row_of(found, d, last_piece(schedule, reverse != (d == 1), b)), row_of(gradients, d, b), bytes);
   return found;
 }
 
 template <class T>
-std::pair<at::Tensor, at::Tensor> first_gradients_of_sequences(const BatchSchedule& schedule, const at::Tensor& gradients) {
-  std::vector<at::Tensor> given, anew;
-  for (int64_t d = 0; d < gradients.size(0); ++d) {
-    const auto [of_given, of_anew] = Pieces(schedule, d == 1).first_gradients<T>(gradients.select(0, d));
-    given.push_back(of_given);
-    anew.push_back(of_anew);
-  }
-  return {at::stack(given), at::stack(anew)};
+std::pair<at::Tensor, at::Tensor> first_gradients_of_sequences(const BatchSchedule& schedule, bool reverse, const at::Tensor& gradients) {
+  const at::Tensor given = rows_like(gradients, schedule.sequences()).zero_(), anew = rows_like(gradients, schedule.sequences()).zero_();
+  const int64_t width = gradients.size(2);
+  for (int64_t d = 0; d < gradients.size(0); ++d)
+    each_first(schedule, reverse != (d == 1), [&](int64_t piece, int64_t b, bool of_given) {
+      const T* const from = reinterpret_cast<const T*>(row_of(gradients, d, piece));
+      T* const to = reinterpret_cast<T*>(row_of(of_given ? given : anew, d, b));
+      for (int64_t i = 0; i < width; ++i) to[i] += from[i];
+    });
+  return {given, anew};
 }
 
-#define SSTKERN_INSTANTIATE(T)                                                                    \
-  template std::pair<at::Tensor, at::Tensor> Pieces::first_gradients<T>(const at::Tensor&) const; \
-  template std::pair<at::Tensor, at::Tensor> first_gradients_of_sequences<T>(const BatchSchedule&, const at::Tensor&);
-SSTKERN_INSTANTIATE(float)
-SSTKERN_INSTANTIATE(double)
-#undef SSTKERN_INSTANTIATE
+template std::pair<at::Tensor, at::Tensor> first_gradients_of_sequences<float>(const BatchSchedule&, bool, const at::Tensor&);
+template std::pair<at::Tensor, at::Tensor> first_gradients_of_sequences<double>(const BatchSchedule&, bool, const at::Tensor&);
 
 }  // namespace sstkern

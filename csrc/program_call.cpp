@@ -175,7 +175,7 @@ class ProgramCall {
     count("inputs", inputs_.size(), p_.inputs);
     count("weights", weights_.size(), p_.weights);
     count("vectors", vectors.size(), p_.vectors);
-    count("states", states.size(), begins_anew() ? 2 * p_.states : p_.states);
+    count("states", states.size(), begins_anew(states) ? 2 * p_.states : p_.states);
     count("numbers", numbers_.size(), p_.numbers);
     for (const Slot& slot : p_.slots) {
       if (slot.kind == SlotKind::input) check_input(slot);
@@ -221,31 +221,38 @@ class ProgramCall {
   at::Tensor empty(at::IntArrayRef shape, bool boolean = false) const { return empty_tensor(shape, boolean ? at::kBool : type()); }
   at::Tensor zeros(at::IntArrayRef shape, bool boolean = false) const { return at::zeros(shape, boolean ? at::kBool : type()); }
 
-  // Whether the states that pieces begin anew with are given.
-  bool begins_anew() const { return schedule_.cut() && !backward_; }
-  // Which direction the program's sequences have forward: that of their pieces.
-  Pieces pieces() const { return {schedule_, reverse_ != backward_}; }
+  // Whether the states that sequences begin anew with are given.
+  bool begins_anew(at::TensorList states) const { return schedule_.cut() && !backward_ && static_cast<int64_t>(states.size()) > p_.states; }
+  // The direction that the sequences' pieces have forward.
+  bool of_forward() const { return reverse_ != backward_; }
 
   // What sequences, or their pieces, begin with.
   void set_states(at::TensorList states) {
     for (int64_t place = 0; place < p_.states; ++place) {
-      at::Tensor state = states[place];
-      if (schedule_.cut()) state = backward_ ? pieces().last_gradient(state) : pieces().first(state, states[p_.states + place]);
-      states_.push_back(state.contiguous());
+      at::Tensor state = states[place].contiguous();
+      if (schedule_.cut()) {
+        const at::Tensor anew = begins_anew(states) ? states[p_.states + place].contiguous().unsqueeze(0) : at::Tensor();
+        state = state.unsqueeze(0);
+        state =
+            backward_ ? last_gradients_of_pieces(schedule_, of_forward(), state) : first_of_pieces(schedule_, of_forward(), state, anew);
+        state = state.squeeze(0);
+      }
+      states_.push_back(state);
     }
   }
 
   // What pieces end with, as sequences do; in a backward, the gradients of all that they began with.
   std::vector<at::Tensor> of_sequences() const {
     std::vector<at::Tensor> found, anew;
-    for (const at::Tensor& state : last_) {
+    for (const at::Tensor& last : last_) {
+      const at::Tensor state = last.unsqueeze(0);
       if (!backward_) {
-        found.push_back(pieces().last(state));
+        found.push_back(last_of_sequences(schedule_, of_forward(), state).squeeze_(0));
         continue;
       }
-      auto [of_given, of_anew] = pieces().template first_gradients<T>(state);
-      found.push_back(of_given);
-      anew.push_back(of_anew);
+      const auto [of_given, of_anew] = first_gradients_of_sequences<T>(schedule_, of_forward(), state);
+      found.push_back(of_given.squeeze(0));
+      anew.push_back(of_anew.squeeze(0));
     }
     found.insert(found.end(), anew.begin(), anew.end());
     return found;
@@ -259,7 +266,8 @@ class ProgramCall {
     for (const Slot& slot : p_.slots)
       if (slot.kind == SlotKind::after) {
         after[slot.place] = keep(empty({2, batch_, slot.width}, slot.boolean));
-        last_[slot.place] = empty({batch_, slot.width}, slot.boolean);
+        last_[slot.place] =
+            schedule_.cut() ? states_[slot.place] : empty({batch_, slot.width}, slot.boolean);  // of pieces: as in forward.cpp
       }
     for (const Slot& slot : p_.slots) {
       const int64_t item = slot.boolean ? 1 : static_cast<int64_t>(sizeof(T));
@@ -400,8 +408,6 @@ class ProgramCall {
 
   // --- rows ---
 
-  bool first_step(int64_t t, int64_t p) const { return reverse_ ? t == view_.length[p] - 1 : t == 0; }
-
   // The address of a slot's row of position p at time step t, which is visited as number s.
   void* address(size_t slot, int64_t s, int64_t t, int64_t p) const {
     const Place& place = places_[slot];
@@ -414,7 +420,8 @@ class ProgramCall {
       case SlotKind::step:
         return place.base + place.item * p * what.width;
       case SlotKind::before:
-        if (first_step(t, p)) return static_cast<char*>(states_[what.place].data_ptr()) + place.item * view_.order[p] * what.width;
+        if (view_.first(t, p, reverse_))
+          return static_cast<char*>(states_[what.place].data_ptr()) + place.item * view_.states_at(t, p) * what.width;
         return place.base + place.item * ((((s + 1) & 1) * batch_ + p) * what.width);
       case SlotKind::after:
         return place.base + place.item * (((s & 1) * batch_ + p) * what.width);
@@ -699,8 +706,9 @@ class ProgramCall {
         }
         if (ahead >= 0) ahead += active;
         if (share_.parts != parts) chunk_end = s + 1;
+        if (call_.schedule_.cut()) end_pieces(s, t, active);
       }
-      if (end_ == call_.view_.steps) finish();
+      if (end_ == call_.view_.steps && !call_.schedule_.cut()) finish();
     }
 
    private:
@@ -745,6 +753,22 @@ class ProgramCall {
       const Range mine = my_part(share_, packed.panels.count);
       for (int64_t panel = mine.begin; panel < mine.end; ++panel)
         runner_.product(packed, product.depth, panel, count, sums + call_.products_.chunk_sums(packed.panels, packed.gates, panel));
+    }
+
+    // The last states of the pieces that end with a time step.
+    void end_pieces(int64_t s, int64_t t, int64_t active) {
+      const Range mine = my_part(share_, active);
+      for (int64_t i = mine.begin; i < mine.end; ++i) {
+        if (!call_.view_.last(t, share_.first + i, call_.reverse_)) continue;
+        const int64_t piece = call_.view_.piece_at(t, share_.first + i);
+        for (size_t slot = 0; slot < call_.places_.size(); ++slot) {
+          const Slot& what = call_.p_.slots[slot];
+          if (what.kind != SlotKind::after) continue;
+          const int64_t size = call_.places_[slot].item * what.width;
+          char* const to = static_cast<char*>(call_.last_[what.place].data_ptr());
+          std::memcpy(to + piece * size, call_.address(slot, s, t, share_.first + i), size);
+        }
+      }
     }
 
     // The last states of this thread's positions.

@@ -10,8 +10,8 @@
 
 namespace sstkern {
 
-// lengths, here and below: int64 (batch,), or (batch, 1 + steps), of which the first column is the lengths, and the others say of every
-// step whether a sequence begins anew with it.
+// lengths, here and below: int64 (batch,), or, where sequences begin anew, (batch, 1 + steps), of which the first column is the lengths,
+// and the others say of every step whether a sequence begins anew with it; or bool (batch, steps), which says that of whole sequences.
 
 // Of those the lengths alone, (batch,).
 at::Tensor lengths_alone(const at::Tensor& lengths);
@@ -20,8 +20,8 @@ at::Tensor lengths_alone(const at::Tensor& lengths);
 void check_packed_lengths(const std::optional<at::Tensor>& lengths, int64_t rows);
 
 // Sorts the batch by falling length once per call: at every time step the valid rows are then a prefix, and padding costs nothing. A
-// sequence that begins anew at some steps is cut there: its pieces are sequences of their own, which tensors of the call hold one after
-// the other (Layout::of_call).
+// sequence that begins anew at some steps is cut into pieces there. A position is then a lane of pieces: as a rule those of one sequence,
+// which are where they were without cuts; of few sequences, pieces are dealt out to more lanes.
 class BatchSchedule {
  public:
   // lengths: on the CPU, or none where every sequence has `steps` time steps. Throws ValueError outside 0..steps.
@@ -31,12 +31,15 @@ class BatchSchedule {
   BatchSchedule span(int64_t begin, int64_t end) const;
 
   Schedule view() const;
-  int64_t rows() const { return rows_; }                                 // valid (time step, sequence) pairs
-  int64_t active(int64_t t) const { return active_[t]; }                 // sequences at time step t
-  int64_t batch() const { return static_cast<int64_t>(order_.size()); }  // sequences, or pieces
-  int64_t steps() const { return steps_; }                               // of the longest one; without lengths of the call
-  int64_t sequences() const { return sequences_; }                       // of the call
-  bool cut() const { return !first_piece_.empty(); }                     // whether sequences are cut into pieces, if only one each
+  int64_t rows() const { return rows_; }                                       // valid (time step, sequence) pairs
+  int64_t active(int64_t t) const { return active_[t]; }                       // sequences at time step t
+  int64_t batch() const { return static_cast<int64_t>(order_.size()); }        // positions: sequences, or lanes
+  int64_t steps() const { return steps_; }                                     // of the longest one; without lengths of the call
+  int64_t sequences() const { return sequences_; }                             // of the call
+  bool cut() const { return !first_piece_.empty(); }                           // whether sequences are cut into pieces, if only one each
+  int64_t states() const { return cut() ? first_piece_.back() : sequences_; }  // that differ: of sequences, or pieces
+
+  bool dealt() const { return dealt_; }  // whether lanes are not sequences
 
   // The pieces of a sequence have the numbers first_piece(sequence)..first_piece(sequence + 1)-1.
   int64_t first_piece(int64_t sequence) const { return first_piece_[sequence]; }
@@ -59,7 +62,7 @@ class BatchSchedule {
     return rows;
   }
 
-  // What came before them in their sequences: a row of the tensor, or of initial (batch(), features) at a sequence's first step.
+  // What came before them in their sequences: a row of the tensor, or of initial (states(), features) at a first step.
   template <class T>
   std::vector<T*> previous_rows_of(T* tensor, const Layout& layout, T* initial, int64_t features, bool reverse) const {
     const Schedule schedule = view();
@@ -67,8 +70,8 @@ class BatchSchedule {
     rows.reserve(rows_);
     for (int64_t t = 0; t < steps_; ++t)
       for (int64_t p = 0; p < active_[t]; ++p) {
-        const bool first = reverse ? t == length_[p] - 1 : t == 0;
-        rows.push_back(first ? initial + order_[p] * features : tensor + layout.at(schedule, reverse ? t + 1 : t - 1, p));
+        const bool first = schedule.first(t, p, reverse);
+        rows.push_back(first ? initial + schedule.states_at(t, p) * features : tensor + layout.at(schedule, reverse ? t + 1 : t - 1, p));
       }
     return rows;
   }
@@ -78,15 +81,28 @@ class BatchSchedule {
 
  private:
   BatchSchedule() = default;
-  void cut_sequences(const at::Tensor& lengths, int64_t steps);
+  // Which pieces each lane has, one after the other: those of lane i are pieces[begin[i]..begin[i + 1]-1].
+  struct Lanes {
+    std::vector<int64_t> pieces, begin;
+  };
+  template <class Mark>
+  void cut_sequences(const int64_t* lengths, const Mark* marks, int64_t stride, int64_t steps);
+  void count_before(int64_t steps);
+  // Those of a sequence each, or, of few sequences, more that are about as long as each other, with the longest pieces first.
+  Lanes lanes();
+  // Where in their lanes pieces are, and which piece each row is of.
+  void place(const Lanes& lanes);
   void sort(const std::vector<int64_t>& lengths);
   void count_rows();
 
   int64_t steps_, rows_, sequences_;
   std::vector<int64_t> offset_, active_, order_, length_;
   bool full_;
-  std::vector<int64_t> sequence_, start_, before_, first_piece_;  // empty where no sequence is cut
+  // Empty where no sequence is cut.
+  std::vector<int32_t> piece_;
+  std::vector<int64_t> begin_, end_, sequence_, shift_, before_, first_piece_;
   std::vector<bool> begins_anew_;
+  bool dealt_ = false;
 };
 
 }  // namespace sstkern

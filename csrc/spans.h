@@ -59,8 +59,8 @@ class SpanRows {
   void store(const Span& span, int64_t first, int64_t count) const;
   void store(const Span& span) const;
 
-  // To `to` (a_.schedule.batch(), width): of each sequence or piece the row that the span goes on from in its direction; where it has none,
-  // that of `initial`.
+  // To `to` (a_.schedule.states(), width): of each sequence or piece the row that the span goes on from in its direction; where it has
+  // none, that of `initial`.
   void before(const Span& span, bool reverse, const T* initial, T* to) const;
 
  private:
@@ -69,11 +69,11 @@ class SpanRows {
   void convert(const Span& span, int64_t first, int64_t count, const Run& run) const;
   T* in_room(const Span& span) const { return sstkern::write<T>(room_) + (whole_ ? span.first_row * width_ : 0); }
   int64_t start(const Span& span) const {
-    if (pieces()) return column_;  // the span's schedule knows where its pieces begin
+    if (dealt()) return column_;  // the span's schedule knows where its pieces are
     return column_ + (layout_.packed ? span.first_row * layout_.row : span.begin * layout_.step);
   }
-  // Whether the tensor has whole sequences, of which the call runs pieces.
-  bool pieces() const { return layout_.of_call && a_.schedule.cut(); }
+  // Whether the tensor has sequences, whose pieces are dealt out to the lanes that the call runs.
+  bool dealt() const { return layout_.of_call && a_.schedule.dealt(); }
 
   const Arguments<T>& a_;
   at::Tensor tensor_;

@@ -312,7 +312,7 @@ def _prepared(
         _check_types(cell, weights)
         raise
     states = _states(cell, batch, layers, hx, options)
-    return batch, layers, states if options.resets is None else [*states, *_anew(cell, batch, layers, states, options)]
+    return batch, layers, states if options.reset_to is None else [*states, *_anew(cell, batch, states, options)]
 
 
 def _run(
@@ -446,10 +446,8 @@ def _states(cell: Cell, batch: Batch, layers: list[list[Tensor]], hx: Sequence[T
     return states if batch.order is None else [state.index_select(1, batch.order) for state in states]
 
 
-def _anew(cell: Cell, batch: Batch, layers: list[list[Tensor]], states: list[Tensor], options: _Options) -> list[Tensor]:
+def _anew(cell: Cell, batch: Batch, states: list[Tensor], options: _Options) -> list[Tensor]:
     """What sequences begin anew with, each in the shape of its first state."""
-    if options.reset_to is None:
-        return [state.new_zeros(1, 1, 1).expand(state.shape) for state in states]
     given = _checked_anew(cell, states, options.reset_to, batch)
     dtype = operators.computed_dtype(batch.x)
     given = [state.to(dtype) if operators.autocasting(batch.x) else state for state in given]

@@ -1,7 +1,8 @@
 """Sequences of different lengths: a padded Tensor with lengths, a PackedSequence or a jagged nested Tensor, as the operators take them.
 
 What operators call lengths is int64 (B,). Where sequences begin anew at some of their steps it is (B, 1 + T): the lengths, then for every
-step whether its sequence begins anew with it. So whatever takes lengths along takes these too.
+step whether its sequence begins anew with it; or bool (B, T), which says that of whole sequences. So whatever takes lengths along takes
+these too.
 """
 
 from collections.abc import Callable, Sequence
@@ -27,7 +28,7 @@ class Batch(NamedTuple):
     """Padded, (T, B, I), or packed, (N, I): the N valid steps alone, in the order of a PackedSequence, whose lengths fall. Rows may have
     another shape than (I,) where `to_batches` made it."""
     lengths: Tensor | None
-    """int64 (B,) or (B, 1 + T), on the CPU or where a padded x is"""
+    """An operator's, on the CPU or where a padded x is"""
     batched: bool
     restore: Callable[[Tensor], Tensor | PackedSequence]
     """Gives an output (T, B, ...), or (N, ...), the form of the input."""
@@ -53,19 +54,23 @@ class Batch(NamedTuple):
 
 def alone(lengths: Tensor) -> Tensor:
     """Of an operator's lengths those of the sequences, (B,)."""
+    if lengths.dtype == torch.bool:
+        return lengths.new_full(lengths.shape[:1], lengths.size(1), dtype=torch.int64)
     return lengths[:, 0] if lengths.dim() == 2 else lengths
 
 
 def beginnings(lengths: Tensor | None) -> Tensor | None:
     """Of an operator's lengths at which steps sequences begin anew, bool (T, B); None where none does."""
-    return None if lengths is None or lengths.dim() == 1 else lengths[:, 1:].t() != 0
+    if lengths is None or lengths.dim() == 1:
+        return None
+    return lengths.t() if lengths.dtype == torch.bool else lengths[:, 1:].t() != 0
 
 
 def with_beginnings(lengths: Tensor | None, resets: Tensor) -> Tensor:
     """An operator's lengths. resets: bool (T, B), where the sequences are."""
-    steps, batch = resets.shape
-    whole = resets.new_full((batch,), steps, dtype=torch.int64) if lengths is None else lengths.to(resets.device)
-    return torch.cat([whole[:, None], resets.t()], 1)
+    if lengths is None:
+        return resets.t().clone(memory_format=torch.contiguous_format)  # as `_check` copies
+    return torch.cat([lengths.to(resets.device)[:, None], resets.t()], 1)
 
 
 def to_batch(

@@ -42,8 +42,8 @@ def layer(
     """The sequences of one direction.
 
     inputs: one tensor, or a tuple of them, (T, B, ...), or (N, ...) with falling lengths. hx: the first states, (B, ...), or None: then the
-    first step leaves them out. lengths: int64 (B,), or None where every sequence has T steps; (B, 1 + T) as `sstkern.lengths` has it, where
-    sequences begin anew, with `anew`. every: whether to return all states.
+    first step leaves them out. lengths: int64 (B,), or None where every sequence has T steps; where they say that
+    sequences begin anew, as `sstkern.lengths` has it, that is with `anew`. every: whether to return all states.
     Parametrizations run once.
 
     Raises TypeError or ValueError where the cell returns no output or state, or a state of another shape, ValueError without `hx` where not
@@ -57,7 +57,7 @@ def layer(
         if hx is None:
             found, last = _without_hx(step, rows, given, reverse)
         else:
-            states = rows.states([*flatten(hx), *(() if anew is None else flatten(anew))], reverse)
+            states = rows.states(flatten(hx), reverse, () if anew is None else flatten(anew))
             found, last = recurrence(step, given, states, reverse), states.last()
     output, *after = (rows.restored(result) for result in found)
     hx_n = step.structured([rows.back(state) for state in last])

@@ -35,7 +35,7 @@ class Call(ABC):  # no NamedTuple: vmap would look for dimensions in it
     """How many."""
     weights: int
     states: int
-    """That are given: twice as many as there are last ones, where sequences begin anew at some steps."""
+    """That are given: as many as there are last ones, or as many again that sequences begin anew with."""
     last: int
     outputs: int
     of_states: int

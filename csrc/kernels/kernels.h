@@ -32,16 +32,29 @@ SSTKERN_INLINE void close_gap([[maybe_unused]] const void* begin) {
 // Sequences are sorted by falling length: position p of the sorted batch is batch index order[p], and at time step t the positions
 // 0..active[t]-1 are inside their sequence. Valid (time, position) pairs are numbered row by row: offset[t] + p.
 //
-// Where sequences are cut into pieces, each piece is a sequence here: order[p] is its number among all pieces, as states are numbered.
+// Sequences that begin anew at some steps are cut into pieces there. A position is then a lane: pieces one after the other, of one sequence
+// or of several. Each piece has states of its own: those of positions, but for working memory, are the pieces'.
 struct Schedule {
   int64_t steps;
   const int64_t* offset;
   const int64_t* active;
   const int64_t* order;
   const int64_t* length;  // by position
-  // By position the sequence that a piece is of, and the step of it that the piece begins with; by step, how many rows of a packed tensor
-  // come before it. Null where no sequence is cut.
-  const int64_t *sequence, *start, *before;
+  // By row the piece that it is of, or null where no sequence is cut.
+  const int32_t* piece;
+  // By piece the steps begin..end-1 of its lane. Unless every lane is a sequence, also its sequence, and what the lane's step lacks to the
+  // sequence's, and by step of a sequence, how many rows of a packed tensor come before it.
+  const int64_t *begin, *end, *sequence, *shift, *before;
+
+  SSTKERN_INLINE int64_t piece_at(int64_t t, int64_t position) const { return piece[offset[t] + position]; }
+  // The number of the states that a position has at a time step: of its sequence, or piece.
+  SSTKERN_INLINE int64_t states_at(int64_t t, int64_t position) const { return piece ? piece_at(t, position) : order[position]; }
+  // Whether these states come from outside, and whether they go there, as a direction visits the time steps.
+  SSTKERN_INLINE bool first(int64_t t, int64_t position, bool reverse) const {
+    if (piece) return reverse ? t == end[piece_at(t, position)] - 1 : t == begin[piece_at(t, position)];
+    return reverse ? t == length[position] - 1 : t == 0;
+  }
+  SSTKERN_INLINE bool last(int64_t t, int64_t position, bool reverse) const { return first(t, position, !reverse); }
 };
 
 // Where the rows of a tensor are, in elements. A padded tensor has one for every time step and sequence, a packed one the valid ones alone,
@@ -49,12 +62,13 @@ struct Schedule {
 struct Layout {
   bool packed;
   int64_t step, row;     // strides; a packed tensor has no step
-  bool of_call = false;  // whether it is the caller's, who has whole sequences where the schedule has pieces
+  bool of_call = false;  // whether it is the caller's, where lanes are not its sequences
 
   SSTKERN_INLINE int64_t at(const Schedule& schedule, int64_t t, int64_t position) const {
-    if (of_call && schedule.start) {
-      t += schedule.start[position];
-      return packed ? (schedule.before[t] + schedule.sequence[position]) * row : t * step + schedule.sequence[position] * row;
+    if (of_call && schedule.shift) {
+      const int64_t number = schedule.piece_at(t, position), sequence = schedule.sequence[number];
+      t += schedule.shift[number];
+      return packed ? (schedule.before[t] + sequence) * row : t * step + sequence * row;
     }
     return packed ? (schedule.offset[t] + position) * row : t * step + schedule.order[position] * row;
   }

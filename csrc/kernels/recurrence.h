@@ -12,18 +12,8 @@ namespace sstkern {
 namespace SSTKERN_LEVEL {
 
 template <class T>
-inline bool first_step(const Recurrence<T>& r, int64_t t, int64_t p) {
-  return r.reverse ? t == r.schedule.length[p] - 1 : t == 0;
-}
-
-template <class T>
 inline int64_t previous(const Recurrence<T>& r, int64_t t) {
   return r.reverse ? t + 1 : t - 1;
-}
-
-template <class T>
-inline const T* previous_h(const Recurrence<T>& r, const T* output, int64_t t, int64_t p) {
-  return first_step(r, t, p) ? r.h0 + r.schedule.order[p] * r.output_size : output + r.output_at.at(r.schedule, previous(r, t), p);
 }
 
 // How many of the positions first..first+count-1 are inside their sequence at time step t.
@@ -273,16 +263,42 @@ inline void address(const Forward<T>& f, const Share& share, const ForwardWork<T
   const Schedule& schedule = f.schedule;
   const int64_t states = Cell::states * f.hidden_size;
   for (int64_t i = 0; i < active; ++i) {
-    const int64_t p = share.first + i, b = schedule.order[p], kept = f.save_for_backward ? schedule.offset[t] + p : p;
-    const int64_t before = f.save_for_backward && !first_step(f, t, p) ? schedule.offset[previous(f, t)] + p : p;
+    const int64_t p = share.first + i, b = schedule.states_at(t, p), kept = f.save_for_backward ? schedule.offset[t] + p : p;
+    const bool first = schedule.first(t, p, f.reverse);
+    const int64_t before = f.save_for_backward && !first ? schedule.offset[previous(f, t)] + p : p;
     ForwardRow<T>& row = work.rows[i];
-    row.h_previous = previous_h(f, f.output, t, p);
-    row.states_previous = first_step(f, t, p) ? f.states0 + b * states : f.states + before * states;
+    row.h_previous = first ? f.h0 + b * f.output_size : f.output + f.output_at.at(schedule, previous(f, t), p);
+    row.states_previous = first ? f.states0 + b * states : f.states + before * states;
     row.saved = f.save_for_backward ? f.saved + kept * Cell::saves * f.hidden_size : nullptr;
     row.states = f.states + kept * states;
     row.hidden = f.hidden ? f.hidden + kept * f.hidden_size : nullptr;
     row.h = f.output + f.output_at.at(schedule, t, p);
     work.h_factors[i] = as_factors(row.h_previous, f.output_size, work.h_room + i * factors(f.output_size));
+  }
+}
+
+// The part of `size` numbers in panels that falls to this thread.
+template <class T>
+inline Range my_numbers(const Share& share, const Panels& panels, int64_t size) {
+  const Range mine = my_part(share, panels.count);
+  const int64_t end = panels.begin(mine.end) * Simd<T>::width;
+  return {panels.begin(mine.begin) * Simd<T>::width, end < size ? end : size};
+}
+
+// The last states of the pieces that end with time step t: of the units that this thread goes on with.
+template <class T, class Cell>
+inline void end_pieces(const Forward<T>& f, const Share& share, const ForwardWork<T>& work, int64_t t, int64_t active) {
+  const Range outputs = my_numbers<T>(share, f.outputs, f.output_size), units = my_numbers<T>(share, f.units, f.hidden_size);
+  for (int64_t i = 0; i < active; ++i) {
+    const int64_t p = share.first + i;
+    if (!f.schedule.last(t, p, f.reverse)) continue;
+    const ForwardRow<T>& row = work.rows[i];
+    const int64_t piece = f.schedule.piece_at(t, p);
+    copy(f.h_n + piece * f.output_size + outputs.begin, row.h + outputs.begin, outputs.end - outputs.begin);
+    for (int64_t state = 0; state < Cell::states; ++state) {
+      T* const to = f.states_n + (piece * Cell::states + state) * f.hidden_size;
+      copy(to + units.begin, row.states + state * f.hidden_size + units.begin, units.end - units.begin);
+    }
   }
 }
 
@@ -298,7 +314,7 @@ inline void finish(const Forward<T>& f, const Share& share) {
     copy(f.h_n + b * f.output_size, empty ? f.h0 + b * f.output_size : f.output + f.output_at.at(schedule, last, p), f.output_size);
     const int64_t kept = empty || !f.save_for_backward ? p : schedule.offset[last] + p;
     copy(f.states_n + b * states, empty ? f.states0 + b * states : f.states + kept * states, states);
-    for (int64_t t = length; t < schedule.steps && !f.output_at.packed && !schedule.start; ++t) {
+    for (int64_t t = length; t < schedule.steps && !f.output_at.packed; ++t) {
       T* padding = f.output + f.output_at.at(schedule, t, p);
       for (int64_t i = 0; i < f.output_size; ++i) padding[i] = 0;
     }
@@ -340,8 +356,9 @@ void forward(const Forward<T>& f, const Share& given, const ForwardWork<T>& work
       if (!meet(share)) return;
     }
     if (share.parts != parts) chunk_end = s + 1;  // the others' part of the input projection is theirs
+    if (f.schedule.piece) end_pieces<T, Cell>(f, share, work, t, active);
   }
-  finish<T, Cell>(f, share);
+  if (!f.schedule.piece) finish<T, Cell>(f, share);
 }
 
 template <bool Whole, class T, class Cell>
@@ -378,10 +395,11 @@ inline void address(const Backward<T>& f, const Share& share, const BackwardWork
   const Schedule& schedule = f.schedule;
   const int64_t hidden_size = f.hidden_size, gates = Cell::gates * hidden_size, states = Cell::states * hidden_size;
   for (int64_t i = 0; i < active; ++i) {
-    const int64_t p = share.first + i, b = schedule.order[p], at = schedule.offset[t] + p;
+    const int64_t p = share.first + i, b = schedule.states_at(t, p), at = schedule.offset[t] + p;
     BackwardRow<T>& row = work.rows[i];
-    row.h_previous = previous_h(f, f.output, t, p);
-    row.states_previous = first_step(f, t, p) ? f.states0 + b * states : f.states + (schedule.offset[previous(f, t)] + p) * states;
+    const bool first = schedule.first(t, p, f.reverse);
+    row.h_previous = first ? f.h0 + b * f.output_size : f.output + f.output_at.at(schedule, previous(f, t), p);
+    row.states_previous = first ? f.states0 + b * states : f.states + (schedule.offset[previous(f, t)] + p) * states;
     row.saved = f.saved + at * Cell::saves * hidden_size;
     row.states = f.states + at * states;
     row.h = f.hidden ? f.hidden + at * hidden_size : f.output + f.output_at.at(schedule, t, p);
@@ -395,14 +413,6 @@ inline void address(const Backward<T>& f, const Share& share, const BackwardWork
     row.dh = f.dh + b * f.output_size;
     row.dstates = f.dstates + b * states;
   }
-}
-
-// The part of `size` numbers in panels that falls to this thread.
-template <class T>
-inline Range my_numbers(const Share& share, const Panels& panels, int64_t size) {
-  const Range mine = my_part(share, panels.count);
-  const int64_t end = panels.begin(mine.end) * Simd<T>::width;
-  return {panels.begin(mine.begin) * Simd<T>::width, end < size ? end : size};
 }
 
 template <class T, class Cell>

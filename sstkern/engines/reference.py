@@ -39,8 +39,8 @@ def layer(
 
     x: (T, B, I), or packed, (N, I): the N valid steps alone, in the order of a PackedSequence. weights: as `by_direction` takes them. hx:
     the states before the first step, h (D, B, P) and the cell's others (D, B, H). lengths: int64 (B,) from 0 to T, or None where every
-    sequence has T steps; a packed x needs them, on the CPU, and they fall. (B, 1 + T) where sequences begin anew at some steps, as
-    `sstkern.lengths` has it: what they begin with follows in hx, in the same shapes. A direction from the last step to the first begins
+    sequence has T steps; a packed x needs them, on the CPU, and they fall. Where they say that sequences begin anew at some steps, as
+    `sstkern.lengths` has it, what they begin with follows in hx, in the same shapes, or is zeros. A direction from the last step to the first begins
     anew at the step before. every: whether the states besides h after every step follow the last ones, (T, B, D * H) each, or (N, D * H).
 
     Returns the output (T, B, D * P), zero past a sequence's length, or (N, D * P), and the states after each sequence's last step, (D, B,
@@ -50,7 +50,9 @@ def layer(
     rows = Rows([x], lengths, padded=x.dim() == 3)
     given, outputs, others, finals = rows.of(x), [], [], []
     for d, direction in enumerate(by_direction(cell, weights, has_bias, bidirectional)):
-        states = rows.states([state[d] for state in hx], reverse=d == 1)
+        given_hx = [state[d] for state in hx]
+        count = len(cell.states)
+        states = rows.states(given_hx[:count], d == 1, given_hx[count:])
         output, *beside = map(rows.restored, _recurrence(cell, given, states, direction, d == 1, product, every))
         outputs.append(output)
         others.append(beside)

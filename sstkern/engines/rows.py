@@ -18,7 +18,7 @@ class Rows:
     sizes: how many rows each time step has. Where a trace or a transform hides the lengths, every step has all B rows, those past a length
     as zeros, and masks keep their states.
 
-    lengths: as operators take them; where they say that sequences begin anew, what these begin with follows the first states.
+    lengths: as operators take them.
     """
 
     def __init__(self, inputs: Sequence[Tensor], lengths: Tensor | None, padded: bool):
@@ -28,14 +28,14 @@ class Rows:
         self.valid: Tensor | None = None
         self.places: tuple[Tensor, Tensor] | None = None
         self.order: Tensor | None = None
-        self.beginnings, self.lengths = beginnings(lengths), None if lengths is None else alone(lengths)
+        self.beginnings = beginnings(lengths)
+        lengths = self.lengths = None if lengths is None else alone(lengths)
         if not padded:
             self.sizes = batch_sizes(check_packed(lengths, x.size(0))).tolist()
             return
         self.sizes = [x.size(1)] * x.size(0)
         if lengths is None:
             return
-        lengths = alone(lengths)
         check_values(lengths, x.size(0))
         if _hidden(lengths):
             self.valid = torch.arange(x.size(0), device=x.device)[:, None] < lengths.to(x.device)
@@ -68,12 +68,12 @@ class Rows:
             return rows.new_zeros(*self.shape, *rows.shape[1:]).index_put(self.places, rows)
         return rows.unflatten(0, self.shape)
 
-    def states(self, hx: Sequence[Tensor], reverse: bool) -> States:
+    def states(self, hx: Sequence[Tensor], reverse: bool, anew: Sequence[Tensor] = ()) -> States:
+        """anew: what sequences begin anew with; zeros where nothing is given."""
         if self.beginnings is None:
             return self._whole(hx, reverse)
-        count = len(hx) // 2
-        anew = hx[count:] if self.order is None else [state.index_select(0, self.order) for state in hx[count:]]
-        return CutStates(self._whole(hx[:count], reverse), tuple(anew), self._cuts(self.beginnings, reverse))
+        anew = [state if self.order is None else state.index_select(0, self.order) for state in anew or map(torch.zeros_like, hx)]
+        return CutStates(self._whole(hx, reverse), tuple(anew), self._cuts(self.beginnings, reverse))
 
     def _whole(self, hx: Sequence[Tensor], reverse: bool) -> MaskedStates | PackedStates:
         """Of sequences that are not cut."""

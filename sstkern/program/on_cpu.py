@@ -383,7 +383,7 @@ class Layer:
             for place, (parameter, need) in enumerate(zip(parameters, of_parameters, strict=True))
         ]
         of_states = needs[count + len(parameters) :]
-        dhx = [self._as_given(state, tensor) if need else None for state, tensor, need in zip(before, hx, of_states, strict=True)]
+        dhx = [self._as_given(state, tensor) if need else None for state, tensor, need in zip(before, hx, of_states, strict=False)]
         return [*dinputs, *dparameters, *dhx]
 
 

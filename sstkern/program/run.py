@@ -50,7 +50,7 @@ def layer(
     """The program's outputs, (T, B, ...) or (N, ...), zero past a sequence's length, and the states after each sequence's last step.
 
     inputs: (T, B, ...), or (N, ...) with falling lengths. hx: (B, ...) each. lengths: int64 (B,), or None where every sequence has T steps;
-    (B, 1 + T) as `sstkern.lengths` has it, where sequences begin anew: what with follows in hx.
+    where they say that sequences begin anew, as `sstkern.lengths` has it, what they begin with follows in hx, or is zeros.
     What an input holds past a length is not read; within torch.func.vmap over the lengths it is, as zeros, and has no part in a result.
     """
     outputs, last, _ = _forward(call, inputs, parameters, hx, lengths, kept=False)
@@ -75,8 +75,9 @@ def _forward(
     inputs, parameters, hx = with_tangents(inputs, parameters, hx)
     narrow = leaves(call, inputs, parameters, hx)
     call, kinds = widened(call, narrow)
-    rows, outputs = Rows(inputs, lengths, call.padded), call.program.outputs
-    given, states = [rows.of(wide(tensor, call)) for tensor in inputs], rows.states([wide(state, call) for state in hx], call.reverse)
+    rows, outputs, count = Rows(inputs, lengths, call.padded), call.program.outputs, len(call.program.states)
+    given, first = [rows.of(wide(tensor, call)) for tensor in inputs], [wide(state, call) for state in hx]
+    states = rows.states(first[:count], call.reverse, first[count:])
     values = *outputs, *(derive(call.program, kinds, call.recompute).kept if kept else ())
     weights = [wide(parameter, call) for parameter in parameters]
     found, last = _scan(call, call.program, values, given, weights, states, call.reverse)
