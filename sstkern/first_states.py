@@ -62,9 +62,9 @@ def first_state(cell: nn.Module, initial: Initial | None, batch_size: int, like:
     )
 
 
-def is_known(cell: nn.Module, initial: Initial | None) -> bool:
-    """Whether anything tells what sequences without hx begin with."""
-    return initial is not None or _has_default(cell) or own_method(cell) is not None or type(getattr(cell, "hidden_size", None)) is int
+def are_zeros(cell: nn.Module, initial: Initial | None) -> bool:
+    """Whether sequences without hx begin with zeros, as far as anything tells."""
+    return known_widths(cell, initial) is not None or is_guess(cell, initial) or (initial is None and isinstance(cell, nn.LSTMCell))
 
 
 def is_guess(cell: nn.Module, initial: Initial | None) -> bool:

@@ -143,8 +143,8 @@ class Direction:
     def _anew(
         self, cell: nn.Module, inputs: Structure, batch: Batch, given: Structure | None, told: bool, reset_to: Structure | None
     ) -> Structure | None:
-        """What sequences begin anew with, (B, ...), in the order of the batch; None where that is the cell's own first state, and the
-        sequences begin with it too.
+        """What sequences begin anew with, (B, ...), in the order of the batch; None for zeros, or where only the cell knows what they begin
+        with in the first place: the same.
 
         given: what they begin with; told: whether the caller said so.
         """
@@ -155,10 +155,10 @@ class Direction:
                 first_states.check_same(anew, given, "reset_to")
             order = batch.order
             return anew if order is None else mapped(anew, lambda leaf: leaf.index_select(0, order))
-        if given is None or not told:
+        if given is None or first_states.are_zeros(cell, self.initial_state):
+            return None
+        if not told:
             return given
-        if not first_states.is_known(cell, self.initial_state):
-            return mapped(given, torch.zeros_like)
         anew = first_states.first_state(cell, self.initial_state, batch.size, like)
         if anew is None:
             raise ValueError(

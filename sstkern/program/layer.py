@@ -175,7 +175,7 @@ def run(
     """The output, the last states and, if `options.every`, all states.
 
     leaves: the cell's tensors. inputs: (T, B, ...), or (N, ...). hx: (B, ...) each, or None for the cell's own first state. anew: what
-    sequences begin anew with where `lengths` says that they do; None for the cell's own first state, with an hx that is None too.
+    sequences begin anew with where `lengths` says that they do; None for the cell's own first state, or with an hx for zeros.
     """
     program, draws = captured.program, captured.draws
     if cast := autocasting(inputs[0]):
@@ -187,7 +187,7 @@ def run(
     batch = inputs[0].size(1) if options.padded or lengths is None else lengths.size(0)
     cut = lengths is not None and lengths.dim() == 2
     own = flatten(captured.first_state(leaves, batch)) if hx is None else None
-    first = [*(own or hx or ()), *((own if anew is None else anew) or () if cut else ())]
+    first = [*(own or hx or ()), *((anew or own or ()) if cut else ())]
     drawn = [draw.tensor(inputs[0], inputs[0].shape[: 2 if options.padded else 1]) for draw in draws]
     call = Call(program, captured.sizes, tuple(captured.numbers()), options.reverse, options.padded, options.recompute)
     parameters = captured.parameters(leaves)
