@@ -31,7 +31,7 @@ def _setup_layer(ctx, inputs, output):
 def _layer_gradient(ctx, grad_output, grad_hx, _grad_saved):
     needs = [ctx.needs_input_grad[1], *ctx.needs_input_grad[2], *ctx.needs_input_grad[3]]
     dx, dweights, dhx = _gradients(ctx, grad_output, grad_hx, needs)
-    return None, dx, dweights, dhx, None, None, None, None, None
+    return None, dx, dweights, dhx, *[None] * (len(ctx.needs_input_grad) - 4)  # `every` is left out where it is False
 
 
 Gradients = tuple[Tensor | None, list[Tensor | None], list[Tensor | None]]
