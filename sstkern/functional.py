@@ -460,8 +460,8 @@ def _checked_anew(cell: Cell, states: list[Tensor], reset_to: Sequence[Tensor], 
     _check_number_of_states(cell, reset_to, "reset_to")
     for name, state, like in zip(cell.states, reset_to, states, strict=True):
         rows, size, width = like.shape
-        allowed = {(rows, size, width), (rows, 1, width)} if batch.batched else {(rows, width)}
-        if tuple(state.shape) not in allowed:
+        one = batch.batched and state.dim() == 3 and state.size(1) == 1  # first: in a graph a size that varies is compared with no other
+        if tuple(state.shape) != ((rows, 1 if one else size, width) if batch.batched else (rows, width)):
             expected = f"{(rows, size, width)} or {(rows, 1, width)}" if batch.batched else f"{(rows, width)}"
             raise RuntimeError(f"reset_to: expected {name} of shape {expected}, got {tuple(state.shape)}")
         if state.device != batch.x.device:

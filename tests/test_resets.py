@@ -230,3 +230,95 @@ def test_an_own_cell_begins_anew_as_a_call_without_hx_begins():
     given = torch.randn(2, 4)
     with pytest.raises(ValueError, match="reset_to: what ByDefault begins with is the default of its state"):
         sstkern.fuse(ByDefault())(x, given, resets=resets)
+
+
+X = torch.zeros(4, 2, 3)
+MARKS = torch.zeros(4, 2, dtype=torch.bool)
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "options"),
+    [
+        (TypeError, r"resets: expected bool, got torch.float32; resets.bool\(\)", {"resets": MARKS.float()}),
+        (TypeError, "resets: expected a bool Tensor, got list", {"resets": MARKS.tolist()}),
+        (ValueError, r"resets: expected shape \(4, 2\), a bool for every step of the input, got \(2, 4\)", {"resets": MARKS.t()}),
+        (TypeError, "resets: expected a Tensor like the input, got a PackedSequence", {"resets": pack_padded_sequence(MARKS, [4, 4])}),
+        (ValueError, "reset_to: without resets nothing begins anew", {"reset_to": torch.zeros(1, 2, 5)}),
+        (RuntimeError, r"reset_to: expected h of shape \(1, 2, 5\) or \(1, 1, 5\), got \(1, 3, 5\)", {"resets": MARKS, "reset_to": torch.zeros(1, 3, 5)}),
+        (RuntimeError, "reset_to: expected h of dtype torch.float32 like the input", {"resets": MARKS, "reset_to": torch.zeros(1, 2, 5).double()}),
+        (RuntimeError, r"reset_to: expected 1 Tensor\(s\) \(h\)", {"resets": MARKS, "reset_to": "zeros"}),
+    ],
+)
+def test_wrong_arguments(error, message, options):
+    with pytest.raises(error, match=message):
+        sstkern.GRU(3, 5)(X, **options)
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "reset_to"),
+    [
+        (TypeError, "reset_to: expected Tensor, as the state is, got ", (torch.zeros(2, 5), torch.zeros(2, 5))),
+        (ValueError, r"reset_to: expected shape \(2, 5\) and torch.float32 as the state has, got shape \(2, 4\)", torch.zeros(2, 4)),
+        (ValueError, r"reset_to: expected shape \(2, \.\.\.\), a state for each sequence", torch.zeros(3, 5)),
+    ],
+)
+def test_wrong_arguments_of_an_own_cell(error, message, reset_to):
+    with pytest.raises(error, match=message):
+        sstkern.fuse(nn.GRUCell(3, 5))(X, resets=MARKS, reset_to=reset_to)
+
+
+def test_a_packed_input_has_packed_resets():
+    packed = pack_padded_sequence(X, [4, 3])
+    with pytest.raises(TypeError, match="resets: expected a PackedSequence like the input, got a Tensor"):
+        sstkern.GRU(3, 5)(packed, resets=MARKS)
+    with pytest.raises(ValueError, match="resets: expected sequences of the same lengths as the input"):
+        sstkern.GRU(3, 5)(packed, resets=pack_padded_sequence(MARKS, [4, 2]))
+
+
+@pytest.mark.skipif(interpreting(), reason="the C++ engine's")
+def test_the_operator_checks_what_it_is_given():
+    layer = sstkern.LSTM(3, 4)
+    weights, hx = [*layer.parameters()], [torch.zeros(1, 2, 4)] * 2
+    x, marks = torch.zeros(5, 2, 3), torch.zeros(2, 5, dtype=torch.bool)
+    operator = torch.ops.sstkern.layer.default
+    operator("lstm", x, weights, hx, marks, True, False, None)
+    for lengths, states, message in (
+        (marks[:, :4], hx, "resets: expected 5 time steps, as x has"),
+        (torch.zeros(2, 5, dtype=torch.int64), hx, "resets: expected 5 time steps, as x has"),
+        (torch.full((2, 6), 9), hx, r"lengths\[0\] is 9; allowed are 0 to 5"),
+        (marks.int(), hx, "lengths: expected an int64 tensor on the CPU"),
+        (marks, hx[:1], "hx: expected 2 states, or as many again, got 1"),
+        (marks, hx * 2 + hx, "hx: expected 2 states, or as many again, got 6"),
+        (marks, [*hx, hx[0], torch.zeros(1, 1, 4)], "c_0: expected shape"),
+    ):
+        with pytest.raises((RuntimeError, ValueError), match=message):
+            operator("lstm", x, weights, states, lengths, True, False, None)
+
+
+@pytest.mark.skipif(interpreting(), reason="the C++ engine's")
+def test_nothing_to_run():
+    for steps, batch in ((0, 2), (3, 0), (0, 0)):
+        for layer in (sstkern.LSTM(3, 4), sstkern.fuse(nn.GRUCell(3, 4))):
+            for engine in ("cpu", "reference"):
+                with sstkern.backend(engine):
+                    output = layer(torch.zeros(steps, batch, 3, requires_grad=True), resets=torch.ones(steps, batch, dtype=torch.bool))[0]
+                    assert output.shape == (steps, batch, 4)
+                    output.sum().backward()
+
+
+def test_a_change_of_the_callers_resets_is_not_seen():
+    # A data loader may fill them anew before the backward.
+    layer, x, resets = sstkern.GRU(3, 4), torch.randn(6, 2, 3, requires_grad=True), resets_of(6, 2)
+    expected = gradients([layer(x, resets=resets)[0]], [x])
+    output = layer(x, resets=resets)[0]
+    resets.fill_(True)
+    assert torch.equal(gradients([output], [x])[0], expected[0])
+
+
+@pytest.mark.skipif(interpreting(), reason="the C++ engine's")
+def test_the_gpu_engine_says_why_it_has_none():
+    from sstkern import engines
+
+    layer = sstkern.LSTM(3, 4)
+    assert engines._obstacle(layer.cell, X, (), "triton", True, False) == "its kernels know no resets"
+    assert "other states than h" in engines._obstacle(layer.cell, X, (), "triton", False, True)
