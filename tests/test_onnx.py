@@ -80,10 +80,12 @@ class Episodes(nn.Module):
         return self.layer(x, lengths=lengths, resets=resets, reset_to=as_hx(tuple(self.first)), return_states=True)
 
 
-@pytest.mark.parametrize("name", ["LSTM, two layers, both directions", "LSTM with a projection", "GRU"])
-def test_sequences_that_begin_anew_and_every_steps_states(name, tmp_path):
+@pytest.mark.parametrize(
+    "make", [LAYERS["LSTM, two layers, both directions"][0], LAYERS["LSTM with a projection"][0], lambda: sstkern.GRU(4, 6)]
+)
+def test_sequences_that_begin_anew_and_every_steps_states(make, tmp_path):
     torch.manual_seed(0)
-    model = Episodes(LAYERS[name][0]()).eval()
+    model = Episodes(make()).eval()
 
     def drawn(steps: int, batch: int) -> tuple[Tensor, ...]:
         return torch.randn(steps, batch, 4), torch.randint(0, steps + 1, (batch,)), torch.rand(steps, batch) < 0.3
