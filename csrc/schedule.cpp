@@ -100,6 +100,7 @@ void BatchSchedule::cut_sequences(const int64_t* lengths, const Mark* marks, int
     add(b, from, length);
   }
   first_piece_.push_back(static_cast<int64_t>(end_.size()));
+  TORCH_CHECK_VALUE(states() <= int64_t{kPiece}, "resets: they make ", states(), " pieces; allowed are ", kPiece);
   count_before(steps);
   place(lanes());
 }
@@ -157,8 +158,11 @@ void BatchSchedule::place(const Lanes& lanes) {
     for (int64_t i = lanes.begin[order_[p]]; i < lanes.begin[order_[p] + 1]; ++i) {
       const int64_t number = lanes.pieces[i];
       shift_[number] = begin_[number] - t;
-      begin_[number] = t;
-      for (end_[number] -= shift_[number]; t < end_[number]; ++t) piece_[offset_[t] + p] = static_cast<int32_t>(number);
+      const int64_t begin = t, end = end_[number] - shift_[number];
+      for (; t < end; ++t) piece_[offset_[t] + p] = static_cast<uint32_t>(number);
+      if (begin == end) continue;
+      piece_[offset_[begin] + p] |= kPieceBegins;
+      piece_[offset_[end - 1] + p] |= kPieceEnds;
     }
   }
 }
@@ -182,8 +186,6 @@ BatchSchedule BatchSchedule::span(int64_t begin, int64_t end) const {
   part.active_.assign(active_.begin() + begin, active_.begin() + end);
   for (int64_t& length : part.length_) length = std::clamp<int64_t>(length - begin, 0, part.steps_);
   for (int64_t& shift : part.shift_) shift += begin;
-  for (auto* const ends : {&part.begin_, &part.end_})
-    for (int64_t& t : *ends) t = std::clamp<int64_t>(t - begin, 0, part.steps_);
   part.full_ = part.length_.empty() || part.length_.back() == part.steps_;
   part.count_rows();
   if (cut() && begin < end) part.piece_.assign(piece_.begin() + offset_[begin], piece_.begin() + offset_[begin] + part.rows_);
@@ -200,13 +202,10 @@ void BatchSchedule::count_rows() {
 }
 
 Schedule BatchSchedule::view() const {
-  Schedule found{steps_,  offset_.data(), active_.data(), order_.data(), length_.data(), nullptr,
-                 nullptr, nullptr,        nullptr,        nullptr,       nullptr};
+  Schedule found{steps_, offset_.data(), active_.data(), order_.data(), length_.data(), nullptr, nullptr, nullptr, nullptr};
   if (!cut()) return found;
-  static constexpr int32_t none = 0;  // for a schedule without rows, which is cut all the same
+  static constexpr uint32_t none = 0;  // for a schedule without rows, which is cut all the same
   found.piece = piece_.empty() ? &none : piece_.data();
-  found.begin = begin_.data();
-  found.end = end_.data();
   if (!dealt_) return found;
   found.sequence = sequence_.data();
   found.shift = shift_.data();
@@ -232,7 +231,7 @@ std::vector<std::vector<int64_t>> BatchSchedule::rows_of_groups(int64_t groups) 
   const int64_t each = sequences_ / groups;
   for (int64_t t = 0; t < steps_; ++t)
     for (int64_t p = 0; p < active_[t]; ++p) {
-      const int64_t sequence = cut() ? sequence_[piece_[offset_[t] + p]] : order_[p];
+      const int64_t sequence = cut() ? sequence_[piece_[offset_[t] + p] & kPiece] : order_[p];
       rows[sequence / each].push_back(offset_[t] + p);
     }
   return rows;

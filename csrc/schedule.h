@@ -99,8 +99,8 @@ class BatchSchedule {
   std::vector<int64_t> offset_, active_, order_, length_;
   bool full_;
   // Empty where no sequence is cut.
-  std::vector<int32_t> piece_;
-  std::vector<int64_t> begin_, end_, sequence_, shift_, before_, first_piece_;
+  std::vector<uint32_t> piece_;
+  std::vector<int64_t> begin_, end_, sequence_, shift_, before_, first_piece_;  // begin_, end_: the steps of a piece in its sequence
   std::vector<bool> begins_anew_;
   bool dealt_ = false;
 };

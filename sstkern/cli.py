@@ -348,7 +348,10 @@ def _check_bench(ctx: typer.Context) -> None:
     if given["dtype"]:
         _refuse(runs | {"--memory": False}, "is in float32, and not for --dtype")
     if given["lengths"]:
-        _refuse({name: runs[name] for name in ("--skewed", "--resets", "--callers", "--widths")}, "has lengths of its own, and is not for --lengths")
+        _refuse(
+            {name: runs[name] for name in ("--skewed", "--resets", "--callers", "--widths")},
+            "has lengths of its own, and is not for --lengths",
+        )
     if given["resets"]:
         _refuse({"--cell": given["cell"], "--compile": given["compiled"]}, "is not for --resets, which times LSTMs")
     if given["widths"]:

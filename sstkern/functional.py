@@ -40,7 +40,7 @@ def lstm(
     resets: Resets | None = None,
     reset_to: tuple[Tensor, Tensor] | None = None,
     return_states: bool = False,
-) -> Any:
+) -> tuple[Input, tuple[Tensor, Tensor]]:
     """A long short-term memory, as torch.nn.LSTM computes it.
 
     input: (T, B, I), with batch_first (B, T, I), unbatched (T, I), or a PackedSequence. weights: for each layer and direction
@@ -54,8 +54,9 @@ def lstm(
     in place of hx. The other direction begins anew at t - 1 in the same way (docs/episodes.md).
 
     Returns the output (T, B, D * P) in the form of the input, zero past a length, and (h_n, c_n), the states after each sequence's last
-    step, shaped like hx; with return_states also the states after every step, as (h_n, c_n) with time in front, (T, L * D, B, P) and (T,
-    L * D, B, H) whatever batch_first, unbatched without B, zero past a length. Raises ValueError, TypeError or RuntimeError, as torch.nn.LSTM does, naming the argument.
+    step, shaped like hx. With return_states a third result is the states after every step, as (h_n, c_n) with time in front, (T, L * D, B,
+    P) and (T, L * D, B, H) whatever batch_first, unbatched without B, zero past a length. Raises ValueError, TypeError or RuntimeError, as
+    torch.nn.LSTM does, naming the argument.
 
     An input or a weight with a __torch_function__ of its own is given this function, as torch.overrides says.
     """
@@ -151,11 +152,11 @@ class OneStateLayer(Protocol):
         resets: Resets | None = None,
         reset_to: Tensor | None = None,
         return_states: bool = False,
-    ) -> Any: ...
+    ) -> tuple[Input, Tensor]: ...
 
 
 def _one_state(cell: Cell, described: str, gates: str) -> OneStateLayer:
-    def of_cell(input: Input, weights: Sequence[Tensor], hx: Tensor | None = None, **options: Any) -> Any:
+    def of_cell(input: Input, weights: Sequence[Tensor], hx: Tensor | None = None, **options: Any) -> tuple[Input, Tensor]:
         return layer(cell, input, weights, hx, **options)
 
     of_cell.__name__ = of_cell.__qualname__ = cell.name

@@ -273,7 +273,7 @@ class LSTM(Recurrent):
         resets: Resets | None = None,
         reset_to: tuple[Tensor, Tensor] | None = None,
         return_states: bool = False,
-    ) -> Any:
+    ) -> tuple[Input, tuple[Tensor, Tensor]]:
         """Arguments, results and errors as `sstkern.functional.lstm` describes them."""
         return super().forward(input, hx, lengths, resets=resets, reset_to=reset_to, return_states=return_states)
 
@@ -297,7 +297,7 @@ class GRU(Recurrent):
         resets: Resets | None = None,
         reset_to: Tensor | None = None,
         return_states: bool = False,
-    ) -> Any:
+    ) -> tuple[Input, Tensor]:
         """Arguments, results and errors as `sstkern.functional.gru` describes them."""
         return super().forward(input, hx, lengths, resets=resets, reset_to=reset_to, return_states=return_states)
 
@@ -328,7 +328,7 @@ class RNN(Recurrent):
         resets: Resets | None = None,
         reset_to: Tensor | None = None,
         return_states: bool = False,
-    ) -> Any:
+    ) -> tuple[Input, Tensor]:
         """Arguments, results and errors as `sstkern.functional.rnn_tanh` describes them."""
         return super().forward(input, hx, lengths, resets=resets, reset_to=reset_to, return_states=return_states)
 

@@ -71,7 +71,11 @@ def _scanned(
 
     def step(states: list[Tensor], at: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         gates_x, now, *cut = at
-        before = [torch.where(cut[0], new, old) for new, old in zip(anew or map(torch.zeros_like, states), states, strict=True)] if cut else states
+        before = (
+            [torch.where(cut[0], new, old) for new, old in zip(anew or map(torch.zeros_like, states), states, strict=True)]
+            if cut
+            else states
+        )
         stepped = reference._step(cell, gates_x, tuple(before), w)
         kept = [torch.where(now, new, old) for new, old in zip(stepped, states, strict=True)]
         return kept, [torch.where(now, state, 0) for state in (stepped if every else stepped[:1])]

@@ -179,7 +179,11 @@ def _chunked_backward(
     weights, states, (_, anew) = given[: call.weights], len(grad_states), _states(call, given)
     dx = torch.empty_like(x) if needs[0] else None
     sums: list[Tensor | None] = [None] * (call.weights + len(anew))
-    of_weights, of_states, of_anew = needs[1 : 1 + call.weights], needs[1 + call.weights : 1 + call.weights + states], needs[len(needs) - len(anew) :]
+    of_weights, of_states, of_anew = (
+        needs[1 : 1 + call.weights],
+        needs[1 + call.weights : 1 + call.weights + states],
+        needs[len(needs) - len(anew) :],
+    )
     wanted = [needs[0], *of_weights, *[True] * states, *of_anew]
     for number, chunk in reversed(list(enumerate(_chunks(x, lengths, call)))):
         hx = [*kept[number * states : (number + 1) * states], *anew]

@@ -33,7 +33,7 @@ def layer(
     hx: Structure | None,
     lengths: Tensor | None,
     *,
-    anew: Structure | None,
+    anew: Structure | None = None,
     padded: bool,
     returns: Returns,
     reverse: bool,

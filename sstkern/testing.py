@@ -176,9 +176,7 @@ class _Case:
     """bool, the positions of the first input that no result may depend on."""
 
 
-def _cases(
-    module: Any, shapes: Sequence[tuple[int, int]], seed: int, keywords: Mapping[str, Any], engine: str | None
-) -> Iterator[_Case]:
+def _cases(module: Any, shapes: Sequence[tuple[int, int]], seed: int, keywords: Mapping[str, Any], engine: str | None) -> Iterator[_Case]:
     """The inputs of a layer or a cell."""
     fused = isinstance(module, FusedLayer)
     sized = module._cells()[0] if fused else module

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from layers import ENGINES, FUSED, KINDS, as_hx, assert_close, gradients, pair, states_of
+from layers import ENGINES, KINDS, assert_close, gradients, pair, states_of
 from pieces import check_pieces, of_cell, of_layer, random_states
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
@@ -10,7 +10,6 @@ from torch.nn.utils.rnn import pack_padded_sequence
 import sstkern
 from sstkern.cells import library
 from sstkern.engines import interpreting
-from sstkern.recompute import SHORTEST
 
 LENGTHS = [9, 4, 0, 1, 9, 7]
 OWN = {
@@ -179,7 +178,9 @@ def test_forms_of_the_input(make, engine):
             torch.nested.nested_tensor([part[:length, b] for b, length in enumerate(LENGTHS)], layout=torch.jagged) for part in (x, resets)
         )
         output, hx_n = layer(nested, resets=nested_resets, reset_to=reset_to)
-        assert_close([torch.nested.to_padded_tensor(output, 0.0, (6, 9, output.size(-1))).transpose(0, 1), *hx_n], [first[0], *first[1]], 1e-12)
+        assert_close(
+            [torch.nested.to_padded_tensor(output, 0.0, (6, 9, output.size(-1))).transpose(0, 1), *hx_n], [first[0], *first[1]], 1e-12
+        )
         one = tuple(state.squeeze(0 if own else 1) for state in reset_to)
         output, hx_n = layer(x[:, 0], resets=resets[:, 0], reset_to=one)
         assert_close([output, *hx_n], [first[0][:, 0], *(state[0] if own else state[:, 0] for state in first[1])], 1e-12)
@@ -244,8 +245,16 @@ MARKS = torch.zeros(4, 2, dtype=torch.bool)
         (ValueError, r"resets: expected shape \(4, 2\), a bool for every step of the input, got \(2, 4\)", {"resets": MARKS.t()}),
         (TypeError, "resets: expected a Tensor like the input, got a PackedSequence", {"resets": pack_padded_sequence(MARKS, [4, 4])}),
         (ValueError, "reset_to: without resets nothing begins anew", {"reset_to": torch.zeros(1, 2, 5)}),
-        (RuntimeError, r"reset_to: expected h of shape \(1, 2, 5\) or \(1, 1, 5\), got \(1, 3, 5\)", {"resets": MARKS, "reset_to": torch.zeros(1, 3, 5)}),
-        (RuntimeError, "reset_to: expected h of dtype torch.float32 like the input", {"resets": MARKS, "reset_to": torch.zeros(1, 2, 5).double()}),
+        (
+            RuntimeError,
+            r"reset_to: expected h of shape \(1, 2, 5\) or \(1, 1, 5\), got \(1, 3, 5\)",
+            {"resets": MARKS, "reset_to": torch.zeros(1, 3, 5)},
+        ),
+        (
+            RuntimeError,
+            "reset_to: expected h of dtype torch.float32 like the input",
+            {"resets": MARKS, "reset_to": torch.zeros(1, 2, 5).double()},
+        ),
         (RuntimeError, r"reset_to: expected 1 Tensor\(s\) \(h\)", {"resets": MARKS, "reset_to": "zeros"}),
     ],
 )

@@ -34,25 +34,27 @@ SSTKERN_INLINE void close_gap([[maybe_unused]] const void* begin) {
 //
 // Sequences that begin anew at some steps are cut into pieces there. A position is then a lane: pieces one after the other, of one sequence
 // or of several. Each piece has states of its own: those of positions, but for working memory, are the pieces'.
+constexpr uint32_t kPieceBegins = uint32_t{1} << 31, kPieceEnds = uint32_t{1} << 30, kPiece = kPieceEnds - 1;
 struct Schedule {
   int64_t steps;
   const int64_t* offset;
   const int64_t* active;
   const int64_t* order;
   const int64_t* length;  // by position
-  // By row the piece that it is of, or null where no sequence is cut.
-  const int32_t* piece;
-  // By piece the steps begin..end-1 of its lane. Unless every lane is a sequence, also its sequence, and what the lane's step lacks to the
-  // sequence's, and by step of a sequence, how many rows of a packed tensor come before it.
-  const int64_t *begin, *end, *sequence, *shift, *before;
+  // By row the piece that it is of, with kPieceBegins and kPieceEnds where it is the first or last step of that; null where no sequence is
+  // cut.
+  const uint32_t* piece;
+  // Unless every lane is a sequence: by piece its sequence, and what the lane's step lacks to the sequence's; by step of a sequence, how
+  // many rows of a packed tensor come before it.
+  const int64_t *sequence, *shift, *before;
 
-  SSTKERN_INLINE int64_t piece_at(int64_t t, int64_t position) const { return piece[offset[t] + position]; }
+  SSTKERN_INLINE int64_t piece_at(int64_t t, int64_t position) const { return piece[offset[t] + position] & kPiece; }
   // The number of the states that a position has at a time step: of its sequence, or piece.
   SSTKERN_INLINE int64_t states_at(int64_t t, int64_t position) const { return piece ? piece_at(t, position) : order[position]; }
   // Whether these states come from outside, and whether they go there, as a direction visits the time steps.
   SSTKERN_INLINE bool first(int64_t t, int64_t position, bool reverse) const {
-    if (piece) return reverse ? t == end[piece_at(t, position)] - 1 : t == begin[piece_at(t, position)];
-    return reverse ? t == length[position] - 1 : t == 0;
+    if (reverse ? t == length[position] - 1 : t == 0) return true;
+    return piece && (piece[offset[t] + position] & (reverse ? kPieceEnds : kPieceBegins));
   }
   SSTKERN_INLINE bool last(int64_t t, int64_t position, bool reverse) const { return first(t, position, !reverse); }
 };

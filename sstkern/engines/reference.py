@@ -40,8 +40,9 @@ def layer(
     x: (T, B, I), or packed, (N, I): the N valid steps alone, in the order of a PackedSequence. weights: as `by_direction` takes them. hx:
     the states before the first step, h (D, B, P) and the cell's others (D, B, H). lengths: int64 (B,) from 0 to T, or None where every
     sequence has T steps; a packed x needs them, on the CPU, and they fall. Where they say that sequences begin anew at some steps, as
-    `sstkern.lengths` has it, what they begin with follows in hx, in the same shapes, or is zeros. A direction from the last step to the first begins
-    anew at the step before. every: whether the states besides h after every step follow the last ones, (T, B, D * H) each, or (N, D * H).
+    `sstkern.lengths` has it, what they begin with follows in hx, in the same shapes, or is zeros; a direction from the last step to the
+    first begins anew at the step before. every: whether the states besides h after every step follow the last ones, (T, B, D * H) each, or
+    (N, D * H).
 
     Returns the output (T, B, D * P), zero past a sequence's length, or (N, D * P), and the states after each sequence's last step, (D, B,
     ...). What x holds past a length is never used. product: multiplies the rows of a state with a weight, and adds the bias.
