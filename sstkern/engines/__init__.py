@@ -21,6 +21,7 @@ ENGINES = ("reference", "cpu", "triton")
 FUSED_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
+NO_RESETS = "its kernels know no resets"
 _NO_FORWARD_MODE = "it has no forward mode (torch.func.jvp, jacfwd, hessian, dual tensors); jacrev and vjp run on it"
 _INTERPRETING = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on", "yes", "y")  # as and when triton reads it
 
@@ -121,18 +122,16 @@ def forced() -> str | None:
 
 
 def check_program(fused: bool) -> None:
-    """Raises BackendError where an engine is forced that runs no cells of one's own, or none that are not `fused`."""
+    """Raises BackendError where an engine is forced that does not run cells that are not `fused`."""
     name = forced()
-    if name == "triton":
-        raise BackendError("backend: 'triton' was asked for, but a cell of one's own runs on 'cpu' or 'reference'")
-    if name == "cpu" and not fused:
-        raise BackendError("backend: 'cpu' was asked for, but this cell is stepped in Python, on 'reference'")
+    if name in ("cpu", "triton") and not fused:
+        raise BackendError(f"backend: '{name}' was asked for, but this cell is stepped in Python, on 'reference'")
 
 
 def check_forward_mode() -> None:
     """Raises BackendError for a program in forward mode where the engine is forced that has none."""
-    if forced() == "cpu":
-        raise BackendError(f"backend: 'cpu' was asked for, but {_NO_FORWARD_MODE}")
+    if forced() in ("cpu", "triton"):
+        raise BackendError(f"backend: '{forced()}' was asked for, but {_NO_FORWARD_MODE}")
 
 
 def choose(cell: Cell, x: Tensor, others: Sequence[Tensor] = (), cut: bool = False, every: bool = False) -> str:
@@ -169,7 +168,7 @@ def _obstacle(cell: Cell, x: Tensor, others: Sequence[Tensor], engine: str | Non
     if in_forward_mode((x, *others)):
         return _NO_FORWARD_MODE
     if engine == "triton" and (cut or every):
-        return "its kernels know no resets" if cut else "its kernels keep no other states than h of every step"
+        return NO_RESETS if cut else "its kernels keep no other states than h of every step"
     return _unregistered(cell) or _incapable(engine, cell.name)
 
 
