@@ -181,14 +181,21 @@ void BatchSchedule::sort(const std::vector<int64_t>& lengths) {
 }
 
 BatchSchedule BatchSchedule::span(int64_t begin, int64_t end) const {
-  BatchSchedule part = *this;
+  BatchSchedule part;
   part.steps_ = end - begin;
+  part.sequences_ = sequences_;
+  part.order_ = order_;
   part.active_.assign(active_.begin() + begin, active_.begin() + end);
-  for (int64_t& length : part.length_) length = std::clamp<int64_t>(length - begin, 0, part.steps_);
-  for (int64_t& shift : part.shift_) shift += begin;
+  for (const int64_t length : length_) part.length_.push_back(std::clamp<int64_t>(length - begin, 0, part.steps_));
   part.full_ = part.length_.empty() || part.length_.back() == part.steps_;
   part.count_rows();
-  if (cut() && begin < end) part.piece_.assign(piece_.begin() + offset_[begin], piece_.begin() + offset_[begin] + part.rows_);
+  if (!cut()) return part;
+  if (begin < end) part.piece_.assign(piece_.begin() + offset_[begin], piece_.begin() + offset_[begin] + part.rows_);
+  part.first_piece_ = first_piece_;
+  part.sequence_ = sequence_;
+  part.before_ = before_;
+  part.dealt_ = dealt_;
+  for (const int64_t shift : shift_) part.shift_.push_back(shift + begin);
   return part;
 }
 

@@ -334,12 +334,17 @@ def _run(
     hx_n = [torch.cat(state) if options.num_layers > 1 else state[0] for state in zip(*finals, strict=True)]
     if batch.inverse is not None:
         hx_n = [state.index_select(1, batch.inverse) for state in hx_n]
-    all_states = [torch.cat(state, 1) if options.num_layers > 1 else state[0] for state in zip(*every, strict=True)]
-    if batch.inverse is not None:
-        all_states = [state.index_select(2, batch.inverse) for state in all_states]
     if not batch.batched:
-        hx_n, all_states = [state.squeeze(1) for state in hx_n], [state.squeeze(2) for state in all_states]
-    return batch.restore(x), hx_n, all_states
+        hx_n = [state.squeeze(1) for state in hx_n]
+    return batch.restore(x), hx_n, _every_state(every, batch) if options.every else []
+
+
+def _every_state(of_layers: list[list[Tensor]], batch: Batch) -> list[Tensor]:
+    """The states after every step of all layers, (T, layers x directions, B, width), as the caller has the batch."""
+    states = [torch.cat(state, 1) if len(state) > 1 else state[0] for state in zip(*of_layers, strict=True)]
+    if batch.inverse is not None:
+        states = [state.index_select(2, batch.inverse) for state in states]
+    return states if batch.batched else [state.squeeze(2) for state in states]
 
 
 def _by_direction(state: Tensor, batch: Batch, options: _Options) -> Tensor:
@@ -360,7 +365,7 @@ def _layer(cell: Cell, x: Tensor, weights: list[Tensor], hx: list[Tensor], lengt
 
         return onnx.layer(cell, x, weights, hx, lengths, options.bias, options.bidirectional, every)
     run: Callable[..., tuple[Tensor, list[Tensor]]] | None = None
-    if engines.choose(cell, x, (*weights, *hx), cut=options.resets is not None, every=every) == "reference":
+    if engines.choose(cell, x, (*weights, *hx), options.resets is not None, every) == "reference":
         run = partial(reference.layer, every=every)
     elif private.transforms_active():
         run = partial(_transformed_layer(), every=every)

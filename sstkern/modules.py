@@ -275,7 +275,7 @@ class LSTM(Recurrent):
         return_states: bool = False,
     ) -> tuple[Input, tuple[Tensor, Tensor]]:
         """Arguments, results and errors as `sstkern.functional.lstm` describes them."""
-        return super().forward(input, hx, lengths, resets=resets, reset_to=reset_to, return_states=return_states)
+        return super().forward(input, hx, lengths, resets, reset_to, return_states)
 
 
 class GRU(Recurrent):
@@ -299,7 +299,7 @@ class GRU(Recurrent):
         return_states: bool = False,
     ) -> tuple[Input, Tensor]:
         """Arguments, results and errors as `sstkern.functional.gru` describes them."""
-        return super().forward(input, hx, lengths, resets=resets, reset_to=reset_to, return_states=return_states)
+        return super().forward(input, hx, lengths, resets, reset_to, return_states)
 
 
 class RNN(Recurrent):
@@ -330,7 +330,7 @@ class RNN(Recurrent):
         return_states: bool = False,
     ) -> tuple[Input, Tensor]:
         """Arguments, results and errors as `sstkern.functional.rnn_tanh` describes them."""
-        return super().forward(input, hx, lengths, resets=resets, reset_to=reset_to, return_states=return_states)
+        return super().forward(input, hx, lengths, resets, reset_to, return_states)
 
 
 class RecurrentCell(RNNCellBase):
