@@ -249,9 +249,7 @@ def wanted(tensors: Sequence[Tensor], lengths: Tensor | None = None) -> str | No
     return name if problem is None else None
 
 
-def runs(
-    call: Call, inputs: Sequence[Tensor], parameters: Sequence[Tensor], hx: Sequence[Tensor], lengths: Tensor | None = None
-) -> bool:
+def runs(call: Call, inputs: Sequence[Tensor], parameters: Sequence[Tensor], hx: Sequence[Tensor], lengths: Tensor | None = None) -> bool:
     """Whether an engine runs it, and it is compiled: asked before a call, of tensors within transforms too."""
     name = wanted([*inputs, *parameters, *hx], lengths)
     if name is None:
