@@ -1,7 +1,8 @@
 """Random calls of the C++ engine, for sanitizers to watch (tests/sanitize.py): `python tests/fuzz.py --seconds 30 --seed 1`.
 
 Layers and own cells of widths 1 to 40, wider ones for threads that share a time step; lengths with zeros, resets, the states of every step,
-all dtypes, 1 to 4 threads, and 1 to 4 callers of one layer at once. Results are near those of the reference engine in float64. The same seed makes the same calls.
+all dtypes, 1 to 4 threads, and 1 to 4 callers of one layer at once. Results are near those of the reference engine in float64.
+The same seed makes the same calls.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sstkern.engines import backend
-from sstkern.fuse import fuse
+from sstkern.fuse import Fused, fuse
 from sstkern.program import engine, layer
 from sstkern.program.capture import Captured
 from sstkern.program.graph import Program
@@ -65,7 +65,8 @@ def captured(name: str, size: int, dtype: torch.dtype) -> Captured:
     found = fuse(getattr(importlib.import_module(module), wanted)(size, size).to(dtype), strict=True)
     with torch.no_grad(), backend("reference"):
         found(torch.zeros(1, 1, size, dtype=dtype))
-    last = found._direction.programs.last  # type: ignore[attr-defined]
+    assert isinstance(found, Fused)
+    last = found._direction.programs.last
     assert last is not None
     return last
 

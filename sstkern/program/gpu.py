@@ -143,6 +143,8 @@ class _Emitter:
         self.kernel = Kernel(name)
         self.setup: list[str] = []
         self.variables = 0
+        self.windows: list[tuple[int, Row]] = []
+        """What loops read and store, each with its width."""
         self.early: set[str] = set()
         """Loads of what no program stores in this launch."""
 
@@ -237,6 +239,7 @@ class _Emitter:
         text = _Loop(self, loop, sums, len(self.code.works) - 1)
         text.walk()
         self.code.works[text.work] = replace(self.code.works[text.work], live=text.live() + 1)
+        self.windows += [(loop.width, row) for row in text.touched.rows]
         self.code.read |= {row.slot for row in text.touched.rows if not row.written}
         found = [(line.text in self.early, f"{line.name} = {line.text}" if line.name else line.text) for line in text.lines]
         return [line for early, line in found if early], lines + [line for early, line in found if not early]
@@ -275,13 +278,26 @@ class _Core(_Emitter):
         self.stages = found.lowered.phases[CORE]
         self.kernel.stages = len(self.stages)
         self.written = {memory.slot for stage in self.stages for memory in _targets(stage)}
-        self.kernel.meets = self.meets()
 
     def meets(self) -> bool:
-        """Whether anything is computed of what other units have stored."""
+        """Whether anything is computed of what other units have stored: of another window than was stored there, unit for unit."""
         loops = [loop for stage in self.stages for loop in stage.loops]
-        mixes = any(stage.plain or stage.moves or stage.reductions for stage in self.stages)
-        return mixes or len({loop.width for loop in loops}) > 1 or any(not part.ahead for loop in loops for part in loop.attached)
+        if any(stage.plain or stage.moves or stage.reductions for stage in self.stages) or any(
+            not part.ahead for loop in loops for part in loop.attached
+        ):
+            return True
+        stored: dict[object, set[tuple[int, int, bool]]] = {}
+        read: dict[object, set[tuple[int, int, bool]]] = {}
+        for width, row in self.windows:
+            kind, place, *_ = self.code.lowered.slots[row.slot]
+            memory = ("state", place) if kind in "hn" else row.slot
+            start = 0 if row.start < 0 else self.arguments.starts[row.start]
+            (stored if row.written else read).setdefault(memory, set()).add((width, start, row.one))
+        return any(
+            windows - stored[memory] or len({width for width, *_ in stored[memory]}) > 1
+            for memory, windows in read.items()
+            if memory in stored
+        )
 
     def text(self) -> str:
         body: list[str] = []
@@ -292,6 +308,7 @@ class _Core(_Emitter):
             met = [f"begin(counter, {count}, EXCHANGES, TARGET)"]
             inside = [*early, *met, *lines, "finish(counter, EXCHANGES, TARGET)"]
             body += [f"        if STAGE < 0 or STAGE == {place}:", *(f"            {line}" for line in inside)]
+        self.kernel.meets = self.meets()
         head = self.signature(CALL, CONSTANTS)
         return "\n".join([*head, _TASK, *(f"    {line}" for line in self.setup), _STEP, *body]) + "\n"
 
