@@ -39,6 +39,9 @@ def resets_of(steps: int, batch: int, share: float = 0.3) -> torch.Tensor:
     torch.manual_seed(1)
     resets = torch.rand(steps, batch) < share
     resets[0, 0], resets[0, 1:] = True, False
+    for b, length in enumerate(LENGTHS[:batch]):
+        if length < steps:
+            resets[length, b] = True  # behind a sequence's end, where nothing begins anew
     return resets
 
 
