@@ -4,6 +4,8 @@
 #include <ATen/ops/stack.h>
 #include <c10/util/Exception.h>
 
+#include "pieces.h"
+
 namespace sstkern {
 
 namespace {
@@ -13,7 +15,10 @@ at::Tensor features_contiguous(const at::Tensor& tensor) {
 }
 
 // How many time steps a packed x has.
-int64_t steps_of(const at::Tensor& lengths) { return lengths.numel() ? lengths.max().item<int64_t>() : 0; }
+int64_t steps_of(const at::Tensor& lengths) {
+  const at::Tensor alone = lengths_alone(lengths);
+  return alone.numel() ? alone.max().item<int64_t>() : 0;
+}
 
 Sizes sizes(const at::Tensor& x, at::TensorList given, const std::optional<at::Tensor>& lengths, bool bidirectional, int64_t gates) {
   const bool packed = x.dim() == 2;
@@ -73,13 +78,26 @@ Arguments<T>::Arguments(Found<T> found, const Sizes& size, const at::Tensor& x, 
   TORCH_CHECK(projected || size.output == size.hidden, "weight_hh: expected ", size.hidden, " columns without a projection, got ",
               size.output);
   for (int64_t d = 0; d < size.directions; ++d) weights.push_back(direction(given.slice(d * count, count), has_bias, projected, x));
-  TORCH_CHECK(static_cast<int64_t>(hx.size()) == 1 + kernels.states, "hx: expected ", 1 + kernels.states, " state(s), got ", hx.size());
-  check_size("h_0", hx[0], {size.directions, size.batch, size.output}, x);
-  h0 = prepare(hx[0]);
+  const int64_t states = 1 + kernels.states;
+  given_states = static_cast<int64_t>(hx.size());
+  TORCH_CHECK(given_states == states || (schedule.cut() && given_states == 2 * states), "hx: expected ", states,
+              schedule.cut() ? " states, or as many again" : " state(s)", ", got ", hx.size());
   const char* const name = kernels.states == 1 ? "c_0" : "a state beside h";
-  for (const at::Tensor& state : hx.slice(1)) check_size(name, state, {size.directions, size.batch, size.hidden}, x);
-  if (kernels.states == 1) states0 = prepare(hx[1]);
-  if (kernels.states > 1) states0 = prepare(at::cat(hx.slice(1), -1));
+  for (int64_t i = 0; i < given_states; ++i)
+    check_size(i % states == 0 ? "h_0" : name, hx[i], {size.directions, size.batch, i % states == 0 ? size.output : size.hidden}, x);
+  h0 = first_states(hx, 0);
+  std::vector<at::Tensor> others;
+  for (int64_t i = 1; i < states; ++i) others.push_back(first_states(hx, i));
+  if (kernels.states == 1) states0 = others[0];
+  if (kernels.states > 1) states0 = at::cat(others, -1);
+}
+
+// State number i, of sequences or of their pieces.
+template <class T>
+at::Tensor Arguments<T>::first_states(at::TensorList hx, int64_t i) const {
+  if (!schedule.cut()) return prepare(hx[i]);
+  const int64_t anew = 1 + kernels.states + i;
+  return first_of_pieces(schedule, false, prepare(hx[i]), anew < given_states ? prepare(hx[anew]) : at::Tensor());
 }
 
 template <class T>

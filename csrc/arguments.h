@@ -24,6 +24,7 @@ struct Weights {
 
 enum class Phase { forward, backward };
 
+// Of the call's tensors, whatever pieces its sequences are cut into.
 struct Sizes {
   int64_t steps, batch, input, hidden, output, directions;
 };
@@ -55,8 +56,9 @@ struct Arguments {
   at::Tensor x;
   bool packed;  // whether x, the output and their gradients have valid rows only, (rows, features), else (steps, batch, features)
   std::vector<Weights> weights;
-  at::Tensor h0, states0;  // (directions, batch, P) and (directions, batch, states * H)
+  at::Tensor h0, states0;  // (directions, schedule.states(), P) and (directions, schedule.states(), states * H)
   BatchSchedule schedule;
+  int64_t given_states;  // the cell's, or, where sequences are cut, as many again that they begin anew with
 
   Arguments(std::string_view cell, Phase phase, const at::Tensor& x, at::TensorList given, at::TensorList hx,
             const std::optional<at::Tensor>& lengths, bool has_bias, bool bidirectional);
@@ -87,21 +89,27 @@ struct Arguments {
   at::Tensor as_given(const at::Tensor& tensor) const { return tensor.to(type); }
   std::vector<int64_t> shape(int64_t features) const;
   // Of a contiguous tensor of that shape.
-  Layout layout(int64_t features) const { return {packed, size.batch * features, features}; }
+  Layout layout(int64_t features) const { return {packed, size.batch * features, features, true}; }
   int64_t output_features() const { return size.directions * size.output; }
-  Layout x_layout() const { return packed ? Layout{true, 0, x.stride(0)} : Layout{false, x.stride(0), x.stride(1)}; }
+  Layout x_layout() const { return packed ? Layout{true, 0, x.stride(0), true} : Layout{false, x.stride(0), x.stride(1), true}; }
   // A tensor (..., states * H) as one of the given dtype for each state.
   std::vector<at::Tensor> each_state(const at::Tensor& states) const;
 
-  // A direction's first states.
-  const T* h0_of(int64_t direction) const { return read<T>(h0) + direction * size.batch * size.output; }
-  const T* states0_of(int64_t direction) const { return kernels.states ? read<T>(states0) + direction * size.batch * states() : nullptr; }
+  // A direction's first states, of sequences or of their pieces.
+  const T* h0_of(int64_t direction) const { return read<T>(h0) + direction * schedule.states() * size.output; }
+  const T* states0_of(int64_t direction) const {
+    return kernels.states ? read<T>(states0) + direction * schedule.states() * states() : nullptr;
+  }
   // The addresses of a direction's own parameters.
   std::vector<const T*> parameters_of(int64_t direction) const;
   LoopWork work() const {
     const int64_t weights = gates() * size.output;
-    return {
-        schedule, size.directions, size.steps, weights, weights * static_cast<int64_t>(sizeof(T)), gates() * (size.input + size.output)};
+    return {schedule,
+            size.directions,
+            schedule.steps(),
+            weights,
+            weights * static_cast<int64_t>(sizeof(T)),
+            gates() * (size.input + size.output)};
   }
   // What the forward and the backward of a direction share, whatever the time steps.
   Recurrence<T> recurrence(int64_t direction, const T* const* parameters) const;
@@ -111,6 +119,7 @@ struct Arguments {
             const std::optional<at::Tensor>& lengths, bool has_bias);
   Arguments(Found<T> found, const Sizes& size, const at::Tensor& x, at::TensorList given, at::TensorList hx,
             const std::optional<at::Tensor>& lengths, bool has_bias);
+  at::Tensor first_states(at::TensorList hx, int64_t i) const;
   Weights direction(at::TensorList given, bool has_bias, bool projected, const at::Tensor& x) const;
 };
 

@@ -4,6 +4,7 @@
 #include <c10/util/Exception.h>
 
 #include "packing.h"
+#include "pieces.h"
 #include "plan.h"
 #include "spans.h"
 
@@ -25,11 +26,11 @@ struct WeightGradients {
 template <class T>
 struct BackwardRows {
   SpanRows<T> output, saved, states;
-  std::optional<SpanRows<T>> x, grad_output, hidden;
+  std::optional<SpanRows<T>> x, grad_output, hidden, grad_states;
 
   void load(const Span& span, int64_t first, int64_t count) const {
     for (const SpanRows<T>* rows : {&output, &saved, &states}) rows->load(span, first, count);
-    for (const auto* rows : {&x, &grad_output, &hidden})
+    for (const auto* rows : {&x, &grad_output, &hidden, &grad_states})
       if (*rows) (*rows)->load(span, first, count);
   }
 };
@@ -47,9 +48,11 @@ class LayerBackward {
         spans_(groups ? one_span(a) : make_spans(a, a.size.directions * row_width())),
         most_(most_rows(spans_)),
         output_(given.output.contiguous()),
-        dh_(prepare(given.grad_hx[0]).clone()),
-        dstates_(a.kernels.states ? joined(given.grad_hx.slice(1)) : at::Tensor()) {
+        dh_(last_gradients(prepare(given.grad_hx[0]))),
+        dstates_(a.kernels.states ? last_gradients(joined(given.grad_hx.slice(1, a.kernels.states))) : at::Tensor()) {
     if (given.grad_output.has_value()) grad_output_ = given.grad_output->contiguous();
+    if (static_cast<int64_t>(given.grad_hx.size()) > 1 + a.kernels.states)
+      for (int64_t d = 0; d < a.size.directions; ++d) grad_states_.push_back(gradients_of_every_state(d));
     if (needs_x()) {
       dx_ = a.stored_rows(a.size.input);
       // Both directions' sum is rounded once.
@@ -82,7 +85,7 @@ class LayerBackward {
     for (int64_t visit = 0; visit < visits(); ++visit) {
       for (int64_t d = 0; d < a_.size.directions; ++d) {
         begin(d, visit);
-        if (shared) rows_[d].load(span(d, visit), 0, a_.size.batch);
+        if (shared) rows_[d].load(span(d, visit), 0, a_.schedule.batch());
       }
       run_plan(a_.work(), plan_, memory, memory_for, [&](int64_t d, const Share& share, Memory& memory) {
         if (!shared) rows_[d].load(span(d, visit), share.first, share.count);
@@ -103,10 +106,9 @@ class LayerBackward {
       for (int64_t p = 0; p < a_.kernels.parameters; ++p)
         if (needs_weight(d, own(p))) found.push_back(of.parameters.narrow(-1, p * a_.size.hidden, a_.size.hidden).clone());
     }
-    if (needs_state(0)) found.push_back(dh_);
-    std::vector<at::Tensor> dstates = a_.kernels.states ? a_.each_state(dstates_) : std::vector<at::Tensor>();
+    const std::vector<at::Tensor> dstates = state_gradients();
     for (size_t i = 0; i < dstates.size(); ++i)
-      if (needs_state(1 + static_cast<int64_t>(i))) found.push_back(dstates[i]);
+      if (needs_state(static_cast<int64_t>(i))) found.push_back(dstates[i]);
     for (at::Tensor& gradient : found) gradient = a_.as_given(gradient);
     return found;
   }
@@ -115,6 +117,10 @@ class LayerBackward {
   bool needs_x() const { return given_.needs[0]; }
   bool needs_weight(int64_t direction, int64_t index) const { return given_.needs[1 + direction * a_.per_direction() + index]; }
   bool needs_state(int64_t index) const { return given_.needs[1 + a_.size.directions * a_.per_direction() + index]; }
+  // Whether that of an h is needed that a sequence, or a piece of one, begins with.
+  bool needs_first() const { return needs_state(0) || (anew() && needs_state(1 + a_.kernels.states)); }
+  // Whether the states are given that sequences begin anew with.
+  bool anew() const { return a_.given_states > 1 + a_.kernels.states; }
   // The place of a direction's projection, and of the cell's own parameters, among its weights.
   int64_t projection() const { return 2 + 2 * a_.biased(); }
   int64_t own(int64_t parameter) const { return projection() + a_.projected() + parameter; }
@@ -129,8 +135,50 @@ class LayerBackward {
   // The span that a direction comes to as number `visit`.
   const Span& span(int64_t d, int64_t visit) const { return visited(spans_, visit, d == 0); }
 
-  // The states' gradients as the kernels take them, to be written.
-  static at::Tensor joined(at::TensorList states) { return states.size() == 1 ? prepare(states[0]).clone() : prepare(at::cat(states, -1)); }
+  // The last states' gradients, to be written: of sequences, or of the pieces that they end with.
+  at::Tensor last_gradients(const at::Tensor& given) const {
+    return a_.schedule.cut() ? last_gradients_of_pieces(a_.schedule, false, given) : given.clone();
+  }
+
+  // Of all states that the call was given.
+  std::vector<at::Tensor> state_gradients() const {
+    if (!a_.schedule.cut()) return each_state(dh_, dstates_);
+    const auto [h, h_anew] = first_gradients_of_sequences<T>(a_.schedule, false, dh_);
+    if (a_.kernels.states == 0) return anew() ? std::vector<at::Tensor>{h, h_anew} : std::vector<at::Tensor>{h};
+    const auto [others, others_anew] = first_gradients_of_sequences<T>(a_.schedule, false, dstates_);
+    std::vector<at::Tensor> found = each_state(h, others);
+    if (!anew()) return found;
+    for (at::Tensor& gradient : each_state(h_anew, others_anew)) found.push_back(std::move(gradient));
+    return found;
+  }
+
+  std::vector<at::Tensor> each_state(const at::Tensor& h, const at::Tensor& others) const {
+    std::vector<at::Tensor> found{h};
+    if (a_.kernels.states)
+      for (at::Tensor& state : a_.each_state(others)) found.push_back(std::move(state));
+    return found;
+  }
+
+  // The gradients of a direction's states beside h after every step, as saved states are: (rows, states * H).
+  at::Tensor gradients_of_every_state(int64_t d) const {
+    const int64_t hidden = a_.size.hidden, features = a_.size.directions * hidden;
+    const at::Tensor found = a_.stored({a_.schedule.rows(), a_.states()});
+    const int64_t bytes = found.element_size();
+    Layout layout = a_.layout(features);
+    layout.step *= bytes;
+    layout.row *= bytes;
+    for (int64_t i = 0; i < a_.kernels.states; ++i) {
+      const at::Tensor gradient = given_.grad_hx[1 + a_.kernels.states + i].contiguous();
+      const char* const first = static_cast<const char*>(gradient.const_data_ptr()) + d * hidden * bytes;
+      const std::vector<const char*> from = a_.schedule.rows_of(first, layout);
+      char* const to = static_cast<char*>(found.mutable_data_ptr()) + i * hidden * bytes;
+      for (size_t row = 0; row < from.size(); ++row) std::copy_n(from[row], hidden * bytes, to + row * a_.states() * bytes);
+    }
+    return found;
+  }
+
+  // States' gradients as the kernels take them.
+  static at::Tensor joined(at::TensorList states) { return prepare(states.size() == 1 ? states[0] : at::cat(states, -1)); }
 
   Buffers buffers(int64_t d) const {
     const Weights& w = a_.weights[d];
@@ -139,15 +187,15 @@ class LayerBackward {
     b.dgates_h = a_.kernels.same_gate_gradients ? b.dgates_x : a_.empty({most_, a_.gates()});
     b.dparameters = a_.empty({most_, a_.parameters()});
     if (needs_x()) b.weight_ih = pack_plain(a_.products, input_panels(a_), w.ih);
-    if (needs_state(0) || a_.size.steps > 1) b.weight_hh = pack_plain(a_.products, outputs_, w.hh);
+    if (needs_first() || a_.size.steps > 1) b.weight_hh = pack_plain(a_.products, outputs_, w.hh);
     if (visits() > 1) {
-      b.h_before = a_.empty({a_.size.batch, a_.size.output});
-      b.states_before = a_.empty({a_.size.batch, a_.states()});
+      b.h_before = a_.empty({a_.schedule.states(), a_.size.output});
+      b.states_before = a_.empty({a_.schedule.states(), a_.states()});
     }
     if (!a_.projected()) return b;
     b.weight_hr = pack_plain(a_.products, units_, w.hr);
     b.dh_total = a_.empty({most_, a_.size.output});
-    b.dhidden = a_.empty({a_.size.batch, a_.size.hidden});
+    b.dhidden = a_.empty({a_.schedule.batch(), a_.size.hidden});
     return b;
   }
 
@@ -159,7 +207,8 @@ class LayerBackward {
       return SpanRows<T>(a_, tensor, column, width, layout, most_);
     };
     const auto of_saved = [&](int64_t i) { return SpanRows<T>(a_, saved[i], most_); };
-    BackwardRows<T> rows{of(output_, d * size.output, size.output, of_output), of_saved(0), of_saved(1), {}, {}, {}};
+    BackwardRows<T> rows{of(output_, d * size.output, size.output, of_output), of_saved(0), of_saved(1), {}, {}, {}, {}};
+    if (!grad_states_.empty()) rows.grad_states.emplace(SpanRows<T>(a_, grad_states_[d], most_));
     if (needs_weight(d, 0)) rows.x.emplace(of(a_.x, 0, size.input, a_.x_layout()));
     if (grad_output_.defined()) rows.grad_output.emplace(of(grad_output_, d * size.output, size.output, of_output));
     if (a_.projected()) rows.hidden.emplace(of_saved(2));
@@ -182,8 +231,8 @@ class LayerBackward {
     f.dparameters = write<T>(b.dparameters);
     f.dh_total = write<T>(b.dh_total);
     f.dhidden = write<T>(b.dhidden);
-    f.dh = write<T>(dh_) + d * size.batch * size.output;
-    f.dstates = a_.kernels.states ? write<T>(dstates_) + d * size.batch * a_.states() : nullptr;
+    f.dh = write<T>(dh_) + d * a_.schedule.states() * size.output;
+    f.dstates = a_.kernels.states ? write<T>(dstates_) + d * a_.schedule.states() * a_.states() : nullptr;
     return f;
   }
 
@@ -195,11 +244,12 @@ class LayerBackward {
     Backward<T>& f = calls_[d];
     plan_.share_rows(d, at.schedule);
     f.schedule = at.schedule.view();
-    f.needs_dh0 = needs_state(0) || visit + 1 < visits();
+    f.needs_dh0 = needs_first() || visit + 1 < visits();
     f.output = rows.output.read(at);
     f.saved = rows.saved.read(at);
     f.states = rows.states.read(at);
     f.hidden = rows.hidden ? rows.hidden->read(at) : nullptr;
+    f.grad_states = rows.grad_states ? rows.grad_states->read(at) : nullptr;
     f.grad_output = rows.grad_output ? rows.grad_output->read(at) : nullptr;
     f.h0 = a_.h0_of(d);
     f.states0 = a_.states0_of(d);
@@ -302,6 +352,7 @@ class LayerBackward {
   const std::vector<Span> spans_;
   const int64_t most_;  // rows of a span
   at::Tensor output_, grad_output_, dh_, dstates_, dx_;
+  std::vector<at::Tensor> grad_states_;  // of each direction, where there are any
   std::optional<SpanRows<T>> dx_rows_;
   std::vector<std::vector<const T*>> parameters_;
   std::vector<Buffers> buffers_;
@@ -339,11 +390,14 @@ void check_backward(const Arguments<T>& a, const BackwardArguments& given) {
   TORCH_CHECK(given.output.scalar_type() == a.type, "output: expected dtype ", a.type, ", got ", given.output.scalar_type());
   if (given.grad_output.has_value()) check("grad_output", *given.grad_output, output_shape);
   const int64_t states = 1 + a.kernels.states, weights = size.directions * a.per_direction();
-  TORCH_CHECK(static_cast<int64_t>(given.grad_hx.size()) == states, "grad_hx: expected ", states, " tensors, got ", given.grad_hx.size());
-  check("grad_hx", given.grad_hx[0], a.h0.sizes());
-  for (const at::Tensor& grad : given.grad_hx.slice(1)) check("grad_hx", grad, {size.directions, size.batch, size.hidden});
-  TORCH_CHECK(static_cast<int64_t>(given.needs.size()) == 1 + weights + states, "needs: expected ", 1 + weights + states, " flags, got ",
-              given.needs.size());
+  const int64_t count = static_cast<int64_t>(given.grad_hx.size());
+  TORCH_CHECK(count == states || count == states + a.kernels.states, "grad_hx: expected ", states, " tensors, or ",
+              states + a.kernels.states, " with every step's, got ", count);
+  check("grad_hx", given.grad_hx[0], {size.directions, size.batch, size.output});
+  for (int64_t i = 1; i < states; ++i) check("grad_hx", given.grad_hx[i], {size.directions, size.batch, size.hidden});
+  for (int64_t i = states; i < count; ++i) check("grad_hx of every step", given.grad_hx[i], a.shape(size.directions * size.hidden));
+  const int64_t flags = 1 + weights + a.given_states;
+  TORCH_CHECK(static_cast<int64_t>(given.needs.size()) == flags, "needs: expected ", flags, " flags, got ", given.needs.size());
 }
 
 template <class T>

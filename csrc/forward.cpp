@@ -1,6 +1,7 @@
 #include "forward.h"
 
 #include "packing.h"
+#include "pieces.h"
 #include "plan.h"
 #include "spans.h"
 
@@ -62,18 +63,21 @@ struct ForwardRows {
 template <class T>
 class LayerForward {
  public:
-  LayerForward(const Arguments<T>& a, std::optional<int64_t> saved_rows)
+  LayerForward(const Arguments<T>& a, std::optional<int64_t> saved_rows, bool every)
       : a_(a),
-        save_(saved_rows.has_value()),
+        saves_(saved_rows.has_value()),
+        every_(every),
+        save_(saves_ || (every && a.kernels.states > 0)),
         plan_(make_plan(a.work())),
         units_(a.products.unit_panels(a.kernels.shape, a.size.hidden, plan_.parts())),
         spans_(make_spans(a, a.size.directions * (a.size.input + a.size.output + (save_ ? a.saved_width() : 0)))),
-        output_(a.rounded() ? a.stored_rows(a.output_features()) : a.empty(a.shape(a.output_features()))),  // the kernels' padding is zero
-        h_n_(a.empty({a.size.directions, a.size.batch, a.size.output})),
-        states_n_(a.empty({a.size.directions, a.size.batch, a.states()})) {
+        output_(clears_padding(a) ? a.empty(a.shape(a.output_features())) : a.stored_rows(a.output_features())),
+        // Of pieces those that they begin with, which are read before: they may have no step, or be in several spans.
+        h_n_(a.schedule.cut() ? a.h0 : a.empty({a.size.directions, a.size.batch, a.size.output})),
+        states_n_(a.schedule.cut() && a.kernels.states ? a.states0 : a.empty({a.size.directions, a.schedule.states(), a.states()})) {
     if (save_)
       for (int64_t d = 0; d < a.size.directions; ++d)
-        for (const int64_t width : a.saved_widths()) saved_.push_back(a.stored({rows(*saved_rows), width}));
+        for (const int64_t width : a.saved_widths()) saved_.push_back(a.stored({rows(saved_rows.value_or(a.schedule.rows())), width}));
     for (int64_t d = 0; d < a.size.directions; ++d) {
       parameters_.push_back(a.parameters_of(d));
       rows_.push_back(rows_of(d));
@@ -89,25 +93,53 @@ class LayerForward {
     for (int64_t visit = 0; visit < static_cast<int64_t>(spans_.size()); ++visit) {
       for (int64_t d = 0; d < a_.size.directions; ++d) {
         begin(d, visit);
-        if (shared) rows_[d].x.load(span(d, visit), 0, a_.size.batch);
+        if (shared) rows_[d].x.load(span(d, visit), 0, a_.schedule.batch());
       }
       run_plan(a_.work(), plan_, memory, memory_for, [&](int64_t d, const Share& share, ForwardMemory<T>& memory) {
         if (!shared) rows_[d].x.load(span(d, visit), share.first, share.count);
         a_.kernels.forward(calls_[d], share, memory.work());
         if (!shared) rows_[d].store(span(d, visit), share.first, share.count);
       });
-      for (int64_t d = 0; shared && d < a_.size.directions; ++d) rows_[d].store(span(d, visit), 0, a_.size.batch);
+      for (int64_t d = 0; shared && d < a_.size.directions; ++d) rows_[d].store(span(d, visit), 0, a_.schedule.batch());
+    }
+    if (a_.schedule.cut()) {
+      h_n_ = last_of_sequences(a_.schedule, false, h_n_);
+      states_n_ = last_of_sequences(a_.schedule, false, states_n_);
     }
     std::vector<at::Tensor> hx_n{a_.as_given(h_n_)};
     for (at::Tensor& state : a_.each_state(states_n_)) hx_n.push_back(std::move(state));
+    if (every_)
+      for (int64_t i = 0; i < a_.kernels.states; ++i) hx_n.push_back(every_state(i));
     // The rows nobody used: what an operator returns is the same bits for the same input.
     const int64_t valid = a_.schedule.rows();
     for (const at::Tensor& tensor : saved_)
       if (tensor.size(0) > valid) tensor.narrow(0, valid, tensor.size(0) - valid).zero_();
-    return {std::move(output_), std::move(hx_n), std::move(saved_)};
+    return {std::move(output_), std::move(hx_n), saves_ ? std::move(saved_) : std::vector<at::Tensor>()};
   }
 
  private:
+  // Whether the kernels set the output's padding to zero.
+  static bool clears_padding(const Arguments<T>& a) { return !a.rounded() && !a.schedule.cut(); }
+
+  // State number i beside h after every step, where the call has its rows: (., directions * H), zero in the padding.
+  at::Tensor every_state(int64_t i) const {
+    const int64_t hidden = a_.size.hidden, features = a_.size.directions * hidden;
+    at::Tensor found = a_.stored_rows(features);
+    const int64_t bytes = found.element_size();
+    for (int64_t d = 0; d < a_.size.directions; ++d) {
+      const at::Tensor& states = saved_[d * a_.saved_per_direction() + 1];
+      const char* const from = static_cast<const char*>(states.const_data_ptr()) + i * hidden * bytes;
+      const std::vector<char*> to =
+          a_.schedule.rows_of(static_cast<char*>(found.mutable_data_ptr()) + d * hidden * bytes, in_bytes(a_.layout(features), bytes));
+      for (size_t row = 0; row < to.size(); ++row) std::copy_n(from + row * a_.states() * bytes, hidden * bytes, to[row]);
+    }
+    return found;
+  }
+
+  static Layout in_bytes(const Layout& layout, int64_t bytes) {
+    return {layout.packed, layout.step * bytes, layout.row * bytes, layout.of_call};
+  }
+
   // The span that a direction comes to as number `visit`.
   const Span& span(int64_t d, int64_t visit) const { return visited(spans_, visit, d == 1); }
 
@@ -143,13 +175,13 @@ class LayerForward {
     f.bias_hh = read<T>(w.bias_hh);
     f.weight_hr = a_.projected() ? kept(pack_plain(a_.products, f.outputs, w.hr, true)) : nullptr;
     f.output_at = rows_[d].output.layout();
-    f.h_n = write<T>(h_n_) + d * size.batch * size.output;
-    f.states_n = write<T>(states_n_) + d * size.batch * a_.states();
+    f.h_n = write<T>(h_n_) + d * a_.schedule.states() * size.output;
+    f.states_n = write<T>(states_n_) + d * a_.schedule.states() * a_.states();
     f.save_for_backward = save_;
     if (save_) return f;
     f.saved = nullptr;
-    f.states = kept(a_.empty({size.batch, a_.states()}));
-    f.hidden = a_.projected() ? kept(a_.empty({size.batch, size.hidden})) : nullptr;
+    f.states = kept(a_.empty({a_.schedule.batch(), a_.states()}));
+    f.hidden = a_.projected() ? kept(a_.empty({a_.schedule.batch(), size.hidden})) : nullptr;
     return f;
   }
 
@@ -187,7 +219,7 @@ class LayerForward {
   }
 
   const Arguments<T>& a_;
-  const bool save_;
+  const bool saves_, every_, save_;  // what the backward needs is returned; the states of every step are; both are kept
   Plan plan_;
   const Panels units_;
   const std::vector<Span> spans_;
@@ -201,11 +233,11 @@ class LayerForward {
 }  // namespace
 
 template <class T>
-LayerResult run_forward(const Arguments<T>& a, std::optional<int64_t> saved_rows) {
-  return LayerForward<T>(a, saved_rows).run();
+LayerResult run_forward(const Arguments<T>& a, std::optional<int64_t> saved_rows, bool every) {
+  return LayerForward<T>(a, saved_rows, every).run();
 }
 
-template LayerResult run_forward(const Arguments<float>&, std::optional<int64_t>);
-template LayerResult run_forward(const Arguments<double>&, std::optional<int64_t>);
+template LayerResult run_forward(const Arguments<float>&, std::optional<int64_t>, bool);
+template LayerResult run_forward(const Arguments<double>&, std::optional<int64_t>, bool);
 
 }  // namespace sstkern

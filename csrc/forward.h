@@ -13,7 +13,8 @@ namespace sstkern {
 using LayerResult = std::tuple<at::Tensor, std::vector<at::Tensor>, std::vector<at::Tensor>>;
 
 // saved_rows: how many rows each of what the backward needs gets, at least the valid ones, or -1 for all; none where it is not wanted.
+// every: whether the states beside h after every step follow the last states.
 template <class T>
-LayerResult run_forward(const Arguments<T>& a, std::optional<int64_t> saved_rows);
+LayerResult run_forward(const Arguments<T>& a, std::optional<int64_t> saved_rows, bool every);
 
 }  // namespace sstkern

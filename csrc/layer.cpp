@@ -26,12 +26,13 @@ auto in_compute_type(const at::Tensor& x, const Run& run) {
 }  // namespace
 
 LayerResult layer(std::string_view cell, const at::Tensor& x, at::TensorList weights, at::TensorList hx,
-                  const std::optional<at::Tensor>& lengths, bool has_bias, bool bidirectional, std::optional<int64_t> saved_rows) {
+                  const std::optional<at::Tensor>& lengths, bool has_bias, bool bidirectional, std::optional<int64_t> saved_rows,
+                  bool every) {
   const OneThreadIfForked guard;
   const CallThreads threads;
   return in_compute_type(x, [&](auto type) {
     const Arguments<decltype(type)> arguments(cell, Phase::forward, x, weights, hx, lengths, has_bias, bidirectional);
-    LayerResult result = run_forward(arguments, saved_rows);
+    LayerResult result = run_forward(arguments, saved_rows, every);
     count_run(false);
     return result;
   });

@@ -15,7 +15,8 @@ namespace sstkern {
 std::tuple<at::Tensor, std::vector<at::Tensor>, std::vector<at::Tensor>> layer(std::string_view cell, const at::Tensor& x,
                                                                                at::TensorList weights, at::TensorList hx,
                                                                                const std::optional<at::Tensor>& lengths, bool has_bias,
-                                                                               bool bidirectional, std::optional<int64_t> saved_rows);
+                                                                               bool bidirectional, std::optional<int64_t> saved_rows,
+                                                                               bool every);
 
 std::vector<at::Tensor> layer_backward(std::string_view cell, const at::Tensor& x, at::TensorList weights, at::TensorList hx,
                                        const std::optional<at::Tensor>& lengths, bool has_bias, bool bidirectional,

@@ -14,6 +14,7 @@
 #include "layer.h"
 #include "memory.h"
 #include "packing.h"
+#include "pieces.h"
 #include "plan.h"
 #include "program.h"
 #include "spans.h"
@@ -80,28 +81,31 @@ class ProgramCall {
  public:
   ProgramCall(const Program& program, at::TensorList inputs, at::TensorList weights, at::TensorList vectors, at::TensorList states,
               const std::optional<at::Tensor>& lengths, at::ArrayRef<double> numbers, bool reverse, bool padded,
-              std::optional<int64_t> saved_rows, std::optional<int64_t> groups)
+              std::optional<int64_t> saved_rows, std::optional<int64_t> groups, bool backward)
       : p_(program),
         products_(products(program)),
         inputs_(inputs.vec()),
         weights_(weights.vec()),
         reverse_(reverse),
         padded_(padded),
-        batch_(batch(lengths)),
-        schedule_(lengths, steps(lengths), batch_),
+        backward_(backward),
+        sequences_(batch(lengths)),
+        steps_(steps(lengths)),
+        schedule_(lengths, steps_, sequences_),
+        batch_(schedule_.batch()),
         view_(schedule_.view()),
         plan_(make_plan(work())),
         numbers_(numbers.begin(), numbers.end()) {
     check(vectors, states);
     rows_ = schedule_.rows();
     saved_rows_ = saved_rows.value_or(rows_);
-    if (saved_rows_ == -1) saved_rows_ = view_.steps * batch_;
+    if (saved_rows_ == -1) saved_rows_ = steps_ * sequences_;
     TORCH_CHECK_VALUE(saved_rows_ >= rows_, "saved_rows: expected at least ", rows_, ", the number of valid time steps, got ", saved_rows_);
     for (const at::Tensor& vector : vectors) {
       vectors_.push_back(vector.to(type()).contiguous());
       vector_data_.push_back(read<T>(vectors_.back()));
     }
-    for (const at::Tensor& state : states) states_.push_back(state.contiguous());
+    set_states(states);
     given_ = {p_.starts.data(), numbers_.data(), vector_data_.data()};
     functions_ = functions(*p_.library);
     if (groups.has_value()) groups_ = schedule_.rows_of_groups(*groups);
@@ -125,7 +129,7 @@ class ProgramCall {
     }
     add_vectors();
     for (at::Tensor& output : unused_) output.zero_();
-    return {std::move(outputs_), std::move(last_), std::move(sums_)};
+    return {std::move(outputs_), schedule_.cut() ? of_sequences() : std::move(last_), std::move(sums_)};
   }
 
  private:
@@ -160,7 +164,8 @@ class ProgramCall {
 
   int64_t steps(const std::optional<at::Tensor>& lengths) const {
     if (padded_) return inputs_[0].size(0);
-    return lengths->numel() ? lengths->max().item<int64_t>() : 0;
+    const at::Tensor alone = lengths_alone(*lengths);
+    return alone.numel() ? alone.max().item<int64_t>() : 0;
   }
 
   void check(at::TensorList vectors, at::TensorList states) {
@@ -170,12 +175,13 @@ class ProgramCall {
     count("inputs", inputs_.size(), p_.inputs);
     count("weights", weights_.size(), p_.weights);
     count("vectors", vectors.size(), p_.vectors);
-    count("states", states.size(), p_.states);
+    count("states", states.size(), begins_anew(states) ? 2 * p_.states : p_.states);
     count("numbers", numbers_.size(), p_.numbers);
     for (const Slot& slot : p_.slots) {
       if (slot.kind == SlotKind::input) check_input(slot);
       if (slot.kind == SlotKind::before || slot.kind == SlotKind::after)
-        check_tensor("state", states[slot.place], {batch_, slot.width}, slot.boolean);
+        for (size_t place = slot.place; place < states.size(); place += p_.states)
+          check_tensor("state", states[place], {sequences_, slot.width}, slot.boolean);
     }
     for (size_t place = 0; place < vectors.size(); ++place)
       TORCH_CHECK(vectors[place].numel() >= p_.vector_sizes[place] && vectors[place].device().is_cpu(), "program: a vector: expected ",
@@ -198,7 +204,7 @@ class ProgramCall {
   void check_input(const Slot& slot) {
     at::Tensor& x = inputs_[slot.place];
     if (padded_ && !slot.rows_only)
-      check_tensor("input", x, {schedule_.view().steps, batch_, slot.width}, slot.boolean);
+      check_tensor("input", x, {steps_, sequences_, slot.width}, slot.boolean);
     else
       check_tensor("row input", x, {x.dim() > 0 ? x.size(0) : 0, slot.width}, slot.boolean);
     TORCH_CHECK((padded_ && !slot.rows_only) || x.size(0) >= schedule_.rows(), "program: an input has ", x.size(0), " rows of ",
@@ -215,6 +221,43 @@ class ProgramCall {
   at::Tensor empty(at::IntArrayRef shape, bool boolean = false) const { return empty_tensor(shape, boolean ? at::kBool : type()); }
   at::Tensor zeros(at::IntArrayRef shape, bool boolean = false) const { return at::zeros(shape, boolean ? at::kBool : type()); }
 
+  // Whether the states that sequences begin anew with are given.
+  bool begins_anew(at::TensorList states) const { return schedule_.cut() && !backward_ && static_cast<int64_t>(states.size()) > p_.states; }
+  // The direction that the sequences' pieces have forward.
+  bool of_forward() const { return reverse_ != backward_; }
+
+  // What sequences, or their pieces, begin with.
+  void set_states(at::TensorList states) {
+    for (int64_t place = 0; place < p_.states; ++place) {
+      at::Tensor state = states[place].contiguous();
+      if (schedule_.cut()) {
+        const at::Tensor anew = begins_anew(states) ? states[p_.states + place].contiguous().unsqueeze(0) : at::Tensor();
+        state = state.unsqueeze(0);
+        state =
+            backward_ ? last_gradients_of_pieces(schedule_, of_forward(), state) : first_of_pieces(schedule_, of_forward(), state, anew);
+        state = state.squeeze(0);
+      }
+      states_.push_back(state);
+    }
+  }
+
+  // What pieces end with, as sequences do; in a backward, the gradients of all that they began with.
+  std::vector<at::Tensor> of_sequences() const {
+    std::vector<at::Tensor> found, anew;
+    for (const at::Tensor& last : last_) {
+      const at::Tensor state = last.unsqueeze(0);
+      if (!backward_) {
+        found.push_back(last_of_sequences(schedule_, of_forward(), state).squeeze_(0));
+        continue;
+      }
+      const auto [of_given, of_anew] = first_gradients_of_sequences<T>(schedule_, of_forward(), state);
+      found.push_back(of_given.squeeze(0));
+      anew.push_back(of_anew.squeeze(0));
+    }
+    found.insert(found.end(), anew.begin(), anew.end());
+    return found;
+  }
+
   // Memory for every slot, and the results.
   void make_places() {
     outputs_.resize(p_.outputs);
@@ -223,7 +266,8 @@ class ProgramCall {
     for (const Slot& slot : p_.slots)
       if (slot.kind == SlotKind::after) {
         after[slot.place] = keep(empty({2, batch_, slot.width}, slot.boolean));
-        last_[slot.place] = empty({batch_, slot.width}, slot.boolean);
+        last_[slot.place] =
+            schedule_.cut() ? states_[slot.place] : empty({batch_, slot.width}, slot.boolean);  // of pieces: as in forward.cpp
       }
     for (const Slot& slot : p_.slots) {
       const int64_t item = slot.boolean ? 1 : static_cast<int64_t>(sizeof(T));
@@ -231,11 +275,12 @@ class ProgramCall {
       Layout layout{true, 0, slot.width};
       if (slot.kind == SlotKind::input) {
         memory = inputs_[slot.place];
-        layout = padded_ && !slot.rows_only ? Layout{false, memory.stride(0), memory.stride(1)} : Layout{true, 0, memory.stride(0)};
+        layout = padded_ && !slot.rows_only ? Layout{false, memory.stride(0), memory.stride(1), true}
+                                            : Layout{true, 0, memory.stride(0), !slot.rows_only};
       } else if (slot.kind == SlotKind::output) {
         const bool padded = padded_ && !slot.rows_only;
         memory = outputs_[slot.place] = padded ? output(slot) : rows_output(slot);
-        if (padded) layout = {false, batch_ * slot.width, slot.width};
+        layout = padded ? Layout{false, sequences_ * slot.width, slot.width, true} : Layout{true, 0, slot.width, !slot.rows_only};
       } else if (of_all_steps(slot, static_cast<int64_t>(places_.size()))) {
         memory = keep(empty({most_rows(spans_), slot.width}, slot.boolean));
       } else if (slot.kind == SlotKind::step) {
@@ -255,7 +300,7 @@ class ProgramCall {
   }
 
   at::Tensor output(const Slot& slot) const {
-    const std::array<int64_t, 3> shape{view_.steps, batch_, slot.width};
+    const std::array<int64_t, 3> shape{steps_, sequences_, slot.width};
     return schedule_.full() ? empty(shape, slot.boolean) : zeros(shape, slot.boolean);
   }
 
@@ -363,8 +408,6 @@ class ProgramCall {
 
   // --- rows ---
 
-  bool first_step(int64_t t, int64_t p) const { return reverse_ ? t == view_.length[p] - 1 : t == 0; }
-
   // The address of a slot's row of position p at time step t, which is visited as number s.
   void* address(size_t slot, int64_t s, int64_t t, int64_t p) const {
     const Place& place = places_[slot];
@@ -377,7 +420,8 @@ class ProgramCall {
       case SlotKind::step:
         return place.base + place.item * p * what.width;
       case SlotKind::before:
-        if (first_step(t, p)) return static_cast<char*>(states_[what.place].data_ptr()) + place.item * view_.order[p] * what.width;
+        if (view_.first(t, p, reverse_))
+          return static_cast<char*>(states_[what.place].data_ptr()) + place.item * view_.states_at(t, p) * what.width;
         return place.base + place.item * ((((s + 1) & 1) * batch_ + p) * what.width);
       case SlotKind::after:
         return place.base + place.item * (((s & 1) * batch_ + p) * what.width);
@@ -662,8 +706,9 @@ class ProgramCall {
         }
         if (ahead >= 0) ahead += active;
         if (share_.parts != parts) chunk_end = s + 1;
+        if (call_.schedule_.cut()) end_pieces(s, t, active);
       }
-      if (end_ == call_.view_.steps) finish();
+      if (end_ == call_.view_.steps && !call_.schedule_.cut()) finish();
     }
 
    private:
@@ -708,6 +753,22 @@ class ProgramCall {
       const Range mine = my_part(share_, packed.panels.count);
       for (int64_t panel = mine.begin; panel < mine.end; ++panel)
         runner_.product(packed, product.depth, panel, count, sums + call_.products_.chunk_sums(packed.panels, packed.gates, panel));
+    }
+
+    // The last states of the pieces that end with a time step.
+    void end_pieces(int64_t s, int64_t t, int64_t active) {
+      const Range mine = my_part(share_, active);
+      for (int64_t i = mine.begin; i < mine.end; ++i) {
+        if (!call_.view_.last(t, share_.first + i, call_.reverse_)) continue;
+        const int64_t piece = call_.view_.piece_at(t, share_.first + i);
+        for (size_t slot = 0; slot < call_.places_.size(); ++slot) {
+          const Slot& what = call_.p_.slots[slot];
+          if (what.kind != SlotKind::after) continue;
+          const int64_t size = call_.places_[slot].item * what.width;
+          char* const to = static_cast<char*>(call_.last_[what.place].data_ptr());
+          std::memcpy(to + piece * size, call_.address(slot, s, t, share_.first + i), size);
+        }
+      }
     }
 
     // The last states of this thread's positions.
@@ -827,9 +888,10 @@ class ProgramCall {
   const Program& p_;
   const Products<T>& products_;
   std::vector<at::Tensor> inputs_, weights_;
-  const bool reverse_, padded_;
-  const int64_t batch_;
+  const bool reverse_, padded_, backward_;
+  const int64_t sequences_, steps_;  // of the call's tensors
   const BatchSchedule schedule_;
+  const int64_t batch_;  // sequences, or their pieces
   const Schedule view_;
   Plan plan_;
   std::vector<Span> spans_;
@@ -862,7 +924,8 @@ ProgramResult run_program(int64_t program, at::TensorList inputs, at::TensorList
   const CallThreads threads;
   const std::shared_ptr<const Program> found = find_program(program);
   const auto run = [&](auto type) {
-    return ProgramCall<decltype(type)>(*found, inputs, weights, vectors, states, lengths, numbers, reverse, padded, saved_rows, groups)
+    return ProgramCall<decltype(type)>(*found, inputs, weights, vectors, states, lengths, numbers, reverse, padded, saved_rows, groups,
+                                       backward)
         .run();
   };
   ProgramResult result = found->library->of_float ? run(float{}) : run(double{});

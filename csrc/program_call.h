@@ -14,7 +14,9 @@ namespace sstkern {
 using ProgramResult = std::tuple<std::vector<at::Tensor>, std::vector<at::Tensor>, std::vector<at::Tensor>>;
 
 // inputs: (T, B, width) where the call is padded, unless of rows only, else (N, width). weights: (., .). vectors: contiguous. states:
-// (B, width). lengths: int64 (B,) on the CPU; with rows they fall. saved_rows: how many rows the outputs get that have rows only, at least
+// (B, width). lengths: int64 on the CPU, (B,), or (B, 1 + T) as schedule.h has them; with rows they fall. Where they cut sequences into
+// pieces, the states that these begin anew with follow the others; a backward is given the last states' gradients only, and returns those
+// of both. saved_rows: how many rows the outputs get that have rows only, at least
 // the valid ones; those that nobody used are zero. groups: equal shares of the batch, each with sums of its own, (groups, ...).
 ProgramResult run_program(int64_t program, at::TensorList inputs, at::TensorList weights, at::TensorList vectors, at::TensorList states,
                           const std::optional<at::Tensor>& lengths, at::ArrayRef<double> numbers, bool reverse, bool padded,

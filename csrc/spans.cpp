@@ -73,7 +73,7 @@ void SpanRows<T>::convert(const Span& span, int64_t first, int64_t count, const 
   T* const room = in_room(span);
   uint16_t* const numbers = static_cast<uint16_t*>(const_cast<void*>(tensor_.const_data_ptr())) + start(span);
   const Schedule schedule = span.schedule.view();
-  const bool together = layout_.row == width_ && (layout_.packed || a_.schedule.full());  // a time step's rows
+  const bool together = layout_.row == width_ && (layout_.packed || a_.schedule.full()) && !dealt();  // a time step's rows
   for (int64_t t = 0; t < schedule.steps; ++t) {
     const int64_t active = std::min(schedule.active[t] - first, count);
     for (int64_t i = 0, rows; i < active; i += rows) {
@@ -96,20 +96,20 @@ void SpanRows<T>::store(const Span& span, int64_t first, int64_t count) const {
 template <class T>
 void SpanRows<T>::store(const Span& span) const {
   if (!room_.defined()) return;
-  const int64_t numbers = std::max<int64_t>(1, span.schedule.rows() * width_ / std::max<int64_t>(1, a_.size.batch));
-  parallel_for(a_.size.batch, std::max<int64_t>(1, kConvertGrain / numbers),
+  const int64_t numbers = std::max<int64_t>(1, span.schedule.rows() * width_ / std::max<int64_t>(1, a_.schedule.batch()));
+  parallel_for(a_.schedule.batch(), std::max<int64_t>(1, kConvertGrain / numbers),
                [&](int64_t begin, int64_t end) { store(span, begin, end - begin); });
 }
 
 template <class T>
 void SpanRows<T>::before(const Span& span, bool reverse, const T* initial, T* to) const {
-  std::copy_n(initial, a_.size.batch * width_, to);
+  std::copy_n(initial, a_.schedule.states() * width_, to);
   const int64_t t = reverse ? span.end : span.begin - 1;
-  if (t < 0 || t == a_.size.steps) return;
+  if (t < 0 || t == a_.schedule.steps()) return;
   const Schedule all = a_.schedule.view();
   for (int64_t p = 0; p < all.active[t]; ++p) {
     const int64_t from = column_ + layout_.at(all, t, p);
-    T* const row = to + all.order[p] * width_;
+    T* const row = to + all.states_at(t, p) * width_;
     if (room_.defined())
       a_.products.widen(storage_of(a_.type), static_cast<const uint16_t*>(tensor_.const_data_ptr()) + from, row, width_);
     else

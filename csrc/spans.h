@@ -24,7 +24,7 @@ template <class T>
 std::vector<Span> make_spans(const Arguments<T>& a, int64_t width);
 template <class T>
 std::vector<Span> one_span(const Arguments<T>& a) {
-  return {{0, a.size.steps, 0, a.schedule.span(0, a.size.steps)}};
+  return {{0, a.schedule.steps(), 0, a.schedule.span(0, a.schedule.steps())}};
 }
 
 // The span that is visited as number `visit`.
@@ -59,7 +59,8 @@ class SpanRows {
   void store(const Span& span, int64_t first, int64_t count) const;
   void store(const Span& span) const;
 
-  // To `to` (B, width): of each sequence the row that the span goes on from in its direction; where it has none, that of `initial`.
+  // To `to` (a_.schedule.states(), width): of each sequence or piece the row that the span goes on from in its direction; where it has
+  // none, that of `initial`.
   void before(const Span& span, bool reverse, const T* initial, T* to) const;
 
  private:
@@ -67,7 +68,12 @@ class SpanRows {
   template <class Run>
   void convert(const Span& span, int64_t first, int64_t count, const Run& run) const;
   T* in_room(const Span& span) const { return sstkern::write<T>(room_) + (whole_ ? span.first_row * width_ : 0); }
-  int64_t start(const Span& span) const { return column_ + (layout_.packed ? span.first_row * layout_.row : span.begin * layout_.step); }
+  int64_t start(const Span& span) const {
+    if (dealt()) return column_;  // the span's schedule knows where its pieces are
+    return column_ + (layout_.packed ? span.first_row * layout_.row : span.begin * layout_.step);
+  }
+  // Whether the tensor has sequences, whose pieces are dealt out to the lanes that the call runs.
+  bool dealt() const { return layout_.of_call && a_.schedule.dealt(); }
 
   const Arguments<T>& a_;
   at::Tensor tensor_;

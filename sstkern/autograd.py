@@ -19,7 +19,7 @@ _LAYER, _BACKWARD = torch.ops.sstkern.layer.default, torch.ops.sstkern.layer_bac
 
 
 def _setup_layer(ctx, inputs, output):
-    cell, x, weights, hx, lengths, has_bias, bidirectional, _ = inputs
+    cell, x, weights, hx, lengths, has_bias, bidirectional, *_ = inputs
     result, _, saved = output
     ctx.call = cell, has_bias, bidirectional
     ctx.counts = len(weights), len(hx)
@@ -31,7 +31,7 @@ def _setup_layer(ctx, inputs, output):
 def _layer_gradient(ctx, grad_output, grad_hx, _grad_saved):
     needs = [ctx.needs_input_grad[1], *ctx.needs_input_grad[2], *ctx.needs_input_grad[3]]
     dx, dweights, dhx = _gradients(ctx, grad_output, grad_hx, needs)
-    return None, dx, dweights, dhx, None, None, None, None
+    return None, dx, dweights, dhx, *[None] * (len(ctx.needs_input_grad) - 4)  # `every` is left out where it is False
 
 
 Gradients = tuple[Tensor | None, list[Tensor | None], list[Tensor | None]]
@@ -44,18 +44,28 @@ def _gradients(ctx, grad_output, grad_hx, needs: list[bool]) -> Gradients:
         # A second derivative comes by here, through `output`, an input of layer_backward; there is nothing to run.
         return None, [None] * ctx.counts[0], [None] * ctx.counts[1]
     x, weights, hx, others = _saved(ctx)
-    return _run_backward(ctx.call, x, weights, hx, others, grad_output, _materialized(grad_hx, hx), needs)
+    return _run_backward(ctx.call, x, weights, hx, others, grad_output, _of_results(ctx.call, others[1], grad_hx, hx), needs)
 
 
 def _saved(ctx) -> tuple[Tensor, Sequence[Tensor], Sequence[Tensor], Sequence[Tensor]]:
     """x, weights, states, and the others: lengths, the output and what the engine saved."""
     weights, states = ctx.counts
-    x, *rest = saved_tensors(ctx, ctx.call, weights)
+    x, *rest = saved_tensors(ctx, ctx.call, weights, states)
     return x, rest[:weights], rest[weights : weights + states], rest[weights + states :]
 
 
 def _materialized(grads: Sequence[Tensor | None], like: Sequence[Tensor]) -> list[Tensor]:
-    return [torch.zeros_like(tensor) if grad is None else grad for tensor, grad in zip(like, grads, strict=True)]
+    return [torch.zeros_like(tensor) if grad is None else grad for tensor, grad in zip(like, grads, strict=False)]
+
+
+def _of_results(call, output: Tensor, grads: Sequence[Tensor | None], hx: Sequence[Tensor]) -> list[Tensor]:
+    """The gradients of the last states, and of those of every step if any is there."""
+    count = len(CELLS[call[0]].states)
+    last, every = _materialized(grads[:count], hx), grads[count:]
+    if all(grad is None for grad in every):
+        return last
+    shapes = [(*output.shape[:-1], state.size(0) * state.size(-1)) for state in hx[1:count]]
+    return [*last, *(output.new_zeros(shape) if grad is None else grad for grad, shape in zip(every, shapes, strict=True))]
 
 
 def _run_backward(call, x, weights, hx, others, grad_output, grad_hx, needs: list[bool]) -> Gradients:
@@ -70,15 +80,16 @@ def _run_backward(call, x, weights, hx, others, grad_output, grad_hx, needs: lis
     return dx, drest[: len(weights)], drest[len(weights) :]
 
 
-def saved_tensors(ctx, call: tuple[str, bool, bool], weights: int) -> Sequence[Tensor]:
-    """What a function of the call saved: x, the weights, the states, then the output or nothing else that a caller can change."""
+def saved_tensors(ctx, call: tuple[str, bool, bool], weights: int, states: int) -> Sequence[Tensor]:
+    """What a function of the call saved: x, so many weights and states, then the output or nothing else that a caller can change."""
     try:
         return ctx.saved_tensors
     except RuntimeError as error:
         if "modified by an inplace operation" not in str(error):
             raise
         cell, *options = call
-        names = ["input", *weight_names(CELLS[cell], weights, *options), *(f"initial {state}" for state in CELLS[cell].states)]
+        given = [f"{of} {state}" for of in ("initial", "reset_to's") for state in CELLS[cell].states]
+        names = ["input", *weight_names(CELLS[cell], weights, *options), *given[:states]]
         changed = next((names[place] for place in private.changed_places(ctx, len(names))), "output")
         raise RuntimeError(
             f"sstkern: the {changed} of a layer of '{cell}' was changed in place before the layer's backward, which reads it. Change it "
@@ -94,20 +105,20 @@ class _Layer(torch.autograd.Function):
     """The gradient that `sstkern::layer` registers, for eager calls: through the dispatcher it takes four times as long."""
 
     @staticmethod
-    def forward(ctx, call, weights: int, lengths, x, *tensors):
+    def forward(ctx, call, weights: int, every: bool, lengths, x, *tensors):
         ctx.call, ctx.counts = call, (weights, len(tensors) - weights)
         ctx.set_materialize_grads(False)
         cell, *options = call
         rows = saved_rows(x.dim() == 2, lengths)
         with undifferentiated():
-            output, hx_n, saved = _LAYER(cell, x, tensors[:weights], tensors[weights:], lengths, *options, rows)
+            output, hx_n, saved = _LAYER(cell, x, tensors[:weights], tensors[weights:], lengths, *options, rows, every)
         ctx.save_for_backward(x, *tensors, lengths, output, *saved)
         return output, *hx_n
 
     @staticmethod
     def backward(ctx, grad_output, *grad_hx):
-        dx, dweights, dhx = _gradients(ctx, grad_output, grad_hx, list(ctx.needs_input_grad[3:]))
-        return None, None, None, dx, *dweights, *dhx
+        dx, dweights, dhx = _gradients(ctx, grad_output, grad_hx, list(ctx.needs_input_grad[4:]))
+        return None, None, None, None, dx, *dweights, *dhx
 
 
 class _Step(torch.autograd.Function):
@@ -161,8 +172,9 @@ def layer(
     lengths: Tensor | None,
     has_bias: bool,
     bidirectional: bool,
+    every: bool = False,
 ) -> tuple[Tensor, list[Tensor]]:
-    """The operator `sstkern::layer` as the modules call it, differentiable: output and final states.
+    """The operator `sstkern::layer` as the modules call it, differentiable: output and final states, with `every` those of every step.
 
     torch.compile, torch.export and torch.jit.trace see the operator itself; torch.func's transforms see what is in `transforms`.
     """
@@ -174,24 +186,30 @@ def layer(
                 "sstkern.onnx makes ONNX's own of them"
             )
         rows = saved_rows(x.dim() == 2, lengths) if differentiable else None
-        return torch.ops.sstkern.layer(cell, x, weights, hx, lengths, has_bias, bidirectional, rows)[:2]
+        return torch.ops.sstkern.layer(cell, x, weights, hx, lengths, has_bias, bidirectional, rows, every)[:2]
     call = cell, has_bias, bidirectional
     if not autocasting(x):
-        return _eager(call, x, weights, hx, lengths, differentiable)
+        return _eager(call, x, weights, hx, lengths, differentiable, every)
     x, *tensors = autocast([x, *weights, *hx])
     with private.without_autocast():
-        return _eager(call, x, tensors[: len(weights)], tensors[len(weights) :], lengths, differentiable)
+        return _eager(call, x, tensors[: len(weights)], tensors[len(weights) :], lengths, differentiable, every)
 
 
 def _eager(
-    call: tuple[str, bool, bool], x: Tensor, weights: Sequence[Tensor], hx: Sequence[Tensor], lengths: Tensor | None, differentiable: bool
+    call: tuple[str, bool, bool],
+    x: Tensor,
+    weights: Sequence[Tensor],
+    hx: Sequence[Tensor],
+    lengths: Tensor | None,
+    differentiable: bool,
+    every: bool,
 ) -> tuple[Tensor, list[Tensor]]:
     if differentiable:
-        output, *hx_n = _Layer.apply(call, len(weights), lengths, *savable([x, *weights, *hx]))
+        output, *hx_n = _Layer.apply(call, len(weights), every, lengths, *savable([x, *weights, *hx]))
         return output, hx_n
     cell, *options = call
     with undifferentiated():
-        return _LAYER(cell, x, weights, hx, lengths, *options, None)[:2]
+        return _LAYER(cell, x, weights, hx, lengths, *options, None, every)[:2]
 
 
 def _setup_backward(ctx, inputs, output):
@@ -210,9 +228,10 @@ def _backward_gradient(ctx, grads):
     output, given, *tensors = ctx.saved_tensors
     inputs, grad_hx = tensors[: 1 + weights + states], tensors[1 + weights + states :]
     gradients = [torch.zeros_like(output) if given is None else given, *grad_hx]
+    every = len(grad_hx) > len(CELLS[cell].states)
 
     def forward(inputs: Sequence[Tensor], product: reference.Linear) -> Sequence[Tensor]:
-        return flat_reference(cell, inputs, weights, lengths, has_bias, bidirectional, product)
+        return flat_reference(cell, inputs, weights, lengths, has_bias, bidirectional, product=product, every=every)
 
     _, of_x, of_weights, of_hx, *_, of_output, of_grad_hx, _, _ = ctx.needs_input_grad
     wanted = [of_x, *of_weights, *of_hx, of_output, *of_grad_hx]

@@ -251,6 +251,13 @@ def bench(
     skewed: Annotated[
         bool, typer.Option("--skewed", help="Instead: time and memory of packed batches with one long sequence, float32.")
     ] = False,
+    resets: Annotated[
+        bool,
+        typer.Option(
+            "--resets",
+            help="Instead: an LSTM with 3% of its steps reset, beside sb3-contrib's, CleanRL's and TorchRL's ways, full lengths, float32.",
+        ),
+    ] = False,
     callers: Annotated[
         bool, typer.Option("--callers", help="Instead: calls a second of one layer from 1, 2, 4 and 8 Python threads at once, float32.")
     ] = False,
@@ -304,6 +311,8 @@ def bench(
         complete = show.growth(cells, phases, kinds, threads, seconds, output)
     elif skewed:
         complete = show.skewed(cells, phases, threads, seconds, output)
+    elif resets:
+        complete = show.resets(shapes, phases, seconds, output)
     elif callers:
         complete = show.callers(cells, phases, threads, seconds, output)
     elif widths:
@@ -325,7 +334,7 @@ def _end_of_bench(complete: bool, output: Path) -> None:
 def _check_bench(ctx: typer.Context) -> None:
     """BadParameter or ValueError for options that are wrong together."""
     given = ctx.params
-    runs = {f"--{name}": given[name] for name in ("growth", "skewed", "callers", "widths", "memory")}
+    runs = {f"--{name}": given[name] for name in ("growth", "skewed", "resets", "callers", "widths", "memory")}
     shapes = [parse_shape(text) for text in given["shape"] or ()]
     if _are_fused(given["cell"] or ()):
         for cell, (_, _, size) in product(given["cell"], shapes):
@@ -339,7 +348,12 @@ def _check_bench(ctx: typer.Context) -> None:
     if given["dtype"]:
         _refuse(runs | {"--memory": False}, "is in float32, and not for --dtype")
     if given["lengths"]:
-        _refuse({name: runs[name] for name in ("--skewed", "--callers", "--widths")}, "has lengths of its own, and is not for --lengths")
+        _refuse(
+            {name: runs[name] for name in ("--skewed", "--resets", "--callers", "--widths")},
+            "has lengths of its own, and is not for --lengths",
+        )
+    if given["resets"]:
+        _refuse({"--cell": given["cell"], "--compile": given["compiled"]}, "is not for --resets, which times LSTMs")
     if given["widths"]:
         _check_shape_of_widths(shapes)
 
@@ -377,7 +391,8 @@ def _refuse(given: dict[str, Any], why: str) -> None:
 def _refuse_together(given: dict[str, Any]) -> None:
     """Two options of which one says what shapes there are; --memory is for any, and --widths for one."""
     names = [name for name, value in given.items() if value]
-    if len(names) > 1 and (names[0] in ("--growth", "--skewed", "--callers") or names[:2] == ["--widths", "--memory"]):
+    alone = ("--growth", "--skewed", "--callers")
+    if len(names) > 1 and (names[0] in alone or (names[0] in ("--resets", "--widths") and names[1] != "--shape")):
         raise typer.BadParameter(f"{names[0]}: has shapes of its own, and is not for {names[1]}")
 
 

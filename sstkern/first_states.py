@@ -62,6 +62,11 @@ def first_state(cell: nn.Module, initial: Initial | None, batch_size: int, like:
     )
 
 
+def are_zeros(cell: nn.Module, initial: Initial | None) -> bool:
+    """Whether sequences without hx begin with zeros, as far as anything tells."""
+    return known_widths(cell, initial) is not None or is_guess(cell, initial) or (initial is None and isinstance(cell, nn.LSTMCell))
+
+
 def is_guess(cell: nn.Module, initial: Initial | None) -> bool:
     """Whether `first_state` can only go by the cell's hidden_size."""
     said = initial is not None or _has_default(cell) or callable(getattr(cell, "get_initial_state", None))
@@ -128,6 +133,16 @@ def checked(state: Structure, name: str, batch_size: int, like: Tensor, batched:
             kind, why = found
             raise kind(f"{names(state, name)[place]}: {why}")
     return state if batched else unflatten(state, [leaf.unsqueeze(0) for leaf in leaves])
+
+
+def check_same(state: Structure, other: Structure, name: str) -> None:
+    """Raises TypeError or ValueError unless a state has the structure of another one, its shapes and dtypes."""
+    if not same(state, other):
+        raise TypeError(f"{name}: expected {described(other)}, as the state is, got {described(state)}")
+    for place, (leaf, like) in enumerate(zip(flatten(state), flatten(other), strict=True)):
+        if leaf.shape != like.shape or leaf.dtype != like.dtype:
+            found, expected = (f"shape {tuple(tensor.shape)} and {tensor.dtype}" for tensor in (leaf, like))
+            raise ValueError(f"{names(state, name)[place]}: expected {expected} as the state has, got {found}")
 
 
 def _misfit(leaf: object, batch_size: int | None, like: Tensor) -> tuple[type[Exception], str] | None:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from sstkern import private
 from sstkern.cells import CELLS
+from sstkern.lengths import alone
 from sstkern.weights import by_direction
 
 _COUNTER = "torch.utils.flop_counter"
@@ -48,6 +49,7 @@ def _steps(x: Tensor, lengths: Any) -> tuple[int, int]:
         return x.size(0), lengths.size(0)
     if lengths is None or lengths.device.type != "cpu" or private.is_fake(lengths):
         return x.size(0) * x.size(1), x.size(1) * (x.size(0) > 0)
+    lengths = alone(lengths)
     return int(lengths.sum()), int((lengths > 0).sum())
 
 

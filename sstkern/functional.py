@@ -4,6 +4,7 @@ T time steps, B batch, I input_size, H hidden_size, P proj_size (H without a pro
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from inspect import Signature, signature
 from typing import Any, Protocol
 
@@ -17,7 +18,7 @@ from sstkern import autograd, engines, operators, private, recompute, transforms
 from sstkern.cells import CELLS, Cell
 from sstkern.engines import reference
 from sstkern.forked import one_thread
-from sstkern.lengths import Batch, Lengths, to_batch
+from sstkern.lengths import Batch, Lengths, Resets, alone, padding, to_batch
 from sstkern.weights import check_number
 
 Input = Tensor | PackedSequence
@@ -36,6 +37,9 @@ def lstm(
     bidirectional: bool = False,
     batch_first: bool = False,
     recompute: bool = False,
+    resets: Resets | None = None,
+    reset_to: tuple[Tensor, Tensor] | None = None,
+    return_states: bool = False,
 ) -> tuple[Input, tuple[Tensor, Tensor]]:
     """A long short-term memory, as torch.nn.LSTM computes it.
 
@@ -45,8 +49,14 @@ def lstm(
     to T, in any order; what input holds past a length is never read. dropout: between layers, when training. recompute: keep the states of
     some time steps only for the backward, which computes the gates again (docs/memory.md).
 
+    resets: bool (T, B), with batch_first (B, T), unbatched (T,), packed or nested where the input is: True at step t where a sequence
+    begins anew with it. The forward direction's state before t is then reset_to, as hx or with a batch of 1, zeros by default; at step 0
+    in place of hx. The other direction begins anew at t - 1 in the same way (docs/episodes.md).
+
     Returns the output (T, B, D * P) in the form of the input, zero past a length, and (h_n, c_n), the states after each sequence's last
-    step, shaped like hx. Raises ValueError, TypeError or RuntimeError, as torch.nn.LSTM does, naming the argument.
+    step, shaped like hx. With return_states a third result is the states after every step, as (h_n, c_n) with time in front, (T, L * D, B,
+    P) and (T, L * D, B, H) whatever batch_first, unbatched without B, zero past a length. Raises ValueError, TypeError or RuntimeError, as
+    torch.nn.LSTM does, naming the argument.
 
     An input or a weight with a __torch_function__ of its own is given this function, as torch.overrides says.
     """
@@ -63,6 +73,9 @@ def lstm(
         bidirectional=bidirectional,
         batch_first=batch_first,
         recompute=recompute,
+        resets=resets,
+        reset_to=reset_to,
+        return_states=return_states,
     )
 
 
@@ -81,7 +94,10 @@ def layer(
     bidirectional: bool = False,
     batch_first: bool = False,
     recompute: bool = False,
-) -> tuple[Input, Any]:
+    resets: Resets | None = None,
+    reset_to: Any = None,
+    return_states: bool = False,
+) -> Any:
     """A layer of any cell, on the reference engine where no other has the cell; arguments and errors as for `lstm`.
 
     weights: for each layer and direction those that `cell.weights` names, in its order. hx and the states that are returned: a tuple,
@@ -103,10 +119,17 @@ def layer(
             bidirectional=bidirectional,
             batch_first=batch_first,
             recompute=recompute,
+            resets=resets,
+            reset_to=reset_to,
+            return_states=return_states,
         )
-    options = _Options(lengths, bias, num_layers, dropout if training else 0.0, bidirectional, batch_first, recompute)
-    output, hx_n = _run(cell, input, weights, as_states(cell, hx), options)
-    return output, as_hx(hx_n)
+    given = as_states(cell, reset_to)
+    if given is not None and resets is None:
+        raise ValueError("reset_to: without resets nothing begins anew; give resets, or the first states as hx")
+    rate = dropout if training else 0.0
+    options = _Options(lengths, bias, num_layers, rate, bidirectional, batch_first, recompute, resets, given, return_states)
+    output, hx_n, states = _run(cell, input, weights, as_states(cell, hx), options)
+    return (output, as_hx(hx_n), as_hx(states)) if return_states else (output, as_hx(hx_n))
 
 
 class OneStateLayer(Protocol):
@@ -126,6 +149,9 @@ class OneStateLayer(Protocol):
         bidirectional: bool = False,
         batch_first: bool = False,
         recompute: bool = False,
+        resets: Resets | None = None,
+        reset_to: Tensor | None = None,
+        return_states: bool = False,
     ) -> tuple[Input, Tensor]: ...
 
 
@@ -174,7 +200,7 @@ def cell_step(
         new_states = cell_step(cell, x, states, weights, bias)
     else:
         run = _run if hidden_size else _run_without_units
-        _, new_states = run(cell, x, weights, states, _Options(bias=bias))
+        _, new_states, _ = run(cell, x, weights, states, _Options(bias=bias))
     if torch.compiler.is_compiling():
         return tuple(state.squeeze(0) for state in new_states)
     return tuple(state.squeeze_(0) for state in new_states)  # eager PyTorch cannot detach a view in place
@@ -215,7 +241,7 @@ def _check_step(cell: Cell, input: Tensor, hx: Sequence[Tensor] | None, weights:
     return hidden_size
 
 
-def _run_without_units(*arguments: Any) -> tuple[Input, list[Tensor]]:
+def _run_without_units(*arguments: Any) -> tuple[Input, list[Tensor], list[Tensor]]:
     """torch.nn's cells may have none, which no kernel is made for."""
     with engines.backend("reference"):
         return _run(*arguments)
@@ -245,10 +271,22 @@ def _check_cell_states(cell: Cell, input: Tensor, hx: Sequence[Tensor], hidden_s
 class _Options:
     """What the caller asked of all layers together."""
 
-    def __init__(self, lengths=None, bias=True, num_layers=1, dropout=0.0, bidirectional=False, batch_first=False, recompute=False):
+    def __init__(
+        self,
+        lengths=None,
+        bias=True,
+        num_layers=1,
+        dropout=0.0,
+        bidirectional=False,
+        batch_first=False,
+        recompute=False,
+        resets=None,
+        reset_to=None,
+        every=False,
+    ):
         self.lengths, self.bias, self.num_layers = lengths, bias, num_layers
         self.dropout, self.bidirectional, self.batch_first = dropout, bidirectional, batch_first
-        self.recompute = recompute
+        self.recompute, self.resets, self.reset_to, self.every = recompute, resets, reset_to, every
 
     @property
     def directions(self) -> int:
@@ -259,7 +297,7 @@ def _prepared(
     cell: Cell, input: Input, weights: Sequence[Tensor], hx: Sequence[Tensor] | None, options: _Options
 ) -> tuple[Batch, list[list[Tensor]], list[Tensor]]:
     """The batch, each layer's weights and the states of all, checked."""
-    batch = to_batch(input, options.lengths, options.batch_first)
+    batch = to_batch(input, options.lengths, options.batch_first, resets=options.resets)
     if batch.packed and (private.transforms_active() or _to_onnx(batch.x)):
         batch = batch.padded()
     if options.num_layers < 1:
@@ -274,41 +312,67 @@ def _prepared(
     except (AttributeError, TypeError):  # to ask first takes time of every call
         _check_types(cell, weights)
         raise
-    return batch, layers, _states(cell, batch, layers, hx, options)
+    states = _states(cell, batch, layers, hx, options)
+    return batch, layers, states if options.reset_to is None else [*states, *_anew(cell, batch, states, options)]
 
 
-def _run(cell: Cell, input: Input, weights: Sequence[Tensor], hx: Sequence[Tensor] | None, options: _Options) -> tuple[Input, list[Tensor]]:
+def _run(
+    cell: Cell, input: Input, weights: Sequence[Tensor], hx: Sequence[Tensor] | None, options: _Options
+) -> tuple[Input, list[Tensor], list[Tensor]]:
+    """The output, the last states, and if `options.every` those of every step."""
     batch, layers, states = _prepared(cell, input, weights, hx, options)
-    x, finals = batch.x, []
+    x, finals, count = batch.x, [], len(cell.states)
+    every: list[list[Tensor]] = []
     for i, layer in enumerate(layers):
         if i > 0 and options.dropout:
             x = drop(x, options.dropout)
         mine = states if len(layers) == 1 else [state[i * options.directions : (i + 1) * options.directions] for state in states]
         x, final = _layer(cell, x, layer, mine, batch.lengths, options)
-        finals.append(final)
+        finals.append(final[:count])
+        if options.every:
+            every.append([_by_direction(state, batch, options) for state in (x, *final[count:])])
     hx_n = [torch.cat(state) if options.num_layers > 1 else state[0] for state in zip(*finals, strict=True)]
     if batch.inverse is not None:
         hx_n = [state.index_select(1, batch.inverse) for state in hx_n]
-    return batch.restore(x), hx_n if batch.batched else [state.squeeze(1) for state in hx_n]
+    if not batch.batched:
+        hx_n = [state.squeeze(1) for state in hx_n]
+    return batch.restore(x), hx_n, _every_state(every, batch) if options.every else []
+
+
+def _every_state(of_layers: list[list[Tensor]], batch: Batch) -> list[Tensor]:
+    """The states after every step of all layers, (T, layers x directions, B, width), as the caller has the batch."""
+    states = [torch.cat(state, 1) if len(state) > 1 else state[0] for state in zip(*of_layers, strict=True)]
+    if batch.inverse is not None:
+        states = [state.index_select(2, batch.inverse) for state in states]
+    return states if batch.batched else [state.squeeze(2) for state in states]
+
+
+def _by_direction(state: Tensor, batch: Batch, options: _Options) -> Tensor:
+    """A state after every step of a layer, (T, B, D * width) or (N, D * width), as (T, D, B, width)."""
+    if batch.packed:
+        assert batch.lengths is not None
+        state = padding(alone(batch.lengths), state.device)[0](state)
+    return state.unflatten(-1, (options.directions, -1)).transpose(1, 2)
 
 
 def _layer(cell: Cell, x: Tensor, weights: list[Tensor], hx: list[Tensor], lengths: Tensor | None, options: _Options):
     """One layer, by the first of these that fits: ONNX's own operators, in an export to it; plain PyTorch, where `engines.choose` says so,
     in forward mode for one; `transforms`, within torch.func's other transforms; `recompute`; the operator. Own cells' layers choose alike,
     in `program.operator`: a program that cannot be compiled is plain PyTorch within transforms too."""
+    every = options.every and len(cell.states) > 1
     if torch.compiler.is_exporting() and _to_onnx(x):
         from sstkern import onnx  # here: it imports parts of torch that only an export needs
 
-        return onnx.layer(cell, x, weights, hx, lengths, options.bias, options.bidirectional)
+        return onnx.layer(cell, x, weights, hx, lengths, options.bias, options.bidirectional, every)
     run: Callable[..., tuple[Tensor, list[Tensor]]] | None = None
-    if engines.choose(cell, x, (*weights, *hx)) == "reference":
-        run = reference.layer
+    if engines.choose(cell, x, (*weights, *hx), options.resets is not None, every) == "reference":
+        run = partial(reference.layer, every=every)
     elif private.transforms_active():
-        run = _transformed_layer()
-    elif options.recompute and _recomputes((x, *weights, *hx)):
+        run = partial(_transformed_layer(), every=every)
+    elif options.recompute and not every and _recomputes((x, *weights, *hx)):
         run = recompute.layer
     if run is None:
-        return autograd.layer(cell.name, x, weights, hx, lengths, options.bias, options.bidirectional)
+        return autograd.layer(cell.name, x, weights, hx, lengths, options.bias, options.bidirectional, every)
     x, *tensors = operators.savable([x, *weights, *hx])
     weights, hx = tensors[: len(weights)], tensors[len(weights) :]
     if not operators.autocasting(x):
@@ -388,9 +452,34 @@ def _states(cell: Cell, batch: Batch, layers: list[list[Tensor]], hx: Sequence[T
     return states if batch.order is None else [state.index_select(1, batch.order) for state in states]
 
 
-def _check_number_of_states(cell: Cell, hx: Sequence[Tensor]) -> None:
+def _anew(cell: Cell, batch: Batch, states: list[Tensor], options: _Options) -> list[Tensor]:
+    """What sequences begin anew with, each in the shape of its first state."""
+    given = _checked_anew(cell, states, options.reset_to, batch)
+    dtype = operators.computed_dtype(batch.x)
+    given = [state.to(dtype) if operators.autocasting(batch.x) else state for state in given]
+    anew = [state.expand(like.shape) for state, like in zip(given, states, strict=True)]
+    return anew if batch.order is None else [state.index_select(1, batch.order) for state in anew]
+
+
+def _checked_anew(cell: Cell, states: list[Tensor], reset_to: Sequence[Tensor], batch: Batch) -> list[Tensor]:
+    """The caller's, with a dimension for B."""
+    _check_number_of_states(cell, reset_to, "reset_to")
+    for name, state, like in zip(cell.states, reset_to, states, strict=True):
+        rows, size, width = like.shape
+        one = batch.batched and state.dim() == 3 and state.size(1) == 1  # first: in a graph a size that varies is compared with no other
+        if tuple(state.shape) != ((rows, 1 if one else size, width) if batch.batched else (rows, width)):
+            expected = f"{(rows, size, width)} or {(rows, 1, width)}" if batch.batched else f"{(rows, width)}"
+            raise RuntimeError(f"reset_to: expected {name} of shape {expected}, got {tuple(state.shape)}")
+        if state.device != batch.x.device:
+            raise RuntimeError(f"reset_to: {name} is on {state.device}, but the input is on {batch.x.device}; move one of them")
+        if state.dtype != batch.x.dtype and not operators.autocasting(batch.x):
+            raise RuntimeError(f"reset_to: expected {name} of dtype {batch.x.dtype} like the input, got {state.dtype}")
+    return [state if batch.batched else state.unsqueeze(1) for state in reset_to]
+
+
+def _check_number_of_states(cell: Cell, hx: Sequence[Tensor], argument: str = "hx") -> None:
     if not isinstance(hx, tuple | list) or len(hx) != len(cell.states) or not all(isinstance(state, Tensor) for state in hx):
-        raise RuntimeError(f"hx: expected {len(cell.states)} Tensor(s) ({', '.join(cell.states)}), got {_described(hx)}")
+        raise RuntimeError(f"{argument}: expected {len(cell.states)} Tensor(s) ({', '.join(cell.states)}), got {_described(hx)}")
 
 
 def _described(hx: object) -> str:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from sstkern import engines, first_states, misfits, private, stepping
 from sstkern.first_states import Initial
 from sstkern.forked import one_thread
-from sstkern.lengths import Batch, Lengths, to_batches
+from sstkern.lengths import Batch, Lengths, Resets, beginnings, to_batches
 from sstkern.misfits import StepFailed
 from sstkern.operators import autocasting
 from sstkern.program import layer
@@ -100,17 +100,20 @@ class Direction:
         self.reason: str | None = None
         self.warned = False
 
-    def run(self, cell: nn.Module, inputs: Structure, batch: Batch, hx: Structure | None, every: bool) -> Result:
+    def run(
+        self, cell: nn.Module, inputs: Structure, batch: Batch, hx: Structure | None, every: bool, reset_to: Structure | None
+    ) -> Result:
         """The output and all states in the form of the batch's x, hx_n in that of the caller's hx.
 
-        Raises TypeError or ValueError for an hx that does not fit, or a cell that returns what is no state.
+        Raises TypeError or ValueError for an hx or reset_to that does not fit, or a cell that returns what is no state.
         """
         engines.check_program(fused=True)
         given = self._given(cell, inputs, batch, hx)
-        result = self._as_program(cell, inputs, batch, given, every, hx is not None)
+        anew = self._anew(cell, inputs, batch, given, hx is not None, reset_to) if beginnings(batch.lengths) is not None else None
+        result = self._as_program(cell, inputs, batch, given, every, hx is not None, anew)
         if result is None:
             engines.check_program(fused=False)
-            step = partial(stepping.layer, padded=not batch.packed, returns=self.returns, reverse=self.reverse, every=every)
+            step = partial(stepping.layer, anew=anew, padded=not batch.packed, returns=self.returns, reverse=self.reverse, every=every)
             try:
                 result = step(cell, inputs, given, batch.lengths)
             except StepFailed as failed:
@@ -136,6 +139,33 @@ class Direction:
             state = first_states.checked(hx, "hx", batch.size, like, batch.batched)
         order = batch.order
         return state if state is None or order is None else mapped(state, lambda leaf: leaf.index_select(0, order))
+
+    def _anew(
+        self, cell: nn.Module, inputs: Structure, batch: Batch, given: Structure | None, told: bool, reset_to: Structure | None
+    ) -> Structure | None:
+        """What sequences begin anew with, (B, ...), in the order of the batch; None for zeros, or where only the cell knows what they begin
+        with in the first place: the same.
+
+        given: what they begin with; told: whether the caller said so.
+        """
+        like = first_states.like(flatten(inputs), cell)
+        if reset_to is not None:
+            anew = first_states.checked(_spread(reset_to, batch), "reset_to", batch.size, like, batch.batched)
+            if given is not None:
+                first_states.check_same(anew, given, "reset_to")
+            order = batch.order
+            return anew if order is None else mapped(anew, lambda leaf: leaf.index_select(0, order))
+        if given is None or first_states.are_zeros(cell, self.initial_state):
+            return None
+        if not told:
+            return given
+        anew = first_states.first_state(cell, self.initial_state, batch.size, like)
+        if anew is None:
+            raise ValueError(
+                f"reset_to: what {type(cell).__name__} begins with is the default of its state, which a call with hx leaves aside; give "
+                "reset_to, or initial_state to fuse"
+            )
+        return anew
 
     def _check_hx(self, cell: nn.Module, inputs: Structure, batch: Batch, state: Structure) -> None:
         """Raises TypeError or ValueError for a caller's state, (B, ...), that is not the cell's."""
@@ -171,12 +201,19 @@ class Direction:
             )
 
     def _as_program(
-        self, cell: nn.Module, inputs: Structure, batch: Batch, state: Structure | None, every: bool, told: bool
+        self,
+        cell: nn.Module,
+        inputs: Structure,
+        batch: Batch,
+        state: Structure | None,
+        every: bool,
+        told: bool,
+        anew: Structure | None,
     ) -> Result | None:
         """The result of the cell's program; None, with the reason noted, where there is none.
 
         inputs: rows of every step, (T, B, ...), with `batch.packed` (N, ...). state: (B, ...), or None where only the cell knows it, by the
-        default of its state. told: whether the caller gave it.
+        default of its state. told: whether the caller gave it. anew: what sequences begin anew with, likewise.
         """
         options, lead = layer.Options(not batch.packed, self.reverse, self.recompute, every), 1 if batch.packed else 2
         compiling = torch.compiler.is_dynamo_compiling()
@@ -186,7 +223,7 @@ class Direction:
         if compiling:
             from sstkern.program import compiled  # here: it imports the compiler
 
-            found = compiled.run(self, cell, inputs, state, batch.lengths, options)
+            found = compiled.run(self, cell, inputs, state, batch.lengths, options, anew)
             return None if found is None else Result(*found)
         try:
             captured = captured or self.programs.of_call(cell, inputs, state, lead, self.returns)
@@ -198,7 +235,8 @@ class Direction:
             raise ValueError(f"hx: {type(cell).__name__}'s state has a default, but {error}; give hx, or initial_state to fuse") from error
         self.fused, self.reason = True, None
         states = None if state is None else flatten(state)
-        tensors = layer.run(captured, captured.leaves(), flatten(inputs), states, batch.lengths, options)
+        others = None if anew is None else flatten(anew)
+        tensors = layer.run(captured, captured.leaves(), flatten(inputs), states, batch.lengths, options, others)
         return Result(*layer.results(tensors, captured.state if state is None else state))
 
     def _check_fit(self, cell: nn.Module, inputs: Structure, batch: Batch, hx: Structure | None, error: Unfused) -> None:
@@ -245,6 +283,16 @@ class Direction:
         return f"{name}: runs as a program\n{layer.explanation(self.programs.last, cell, source)}"
 
 
+def _spread(reset_to: Structure, batch: Batch) -> Structure:
+    """A caller's state of one sequence as that of all."""
+
+    def spread(leaf: Any) -> Any:
+        one = isinstance(leaf, Tensor) and leaf.dim() > 0 and leaf.size(0) == 1
+        return leaf.expand(batch.size, *leaf.shape[1:]) if one and batch.batched else leaf
+
+    return mapped(reset_to, spread)
+
+
 def _to_caller(state: Tensor, batch: Batch) -> Tensor:
     """A last state (B, ...) in the order of the caller's sequences, without B where there was none."""
     state = state if batch.inverse is None else state.index_select(0, batch.inverse)
@@ -260,7 +308,14 @@ class FusedLayer(nn.Module):
 
     @one_thread
     def forward(
-        self, input: Any, hx: Structure | None = None, *, lengths: Lengths | None = None, return_states: bool = False
+        self,
+        input: Any,
+        hx: Structure | None = None,
+        *,
+        lengths: Lengths | None = None,
+        return_states: bool = False,
+        resets: Resets | None = None,
+        reset_to: Structure | None = None,
     ) -> tuple[Any, ...]:
         """The output and the last states, with return_states all states besides.
 
@@ -268,18 +323,24 @@ class FusedLayer(nn.Module):
         tuple of such that go together, of which the cell is given a tuple of one step's. hx: the states before the first step, (B, ...)
         each; with two cells a pair. lengths: B integers from 0 to T, in any order; what an input holds past a length is never read.
 
+        resets: bool (T, B), with batch_first (B, T), unbatched (T,), packed or nested where the input is: True at step t where a sequence
+        begins anew with it, and the state before t is reset_to, as hx or of one sequence, (1, ...); by default what a call without hx
+        begins with. The direction from the last step to the first begins anew at t - 1 (docs/episodes.md).
+
         Returns the output in the form of the input, zero past a length, and hx_n, each sequence's own last states, in the structure of hx.
         All states are those after every step, each at its input's place: (T, B, ...) whatever batch_first, or in the form of a packed or
         nested input; zero past a length.
 
         Raises TypeError or ValueError for what does not fit, naming the argument, and NotFused with strict=True.
         """
-        inputs, batch = to_batches(input, lengths, self.batch_first)
-        output, hx_n, states = self._run(inputs, batch, hx, return_states)
+        inputs, batch = to_batches(input, lengths, self.batch_first, resets)
+        if resets is None and reset_to is not None:
+            raise ValueError("reset_to: without resets nothing begins anew; give resets, or the first states as hx")
+        output, hx_n, states = self._run(inputs, batch, hx, return_states, reset_to)
         results = batch.restore(output), hx_n
         return (*results, mapped(states, lambda state: _every(state, batch))) if return_states else results
 
-    def _run(self, inputs: Structure, batch: Batch, hx: Structure | None, every: bool) -> Result:
+    def _run(self, inputs: Structure, batch: Batch, hx: Structure | None, every: bool, reset_to: Structure | None) -> Result:
         raise NotImplementedError
 
     def _directions(self) -> list[tuple[Direction, nn.Module]]:
@@ -341,10 +402,10 @@ class Fused(FusedLayer):
             raise AttributeError(f"{name}: it is the cell's; change (parametrize, prune) layer.cell, whose forward reads it")
         super().__delattr__(name)
 
-    def _run(self, inputs: Structure, batch: Batch, hx: Structure | None, every: bool) -> Result:
+    def _run(self, inputs: Structure, batch: Batch, hx: Structure | None, every: bool, reset_to: Structure | None) -> Result:
         if "cell" in self._modules:
             self._check_call()
-        return self._direction.run(self.cell, inputs, batch, hx, every)
+        return self._direction.run(self.cell, inputs, batch, hx, every, reset_to)
 
     def _check_call(self) -> None:
         """torch.func.functional_call asks the layer for a module by its name. One called "cell" it does not find, but the cell around it,
@@ -398,6 +459,15 @@ class Fused(FusedLayer):
         return self.cell.extra_repr()
 
 
+def _pair(states: Structure | None, name: str) -> Structure:
+    """Of each direction one; raises TypeError for something else."""
+    if states is None:
+        return (None, None)
+    if not isinstance(states, tuple | list) or len(states) != 2:
+        raise TypeError(f"{name}: expected a pair, the state of each direction, got {described(states)}")
+    return states
+
+
 class FusedBothWays(FusedLayer):
     """A layer of two cells, one for each direction."""
 
@@ -406,14 +476,11 @@ class FusedBothWays(FusedLayer):
         self.forward_cell, self.backward_cell = forward_cell, backward_cell
         self._both = directions
 
-    def _run(self, inputs: Structure, batch: Batch, hx: Structure | None, every: bool) -> Result:
-        if hx is not None and (not isinstance(hx, tuple | list) or len(hx) != 2):
-            raise TypeError(f"hx: expected a pair, the state of each direction, got {described(hx)}")
-        given = (None, None) if hx is None else hx
-        runs = zip(self._directions(), given, strict=True)
+    def _run(self, inputs: Structure, batch: Batch, hx: Structure | None, every: bool, reset_to: Structure | None) -> Result:
+        runs = zip(self._directions(), _pair(hx, "hx"), _pair(reset_to, "reset_to"), strict=True)
         found = []
-        for (direction, cell), state in runs:  # no comprehension, which is one more frame between a warning and the layer's caller
-            found.append(direction.run(cell, inputs, batch, state, every))
+        for (direction, cell), state, anew in runs:  # no comprehension, which is one more frame between a warning and the layer's caller
+            found.append(direction.run(cell, inputs, batch, state, every, anew))
         outputs, last, states = zip(*found, strict=True)
         rows = 1 if batch.packed else 2
         if any(output.dim() == rows for output in outputs):

@@ -1,4 +1,9 @@
-"""Sequences of different lengths: a padded Tensor with lengths, a PackedSequence or a jagged nested Tensor, as the operators take them."""
+"""Sequences of different lengths: a padded Tensor with lengths, a PackedSequence or a jagged nested Tensor, as the operators take them.
+
+What operators call lengths is int64 (B,). Where sequences begin anew at some of their steps it is (B, 1 + T): the lengths, then for every
+step whether its sequence begins anew with it; or bool (B, T), which says that of whole sequences. So whatever takes lengths along takes
+these too.
+"""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -11,6 +16,7 @@ from sstkern import private
 from sstkern.structure import Structure, of_parts
 
 Lengths = Tensor | Sequence[int]
+Resets = Tensor | PackedSequence
 ALL_ROWS = -1
 """As a number of rows to save: as many as x has."""
 
@@ -22,7 +28,7 @@ class Batch(NamedTuple):
     """Padded, (T, B, I), or packed, (N, I): the N valid steps alone, in the order of a PackedSequence, whose lengths fall. Rows may have
     another shape than (I,) where `to_batches` made it."""
     lengths: Tensor | None
-    """int64 (B,), on the CPU or where a padded x is"""
+    """An operator's, on the CPU or where a padded x is"""
     batched: bool
     restore: Callable[[Tensor], Tensor | PackedSequence]
     """Gives an output (T, B, ...), or (N, ...), the form of the input."""
@@ -42,16 +48,44 @@ class Batch(NamedTuple):
         if not self.packed:
             return self
         assert self.lengths is not None
-        pad, unpad = padding(self.lengths, self.x.device)
+        pad, unpad = padding(alone(self.lengths), self.x.device)
         return self._replace(x=pad(self.x), restore=lambda output: self.restore(unpad(output)), packed=False)
 
 
-def to_batch(input: Tensor | PackedSequence, lengths: Lengths | None, batch_first: bool, vectors: bool = True) -> Batch:
+def alone(lengths: Tensor) -> Tensor:
+    """Of an operator's lengths those of the sequences, (B,)."""
+    if lengths.dtype == torch.bool:
+        return lengths.new_full(lengths.shape[:1], lengths.size(1), dtype=torch.int64)
+    return lengths[:, 0] if lengths.dim() == 2 else lengths
+
+
+def beginnings(lengths: Tensor | None) -> Tensor | None:
+    """Of an operator's lengths at which steps sequences begin anew, bool (T, B); None where none does."""
+    if lengths is None or lengths.dim() == 1:
+        return None
+    return lengths.t() if lengths.dtype == torch.bool else lengths[:, 1:].t() != 0
+
+
+def with_beginnings(lengths: Tensor | None, resets: Tensor) -> Tensor:
+    """An operator's lengths. resets: bool (T, B), where the sequences are."""
+    if lengths is None:
+        return resets.t().clone(memory_format=torch.contiguous_format)  # as `_check` copies
+    return torch.cat([lengths.to(resets.device)[:, None], resets.t()], 1)
+
+
+def to_batch(
+    input: Tensor | PackedSequence, lengths: Lengths | None, batch_first: bool, vectors: bool = True, resets: Resets | None = None
+) -> Batch:
     """Takes (T, I), (T, B, I), with batch_first (B, T, I), a PackedSequence, or a jagged nested Tensor (B, *, I), whatever batch_first.
 
-    vectors: whether a row has to be one, (I,); otherwise (T, B, ...) and the like are taken too. Raises TypeError or ValueError for
-    anything else.
+    vectors: whether a row has to be one, (I,); otherwise (T, B, ...) and the like are taken too. resets: bool, in the form of the input,
+    without features. Raises TypeError or ValueError for anything else.
     """
+    batch = _to_batch(input, lengths, batch_first, vectors)
+    return batch if resets is None else batch._replace(lengths=_with_resets(input, resets, batch, batch_first))
+
+
+def _to_batch(input: Tensor | PackedSequence, lengths: Lengths | None, batch_first: bool, vectors: bool) -> Batch:
     if isinstance(input, PackedSequence):
         if lengths is not None:
             raise ValueError("lengths: a PackedSequence has its own lengths; give one or the other")
@@ -73,14 +107,14 @@ def to_batch(input: Tensor | PackedSequence, lengths: Lengths | None, batch_firs
     return Batch(x, checked, True, lambda output: output.transpose(0, 1) if batch_first else output)
 
 
-def to_batches(input: Any, lengths: Lengths | None, batch_first: bool) -> tuple[Structure, Batch]:
+def to_batches(input: Any, lengths: Lengths | None, batch_first: bool, resets: Resets | None = None) -> tuple[Structure, Batch]:
     """`to_batch` for rows of any shape, and for a tuple of sequences that go together: x, or a tuple of them, and the batch of the first.
 
     Those of a tuple are all padded, with the same T and B, or all packed or nested, with the same lengths. Where the first is unbatched,
     so are the others. Raises TypeError or ValueError for anything else.
     """
     if not isinstance(input, tuple) or isinstance(input, PackedSequence):
-        batch = to_batch(input, lengths, batch_first, vectors=False)
+        batch = to_batch(input, lengths, batch_first, vectors=False, resets=resets)
         return batch.x, batch
     if not input:
         raise ValueError("input: expected at least one Tensor in the tuple, got none")
@@ -89,10 +123,44 @@ def to_batches(input: Any, lengths: Lengths | None, batch_first: bool) -> tuple[
             raise TypeError(f"input[{place}]: expected a Tensor or a PackedSequence, got {type(part).__name__}")
         if _form(part) != _form(input[0]):
             raise TypeError(f"input[{place}]: expected a {_form(input[0])} like input[0], got a {_form(part)}")
-    batch = to_batch(input[0], lengths, batch_first, vectors=False)
+    batch = to_batch(input[0], lengths, batch_first, vectors=False, resets=resets)
     rest = enumerate(input[1:], start=1)
     others = [_beside(batch, part, f"input[{place}]", batch_first) for place, part in rest]
     return of_parts(input, [batch.x, *others]), batch
+
+
+def _with_resets(input: Tensor | PackedSequence, resets: Resets, batch: Batch, batch_first: bool) -> Tensor:
+    """The operators' lengths of a batch whose sequences begin anew where resets, in the form of the input, say so."""
+    given = resets.data if isinstance(resets, PackedSequence) else resets
+    if not isinstance(given, Tensor):
+        raise TypeError(f"resets: expected a bool {_form(input)}, got {type(given).__name__}")
+    if given.dtype != torch.bool:
+        raise TypeError(f"resets: expected bool, got {given.dtype}; resets.bool() is what they are as bools")
+    if _form(resets) != _form(input):
+        raise TypeError(f"resets: expected a {_form(input)} like the input, got a {_form(resets)}")
+    if not batch.packed:
+        _check_resets(given, batch, batch_first)
+        given = given if not batch.batched else given.t() if batch_first else given
+        return with_beginnings(batch.lengths, (given if batch.batched else given.unsqueeze(1)).to(batch.x.device))
+    mine = _packed_resets(resets)
+    if not _equal(mine.lengths, batch.lengths) or not _equal(mine.order, batch.order):
+        raise ValueError("resets: expected sequences of the same lengths as the input, in the same order")
+    assert batch.lengths is not None
+    pad, _ = padding(batch.lengths, batch.lengths.device)
+    return with_beginnings(batch.lengths, pad(mine.x.to(batch.lengths.device)))
+
+
+def _packed_resets(resets: Resets) -> Batch:
+    if isinstance(resets, PackedSequence):
+        return _from_packed(resets, vectors=False)
+    return _from_nested(resets, vectors=False)
+
+
+def _check_resets(resets: Tensor, batch: Batch, batch_first: bool) -> None:
+    expected = tuple(batch.x.shape[:2])
+    expected = expected[:1] if not batch.batched else expected[::-1] if batch_first else expected
+    if tuple(resets.shape) != expected:
+        raise ValueError(f"resets: expected shape {expected}, a bool for every step of the input, got {tuple(resets.shape)}")
 
 
 def _form(input: Tensor | PackedSequence) -> str:
@@ -103,7 +171,7 @@ def _beside(batch: Batch, input: Tensor | PackedSequence, name: str, batch_first
     """x of a sequence that goes with those of a batch."""
     if batch.packed:
         mine = to_batch(input, None, batch_first, vectors=False)
-        if not _equal(mine.lengths, batch.lengths) or not _equal(mine.order, batch.order):
+        if not _equal(mine.lengths, None if batch.lengths is None else alone(batch.lengths)) or not _equal(mine.order, batch.order):
             raise ValueError(f"{name}: expected sequences of the same lengths as input[0], in the same order")
         return mine.x
     assert isinstance(input, Tensor)
@@ -141,9 +209,10 @@ def check_later(lengths: Tensor, steps: int) -> None:
 
 
 def check_packed(lengths: Tensor | None, rows: int) -> Tensor:
-    """The lengths; raises ValueError unless they are those of a packed x of so many rows."""
+    """Those of the sequences, (B,); raises ValueError unless they are those of a packed x of so many rows."""
     if lengths is None:
         raise ValueError("lengths: a packed x, (N, I), needs them")
+    lengths = alone(lengths)
     if longest(lengths) > rows or int(lengths.sum()) != rows or (lengths < 0).any() or (lengths.diff() > 0).any():
         raise ValueError(f"lengths: a packed x of {rows} rows needs falling ones whose sum is that, got {lengths.tolist()}")
     return lengths

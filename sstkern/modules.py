@@ -24,7 +24,7 @@ from sstkern.cells.cell import uniform
 from sstkern.cells.rnn import RNN_RELU, RNN_TANH
 from sstkern.forked import one_thread
 from sstkern.functional import Input
-from sstkern.lengths import Lengths
+from sstkern.lengths import Lengths, Resets
 
 METHODS = frozenset(
     (
@@ -137,7 +137,15 @@ class Recurrent(RNNBase):
     def extra_repr(self) -> str:
         return super().extra_repr() + (", recompute=True" if self.recompute else "")
 
-    def forward(self, input: Input, hx: Any = None, lengths: Lengths | None = None) -> tuple[Input, Any]:
+    def forward(
+        self,
+        input: Input,
+        hx: Any = None,
+        lengths: Lengths | None = None,
+        resets: Resets | None = None,
+        reset_to: Any = None,
+        return_states: bool = False,
+    ) -> Any:
         """Arguments, results and errors as `sstkern.functional.layer` describes them.
 
         The weights are `_flat_weights`, as in torch.nn: what a subclass or a hook has put there, unless an attribute has changed since.
@@ -146,6 +154,11 @@ class Recurrent(RNNBase):
         """
         restored = None
         if self.calls_methods and not (isinstance(input, Tensor) and input.is_nested):
+            if resets is not None or return_states:
+                raise NotImplementedError(
+                    f"{type(self).__name__}: with methods of torch.nn's layers written anew ({', '.join(sorted(METHODS))}) "
+                    "it takes neither resets nor return_states"
+                )
             restored = partial(self._restored, input)
             input, hx = self._checked(input, hx)
         results = functional.layer(
@@ -161,6 +174,9 @@ class Recurrent(RNNBase):
             bidirectional=self.bidirectional,
             batch_first=self.batch_first,
             recompute=self.recompute,
+            resets=resets,
+            reset_to=reset_to,
+            return_states=return_states,
         )
         return results if restored is None else restored(*results)
 
@@ -250,10 +266,16 @@ class LSTM(Recurrent):
     permute_hidden = nn.LSTM.permute_hidden
 
     def forward(
-        self, input: Input, hx: tuple[Tensor, Tensor] | None = None, lengths: Lengths | None = None
+        self,
+        input: Input,
+        hx: tuple[Tensor, Tensor] | None = None,
+        lengths: Lengths | None = None,
+        resets: Resets | None = None,
+        reset_to: tuple[Tensor, Tensor] | None = None,
+        return_states: bool = False,
     ) -> tuple[Input, tuple[Tensor, Tensor]]:
         """Arguments, results and errors as `sstkern.functional.lstm` describes them."""
-        return super().forward(input, hx, lengths)
+        return super().forward(input, hx, lengths, resets, reset_to, return_states)
 
 
 class GRU(Recurrent):
@@ -267,9 +289,17 @@ class GRU(Recurrent):
 
     cell = CELLS["gru"]
 
-    def forward(self, input: Input, hx: Tensor | None = None, lengths: Lengths | None = None) -> tuple[Input, Tensor]:
+    def forward(
+        self,
+        input: Input,
+        hx: Tensor | None = None,
+        lengths: Lengths | None = None,
+        resets: Resets | None = None,
+        reset_to: Tensor | None = None,
+        return_states: bool = False,
+    ) -> tuple[Input, Tensor]:
         """Arguments, results and errors as `sstkern.functional.gru` describes them."""
-        return super().forward(input, hx, lengths)
+        return super().forward(input, hx, lengths, resets, reset_to, return_states)
 
 
 class RNN(Recurrent):
@@ -290,9 +320,17 @@ class RNN(Recurrent):
     def cell(self) -> Cell:  # type: ignore[override] # two cells share this class, as in torch.nn
         return RNN_RELU if self.mode == "RNN_RELU" else RNN_TANH
 
-    def forward(self, input: Input, hx: Tensor | None = None, lengths: Lengths | None = None) -> tuple[Input, Tensor]:
+    def forward(
+        self,
+        input: Input,
+        hx: Tensor | None = None,
+        lengths: Lengths | None = None,
+        resets: Resets | None = None,
+        reset_to: Tensor | None = None,
+        return_states: bool = False,
+    ) -> tuple[Input, Tensor]:
         """Arguments, results and errors as `sstkern.functional.rnn_tanh` describes them."""
-        return super().forward(input, hx, lengths)
+        return super().forward(input, hx, lengths, resets, reset_to, return_states)
 
 
 class RecurrentCell(RNNCellBase):

@@ -10,6 +10,7 @@ from torch.nn.functional import linear
 from sstkern import private
 from sstkern.cells import CELLS, Cell
 from sstkern.engines import reference
+from sstkern.lengths import alone, beginnings
 from sstkern.weights import Weights, by_direction
 
 GATES = {"lstm": "iofg", "gru": "zrn", "rnn_tanh": "h", "rnn_relu": "h"}
@@ -41,35 +42,50 @@ def layer(
     lengths: Tensor | None,
     has_bias: bool,
     bidirectional: bool,
+    every: bool = False,
 ) -> tuple[Tensor, list[Tensor]]:
     """What `autograd.layer` is while a model is exported to ONNX.
 
-    That is one operator, with the lengths as its `sequence_lens`, or, for a cell that is not in `GATES` and for a projection, which ONNX's
-    LSTM has not, a Scan of the cell's step.
+    That is one operator, with the lengths as its `sequence_lens`, or a Scan of the cell's step: for a cell that is not in `GATES`, and for
+    what ONNX's operators have not, a projection, sequences that begin anew, and other states than h of every step.
     """
     directions = by_direction(cell, weights, has_bias, bidirectional)
-    if cell.name in GATES and CELLS[cell.name] == cell and directions[0].weight_hr is None:
+    cuts, standard = beginnings(lengths), cell.name in GATES and CELLS[cell.name] == cell
+    if standard and directions[0].weight_hr is None and cuts is None and not every:
         return _standard(cell, x, directions, hx, lengths, has_bias)
-    lengths = torch.full((x.size(1),), x.size(0), device=x.device) if lengths is None else lengths.to(x.device)
-    outputs, finals = [], []
+    lengths = torch.full((x.size(1),), x.size(0), device=x.device) if lengths is None else alone(lengths).to(x.device)
+    found, finals = [], []
     for d, w in enumerate(directions):
-        final, output = _scanned(cell, x, w, [state[d] for state in hx], lengths, reverse=d == 1)
-        outputs.append(output)
+        final, results = _scanned(cell, x, w, [state[d] for state in hx], lengths, cuts, every, reverse=d == 1)
+        found.append(results)
         finals.append(final)
-    return torch.cat(outputs, -1), [torch.stack(state) for state in zip(*finals, strict=True)]
+    output, *others = [torch.cat(parts, -1) for parts in zip(*found, strict=True)]
+    return output, [*(torch.stack(state) for state in zip(*finals, strict=True)), *others]
 
 
-def _scanned(cell: Cell, x: Tensor, w: Weights, states: list[Tensor], lengths: Tensor, reverse: bool) -> tuple[list[Tensor], Tensor]:
-    """One direction: the last states and the output."""
+def _scanned(
+    cell: Cell, x: Tensor, w: Weights, hx: list[Tensor], lengths: Tensor, cuts: Tensor | None, every: bool, reverse: bool
+) -> tuple[list[Tensor], list[Tensor]]:
+    """One direction: the last states and the output, with `every` the other states too."""
+    states, anew = hx[: len(cell.states)], hx[len(cell.states) :]
 
-    def step(states: list[Tensor], at: list[Tensor]) -> tuple[list[Tensor], Tensor]:
-        gates_x, now = at
-        stepped = reference._step(cell, gates_x, tuple(states), w)
+    def step(states: list[Tensor], at: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        gates_x, now, *cut = at
+        before = (
+            [torch.where(cut[0], new, old) for new, old in zip(anew or map(torch.zeros_like, states), states, strict=True)]
+            if cut
+            else states
+        )
+        stepped = reference._step(cell, gates_x, tuple(before), w)
         kept = [torch.where(now, new, old) for new, old in zip(stepped, states, strict=True)]
-        return kept, torch.where(now, stepped[0], 0)
+        return kept, [torch.where(now, state, 0) for state in (stepped if every else stepped[:1])]
 
     valid = (torch.arange(x.size(0), device=x.device)[:, None] < lengths)[..., None]
-    return private.scan(step, states, [linear(x, w.weight_ih, w.bias_ih), valid], reverse=reverse)
+    given = [linear(x, w.weight_ih, w.bias_ih), valid]
+    if cuts is not None:
+        later = cuts[..., None] & valid
+        given.append(torch.cat([later[1:], torch.zeros_like(later[:1])]) if reverse else cuts[..., None])
+    return private.scan(step, states, given, reverse=reverse)
 
 
 def _standard(

@@ -14,15 +14,17 @@ from torch import Tensor
 from sstkern import flops, private
 from sstkern.cells import CELLS
 from sstkern.engines import FUSED_DTYPES, cpu, extension_problem, interpreting, lacks_cell, reference, triton_problem
-from sstkern.lengths import ALL_ROWS, all_rows
+from sstkern.lengths import ALL_ROWS, all_rows, alone
 from sstkern.weights import Weights, by_direction
 
 _library = torch.library.Library("sstkern", "DEF")
 _LAYER = "str cell, Tensor x, Tensor[] weights, Tensor[] hx, Tensor? lengths, bool has_bias, bool bidirectional"
 # saved_rows: how many rows each of what the backward needs gets, at least one for each valid time step, -1 for as many as x has; None saves
 # nothing.
-_library.define(f"layer({_LAYER}, int? saved_rows) -> (Tensor output, Tensor[] hx_n, Tensor[] saved)")
+# every: whether hx_n has the states beside h after every step too, behind the last ones.
+_library.define(f"layer({_LAYER}, int? saved_rows, bool every=False) -> (Tensor output, Tensor[] hx_n, Tensor[] saved)")
 # needs: which gradients to return, a flag each for x, every weight, every state; the result holds just those, in that order.
+# grad_hx: of the last states, or of all that the forward's hx_n has.
 # groups: equal shares of the batch, each with weight gradients of its own, (groups, ...); None for one sum over the batch.
 _GRADIENTS = "Tensor output, Tensor[] saved, Tensor? grad_output, Tensor[] grad_hx, bool[] needs, int? groups"
 _library.define(f"layer_backward({_LAYER}, {_GRADIENTS}) -> Tensor[]")
@@ -51,8 +53,8 @@ _library.define("cpu_peak() -> float")
 _library.define("cpu_bandwidth(int bytes) -> float")
 
 
-def _reference_layer(cell, x, weights, hx, lengths, has_bias, bidirectional, saved_rows):
-    output, hx_n = reference.layer(CELLS[cell], x, weights, hx, lengths, has_bias, bidirectional)
+def _reference_layer(cell, x, weights, hx, lengths, has_bias, bidirectional, saved_rows, every=False):
+    output, hx_n = reference.layer(CELLS[cell], x, weights, hx, lengths, has_bias, bidirectional, every=every)
     return output, hx_n, []
 
 
@@ -61,15 +63,16 @@ def _reference_backward(cell, x, weights, hx, lengths, has_bias, bidirectional, 
         raise NotImplementedError("sstkern::layer_backward: the reference engine has no groups; torch.func.vmap does the same there")
     inputs = [tensor.detach().requires_grad_() for tensor in (x, *weights, *hx)]
     with torch.enable_grad(), private.autograd_again():
-        results = flat_reference(cell, inputs, len(weights), lengths, has_bias, bidirectional)
+        every = len(grad_hx) > len(CELLS[cell].states)
+        results = flat_reference(cell, inputs, len(weights), lengths, has_bias, bidirectional, every=every)
     grads = [torch.zeros_like(output) if grad_output is None else grad_output, *grad_hx]
     wanted = [tensor for tensor, need in zip(inputs, needs, strict=True) if need]
     return list(torch.autograd.grad(results, wanted, grads, materialize_grads=True))
 
 
-def flat_reference(cell, inputs: Sequence[Tensor], weights: int, lengths, has_bias, bidirectional, *product) -> list[Tensor]:
+def flat_reference(cell, inputs: Sequence[Tensor], weights: int, lengths, has_bias, bidirectional, **options) -> list[Tensor]:
     x, *rest = inputs
-    output, hx_n = reference.layer(CELLS[cell], x, rest[:weights], rest[weights:], lengths, has_bias, bidirectional, *product)
+    output, hx_n = reference.layer(CELLS[cell], x, rest[:weights], rest[weights:], lengths, has_bias, bidirectional, **options)
     return [output, *hx_n]
 
 
@@ -93,13 +96,15 @@ for _key in ("CUDA", "CPU") if interpreting() else ("CUDA",):
 
 
 @torch.library.register_fake("sstkern::layer", lib=_library)
-def _fake_layer(cell, x, weights, hx, lengths, has_bias, bidirectional, saved_rows):
+def _fake_layer(cell, x, weights, hx, lengths, has_bias, bidirectional, saved_rows, every=False):
     _check_devices(x, weights, hx)
     layers = by_direction(CELLS[cell], weights, has_bias, bidirectional)
     output = x.new_empty(*x.shape[:-1], len(layers) * layers[0].output_size)
     rows = all_rows(x) if saved_rows == ALL_ROWS else saved_rows
     saved = [] if rows is None else _fake_saved(cell, x, weights, has_bias, bidirectional, rows)
-    return output, [state.new_empty(state.shape) for state in hx], saved
+    last = hx[: len(CELLS[cell].states)]
+    others = [x.new_empty(*x.shape[:-1], len(layers) * state.size(-1)) for state in last[1:]] if every else []
+    return output, [*(state.new_empty(state.shape) for state in last), *others], saved
 
 
 def _check_devices(x: Tensor, *others: Sequence[Tensor]) -> None:
@@ -134,7 +139,7 @@ def saved_rows(packed: bool, lengths: Tensor | None) -> int:
     unseen = torch.compiler.is_compiling() or torch.jit.is_tracing()
     if lengths is None or packed or unseen or not lengths.is_cpu or private.is_fake(lengths):
         return ALL_ROWS
-    return int(lengths.sum())
+    return int(alone(lengths).sum())
 
 
 @torch.library.register_fake("sstkern::layer_backward", lib=_library)

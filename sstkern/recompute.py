@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sstkern import autograd, engines, operators, private, transforms
 from sstkern.cells import Cell
-from sstkern.lengths import batch_sizes, check_later, check_packed, check_values, longest, packed_rows
+from sstkern.lengths import alone, batch_sizes, beginnings, check_later, check_packed, check_values, longest, packed_rows, with_beginnings
 
 SHORTEST = 16  # steps of a chunk: a call of the operator takes about 50 us however short it is
 
@@ -27,7 +27,7 @@ def layer(
     count = len(weights) // (2 if bidirectional else 1)
     outputs, finals = [], []
     for d in range(2 if bidirectional else 1):
-        call = _Call(cell.name, has_bias, reverse=d == 1, weights=count)
+        call = _Call(cell.name, has_bias, reverse=d == 1, weights=count, states=len(cell.states))
         states = [state[d : d + 1] for state in hx]
         output, *final = _Chunked.apply(call, lengths, x, *weights[d * count : (d + 1) * count], *states)
         outputs.append(output)
@@ -42,9 +42,9 @@ def _check(lengths: Tensor | None, x: Tensor) -> None:
     if x.dim() == 2:
         check_packed(lengths, x.size(0))
     elif lengths is not None and lengths.device.type == "cpu":
-        check_values(lengths, x.size(0))
+        check_values(alone(lengths), x.size(0))
     elif lengths is not None:
-        check_later(lengths, x.size(0))
+        check_later(alone(lengths), x.size(0))
 
 
 class _Call(NamedTuple):
@@ -53,6 +53,8 @@ class _Call(NamedTuple):
     reverse: bool
     weights: int
     """How many of the tensors that follow x."""
+    states: int
+    """Of the cell: as many first states follow the weights, and as many again that sequences begin anew with, or none."""
 
 
 class _Chunk(NamedTuple):
@@ -81,18 +83,30 @@ def _chunks(x: Tensor, lengths: Tensor | None, call: _Call) -> Iterator[_Chunk]:
 
 
 def _steps(x: Tensor, lengths: Tensor | None) -> int:
-    return x.size(0) if lengths is None or x.dim() == 3 else longest(lengths)
+    return x.size(0) if lengths is None or x.dim() == 3 else longest(alone(lengths))
 
 
 def _chunk(x: Tensor, begin: int, end: int, lengths: Tensor | None, call: _Call) -> _Chunk:
-    steps = end - begin
+    steps, marks = end - begin, beginnings(lengths)
     if lengths is None:
         return _Chunk(slice(begin, end), None, _turned_padded(steps, steps, x.device) if call.reverse else None)
+    lengths = alone(lengths)
     mine = (lengths - begin).clamp(0, steps)
+    of_chunk = mine if marks is None else with_beginnings(mine, _marks(marks, begin, end, lengths, mine, call.reverse))
     if x.dim() == 3:
-        return _Chunk(slice(begin, end), mine, _turned_padded(steps, mine.to(x.device), x.device) if call.reverse else None)
+        return _Chunk(slice(begin, end), of_chunk, _turned_padded(steps, mine.to(x.device), x.device) if call.reverse else None)
     first = int(lengths.clamp(max=begin).sum())
-    return _Chunk(slice(first, first + int(mine.sum())), mine, _turned_packed(mine, x.device) if call.reverse else None)
+    return _Chunk(slice(first, first + int(mine.sum())), of_chunk, _turned_packed(mine, x.device) if call.reverse else None)
+
+
+def _marks(marks: Tensor, begin: int, end: int, lengths: Tensor, mine: Tensor, reverse: bool) -> Tensor:
+    """Where sequences begin anew within a chunk, (steps, B): turned around, with the step before one that begins anew."""
+    if not reverse:
+        return marks[begin:end]
+    step = torch.arange(marks.size(0), device=marks.device)[:, None]
+    later = torch.cat([marks & (step < lengths), torch.zeros_like(marks[:1])])
+    turned = begin + mine - torch.arange(end - begin, device=marks.device)[:, None]
+    return later.gather(0, turned.clamp(min=0))
 
 
 def _turned_padded(steps: int, valid: int | Tensor, device: torch.device) -> Tensor:
@@ -113,20 +127,20 @@ class _Chunked(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, call: _Call, lengths: Tensor | None, x: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
-        weights, states = tensors[: call.weights], list(tensors[call.weights :])
+        weights, (states, anew) = tensors[: call.weights], _states(call, tensors)
         kept, output = [], x.new_empty(*x.shape[:-1], states[0].size(-1))
         for chunk in _chunks(x, lengths, call):
             kept += states
-            part, states, _ = _run(call, chunk, x, weights, states, save=False)
+            part, states, _ = _run(call, chunk, x, weights, [*states, *anew], save=False)
             output[chunk.span] = chunk.turned(part)
-        ctx.call, ctx.states = call, len(states)
+        ctx.call, ctx.given = call, len(tensors)
         ctx.save_for_backward(x, *tensors, lengths, *kept)
         return output, *(state.clone() if any(state is given for given in tensors) else state for state in states)
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor, *grad_states: Tensor) -> tuple:
-        x, *tensors = autograd.saved_tensors(ctx, (ctx.call.cell, ctx.call.has_bias, False), ctx.call.weights)
-        count = ctx.call.weights + ctx.states
+        call, count = (ctx.call.cell, ctx.call.has_bias, False), ctx.given
+        x, *tensors = autograd.saved_tensors(ctx, call, ctx.call.weights, count - ctx.call.weights)
         given, (lengths, *kept) = tensors[:count], tensors[count:]
         needs = list(ctx.needs_input_grad[2:])
         with torch.autocast(x.device.type, enabled=False):  # the forward had its dtype
@@ -136,6 +150,12 @@ class _Chunked(torch.autograd.Function):
             if torch.is_grad_enabled() or any(map(private.is_batch_of_gradients, grads)):
                 return None, None, *_differentiable(ctx.call, lengths, x, given, grads, needs)
             return None, None, *_chunked_backward(ctx.call, lengths, x, given, kept, grad_output, list(grad_states), needs)
+
+
+def _states(call: _Call, given: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    """The first states, and what sequences begin anew with, after the weights."""
+    split = call.weights + call.states
+    return list(given[call.weights : split]), list(given[split:])
 
 
 def _run(call: _Call, chunk: _Chunk, x: Tensor, weights: Sequence[Tensor], states: list[Tensor], save: bool) -> tuple:
@@ -156,12 +176,17 @@ def _chunked_backward(
     grad_states: list[Tensor],
     needs: list[bool],
 ) -> list[Tensor | None]:
-    weights, states = given[: call.weights], len(grad_states)
+    weights, states, (_, anew) = given[: call.weights], len(grad_states), _states(call, given)
     dx = torch.empty_like(x) if needs[0] else None
-    sums: list[Tensor | None] = [None] * call.weights
-    wanted = [*needs[: 1 + call.weights], *[True] * states]
+    sums: list[Tensor | None] = [None] * (call.weights + len(anew))
+    of_weights, of_states, of_anew = (
+        needs[1 : 1 + call.weights],
+        needs[1 + call.weights : 1 + call.weights + states],
+        needs[len(needs) - len(anew) :],
+    )
+    wanted = [needs[0], *of_weights, *[True] * states, *of_anew]
     for number, chunk in reversed(list(enumerate(_chunks(x, lengths, call)))):
-        hx = kept[number * states : (number + 1) * states]
+        hx = [*kept[number * states : (number + 1) * states], *anew]
         output, _, saved = _run(call, chunk, x, weights, hx, save=True)
         with operators.undifferentiated():
             found = torch.ops.sstkern.layer_backward(
@@ -182,13 +207,16 @@ def _chunked_backward(
         gradients = iter(found)
         if dx is not None:
             dx[chunk.span] = chunk.turned(next(gradients))
-        sums = [_added(total, next(gradients)) if need else None for total, need in zip(sums, needs[1:], strict=False)]
-        grad_states = list(gradients)
-    dweights = [
-        None if not need else torch.zeros_like(weight) if total is None else total.to(weight.dtype)
-        for weight, total, need in zip(weights, sums, needs[1:], strict=False)
+        found = [next(gradients) if need else None for need in wanted[1:]]
+        grad_states = found[call.weights : call.weights + states]
+        parts = [*found[: call.weights], *found[call.weights + states :]]
+        sums = [total if part is None else _added(total, part) for total, part in zip(sums, parts, strict=True)]
+    summed = [
+        None if not need else torch.zeros_like(tensor) if total is None else total.to(tensor.dtype)
+        for tensor, total, need in zip([*weights, *anew], sums, [*of_weights, *of_anew], strict=True)
     ]
-    return [dx, *dweights, *(grad if need else None for grad, need in zip(grad_states, needs[1 + call.weights :], strict=True))]
+    dstates = [grad if need else None for grad, need in zip(grad_states, of_states, strict=True)]
+    return [dx, *summed[: call.weights], *dstates, *summed[call.weights :]]
 
 
 def _added(total: Tensor | None, part: Tensor) -> Tensor:
@@ -204,7 +232,7 @@ def _transformed(
     whole = _chunk(x, 0, _steps(x, lengths), lengths, call)
     weights, states = given[: call.weights], given[call.weights :]
     grads = [whole.turned(grads[0]), *grads[1:]]
-    dx, *others = transforms.gradients(call.cell, whole.of(x), weights, states, lengths, call.has_bias, False, grads, needs)
+    dx, *others = transforms.gradients(call.cell, whole.of(x), weights, states, whole.lengths, call.has_bias, False, grads, needs)
     return [None if dx is None else whole.turned(dx), *others]
 
 
@@ -218,7 +246,7 @@ def _differentiable(
         # Views: one of the caller's own tensors may have been computed from another, or be it, and its path is not this function's.
         x, *given = (tensor.view_as(tensor) for tensor in (x, *given))
         weights, states = given[: call.weights], given[call.weights :]
-        output, hx_n = autograd.layer(call.cell, whole.of(x), weights, states, lengths, call.has_bias, False)
+        output, hx_n = autograd.layer(call.cell, whole.of(x), weights, states, whole.lengths, call.has_bias, False)
         inputs = [tensor for tensor, need in zip([x, *given], needs, strict=True) if need]
         found = iter(torch.autograd.grad([whole.turned(output), *hx_n], inputs, grads, create_graph=again, materialize_grads=True))
     return [next(found) if need else None for need in needs]

@@ -11,7 +11,7 @@ from torch.nn.functional import dropout
 from torch.nn.utils.rnn import PackedSequence
 
 from sstkern.forked import one_thread
-from sstkern.lengths import Lengths
+from sstkern.lengths import Lengths, Resets
 
 
 def stack(layers: Sequence[nn.Module], dropout: float = 0.0) -> Stack:
@@ -53,33 +53,49 @@ class Stack(nn.Module):
 
     @one_thread
     def forward(
-        self, input: Any, hx: Sequence[Any] | None = None, *, lengths: Lengths | None = None, return_states: bool = False
+        self,
+        input: Any,
+        hx: Sequence[Any] | None = None,
+        *,
+        lengths: Lengths | None = None,
+        return_states: bool = False,
+        resets: Resets | None = None,
+        reset_to: Sequence[Any] | None = None,
     ) -> tuple[Any, ...]:
         """The last layer's output and a list of each layer's hx_n, with return_states besides a list of each layer's states.
 
-        input, lengths and the output: as the layers take and give them. hx: a list of each layer's, of which any may be None.
+        input, lengths, resets and the output: as the layers take and give them. hx, reset_to: a list of each layer's, of which any may be
+        None.
 
-        Raises TypeError where a layer takes no lengths or return_states, and these are given, and ValueError for another number of hx than
-        of layers.
+        Raises TypeError where a layer takes no lengths, resets or return_states, and these are given, and ValueError for another number of
+        hx or reset_to than of layers.
         """
         layers = list(self.children())
-        if hx is None:
-            hx = [None] * len(layers)
-        if not isinstance(hx, list | tuple):
-            raise TypeError(f"hx: expected a list of each layer's, got {type(hx).__name__}")
-        if len(hx) != len(layers):
-            raise ValueError(f"hx: expected one of each of {len(layers)} layers, got {len(hx)}")
-        given = {name: value for name, value in (("lengths", lengths), ("return_states", return_states or None)) if value is not None}
+        options = {"lengths": lengths, "return_states": return_states or None, "resets": resets}
+        given = {name: value for name, value in options.items() if value is not None}
         found = []
-        for place, (layer, state) in enumerate(zip(layers, hx, strict=True)):
-            _check_takes(layer, place, given)
-            output, *rest = layer(input, state, **given)
+        for place, (layer, state, anew) in enumerate(
+            zip(layers, _of_each(hx, "hx", len(layers)), _of_each(reset_to, "reset_to", len(layers)), strict=True)
+        ):
+            mine = given if anew is None else {**given, "reset_to": anew}
+            _check_takes(layer, place, mine)
+            output, *rest = layer(input, state, **mine)
             input = _dropped(output, self.dropout) if self.training and self.dropout and place + 1 < len(layers) else output
             found.append(rest)
         return output, *map(list, zip(*found, strict=True))
 
     def extra_repr(self) -> str:
         return f"dropout={self.dropout}" if self.dropout else ""
+
+
+def _of_each(states: Sequence[Any] | None, name: str, layers: int) -> Sequence[Any]:
+    if states is None:
+        return [None] * layers
+    if not isinstance(states, list | tuple):
+        raise TypeError(f"{name}: expected a list of each layer's, got {type(states).__name__}")
+    if len(states) != layers:
+        raise ValueError(f"{name}: expected one of each of {layers} layers, got {len(states)}")
+    return states
 
 
 def _check_takes(layer: nn.Module, place: int, given: dict[str, Any]) -> None:

@@ -33,6 +33,7 @@ def layer(
     hx: Structure | None,
     lengths: Tensor | None,
     *,
+    anew: Structure | None = None,
     padded: bool,
     returns: Returns,
     reverse: bool,
@@ -41,7 +42,8 @@ def layer(
     """The sequences of one direction.
 
     inputs: one tensor, or a tuple of them, (T, B, ...), or (N, ...) with falling lengths. hx: the first states, (B, ...), or None: then the
-    first step leaves them out. lengths: int64 (B,), or None where every sequence has T steps. every: whether to return all states.
+    first step leaves them out. lengths: int64 (B,), or None where every sequence has T steps; where they say that
+    sequences begin anew, as `sstkern.lengths` has it, that is with `anew`. every: whether to return all states.
     Parametrizations run once.
 
     Raises TypeError or ValueError where the cell returns no output or state, or a state of another shape, ValueError without `hx` where not
@@ -55,7 +57,7 @@ def layer(
         if hx is None:
             found, last = _without_hx(step, rows, given, reverse)
         else:
-            states = rows.states(flatten(hx), reverse)
+            states = rows.states(flatten(hx), reverse, () if anew is None else flatten(anew))
             found, last = recurrence(step, given, states, reverse), states.last()
     output, *after = (rows.restored(result) for result in found)
     hx_n = step.structured([rows.back(state) for state in last])
@@ -65,10 +67,10 @@ def layer(
 def _without_hx(step: _Step, rows: Rows, given: Tensors, reverse: bool) -> tuple[Tensors, Tensors]:
     """The results of all steps and the last states, where the cell itself knows the first ones."""
     sizes, place = rows.sizes, -1 if reverse else 0
-    if rows.valid is not None or not sizes or sizes[place] != rows.batch:
+    if rows.beginnings is not None or rows.valid is not None or not sizes or sizes[place] != rows.batch:
         raise ValueError(
             "hx: while the cell is stepped in Python, the default of its state serves only where all sequences begin at the same step, and "
-            "none has length 0; give hx, or initial_state to fuse"
+            "none has length 0 or begins anew; give hx, or initial_state to fuse"
         )
     rest = sizes[:-1] if reverse else sizes[1:]
     parts = [row.split([sum(rest), sizes[place]] if reverse else [sizes[place], sum(rest)]) for row in given]

@@ -135,7 +135,8 @@ def gradcheck(
         inputs: its arguments; floating-point tensors, in tuples too, are varied. Without any, the module has to have an `input_size` and a
             `hidden_size`, and be called as torch.nn's layers (`nn.RNNBase`'s subclasses, or modules with `num_layers`) or cells are, or be
             what `sstkern.fuse` makes of a cell with an `input_size`: it is then checked on several shapes, with and without first states,
-            and, where its forward takes `lengths`, with those, one of them 0, and numbers in the padding that no result may depend on.
+            where its forward takes `lengths`, with those, one of them 0, and numbers in the padding that no result may depend on, and
+            where it takes `resets`, with those, unless the engine is "triton", which has none.
         reference: computes the same with the same arguments and, if it is a module, parameters of the same names. Ours, by default,
             have the reference engine.
         dtypes: to run in, after float64, with which the others are compared.
@@ -156,7 +157,7 @@ def gradcheck(
         raise ValueError(f"{'shapes' if dtypes else 'dtypes'}: expected at least one, got none")
     rows: list[Row] = []
     with torch.inference_mode(False), torch.enable_grad():  # whatever the caller has switched off
-        cases = [_Case("as given", inputs, keywords)] if inputs else list(_cases(function, shapes, seed, keywords))
+        cases = [_Case("as given", inputs, keywords)] if inputs else list(_cases(function, shapes, seed, keywords, engine))
         for dtype in dict.fromkeys([torch.float64, *dtypes]):
             for case in cases:
                 rows += _Check(function, case, dtype, engine, elements, seed).rows(reference)
@@ -175,7 +176,7 @@ class _Case:
     """bool, the positions of the first input that no result may depend on."""
 
 
-def _cases(module: Any, shapes: Sequence[tuple[int, int]], seed: int, keywords: Mapping[str, Any]) -> Iterator[_Case]:
+def _cases(module: Any, shapes: Sequence[tuple[int, int]], seed: int, keywords: Mapping[str, Any], engine: str | None) -> Iterator[_Case]:
     """The inputs of a layer or a cell."""
     fused = isinstance(module, FusedLayer)
     sized = module._cells()[0] if fused else module
@@ -193,7 +194,7 @@ def _cases(module: Any, shapes: Sequence[tuple[int, int]], seed: int, keywords: 
         yield _Case("B 2", (random(2, module.input_size),), keywords)
         yield _Case("B 2, hx", (random(2, module.input_size), as_hx(states)), keywords)
         return
-    takes_lengths = "lengths" in inspect.signature(module.forward).parameters and "lengths" not in keywords
+    taken = inspect.signature(module.forward).parameters.keys() - keywords.keys()
     for steps, batch in shapes:
         x, time_dim = random(steps, batch, sized.input_size), 0
         if getattr(module, "batch_first", False):
@@ -201,12 +202,16 @@ def _cases(module: Any, shapes: Sequence[tuple[int, int]], seed: int, keywords: 
         hx = _like_states_of(module, x, random) if fused else _first_states(module, batch, random)
         yield _Case(f"T {steps}, B {batch}", (x,), keywords, steps, time_dim)
         yield _Case(f"T {steps}, B {batch}, hx", (x, hx), keywords, steps, time_dim)
-        if takes_lengths and batch > 1:
+        if "lengths" in taken and batch > 1:
             lengths = torch.linspace(0, steps, batch).round().long().roll(1)
             padding = torch.arange(steps)[:, None] >= lengths
             padding = padding if time_dim == 0 else padding.T
             given = {**keywords, "lengths": lengths}
             yield _Case(f"T {steps}, B {batch}, hx, lengths {lengths.tolist()}", (x, hx), given, steps, time_dim, padding)
+        if "resets" in taken and steps > 1 and engine != "triton":
+            resets = torch.arange(steps)[:, None] % (2 + torch.arange(batch)) == 1
+            given = {**keywords, "resets": (resets if time_dim == 0 else resets.T).to(device)}
+            yield _Case(f"T {steps}, B {batch}, hx, resets", (x, hx), given, steps, time_dim)
 
 
 def _has(function: object, *sizes: str) -> bool:

@@ -10,14 +10,28 @@ from sstkern.cells import CELLS, Cell
 
 
 def layer(
-    cell: Cell, x: Tensor, weights: Sequence[Tensor], hx: Sequence[Tensor], lengths: Tensor | None, has_bias: bool, bidirectional: bool
+    cell: Cell,
+    x: Tensor,
+    weights: Sequence[Tensor],
+    hx: Sequence[Tensor],
+    lengths: Tensor | None,
+    has_bias: bool,
+    bidirectional: bool,
+    every: bool = False,
 ) -> tuple[Tensor, list[Tensor]]:
     """As `transforms.layer`."""
-    return _in_graph(cell.name, x, list(weights), list(hx), lengths, has_bias, bidirectional)
+    return _in_graph(cell.name, x, list(weights), list(hx), lengths, has_bias, bidirectional, every)
 
 
 @torch.compiler.allow_in_graph  # what torch.compile traces is then what `transforms` does, the operators
 def _in_graph(
-    cell: str, x: Tensor, weights: list[Tensor], hx: list[Tensor], lengths: Tensor | None, has_bias: bool, bidirectional: bool
+    cell: str,
+    x: Tensor,
+    weights: list[Tensor],
+    hx: list[Tensor],
+    lengths: Tensor | None,
+    has_bias: bool,
+    bidirectional: bool,
+    every: bool = False,
 ) -> tuple[Tensor, list[Tensor]]:
-    return transforms.layer(CELLS[cell], x, weights, hx, lengths, has_bias, bidirectional)
+    return transforms.layer(CELLS[cell], x, weights, hx, lengths, has_bias, bidirectional, every)

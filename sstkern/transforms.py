@@ -19,9 +19,9 @@ from torch.autograd import Function
 from torch.func import vjp, vmap
 
 from sstkern import engines, operators, private
-from sstkern.cells import Cell
+from sstkern.cells import CELLS, Cell
 from sstkern.forked import one_thread
-from sstkern.lengths import padding
+from sstkern.lengths import alone, padding
 
 Dims = tuple[int | None, ...]
 BATCH = 1  # its dimension in inputs and outputs
@@ -35,6 +35,8 @@ class Call(ABC):  # no NamedTuple: vmap would look for dimensions in it
     """How many."""
     weights: int
     states: int
+    """That are given: as many as there are last ones, or as many again that sequences begin anew with."""
+    last: int
     outputs: int
     of_states: int
     """The dimension of the batch in states."""
@@ -69,7 +71,7 @@ class Call(ABC):  # no NamedTuple: vmap would look for dimensions in it
     @property
     def of_results(self) -> tuple[int, ...]:
         """The same of every result."""
-        return (BATCH,) * self.outputs + (self.of_states,) * self.states
+        return (BATCH,) * self.outputs + (self.of_states,) * self.last
 
 
 def run(call: Call, lengths: Tensor | None, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -165,7 +167,7 @@ def _padded(function: type[Function], call: Call, lengths: Tensor | None, tensor
     """The function, whose dimensions are those of a padded batch."""
     if not call.packed or lengths is None:
         return function.apply(call, lengths, *tensors)
-    pad, unpad = padding(lengths, tensors[0].device)
+    pad, unpad = padding(alone(lengths), tensors[0].device)
     packed = {*range(call.inputs), *range(call.given, call.given + call.outputs)}
     given = [pad(tensor) if place in packed else tensor for place, tensor in enumerate(tensors)]
     found = function.apply(replace(call, packed=False), lengths, *given)
@@ -248,42 +250,63 @@ def _each(function: type[Function], size: int, in_dims: Dims, *arguments: Any) -
 
 @dataclass(frozen=True, kw_only=True)
 class _OfCell(Call):
+    """The outputs are the layer's, and those of its states after every step that are wanted."""
+
     cell: str
     has_bias: bool
     bidirectional: bool
 
     def forward(self, lengths: Tensor | None, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
         output, hx_n, _ = self._run(lengths, tensors, save=False)
-        return output, *hx_n
+        return output, *hx_n[self.last :], *hx_n[: self.last]
 
     def backward(self, lengths: Tensor | None, tensors: Sequence[Tensor], grads: Sequence[Tensor]) -> Sequence[Tensor]:
         output, _, saved = self._run(lengths, tensors, save=True)
         (x, weights, hx), options = self._split(tensors), (self.has_bias, self.bidirectional)
         with operators.undifferentiated(), torch.autocast(x.device.type, enabled=False):
             return torch.ops.sstkern.layer_backward(
-                self.cell, x, weights, hx, lengths, *options, output, saved, grads[0], grads[1:], self.needs, self.groups
+                self.cell,
+                x,
+                weights,
+                hx,
+                lengths,
+                *options,
+                output,
+                saved,
+                grads[0],
+                [*grads[self.outputs :], *grads[1 : self.outputs]],
+                self.needs,
+                self.groups,
             )
 
     def plain(self, lengths: Tensor | None, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
-        return operators.flat_reference(self.cell, tensors, self.weights, lengths, self.has_bias, self.bidirectional)
+        output, *hx_n = operators.flat_reference(
+            self.cell, tensors, self.weights, lengths, self.has_bias, self.bidirectional, every=self.outputs > 1
+        )
+        return output, *hx_n[self.last :], *hx_n[: self.last]
 
     def _run(self, lengths: Tensor | None, tensors: Sequence[Tensor], save: bool) -> tuple:
         x, weights, hx = self._split(tensors)
         rows = operators.saved_rows(x.dim() == 2, lengths) if save else None
         with operators.undifferentiated(), torch.autocast(x.device.type, enabled=False):
-            return torch.ops.sstkern.layer(self.cell, x, weights, hx, lengths, self.has_bias, self.bidirectional, rows)
+            every = self.outputs > 1
+            return torch.ops.sstkern.layer(self.cell, x, weights, hx, lengths, self.has_bias, self.bidirectional, rows, every)
 
     def _split(self, tensors: Sequence[Tensor]) -> tuple[Tensor, Sequence[Tensor], Sequence[Tensor]]:
         return tensors[0], tensors[1 : 1 + self.weights], tensors[1 + self.weights :]
 
 
-def _of_cell(cell: str, x: Tensor, weights: Sequence[Tensor], hx: Sequence[Tensor], has_bias: bool, bidirectional: bool) -> _OfCell:
-    """x (T, B, I) or (N, I), weights, and states (D, B, ...), to the output and the last states."""
+def _of_cell(
+    cell: str, x: Tensor, weights: Sequence[Tensor], hx: Sequence[Tensor], has_bias: bool, bidirectional: bool, every: bool
+) -> _OfCell:
+    """x (T, B, I) or (N, I), weights, and states (D, B, ...), to the output, with `every` other states, and the last states."""
+    last = len(CELLS[cell].states)
     return _OfCell(
         inputs=1,
         weights=len(weights),
         states=len(hx),
-        outputs=1,
+        last=last,
+        outputs=last if every else 1,
         of_states=1,
         packed=x.dim() == 2,
         cell=cell,
@@ -293,11 +316,19 @@ def _of_cell(cell: str, x: Tensor, weights: Sequence[Tensor], hx: Sequence[Tenso
 
 
 def layer(
-    cell: Cell, x: Tensor, weights: Sequence[Tensor], hx: Sequence[Tensor], lengths: Tensor | None, has_bias: bool, bidirectional: bool
+    cell: Cell,
+    x: Tensor,
+    weights: Sequence[Tensor],
+    hx: Sequence[Tensor],
+    lengths: Tensor | None,
+    has_bias: bool,
+    bidirectional: bool,
+    every: bool = False,
 ) -> tuple[Tensor, list[Tensor]]:
     """As `autograd.layer`, within transforms."""
-    output, *hx_n = run(_of_cell(cell.name, x, weights, hx, has_bias, bidirectional), lengths, [x, *weights, *hx])
-    return output, hx_n
+    call = _of_cell(cell.name, x, weights, hx, has_bias, bidirectional, every)
+    output, *states = run(call, lengths, [x, *weights, *hx])
+    return output, [*states[call.outputs - 1 :], *states[: call.outputs - 1]]
 
 
 def gradients(
@@ -311,8 +342,17 @@ def gradients(
     grads: Sequence[Tensor],
     needs: Sequence[bool],
 ) -> list[Tensor | None]:
-    """Of x, every weight and every state, where they are needed; `grads` are those of the output and of the last states."""
-    return gradients_of(_of_cell(cell, x, weights, hx, has_bias, bidirectional), lengths, [x, *weights, *hx], grads, needs)
+    """Of x, every weight and every state, where they are needed; `grads` are those of the output, of the last states, and of those of
+    every step, if there are any."""
+    call, grads = _with_grads(cell, x, weights, hx, has_bias, bidirectional, grads)
+    return gradients_of(call, lengths, [x, *weights, *hx], grads, needs)
+
+
+def _with_grads(cell, x, weights, hx, has_bias, bidirectional, grads: Sequence[Tensor]) -> tuple[_OfCell, list[Tensor]]:
+    """The call whose results have these gradients, and these in the order that a Call has."""
+    last = 1 + len(CELLS[cell].states)
+    call = _of_cell(cell, x, weights, hx, has_bias, bidirectional, every=len(grads) > last)
+    return call, [grads[0], *grads[last:], *grads[1:last]]
 
 
 def _batched_backward(cell, x, weights, hx, lengths, has_bias, bidirectional, _output, _saved, grad_output, grad_hx, needs, groups):
@@ -320,8 +360,9 @@ def _batched_backward(cell, x, weights, hx, lengths, has_bias, bidirectional, _o
     if groups is not None:
         raise NotImplementedError("sstkern::layer_backward: gradients of groups have no batches")
     output = x.new_zeros(*x.shape[:-1], weights[1].size(1) * (1 + bidirectional)) if grad_output is None else grad_output
-    call = replace(_of_cell(cell, x, weights, hx, has_bias, bidirectional), needs=tuple(needs))
-    return in_batches(lambda *tensors: _padded(_Gradients, call, lengths, tensors), [x, *weights, *hx, output, *grad_hx])
+    of_results, grads = _with_grads(cell, x, weights, hx, has_bias, bidirectional, [output, *grad_hx])
+    call = replace(of_results, needs=tuple(needs))
+    return in_batches(lambda *tensors: _padded(_Gradients, call, lengths, tensors), [x, *weights, *hx, *grads])
 
 
 _library = torch.library.Library("sstkern", "IMPL")

@@ -1,7 +1,8 @@
 """Random calls of the C++ engine, for sanitizers to watch (tests/sanitize.py): `python tests/fuzz.py --seconds 30 --seed 1`.
 
-Layers and own cells of widths 1 to 40, wider ones for threads that share a time step; lengths with zeros, all dtypes, 1 to 4 threads, and
-1 to 4 callers of one layer at once. Results are near those of the reference engine in float64. The same seed makes the same calls.
+Layers and own cells of widths 1 to 40, wider ones for threads that share a time step; lengths with zeros, resets, the states of every step,
+all dtypes, 1 to 4 threads, and 1 to 4 callers of one layer at once. Results are near those of the reference engine in float64.
+The same seed makes the same calls.
 """
 
 from __future__ import annotations
@@ -35,6 +36,9 @@ class Call(NamedTuple):
     x: Tensor
     hx: list[Tensor] | None
     lengths: list[int] | None
+    resets: Tensor | None
+    every: bool
+    """Whether the states of every step are wanted."""
     backward: bool
 
 
@@ -48,12 +52,14 @@ def draw(rng: random.Random) -> Call:
         batch, steps = rng.randint(5, 12), rng.randint(50, 70)
     dtype, backward = rng.choice([*TOLERANCES]), rng.random() < 0.7
     lengths = [rng.randint(0, steps) for _ in range(batch)] if rng.random() < 0.6 else None
-    kind = rng.choice([*KINDS, *OWN])
+    kind, every = rng.choice([*KINDS, *OWN]), rng.random() < 0.3
     torch.manual_seed(rng.randrange(2**31))
+    resets = torch.rand(steps, batch) < rng.choice([0.03, 0.3, 0.9]) if rng.random() < 0.4 else None
     layer, hx = _layer(kind, rng, input_size, hidden_size, batch, dtype)
     x = torch.randn(steps, batch, input_size, dtype=dtype, requires_grad=rng.random() < 0.7)
+    marks = None if resets is None else resets.nonzero().tolist()
     described = f"{layer} of {dtype}, {steps} steps, lengths {lengths}, batch {batch}, {'and its gradients' if backward else 'forward'}"
-    return Call(described, layer, x, hx, lengths, backward)
+    return Call(f"{described}, resets {marks}, every {every}", layer, x, hx, lengths, resets, every, backward)
 
 
 def _layer(
@@ -73,8 +79,9 @@ def _layer(
 def results(call: Call) -> list[Tensor]:
     """Output, last states and gradients."""
     with torch.set_grad_enabled(call.backward):
-        output, hx_n = call.layer(call.x, None if call.hx is None else as_hx(call.hx), lengths=call.lengths)
-        found = [output, *flatten(hx_n)]
+        hx = None if call.hx is None else as_hx(call.hx)
+        output, hx_n, *states = call.layer(call.x, hx, lengths=call.lengths, resets=call.resets, return_states=call.every)
+        found = [output, *flatten(hx_n), *(state for all_states in states for state in flatten(all_states))]
         if not call.backward:
             return found
         inputs = [tensor for tensor in [call.x, *(call.hx or []), *call.layer.parameters()] if tensor.requires_grad]

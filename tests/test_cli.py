@@ -124,6 +124,8 @@ def test_a_usage_error_names_what_is_wrong():
         (("--skewed", "--memory"), "--skewed: has shapes of its own, and is not for --memory"),
         (("--skewed", "--shape", "1,2,3"), "--skewed: has shapes of its own, and is not for --shape"),
         (("--skewed", "--lengths", "full"), "--skewed: has lengths of its own, and is not for --lengths"),
+        (("--resets", "--memory"), "--resets: has shapes of its own, and is not for --memory"),
+        (("--resets", "--cell", "gru"), "--cell: is not for --resets, which times LSTMs"),
         (("--skewed", "--callers"), "--skewed: has shapes of its own, and is not for --callers"),
         (("--callers", "--dtype", "bfloat16"), "--callers: is in float32, and not for --dtype"),
         (("--callers", "--shape", "1,2,3"), "--callers: has shapes of its own, and is not for --shape"),

@@ -42,6 +42,16 @@ def test_variable_lengths_are_timed(capsys):
     assert "64 sequences of 1 to 200 steps, " in capsys.readouterr().out
 
 
+def test_episodes_are_remembered_and_timed(capsys):
+    right, one_call, loop = example("episodes").main(25)
+    assert right > 0.9  # without a memory half of the answers are right
+    assert one_call > 0
+    assert loop > 0
+    *_, first, second = capsys.readouterr().out.splitlines()
+    assert "in one call with resets" in first
+    assert "by a loop over 64 steps" in second
+
+
 def test_the_gradients_of_samples_have_the_fused_gradient_as_their_mean():
     agreement = example("sample_gradients").main(5)
     assert agreement.shape == (5,)

@@ -61,7 +61,7 @@ def test_an_input_with_torch_function_is_given_the_function(kind):
     assert set(types) == {Seen}
     assert arguments == (layer.cell, input, layer._flat_weights, hx)
     expected = {"lengths": [1], "bias": True, "num_layers": 2, "dropout": 0.5, "training": True, "bidirectional": False}
-    assert options == {**expected, "batch_first": False, "recompute": False}
+    assert options == {**expected, "batch_first": False, "recompute": False, "resets": None, "reset_to": None, "return_states": False}
 
 
 def test_a_cells_input_and_a_weight_with_torch_function_are_given_it():

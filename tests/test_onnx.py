@@ -66,6 +66,37 @@ def test_a_layer_with_lengths_and_states_at_other_sizes(name, tmp_path):
     assert_equal(runtime(x, *flat(hx), lengths), layer(x, hx, lengths))
 
 
+class Episodes(nn.Module):
+    """With resets, a first state that is learned, and every step's states."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        rows = layer.num_layers * (1 + layer.bidirectional)
+        sizes = layer.cell.state_sizes(6, layer.proj_size or 6)
+        self.layer = layer
+        self.first = nn.ParameterList([nn.Parameter(torch.randn(rows, 1, size)) for size in sizes])
+
+    def forward(self, x: Tensor, lengths: Tensor, resets: Tensor):
+        return self.layer(x, lengths=lengths, resets=resets, reset_to=as_hx(tuple(self.first)), return_states=True)
+
+
+@pytest.mark.parametrize(
+    "make", [LAYERS["LSTM, two layers, both directions"][0], LAYERS["LSTM with a projection"][0], lambda: sstkern.GRU(4, 6)]
+)
+def test_sequences_that_begin_anew_and_every_steps_states(make, tmp_path):
+    torch.manual_seed(0)
+    model = Episodes(make()).eval()
+
+    def drawn(steps: int, batch: int) -> tuple[Tensor, ...]:
+        return torch.randn(steps, batch, 4), torch.randint(0, steps + 1, (batch,)), torch.rand(steps, batch) < 0.3
+
+    shapes = {0: STEPS, 1: BATCH}, {0: BATCH}, {0: STEPS, 1: BATCH}
+    runtime = Runtime(model, drawn(5, 3), tmp_path, dynamic_shapes=shapes)
+    assert "Scan" in runtime.operators
+    given = drawn(9, 4)
+    assert_equal(runtime(*given), model(*given))
+
+
 @pytest.mark.parametrize("name", ["LSTM, two layers, both directions", "GRU"])
 def test_a_layer_without_lengths_has_no_trace_of_them(name, tmp_path):
     torch.manual_seed(0)

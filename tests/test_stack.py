@@ -68,7 +68,23 @@ def test_states_are_a_list():
     assert torch.equal(of_mgu, output)
     assert of_memory[1][0].shape == (4, 3, 4, 3)
     with pytest.raises(TypeError, match="return_states: layer 1, a LSTM, takes none"):
-        make()(X, return_states=True)
+        make(torchs=True)(X, return_states=True)
+
+
+def test_every_layer_begins_anew():
+    layer = make()
+    resets = torch.zeros(4, 3, dtype=torch.bool)
+    resets[2] = True
+    whole, alone = layer(X, resets=resets), layer(X[2:])
+    torch.testing.assert_close(whole[0][2:], alone[0])
+    torch.testing.assert_close(whole[1][0], alone[1][0])
+    first = torch.randn(4, 1, 6, dtype=torch.float64)
+    first[1::2] = 0  # the other direction comes from the end, with zeros
+    rest = (None, (first, 2 * first), None)
+    expected = layer(X[2:], [None, (first.repeat(1, 3, 1), 2 * first.repeat(1, 3, 1)), None])
+    torch.testing.assert_close(layer(X, resets=resets, reset_to=rest)[0][2:], expected[0])
+    with pytest.raises(ValueError, match="reset_to: expected one of each of 3 layers, got 1"):
+        layer(X, resets=resets, reset_to=[None])
 
 
 @pytest.mark.parametrize("form", ["padded", "packed"])

@@ -31,21 +31,47 @@ SSTKERN_INLINE void close_gap([[maybe_unused]] const void* begin) {
 
 // Sequences are sorted by falling length: position p of the sorted batch is batch index order[p], and at time step t the positions
 // 0..active[t]-1 are inside their sequence. Valid (time, position) pairs are numbered row by row: offset[t] + p.
+//
+// Sequences that begin anew at some steps are cut into pieces there. A position is then a lane: pieces one after the other, of one sequence
+// or of several. Each piece has states of its own: those of positions, but for working memory, are the pieces'.
+constexpr uint32_t kPieceBegins = uint32_t{1} << 31, kPieceEnds = uint32_t{1} << 30, kPiece = kPieceEnds - 1;
 struct Schedule {
   int64_t steps;
   const int64_t* offset;
   const int64_t* active;
   const int64_t* order;
   const int64_t* length;  // by position
+  // By row the piece that it is of, with kPieceBegins and kPieceEnds where it is the first or last step of that; null where no sequence is
+  // cut.
+  const uint32_t* piece;
+  // Unless every lane is a sequence: by piece its sequence, and what the lane's step lacks to the sequence's; by step of a sequence, how
+  // many rows of a packed tensor come before it.
+  const int64_t *sequence, *shift, *before;
+
+  SSTKERN_INLINE int64_t piece_at(int64_t t, int64_t position) const { return piece[offset[t] + position] & kPiece; }
+  // The number of the states that a position has at a time step: of its sequence, or piece.
+  SSTKERN_INLINE int64_t states_at(int64_t t, int64_t position) const { return piece ? piece_at(t, position) : order[position]; }
+  // Whether these states come from outside, and whether they go there, as a direction visits the time steps.
+  SSTKERN_INLINE bool first(int64_t t, int64_t position, bool reverse) const {
+    if (reverse ? t == length[position] - 1 : t == 0) return true;
+    return piece && (piece[offset[t] + position] & (reverse ? kPieceEnds : kPieceBegins));
+  }
+  SSTKERN_INLINE bool last(int64_t t, int64_t position, bool reverse) const { return first(t, position, !reverse); }
 };
 
 // Where the rows of a tensor are, in elements. A padded tensor has one for every time step and sequence, a packed one the valid ones alone,
 // as they are numbered.
 struct Layout {
   bool packed;
-  int64_t step, row;  // strides; a packed tensor has no step
+  int64_t step, row;     // strides; a packed tensor has no step
+  bool of_call = false;  // whether it is the caller's, where lanes are not its sequences
 
   SSTKERN_INLINE int64_t at(const Schedule& schedule, int64_t t, int64_t position) const {
+    if (of_call && schedule.shift) {
+      const int64_t number = schedule.piece_at(t, position), sequence = schedule.sequence[number];
+      t += schedule.shift[number];
+      return packed ? (schedule.before[t] + sequence) * row : t * step + sequence * row;
+    }
     return packed ? (schedule.offset[t] + position) * row : t * step + schedule.order[position] * row;
   }
 };
@@ -204,7 +230,7 @@ struct Forward : Recurrence<T> {
   const T *weight_ih, *weight_hh, *packed_ih, *packed_hh;
   const T *bias_ih, *bias_hh;  // gates * H, or null
   const T* weight_hr;          // packed by pack_plain as (H, P), or null
-  T* output;                   // where it is padded, rows past a length are set to zero
+  T* output;                   // where it is padded and no sequence is cut, rows past a length are set to zero
   T* h_n;                      // (B, P)
   T* states_n;                 // (B, states * H)
   bool save_for_backward;
@@ -228,7 +254,7 @@ struct ForwardWork {
 
 template <class T>
 struct BackwardRow {
-  const T *h_previous, *states_previous, *saved, *states, *h, *grad_output;
+  const T *h_previous, *states_previous, *saved, *states, *h, *grad_output, *grad_states;
   T *dgates_x, *dgates_h, *dparameters, *dh_total, *dhidden, *dh, *dstates;
 };
 
@@ -239,6 +265,7 @@ struct Backward : Recurrence<T> {
   const T* weight_hr;    // packed by pack_plain as (P, H), or null
   const T* output;       // the forward's output
   const T* grad_output;  // null: zero
+  const T* grad_states;  // (rows, states * H): gradients of the states after every step; null: zero
   Layout grad_output_at;
   const T *saved, *states;
   const T* hidden;  // the forward's, or null
@@ -270,7 +297,7 @@ struct Kernels {
 };
 
 // Raised with every change of these structures: a cell compiled apart is refused unless it has the same.
-constexpr int kKernelsVersion = 6 + (kGapBytes > 0 ? 1000 : 0);
+constexpr int kKernelsVersion = 7 + (kGapBytes > 0 ? 1000 : 0);
 
 // A cell's kernels for one instruction set.
 struct CellKernels {

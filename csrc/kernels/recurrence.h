@@ -12,18 +12,8 @@ namespace sstkern {
 namespace SSTKERN_LEVEL {
 
 template <class T>
-inline bool first_step(const Recurrence<T>& r, int64_t t, int64_t p) {
-  return r.reverse ? t == r.schedule.length[p] - 1 : t == 0;
-}
-
-template <class T>
 inline int64_t previous(const Recurrence<T>& r, int64_t t) {
   return r.reverse ? t + 1 : t - 1;
-}
-
-template <class T>
-inline const T* previous_h(const Recurrence<T>& r, const T* output, int64_t t, int64_t p) {
-  return first_step(r, t, p) ? r.h0 + r.schedule.order[p] * r.output_size : output + r.output_at.at(r.schedule, previous(r, t), p);
 }
 
 // How many of the positions first..first+count-1 are inside their sequence at time step t.
@@ -273,16 +263,42 @@ inline void address(const Forward<T>& f, const Share& share, const ForwardWork<T
   const Schedule& schedule = f.schedule;
   const int64_t states = Cell::states * f.hidden_size;
   for (int64_t i = 0; i < active; ++i) {
-    const int64_t p = share.first + i, b = schedule.order[p], kept = f.save_for_backward ? schedule.offset[t] + p : p;
-    const int64_t before = f.save_for_backward && !first_step(f, t, p) ? schedule.offset[previous(f, t)] + p : p;
+    const int64_t p = share.first + i, b = schedule.states_at(t, p), kept = f.save_for_backward ? schedule.offset[t] + p : p;
+    const bool first = schedule.first(t, p, f.reverse);
+    const int64_t before = f.save_for_backward && !first ? schedule.offset[previous(f, t)] + p : p;
     ForwardRow<T>& row = work.rows[i];
-    row.h_previous = previous_h(f, f.output, t, p);
-    row.states_previous = first_step(f, t, p) ? f.states0 + b * states : f.states + before * states;
+    row.h_previous = first ? f.h0 + b * f.output_size : f.output + f.output_at.at(schedule, previous(f, t), p);
+    row.states_previous = first ? f.states0 + b * states : f.states + before * states;
     row.saved = f.save_for_backward ? f.saved + kept * Cell::saves * f.hidden_size : nullptr;
     row.states = f.states + kept * states;
     row.hidden = f.hidden ? f.hidden + kept * f.hidden_size : nullptr;
     row.h = f.output + f.output_at.at(schedule, t, p);
     work.h_factors[i] = as_factors(row.h_previous, f.output_size, work.h_room + i * factors(f.output_size));
+  }
+}
+
+// The part of `size` numbers in panels that falls to this thread.
+template <class T>
+inline Range my_numbers(const Share& share, const Panels& panels, int64_t size) {
+  const Range mine = my_part(share, panels.count);
+  const int64_t end = panels.begin(mine.end) * Simd<T>::width;
+  return {panels.begin(mine.begin) * Simd<T>::width, end < size ? end : size};
+}
+
+// The last states of the pieces that end with time step t: of the units that this thread goes on with.
+template <class T, class Cell>
+inline void end_pieces(const Forward<T>& f, const Share& share, const ForwardWork<T>& work, int64_t t, int64_t active) {
+  const Range outputs = my_numbers<T>(share, f.outputs, f.output_size), units = my_numbers<T>(share, f.units, f.hidden_size);
+  for (int64_t i = 0; i < active; ++i) {
+    const int64_t p = share.first + i;
+    if (!f.schedule.last(t, p, f.reverse)) continue;
+    const ForwardRow<T>& row = work.rows[i];
+    const int64_t piece = f.schedule.piece_at(t, p);
+    copy(f.h_n + piece * f.output_size + outputs.begin, row.h + outputs.begin, outputs.end - outputs.begin);
+    for (int64_t state = 0; state < Cell::states; ++state) {
+      T* const to = f.states_n + (piece * Cell::states + state) * f.hidden_size;
+      copy(to + units.begin, row.states + state * f.hidden_size + units.begin, units.end - units.begin);
+    }
   }
 }
 
@@ -340,8 +356,9 @@ void forward(const Forward<T>& f, const Share& given, const ForwardWork<T>& work
       if (!meet(share)) return;
     }
     if (share.parts != parts) chunk_end = s + 1;  // the others' part of the input projection is theirs
+    if (f.schedule.piece) end_pieces<T, Cell>(f, share, work, t, active);
   }
-  finish<T, Cell>(f, share);
+  if (!f.schedule.piece) finish<T, Cell>(f, share);
 }
 
 template <bool Whole, class T, class Cell>
@@ -353,6 +370,11 @@ inline void backward_step(const Backward<T>& f, const Place<T, BackwardRow<T>>* 
   load_list<Whole, T>(given.states_before, at, &Row::states_previous, hidden_size);
   load_list<Whole, T>(given.states, at, &Row::states, hidden_size);
   load_list<Whole, T>(given.dstates, at, &Row::dstates, hidden_size);
+  if (Cell::states > 0 && f.grad_states) {
+#pragma GCC unroll 32
+    for (int i = 0; i < Cell::states; ++i)
+      given.dstates[i] = given.dstates[i] + load_vectors<Whole, T>(at, &Row::grad_states, i * hidden_size, hidden_size);
+  }
   load_parameters<Whole, T>(given.parameters, at, f.parameters, hidden_size);
   if (Cell::uses_new_h) given.h = load_vectors<Whole, T>(at, &Row::h, 0, hidden_size);
   if (Cell::uses_h) given.h_before = load_vectors<Whole, T>(at, &Row::h_previous, 0, hidden_size);
@@ -373,14 +395,16 @@ inline void address(const Backward<T>& f, const Share& share, const BackwardWork
   const Schedule& schedule = f.schedule;
   const int64_t hidden_size = f.hidden_size, gates = Cell::gates * hidden_size, states = Cell::states * hidden_size;
   for (int64_t i = 0; i < active; ++i) {
-    const int64_t p = share.first + i, b = schedule.order[p], at = schedule.offset[t] + p;
+    const int64_t p = share.first + i, b = schedule.states_at(t, p), at = schedule.offset[t] + p;
     BackwardRow<T>& row = work.rows[i];
-    row.h_previous = previous_h(f, f.output, t, p);
-    row.states_previous = first_step(f, t, p) ? f.states0 + b * states : f.states + (schedule.offset[previous(f, t)] + p) * states;
+    const bool first = schedule.first(t, p, f.reverse);
+    row.h_previous = first ? f.h0 + b * f.output_size : f.output + f.output_at.at(schedule, previous(f, t), p);
+    row.states_previous = first ? f.states0 + b * states : f.states + (schedule.offset[previous(f, t)] + p) * states;
     row.saved = f.saved + at * Cell::saves * hidden_size;
     row.states = f.states + at * states;
     row.h = f.hidden ? f.hidden + at * hidden_size : f.output + f.output_at.at(schedule, t, p);
     row.grad_output = f.grad_output ? f.grad_output + f.grad_output_at.at(schedule, t, p) : nullptr;
+    row.grad_states = f.grad_states ? f.grad_states + at * states : nullptr;
     row.dgates_x = f.dgates_x + at * gates;
     row.dgates_h = f.dgates_h + at * gates;
     row.dparameters = f.dparameters + at * Cell::parameters * hidden_size;
@@ -389,14 +413,6 @@ inline void address(const Backward<T>& f, const Share& share, const BackwardWork
     row.dh = f.dh + b * f.output_size;
     row.dstates = f.dstates + b * states;
   }
-}
-
-// The part of `size` numbers in panels that falls to this thread.
-template <class T>
-inline Range my_numbers(const Share& share, const Panels& panels, int64_t size) {
-  const Range mine = my_part(share, panels.count);
-  const int64_t end = panels.begin(mine.end) * Simd<T>::width;
-  return {panels.begin(mine.begin) * Simd<T>::width, end < size ? end : size};
 }
 
 template <class T, class Cell>

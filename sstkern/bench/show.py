@@ -13,6 +13,7 @@ from sstkern.bench import callers as calling
 from sstkern.bench import charts, compiled, own, paths, peers, report, suite
 from sstkern.bench import growth as growing
 from sstkern.bench import memory as remembering
+from sstkern.bench import resets as resetting
 from sstkern.bench import skewed as skewing
 from sstkern.bench import widths as widening
 from sstkern.bench.cases import Shape, grid
@@ -132,6 +133,30 @@ def skewed(cells: Collection[str], phases: Collection[str], threads: int, second
         lambda rows: [_skewed_table(rows), *report.reasons(rows)],
         lambda rows: [output / "skewed.json"],
     )
+
+
+def resets(shapes: Sequence[Shape], phases: Collection[str], seconds: float, output: Path) -> bool:
+    """Time sequences that begin anew; whether all of them were."""
+    wanted = resetting.cases(shapes or resetting.SHAPES, phases)
+    return _swept(
+        wanted,
+        lambda tell: resetting.run(wanted, seconds, output, tell),
+        lambda rows: [_resets_table(rows), *report.left_out(rows)],
+        lambda rows: [output / "resets.json"],
+    )
+
+
+def _resets_table(rows: list[dict]) -> Table:
+    others = [name for name in resetting.WAYS if name != resetting.OURS]
+    table = Table(title="milliseconds of an LSTM with 3% of its steps reset, and others' time over ours", title_justify="left")
+    for name in ("B,T,H", "phase"):
+        table.add_column(name, no_wrap=True)
+    for name in (resetting.OURS, *others):
+        table.add_column(name, justify="right")
+    for row in rows:
+        ratios = [f"{row['ratios'][name]:.2f}" if name in row["ratios"] else "-" for name in others]
+        table.add_row(report.shape(row), row["phase"], f"{row['engines'][resetting.OURS]['ms']:.2f}", *ratios)
+    return table
 
 
 def callers(cells: Collection[str], phases: Collection[str], threads: int, seconds: float, output: Path) -> bool:

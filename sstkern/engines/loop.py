@@ -5,7 +5,7 @@ B batch, N rows: one for each step of each sequence, step by step. States are tu
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ Step = Callable[[Any, Tensors], tuple[Tensors, Tensors]]
 """Of the rows of a step and the states before it: results, the output and perhaps more, and the states after it."""
 
 
-def recurrence(step: Step, rows: Parts, states: MaskedStates | PackedStates, reverse: bool) -> Tensors:
+def recurrence(step: Step, rows: Parts, states: States, reverse: bool) -> Tensors:
     """Each result of every step, as rows in the input's order of time; `states` end as the last ones."""
     if not states.sizes:
         # Of a step without rows, so that they have its shapes and belong to its graph, and so do the states.
@@ -104,3 +104,41 @@ class PackedStates:
         there = sum(len(states[0]) for states in (self.states, *self.ended))
         never = tuple(state[there:] for state in self.first)
         return tuple(torch.cat(parts) for parts in zip(self.states, *reversed(self.ended), never, strict=True))
+
+
+class CutStates:
+    """Of sequences that begin anew at some steps: there, what they begin with is in the place of the states before.
+
+    anew: what each sequence begins with, (B, ...). cuts: for every step which of its sequences begin anew, bool (rows,).
+    """
+
+    def __init__(self, whole: MaskedStates | PackedStates, anew: Tensors, cuts: Sequence[Tensor]):
+        self.whole, self.anew, self.cuts = whole, anew, cuts
+        self.sizes = whole.sizes
+
+    @property
+    def states(self) -> Tensors:
+        return self.whole.states
+
+    @states.setter
+    def states(self, states: Tensors) -> None:
+        self.whole.states = states
+
+    def before(self, t: int) -> Tensors:
+        # What is not taken has no part in a derivative either, whatever its values.
+        cut = self.cuts[t].to(self.anew[0].device)
+        return tuple(_where(cut, anew[: self.sizes[t]], old) for anew, old in zip(self.anew, self.whole.before(t), strict=True))
+
+    def after(self, t: int, stepped: Tensors) -> None:
+        """Takes the states after step t."""
+        self.whole.after(t, stepped)
+
+    def joined(self, results: Tensors) -> Tensor:
+        """Of all steps."""
+        return self.whole.joined(results)
+
+    def last(self) -> Tensors:
+        return self.whole.last()
+
+
+States = MaskedStates | PackedStates | CutStates

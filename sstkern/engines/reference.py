@@ -14,7 +14,8 @@ from torch.nn.functional import linear
 
 from sstkern.cells import Cell
 from sstkern.cells.cell import States
-from sstkern.engines.loop import MaskedStates, PackedStates, recurrence
+from sstkern.engines.loop import States as Loop
+from sstkern.engines.loop import recurrence
 from sstkern.engines.rows import Rows
 from sstkern.engines.tangents import with_tangents
 from sstkern.weights import Weights, by_direction
@@ -32,36 +33,44 @@ def layer(
     has_bias: bool,
     bidirectional: bool,
     product: Linear = linear,
+    every: bool = False,
 ) -> tuple[Tensor, list[Tensor]]:
     """One recurrent layer, all its directions.
 
     x: (T, B, I), or packed, (N, I): the N valid steps alone, in the order of a PackedSequence. weights: as `by_direction` takes them. hx:
     the states before the first step, h (D, B, P) and the cell's others (D, B, H). lengths: int64 (B,) from 0 to T, or None where every
-    sequence has T steps; a packed x needs them, on the CPU, and they fall.
+    sequence has T steps; a packed x needs them, on the CPU, and they fall. Where they say that sequences begin anew at some steps, as
+    `sstkern.lengths` has it, what they begin with follows in hx, in the same shapes, or is zeros; a direction from the last step to the
+    first begins anew at the step before. every: whether the states besides h after every step follow the last ones, (T, B, D * H) each, or
+    (N, D * H).
 
-    Returns the output (T, B, D * P), zero past a sequence's length, or (N, D * P), and the states after each sequence's last step, shaped
-    like hx. What x holds past a length is never used. product: multiplies the rows of a state with a weight, and adds the bias.
+    Returns the output (T, B, D * P), zero past a sequence's length, or (N, D * P), and the states after each sequence's last step, (D, B,
+    ...). What x holds past a length is never used. product: multiplies the rows of a state with a weight, and adds the bias.
     """
     (x,), weights, hx = with_tangents([x], weights, hx)
     rows = Rows([x], lengths, padded=x.dim() == 3)
-    given, outputs, finals = rows.of(x), [], []
+    given, outputs, others, finals = rows.of(x), [], [], []
     for d, direction in enumerate(by_direction(cell, weights, has_bias, bidirectional)):
-        states = rows.states([state[d] for state in hx], reverse=d == 1)
-        outputs.append(rows.restored(_recurrence(cell, given, states, direction, d == 1, product)))
+        given_hx = [state[d] for state in hx]
+        count = len(cell.states)
+        states = rows.states(given_hx[:count], d == 1, given_hx[count:])
+        output, *beside = map(rows.restored, _recurrence(cell, given, states, direction, d == 1, product, every))
+        outputs.append(output)
+        others.append(beside)
         finals.append([rows.back(state) for state in states.last()])
-    return torch.cat(outputs, dim=-1), [torch.stack(state) for state in zip(*finals, strict=True)]
+    hx_n = [torch.stack(state) for state in zip(*finals, strict=True)]
+    return torch.cat(outputs, dim=-1), [*hx_n, *(torch.cat(state, dim=-1) for state in zip(*others, strict=True))]
 
 
-def _recurrence(cell: Cell, x: Tensor, states: MaskedStates | PackedStates, w: Weights, reverse: bool, product: Linear) -> Tensor:
-    """The output of one direction, rows (N, P) of x (N, I); its states end as its last ones."""
+def _recurrence(cell: Cell, x: Tensor, states: Loop, w: Weights, reverse: bool, product: Linear, every: bool) -> Sequence[Tensor]:
+    """The output of one direction, rows (N, P) of x (N, I), and with `every` its other states; `states` end as its last ones."""
     gates_x = linear(x, w.weight_ih, w.bias_ih)  # (N, G * H)
 
     def step(gates: Tensor, before: States) -> tuple[States, States]:
         stepped = _step(cell, gates, before, w, product)
-        return stepped[:1], stepped
+        return stepped if every else stepped[:1], stepped
 
-    (output,) = recurrence(step, gates_x, states, reverse)
-    return output
+    return recurrence(step, gates_x, states, reverse)
 
 
 def _step(cell: Cell, gates_x: Tensor, states: States, w: Weights, product: Linear = linear) -> States:

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from sstkern import private
-from sstkern.engines.loop import MaskedStates, PackedStates
-from sstkern.lengths import batch_sizes, check_packed, check_values, packed_rows
+from sstkern.engines.loop import CutStates, MaskedStates, PackedStates, States
+from sstkern.lengths import alone, batch_sizes, beginnings, check_packed, check_values, packed_rows, padding
 
 
 class Rows:
@@ -17,6 +17,8 @@ class Rows:
 
     sizes: how many rows each time step has. Where a trace or a transform hides the lengths, every step has all B rows, those past a length
     as zeros, and masks keep their states.
+
+    lengths: as operators take them.
     """
 
     def __init__(self, inputs: Sequence[Tensor], lengths: Tensor | None, padded: bool):
@@ -26,6 +28,8 @@ class Rows:
         self.valid: Tensor | None = None
         self.places: tuple[Tensor, Tensor] | None = None
         self.order: Tensor | None = None
+        self.beginnings = beginnings(lengths)
+        lengths = self.lengths = None if lengths is None else alone(lengths)
         if not padded:
             self.sizes = batch_sizes(check_packed(lengths, x.size(0))).tolist()
             return
@@ -64,11 +68,33 @@ class Rows:
             return rows.new_zeros(*self.shape, *rows.shape[1:]).index_put(self.places, rows)
         return rows.unflatten(0, self.shape)
 
-    def states(self, hx: Sequence[Tensor], reverse: bool) -> MaskedStates | PackedStates:
+    def states(self, hx: Sequence[Tensor], reverse: bool, anew: Sequence[Tensor] = ()) -> States:
+        """anew: what sequences begin anew with; zeros where nothing is given."""
+        if self.beginnings is None:
+            return self._whole(hx, reverse)
+        anew = [state if self.order is None else state.index_select(0, self.order) for state in anew or map(torch.zeros_like, hx)]
+        return CutStates(self._whole(hx, reverse), tuple(anew), self._cuts(self.beginnings, reverse))
+
+    def _whole(self, hx: Sequence[Tensor], reverse: bool) -> MaskedStates | PackedStates:
+        """Of sequences that are not cut."""
         if self.valid is not None:
             return MaskedStates(tuple(hx), self.valid)
         first = hx if self.order is None else [state.index_select(0, self.order) for state in hx]
         return PackedStates(tuple(first), self.sizes, reverse)
+
+    def _cuts(self, beginnings: Tensor, reverse: bool) -> Sequence[Tensor]:
+        """At every step, bool (rows,), whether what a direction's sequences begin anew with takes the state's place before it: in reverse
+        at the step before the one that begins anew, which is another sequence's last."""
+        if reverse:
+            later = beginnings
+            if self.lengths is not None:
+                steps = torch.arange(beginnings.size(0), device=beginnings.device)
+                later = beginnings & (steps[:, None] < self.lengths.to(beginnings.device))
+            beginnings = torch.cat([later[1:], torch.zeros_like(later[:1])])
+        if self.padded:
+            return self.of(beginnings).split(self.sizes)
+        assert self.lengths is not None
+        return padding(self.lengths, beginnings.device)[1](beginnings).split(self.sizes)
 
     def back(self, state: Tensor) -> Tensor:
         """A last state in the order of the caller's sequences."""

@@ -25,4 +25,6 @@ def with_tangents(
 def _with_tangent(tensor: Tensor) -> Tensor:
     if not tensor.is_floating_point() or forward_ad.unpack_dual(tensor).tangent is not None:
         return tensor
+    if 0 in tensor.stride():  # one state for all sequences
+        tensor = tensor.contiguous()
     return forward_ad.make_dual(tensor, torch.zeros_like(tensor))

@@ -41,6 +41,7 @@ def run(
     hx: Structure | None,
     lengths: Tensor | None,
     options: layer.Options,
+    anew: Structure | None,
 ) -> tuple[Tensor, Structure, Structure | None] | None:
     """As `layer.run`; None where no program holds the cell, or a graph cannot read what it rests on."""
     key = _found(direction, cell, _kinds(inputs, 2 if options.padded else 1), None if hx is None else _kinds(hx, 1))
@@ -49,7 +50,8 @@ def run(
     _read(cell, key)
     leaves = [_at(cell, _leaf(key, place, cell)) for place in range(_leaves(key))]
     states = None if hx is None else flatten(hx)
-    found = _in_graph(key, leaves, flatten(inputs), states, lengths, tuple(options))
+    others = None if anew is None else flatten(anew)
+    found = _in_graph(key, leaves, flatten(inputs), states, lengths, tuple(options), others)
     return layer.results(found, _structure(_form(key)) if hx is None else hx)
 
 
@@ -246,5 +248,6 @@ def _in_graph(
     hx: list[Tensor] | None,
     lengths: Tensor | None,
     options: tuple[bool, ...],
+    anew: list[Tensor] | None,
 ) -> list[Tensor]:
-    return layer.run(_known[key], leaves, inputs, hx, lengths, layer.Options(*options))
+    return layer.run(_known[key], leaves, inputs, hx, lengths, layer.Options(*options), anew)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from sstkern import engines, private
+from sstkern.lengths import beginnings
 from sstkern.program import on_cpu, run
 from sstkern.program.compiler import CannotCompile
 from sstkern.program.derive import Derivative, Sum, derive
@@ -141,7 +142,7 @@ class Layer:
         results = zip(outputs, result_kinds(self.narrow_program, self.narrow), strict=False)
         return (
             [output.to(kind.dtype) for output, kind in results],
-            [state.to(before.dtype) for state, before in zip(last, hx, strict=True)],
+            [state.to(before.dtype) for state, before in zip(last, hx, strict=False)],
             outputs[count:],
         )
 
@@ -162,7 +163,7 @@ class Layer:
         count, derivative = len(inputs), self.derivative
         of_inputs, of_parameters = tuple(needs[:count]), tuple(needs[count : count + len(parameters)])
         found = self._compiled(None, of_inputs, of_parameters)
-        given = derivative.inputs_of_backward(list(self._wide(inputs)), len(hx), saved, list(self._wide(grad_outputs)))
+        given = derivative.inputs_of_backward(list(self._wide(inputs)), len(grad_hx), saved, list(self._wide(grad_outputs)))
         weights, states = self._wide(parameters), self._wide(grad_hx)
         outputs, before, sums = found(given, weights, states, lengths, call, not call.reverse, groups=groups, backward=True)
         of_input = iter(outputs)
@@ -179,7 +180,7 @@ class Layer:
             for place, (parameter, need) in enumerate(zip(parameters, of_parameters, strict=True))
         ]
         of_states = needs[count + len(parameters) :]
-        dhx = [self._as_given(state, tensor) if need else None for state, tensor, need in zip(before, hx, of_states, strict=True)]
+        dhx = [self._as_given(state, tensor) if need else None for state, tensor, need in zip(before, hx, of_states, strict=False)]
         return [*dinputs, *dparameters, *dhx]
 
 
@@ -208,7 +209,7 @@ def layer_of(engine: str, call: Call, inputs: Sequence[Tensor], parameters: Sequ
     """The layer of a call with tensors like these."""
     lead = 2 if call.padded else 1
     kinds = [(tensor.shape[lead:], tensor.dtype) for tensor in inputs]
-    kinds += [(tensor.shape[1:], tensor.dtype) for tensor in hx]
+    kinds += [(tensor.shape[1:], tensor.dtype) for tensor in hx[: len(call.program.states)]]
     kinds += [(tensor.shape, tensor.dtype) for tensor in parameters]
     return _layer(engine, call.program, call.sizes, call.recompute, tuple(kinds))
 
@@ -225,10 +226,10 @@ def problem(engine: str, program: Program, kinds: Leaves) -> str | None:
 _IS_CPU, _IS_CUDA = attrgetter("is_cpu"), attrgetter("is_cuda")
 
 
-def wanted(tensors: Sequence[Tensor]) -> str | None:
+def wanted(tensors: Sequence[Tensor], lengths: Tensor | None = None) -> str | None:
     """The engine that runs a call with these tensors, if it can compile it: "cpu" or "triton"; None where that is plain PyTorch.
 
-    Raises BackendError where another one is forced than that of their device.
+    Raises BackendError where another one is forced than that of their device, or than one that knows resets where `lengths` has some.
     """
     forced = engines.forced()
     if forced == "reference":
@@ -240,13 +241,17 @@ def wanted(tensors: Sequence[Tensor]) -> str | None:
         name = "triton"
     if forced is not None and forced != name:
         raise engines.BackendError(f"backend: '{forced}' was asked for, but the tensors are on {tensors[0].device}")
+    if name == "triton" and beginnings(lengths) is not None:
+        if forced is not None:
+            raise engines.BackendError(f"backend: '{forced}' was asked for, but {engines.NO_RESETS}")
+        return None
     problem = engines.extension_problem() if name == "cpu" else engines.triton_problem()
     return name if problem is None else None
 
 
-def runs(call: Call, inputs: Sequence[Tensor], parameters: Sequence[Tensor], hx: Sequence[Tensor]) -> bool:
+def runs(call: Call, inputs: Sequence[Tensor], parameters: Sequence[Tensor], hx: Sequence[Tensor], lengths: Tensor | None = None) -> bool:
     """Whether an engine runs it, and it is compiled: asked before a call, of tensors within transforms too."""
-    name = wanted([*inputs, *parameters, *hx])
+    name = wanted([*inputs, *parameters, *hx], lengths)
     if name is None:
         return False
     try:

@@ -180,10 +180,12 @@ def run(
     hx: Sequence[Tensor] | None,
     lengths: Tensor | None,
     options: Options,
+    anew: Sequence[Tensor] | None = None,
 ) -> list[Tensor]:
     """The output, the last states and, if `options.every`, all states.
 
-    leaves: the cell's tensors. inputs: (T, B, ...), or (N, ...). hx: (B, ...) each, or None for the cell's own first state.
+    leaves: the cell's tensors. inputs: (T, B, ...), or (N, ...). hx: (B, ...) each, or None for the cell's own first state. anew: what
+    sequences begin anew with where `lengths` says that they do; None for the cell's own first state, or with an hx for zeros.
     """
     program, draws = captured.program, captured.draws
     if cast := autocasting(inputs[0]):
@@ -193,7 +195,9 @@ def run(
     if options.every:
         program = replace(program, outputs=(*program.outputs, *program.next_states))
     batch = inputs[0].size(1) if options.padded or lengths is None else lengths.size(0)
-    first = flatten(captured.first_state(leaves, batch)) if hx is None else hx
+    cut = lengths is not None and lengths.dim() == 2
+    own = flatten(captured.first_state(leaves, batch)) if hx is None else None
+    first = [*(own or hx or ()), *((anew or own or ()) if cut else ())]
     drawn = [draw.tensor(inputs[0], inputs[0].shape[: 2 if options.padded else 1]) for draw in draws]
     call = Call(program, captured.sizes, tuple(captured.numbers()), options.reverse, options.padded, options.recompute)
     parameters = captured.parameters(leaves)

@@ -16,7 +16,7 @@ from torch import Tensor
 from sstkern import engines, operators, private, transforms
 from sstkern.engines.reference import Linear
 from sstkern.forked import one_thread
-from sstkern.lengths import ALL_ROWS
+from sstkern.lengths import ALL_ROWS, alone, beginnings
 from sstkern.program import engine, run
 from sstkern.program.compiler import CannotCompile
 from sstkern.program.graph import Program
@@ -77,7 +77,7 @@ def _transformed(call: Call, inputs, parameters, hx, lengths: Tensor | None) -> 
     forward_mode = engines.in_forward_mode(tensors)
     if forward_mode:
         engines.check_forward_mode()
-    if forward_mode or not (torch.compiler.is_compiling() or engine.runs(call, inputs, parameters, hx)):
+    if forward_mode or not (torch.compiler.is_compiling() or engine.runs(call, inputs, parameters, hx, lengths)):
         return run.layer(call, inputs, parameters, hx, lengths)
     results = transforms.run(_of_program(call, inputs, parameters, hx), lengths, tensors)
     return list(results[: len(call.program.outputs)]), list(results[len(call.program.outputs) :])
@@ -121,6 +121,7 @@ def _of_program(call: Call, inputs, parameters, hx) -> _OfProgram:
         inputs=len(inputs),
         weights=len(parameters),
         states=len(hx),
+        last=len(call.program.states),
         outputs=len(call.program.outputs),
         of_states=0,
         packed=not call.padded,
@@ -137,7 +138,7 @@ class _Program(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         inputs, parameters, hx = _split(tensors, counts)
         rows = operators.saved_rows(not call.padded, lengths)
-        ctx.forced, ctx.layer = engines.forced(), _compiled_layer(call, inputs, parameters, hx)
+        ctx.forced, ctx.layer = engines.forced(), _compiled_layer(call, inputs, parameters, hx, lengths)
         if ctx.layer is not None:
             try:
                 with private.below_views():  # a view could not be changed in place by the caller
@@ -159,13 +160,13 @@ class _Program(torch.autograd.Function):
         return None, None, None, *found
 
 
-def _compiled_layer(call: Call, inputs, parameters, hx) -> engine.Layer | None:
+def _compiled_layer(call: Call, inputs, parameters, hx, lengths: Tensor | None) -> engine.Layer | None:
     """What runs an eager training step of plain tensors on an engine; None where something else has to.
 
     Found once a step: to look for it takes the forward 10 microseconds, and the backward twice that.
     """
     given = [*inputs, *parameters, *hx]
-    name = engine.wanted(given) if private.plain(given) else None
+    name = engine.wanted(given, lengths) if private.plain(given) else None
     if name is None:
         return None
     layer = engine.layer_of(name, call, inputs, parameters, hx)
@@ -200,7 +201,7 @@ def _run(call: Call, inputs, parameters, hx, lengths: Tensor | None, saved_rows:
 def _results(call: Call, inputs, parameters, hx, lengths: Tensor | None, saved_rows: int | None):
     """By an engine where one can, which gives new tensors, else in plain PyTorch."""
     given = [*inputs, *parameters, *hx]
-    if name := engine.wanted(given):
+    if name := engine.wanted(given, lengths):
         try:
             return engine.layer_of(name, call, inputs, parameters, hx).forward(call, inputs, parameters, hx, lengths, saved_rows)
         except (NotLowered, CannotCompile) as error:
@@ -255,7 +256,7 @@ def _run_backward(
 def _gradients_of(call: Call, inputs, parameters, hx, lengths: Tensor | None, saved, grad_outputs, grad_hx, needs, groups):
     """As `_results`."""
     tensors, given = (inputs, parameters, hx, lengths), [*inputs, *parameters, *hx, *grad_outputs, *grad_hx]
-    if name := engine.wanted(given):
+    if name := engine.wanted(given, lengths):
         try:
             found = engine.layer_of(name, call, inputs, parameters, hx).backward(
                 call, *tensors, saved, grad_outputs, grad_hx, needs, groups
@@ -265,6 +266,9 @@ def _gradients_of(call: Call, inputs, parameters, hx, lengths: Tensor | None, sa
             engine.unable(error, call)
     if groups is not None:
         return _of_each_group(call, inputs, parameters, hx, lengths, grad_outputs, grad_hx, needs, groups)
+    if beginnings(lengths) is not None:
+        with torch.enable_grad(), private.autograd_again():
+            return _plain_gradients(call, inputs, parameters, hx, lengths, grad_outputs, grad_hx, needs)
     saved = [tensor[: _rows(call, inputs[0], lengths)] for tensor in saved]
     found = run.backward(call, *tensors, saved, grad_outputs, grad_hx, needs)
     return _apart(given, [gradient for gradient in found if gradient is not None])[0]
@@ -281,8 +285,14 @@ def _of_each_group(call: Call, inputs, parameters, hx, lengths: Tensor | None, g
         return list(transforms.plain_gradients(plain, lengths, *inputs, *parameters, *hx, *grad_outputs, *grad_hx))
 
 
+def _plain_gradients(call: Call, inputs, parameters, hx, lengths: Tensor | None, grad_outputs, grad_hx, needs) -> list[Tensor]:
+    """Those that are needed, by autograd through plain PyTorch."""
+    plain = replace(_of_program(call, inputs, parameters, hx), needs=tuple(needs))
+    return list(transforms.plain_gradients(plain, lengths, *inputs, *parameters, *hx, *grad_outputs, *grad_hx))
+
+
 def _rows(call: Call, x: Tensor, lengths: Tensor | None) -> int:
-    return _all_rows(call, x) if lengths is None or not call.padded else int(lengths.sum())
+    return _all_rows(call, x) if lengths is None or not call.padded else int(alone(lengths).sum())
 
 
 _library.impl("program", _forward, "CompositeExplicitAutograd")
@@ -296,7 +306,7 @@ def _fake_forward(*arguments):
     leaves = run.leaves(call, inputs, parameters, hx)
     lead = x.shape[: 2 if call.padded else 1]
     outputs = [_like(x, lead, kind) for kind in result_kinds(call.program, leaves)]
-    hx_n = [state.new_empty(state.shape) for state in hx]
+    hx_n = [state.new_empty(state.shape) for state in hx[: len(call.program.states)]]
     if saved_rows is None:
         return outputs, hx_n, []
     rows = _all_rows(call, x) if saved_rows == ALL_ROWS else saved_rows
@@ -347,7 +357,7 @@ def _gradients_by_engine(ctx, inputs, parameters, hx, lengths, saved, grad_outpu
         inputs[0].new_zeros(shape, dtype=dtype) if gradient is None else gradient
         for gradient, (shape, dtype) in zip(grad_outputs, ctx.kinds, strict=True)
     ]
-    grad_hx = [torch.zeros_like(state) if gradient is None else gradient for gradient, state in zip(grad_hx, hx, strict=True)]
+    grad_hx = [torch.zeros_like(state) if gradient is None else gradient for gradient, state in zip(grad_hx, hx, strict=False)]
     tensors = inputs, parameters, hx, lengths, saved, grad_outputs, grad_hx
     if ctx.layer is not None and _runs_backward([*inputs, *parameters, *hx, *grad_outputs, *grad_hx]):
         try:
@@ -359,7 +369,8 @@ def _gradients_by_engine(ctx, inputs, parameters, hx, lengths, saved, grad_outpu
 
 
 def _both(wanted: Sequence[bool], reached: Sequence[bool]) -> list[bool]:
-    return [need and there for need, there in zip(wanted, reached, strict=True)]
+    anew = [True] * (len(wanted) - len(reached))  # what sequences begin anew with
+    return [need and there for need, there in zip(wanted, [*reached, *anew], strict=True)]
 
 
 def _runs_backward(tensors: Sequence[Tensor]) -> bool:
@@ -386,7 +397,10 @@ def _gradients(call, inputs, parameters, hx, lengths, saved, grad_outputs, grad_
 
 def _transformed_gradients(call, inputs, parameters, hx, lengths, saved, grad_outputs, grad_hx, needs) -> list[Tensor | None]:
     """As `_transformed`."""
-    if not engine.runs(call, inputs, parameters, hx):
+    if not engine.runs(call, inputs, parameters, hx, lengths):
+        if beginnings(lengths) is not None:
+            found = iter(_plain_gradients(call, inputs, parameters, hx, lengths, grad_outputs, grad_hx, needs))
+            return [next(found) if need else None for need in needs]
         return run.backward(call, inputs, parameters, hx, lengths, saved, grad_outputs, grad_hx, needs)
     tensors, grads = [*inputs, *parameters, *hx], [*grad_outputs, *grad_hx]
     return transforms.gradients_of(_of_program(call, inputs, parameters, hx), lengths, tensors, grads, needs)

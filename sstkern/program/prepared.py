@@ -77,7 +77,7 @@ class Prepared:
             inputs if self.inputs is None else _flat(inputs, self.inputs),
             [known[place] for place in self.weights],
             [known[vector.place] if vector.as_it_is else vector.spread(known[vector.place]) for vector in self.vectors],
-            states if self.states is None else _flat(states, self.states),
+            states if self.states is None else _flat(states, _for_all(self.states, states)),
             lengths,
             call.numbers[: self.numbers],
             reverse,
@@ -90,7 +90,7 @@ class Prepared:
             return outputs, last, sums
         return (
             _shaped(outputs, self.shapes),
-            _shaped(last, self.state_shapes),
+            _shaped(last, _for_all(self.state_shapes, last)),
             _shaped(sums, self.sum_shapes, leading=0 if groups is None else 1),
         )
 
@@ -151,6 +151,11 @@ def _dimensions(kinds: Sequence[Kind]) -> list[int] | None:
     """Of each one's rows; None where all are vectors, which need not be made flat."""
     found = [len(kind.shape) for kind in kinds]
     return None if all(count == 1 for count in found) else found
+
+
+def _for_all(of_each: list, states: Sequence[Tensor]) -> list:
+    """What holds for each of the program's states, for those too that sequences begin anew with, where they follow."""
+    return of_each * (len(states) // max(1, len(of_each)))
 
 
 def _flat(tensors: Sequence[Tensor], dimensions: Sequence[int]) -> list[Tensor]:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sstkern.engines.loop import MaskedStates, PackedStates, recurrence
+from sstkern.engines.loop import States, recurrence
 from sstkern.engines.rows import Rows
 from sstkern.engines.tangents import with_tangents
 from sstkern.program.derive import Derivative, Sum, derive
@@ -49,7 +49,8 @@ def layer(
 ) -> tuple[list[Tensor], list[Tensor]]:
     """The program's outputs, (T, B, ...) or (N, ...), zero past a sequence's length, and the states after each sequence's last step.
 
-    inputs: (T, B, ...), or (N, ...) with falling lengths. hx: (B, ...) each. lengths: int64 (B,), or None where every sequence has T steps.
+    inputs: (T, B, ...), or (N, ...) with falling lengths. hx: (B, ...) each. lengths: int64 (B,), or None where every sequence has T steps;
+    where they say that sequences begin anew, as `sstkern.lengths` has it, what they begin with follows in hx, or is zeros.
     What an input holds past a length is not read; within torch.func.vmap over the lengths it is, as zeros, and has no part in a result.
     """
     outputs, last, _ = _forward(call, inputs, parameters, hx, lengths, kept=False)
@@ -74,13 +75,14 @@ def _forward(
     inputs, parameters, hx = with_tangents(inputs, parameters, hx)
     narrow = leaves(call, inputs, parameters, hx)
     call, kinds = widened(call, narrow)
-    rows, outputs = Rows(inputs, lengths, call.padded), call.program.outputs
-    given, states = [rows.of(wide(tensor, call)) for tensor in inputs], rows.states([wide(state, call) for state in hx], call.reverse)
+    rows, outputs, count = Rows(inputs, lengths, call.padded), call.program.outputs, len(call.program.states)
+    given, first = [rows.of(wide(tensor, call)) for tensor in inputs], [wide(state, call) for state in hx]
+    states = rows.states(first[:count], call.reverse, first[count:])
     values = *outputs, *(derive(call.program, kinds, call.recompute).kept if kept else ())
     weights = [wide(parameter, call) for parameter in parameters]
     found, last = _scan(call, call.program, values, given, weights, states, call.reverse)
     results = zip(found, result_kinds(call.narrow or call.program, narrow), strict=False)
-    finals = zip(last, hx, strict=True)
+    finals = zip(last, hx, strict=False)
     return (
         [rows.restored(output.to(kind.dtype)) for output, kind in results],
         [rows.back(state).to(before.dtype) for state, before in finals],
@@ -101,7 +103,7 @@ def backward(
 ) -> list[Tensor | None]:
     """The gradients of the inputs, parameters and first states that `needs` has a True for; None for the others.
 
-    saved: from `forward_and_saved`.
+    saved: from `forward_and_saved`. No sequence begins anew: of such the gradients come from `layer`, differentiated.
     """
     rows = Rows(inputs, lengths, call.padded)
     call, kinds = widened(call, leaves(call, inputs, parameters, hx))
@@ -149,7 +151,7 @@ def leaves(call: Call, inputs: Sequence[Tensor], parameters: Sequence[Tensor], h
     lead = 2 if call.padded else 1
     return Leaves(
         tuple(row_kind(tensor, lead) for tensor in inputs),
-        tuple(row_kind(tensor, 1) for tensor in hx),
+        tuple(row_kind(tensor, 1) for tensor in hx[: len(call.program.states)]),
         tuple(row_kind(tensor, 0) for tensor in parameters),
         call.sizes,
     )
@@ -227,7 +229,7 @@ def _scan(
     outputs: Sequence[Value],
     inputs: Sequence[Tensor],
     parameters: Sequence[Tensor],
-    states: MaskedStates | PackedStates,
+    states: States,
     reverse: bool,
 ) -> tuple[list[Tensor], Sequence[Tensor]]:
     """Rows of the outputs and the last states. inputs: rows (N, ...)."""

@@ -205,7 +205,7 @@ extern "C" __attribute__((visibility("default"))) const CellLibrary sstkern_cell
 """
 NEW = '{"new_cell", "baseline", kernels<float>(3, 1), kernels<double>(3, 1)}'
 REFUSED = {
-    "compiled with version 0 of csrc/kernels/kernels.h, and this build has version 6; compile them again": ("0", NEW),
+    "compiled with version 0 of csrc/kernels/kernels.h, and this build has version 7; compile them again": ("0", NEW),
     "'new_cell' is in the library twice": ("kKernelsVersion", f"{NEW}, {NEW}"),
     "'new_cell' has no gates": ("kKernelsVersion", NEW.replace("3, 1", "0, 1")),
     "'new_cell' is compiled for 'sse9', which this build does not have": ("kKernelsVersion", NEW.replace("baseline", "sse9")),
