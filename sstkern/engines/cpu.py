@@ -1,6 +1,7 @@
 """The C++ engine: loading it, or why it cannot be loaded and how to get it, and the cells that it has kernels of."""
 
 import importlib.util
+import platform
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -29,6 +30,8 @@ def load() -> str | None:
 
 
 def _not_built() -> str:
+    if platform.system() not in ("Linux", "Darwin"):
+        return f"its C++ extension is not built on {platform.system()} yet"
     source = Path(__file__).parents[2]
     if (source / "setup.py").exists():
         return (
