@@ -20,13 +20,18 @@ def load() -> str | None:
     if spec is None or spec.origin is None:
         return _not_built()
     built_for = _built_for()
-    if built_for != torch.__version__:
+    if _release(built_for) != _release(torch.__version__):
         return (
             f"its C++ extension was built for torch {built_for}, and this is torch {torch.__version__}; "
             "build it again with 'pip install --no-build-isolation --force-reinstall --no-deps sstkern'"
         )
     torch.ops.load_library(spec.origin)
     return None
+
+
+def _release(version: str) -> str:
+    """Without what follows the plus: builds of one release for CUDA, ROCm and CPUs alone have the same C++ interface for CPU tensors."""
+    return version.partition("+")[0]
 
 
 def _not_built() -> str:

@@ -192,6 +192,17 @@ def test_without_the_extension(state: str, message: str, request: pytest.Fixture
         assert small_call().shape == expected.shape
 
 
+@pytest.mark.parametrize(
+    ("built_for", "loads"), [("{release}+other", True), ("{release}", True), ("{release}.1", False), ("1.0.0", False), ("", False)]
+)
+def test_a_build_is_for_a_release_whatever_device_it_is_for(
+    monkeypatch: pytest.MonkeyPatch, forget: Callable[[], None], built_for: str, loads: bool
+):
+    monkeypatch.setattr(cpu, "_built_for", lambda: built_for.format(release=torch.__version__.partition("+")[0]))
+    forget()
+    assert (cpu.load() is None) == loads
+
+
 def test_a_build_without_a_note_is_not_trusted(monkeypatch: pytest.MonkeyPatch, forget: Callable[[], None], tmp_path):
     monkeypatch.setattr(build_info, "NOTE", tmp_path / "none")
     forget()
