@@ -4,7 +4,7 @@ PYTHON := $(VENV)/bin/python
 CPP := $(wildcard csrc/*.cpp csrc/*.h csrc/kernels/*.h csrc/kernels/*/*.h)
 CPP_OF_TESTS := $(wildcard tests/engines/cells/*.h)
 
-.PHONY: help build train study docs test test-levels test-aarch64 test-clang wheel sanitize lint format bench bench-cells aot clean
+.PHONY: help build train study docs test test-levels test-aarch64 test-clang wheel reproduce sanitize lint format bench bench-cells aot clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -37,6 +37,9 @@ test-clang: $(VENV)/built ## the C++ engine compiled with clang, without OpenMP,
 
 wheel: ## dist/: the source distribution and a wheel for this platform, made in an environment of their own and tested
 	python3 tools/wheel.py
+
+reproduce: $(VENV)/built ## build the last commit's wheel in two folders, and compare the bytes
+	$(PYTHON) tools/reproduce.py
 
 sanitize: $(VENV)/built ## the engine under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer (ARGS="--sanitizer thread" for one)
 	$(PYTHON) tests/sanitize.py $(ARGS)

@@ -102,6 +102,14 @@ def has_torchs_openmp() -> bool:
     return told.returncode == 0 and "#define _OPENMP " in told.stdout and "#define __clang__ " not in told.stdout
 
 
+def path_flags() -> list[str]:
+    """Have messages name files as from here and from torch's folder: two builds of one commit, in whatever folders, have the same bytes."""
+    import torch
+
+    folders = {Path.cwd(): ".", Path(torch.__file__).parent: "torch"}
+    return [f"-ffile-prefix-map={folder}={name}" for folder, name in folders.items()]
+
+
 def extension_arguments(torch_version: str) -> dict:
     from torch.utils.cpp_extension import BuildExtension, CppExtension
 
@@ -127,7 +135,7 @@ def extension_arguments(torch_version: str) -> dict:
         depends=glob("csrc/**/*.h", recursive=True),
         # Compiled with OpenMP but not linked with it: it then meets the runtime torch itself brings, and one pool of threads obeys
         # torch.set_num_threads.
-        extra_compile_args=["-O3", "-ffp-contract=off", "-g0", "-Wall", *(["-fopenmp"] if openmp else []), *flags],
+        extra_compile_args=["-O3", "-ffp-contract=off", "-g0", "-Wall", *path_flags(), *(["-fopenmp"] if openmp else []), *flags],
         extra_link_args=[flag for flag in flags if flag.startswith("-fsanitize=")],
     )
     return {"ext_modules": [extension], "cmdclass": {"build_ext": Build}}
