@@ -66,6 +66,7 @@ bench-cells: $(VENV)/built ## time the cells whose figures are published (ARGS="
 
 aot: $(VENV)/built ## compile the GPU kernels for every target and check them (ARGS="--target sm_90" for one)
 	$(VENV)/bin/sstkern aot-report $(ARGS)
+	$(VENV)/bin/sstkern aot-report --target sm_90 --cell sstkern.cells --cell torchrecurrent
 
 clean: ## remove the environment and everything built
 	rm -rf $(VENV) build dist *.egg-info sstkern/*.so sstkern/_build_info.json

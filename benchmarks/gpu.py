@@ -1,12 +1,12 @@
 """The GPU suite: is every kernel right, and how fast is it beside cuDNN? One command, on a machine with CUDA, torch, triton and numpy.
 
-python benchmarks/gpu.py [--minutes 8] [--output DIR] [--resume] [--dry-run]
+python benchmarks/gpu.py [--own-cells] [--minutes 8] [--output DIR] [--resume] [--dry-run]
 
 It looks at the machine; checks every kernel against the float64 reference engine, with cuDNN's error beside ours, the derivatives by
 gradcheck, CUDA graphs, streams, and what surrounds a layer in PyTorch; compiles the kernels to be timed; then times layers against
 cuDNN, the most telling points first, until the time is up. DIR/<device>/gpu.json is written anew after every result, DIR/<device>/gpu.png
 at the end where matplotlib is installed. It goes on when a kernel fails, and says so at the end: the exit status is 1. --resume does what
-that report lacks.
+that report lacks. --own-cells is about the cells that `sstkern.fuse` runs alone, beside the other ways to run them, in 3 minutes.
 """
 
 import argparse
@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the checkout need not be installed
@@ -31,6 +31,7 @@ SCHEDULES = ("resident", "grid", "streamed", "stepwise")
 EXCHANGING = ("grid", "streamed")
 TIMED = {name: CELLS[name].torch_class for name in ("lstm", "gru", "rnn_tanh")}
 PHASES = ("forward", "forward_backward")
+SECTIONS = ("checks", "points", "flashrnn", "own_cells")
 _SHOWN = 20  # failures, before the table; the report has all
 _SAME_MACHINE = ("device", "torch", "triton", "cudnn")
 
@@ -46,6 +47,7 @@ class Plan:
     flashrnn: list[dict]
     processes: int
     """That check and compile at once; only one measures time."""
+    own_cells: list[dict] = field(default_factory=list)
 
 
 def full_plan() -> Plan:
@@ -83,8 +85,40 @@ def full_plan() -> Plan:
         compiles=_compiles(points),
         points=[_job("point", **point) for point in points],
         flashrnn=[_job("flashrnn", **point) for point in flashrnn],
-        processes=max(1, min(12, (os.cpu_count() or 2) - 2)),
+        processes=_processes(),
     )
+
+
+def _processes() -> int:
+    return max(1, min(12, (os.cpu_count() or 2) - 2))
+
+
+OWN_CELLS = (
+    "torch.nn:LSTMCell",
+    "sstkern.cells:LayerNormLSTMCell",
+    "sstkern.cells:ChoGRUCell",
+    "torch.nn:GRUCell",
+    "sstkern.cells:SLSTMCell",
+)
+
+
+def own_cells_plan() -> Plan:
+    """Each schedule of each cell checked, and then all ways to run them timed, the most telling sizes first."""
+    checks = [
+        _job("own_check", cell=cell, schedule=schedule, dtype=dtype, batch=40, steps=12, sizes=[192] if schedule in EXCHANGING else [32])
+        for cell in OWN_CELLS
+        for schedule in SCHEDULES
+        for dtype in ("bfloat16", "tf32")
+    ]
+    sizes = [(64, 512, 256), (16, 512, 256), (64, 128, 1024), (256, 128, 128)]
+    points = [
+        _job("own_cell", cell=cell, dtype=dtype, batch=batch, steps=steps, hidden_size=hidden_size)
+        for batch, steps, hidden_size in sizes
+        for dtype in ("bfloat16", "tf32")
+        for cell in OWN_CELLS
+    ]
+    environment = _job("environment", copy_bytes=2**30, matrix=8192)
+    return Plan(environment, checks, [], [], [], _processes(), points)
 
 
 def dry_plan() -> Plan:
@@ -110,6 +144,17 @@ def dry_plan() -> Plan:
         flashrnn=[_job("flashrnn", **point) for point in points],
         processes=1,
     )
+
+
+def own_cells_dry_plan() -> Plan:
+    """As `dry_plan`."""
+    cells = ("torch.nn:LSTMCell", "sstkern.cells:LayerNormLSTMCell")
+    checks = [
+        _job("own_check", cell=cells[0], schedule="resident", dtype="float32", batch=2, steps=2, sizes=[4]),
+        _job("own_check", cell=cells[1], schedule="stepwise", dtype="float64", batch=2, steps=2, sizes=[4]),
+    ]
+    points = [_job("own_cell", cell=cell, dtype="tf32", batch=2, steps=2, hidden_size=4) for cell in cells]
+    return Plan(_job("environment", copy_bytes=2**20, matrix=64), checks, [], [], [], 1, points)
 
 
 def _job(name: str, **arguments) -> dict:
@@ -139,11 +184,19 @@ def _compiles(points: list[dict]) -> list[dict]:
 class Suite:
     """Runs a plan, and keeps the report on disk."""
 
-    def __init__(self, plan: Plan, output: Path, seconds: float, jobs: str = "gpu_jobs", resume: bool = False):
-        self.plan, self.output, self.resume = plan, output, resume
+    def __init__(self, plan: Plan, output: Path, seconds: float, jobs: str = "gpu_jobs", resume: bool = False, file: str = "gpu.json"):
+        self.plan, self.output, self.resume, self.file = plan, output, resume, file
         self.start, self.seconds = time.monotonic(), seconds
         self.workers = Workers(jobs)
-        self.report: dict = {"complete": False, "environment": {}, "checks": [], "points": [], "flashrnn": [], "left_out": []}
+        self.report: dict = {
+            "complete": False,
+            "environment": {},
+            "checks": [],
+            "points": [],
+            "flashrnn": [],
+            "own_cells": [],
+            "left_out": [],
+        }
         self.folder = output
 
     def run(self) -> dict:
@@ -154,12 +207,13 @@ class Suite:
                 raise RuntimeError(f"the machine does not answer: {self.report['environment'].get('error', 'out of time')}")
             self.folder = self.output / re.sub(r"[^a-z0-9]+", "-", self.report["environment"]["device"].lower())
             if self.resume:
-                self.take_up(json.loads((self.folder / "gpu.json").read_text()))
+                self.take_up(json.loads((self.folder / self.file).read_text()))
             self.phase("checks", self.plan.checks, self.plan.processes, self.at(0.4), 90)
             self.phase(None, self.plan.compiles, self.plan.processes, self.at(0.65), 90)
             flashrnn = self.plan.flashrnn if self.report["environment"]["flashrnn"] == "importable" else []
             self.phase("points", self.plan.points, 1, self.at(0.8 if flashrnn else 0.98), 60)
             self.phase("flashrnn", flashrnn, 1, self.at(0.98), 120)  # it compiles C++ first
+            self.phase("own_cells", self.plan.own_cells, 1, self.at(0.98), 60)
         finally:
             self.workers.close()
         self.report["complete"] = True
@@ -172,10 +226,10 @@ class Suite:
             then, now = earlier["environment"].get(name), self.report["environment"].get(name)
             if then != now:
                 raise RuntimeError(f"--resume: the report has {name} {then}, this machine {now}")
-        sections = ("checks", "points", "flashrnn")
-        self.report |= {section: earlier[section] for section in sections}
+        sections = SECTIONS
+        self.report |= {section: earlier.get(section, []) for section in sections}
         self.report["earlier"] = [*earlier.get("earlier", []), earlier["environment"]]
-        done = {_label(job) for section in sections for job in earlier[section]}
+        done = {_label(job) for section in sections for job in self.report[section]}
         left = {section: [job for job in getattr(self.plan, section) if _label(job) not in done] for section in sections}
         self.plan = replace(self.plan, **left, compiles=_compiles([_point(job) for job in left["points"]]))
 
@@ -199,9 +253,9 @@ class Suite:
     def save(self) -> None:
         self.report["seconds"] = round(time.monotonic() - self.start, 1)
         self.folder.mkdir(parents=True, exist_ok=True)
-        scratch = self.folder / "gpu.json.part"
+        scratch = self.folder / f"{self.file}.part"
         scratch.write_text(json.dumps(self.report, indent=1) + "\n")
-        scratch.replace(self.folder / "gpu.json")
+        scratch.replace(self.folder / self.file)
 
 
 def _label(job: dict) -> str:
@@ -215,6 +269,8 @@ def _outcome(result: dict) -> str:
         return f"FAILED: {result['error']}"
     if "left_out" in result:
         return f"left out: {result['left_out']}"
+    if "times" in result:
+        return "; ".join(f"{phase.replace('_', ' + ')}: {_others(times)}" for phase, times in result["times"].items())
     ratios = {name: result[name] for name in ("padded", "lengths") if "forward_backward" in result.get(name, {})}
     shown = [
         f"{name} {times['forward']['ratio']:.2f}x, {times['forward_backward']['ratio']:.2f}x with backward"
@@ -223,13 +279,19 @@ def _outcome(result: dict) -> str:
     return "; ".join([*shown, *_worst_errors(result), "ok" if result.get("ok", True) else "WRONG"])
 
 
+def _others(times: dict[str, dict]) -> str:
+    """The time of each other way over ours, and the smallest."""
+    return ", ".join(f"{name} {of_name['ratio']:.2f}" for name, of_name in times.items() if name != "ours")
+
+
 def _worst_errors(result: dict) -> list[str]:
     variants = [variant for variant in result.values() if isinstance(variant, dict) and "same_bits" in variant]
     if not variants:
         return []
-    errors = {name: [error for variant in variants for error in variant[name].values()] for name in ("ours", "cudnn")}
+    other = "cudnn" if "cudnn" in variants[0] else "loop"
+    errors = {name: [error for variant in variants for error in variant[name].values()] for name in ("ours", other)}
     worst = {name: math.nan if None in values else max(values) for name, values in errors.items()}
-    return [f"error {worst['ours']:.1e}, cuDNN's {worst['cudnn']:.1e}"]
+    return [f"error {worst['ours']:.1e}, {'cuDNN' if other == 'cudnn' else 'the loop'}'s {worst[other]:.1e}"]
 
 
 def table(report: dict) -> str:
@@ -240,6 +302,8 @@ def table(report: dict) -> str:
         f"{'':24} points {columns}    {columns}",
     ]
     timed = [point for point in report["points"] if "padded" in point]
+    if not timed:
+        lines = []
     for cell, dtype in dict.fromkeys((point["cell"], point["dtype"]) for point in timed):
         for variant in ("padded", "lengths"):
             chosen = [point[variant] for point in timed if (point["cell"], point["dtype"]) == (cell, dtype)]
@@ -248,7 +312,9 @@ def table(report: dict) -> str:
     for point in (point for point in report["flashrnn"] if "padded" in point):
         ratios = ", ".join(f"{point['padded'][phase]['ratio']:.2f}" for phase in PHASES)
         lines.append(f"{_label(point)}: FlashRNN / ours {ratios} (forward, forward + backward)")
-    counts = [f"{_counted(report[section])} {section}" for section in ("checks", "points")]
+    for point in (point for point in report.get("own_cells", []) if "times" in point):
+        lines.append(f"{_label(point)} ({', '.join(point['schedules'])}): time / ours: {_outcome(point)}")
+    counts = [f"{_counted(report[section])} {section}" for section in ("checks", *(["own_cells"] if report.get("own_cells") else ["points"]))]
     return "\n".join([*lines, "; ".join([*counts, f"{len(report['left_out'])} left out for lack of time"])])
 
 
@@ -266,7 +332,7 @@ def _counted(results: list[dict]) -> str:
 
 def failures(report: dict) -> dict[str, str]:
     """What is wrong with each job that failed or gave wrong results."""
-    results = report["checks"] + report["points"] + report["flashrnn"]
+    results = [result for section in SECTIONS for result in report.get(section, [])]
     return {_label(result): _outcome(result) for result in results if _failed(result)}
 
 
@@ -313,7 +379,8 @@ def plot(report: dict, path: Path) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=8.0, help="all of it together (default: 8)")
+    parser.add_argument("--own-cells", action="store_true", help="cells that sstkern.fuse runs, beside the other ways to run them")
+    parser.add_argument("--minutes", type=float, help="all of it together (default: 8, with --own-cells 3)")
     parser.add_argument(
         "--output", type=Path, help="where the device's folder goes (default: benchmarks/results; a dry run's: a new folder)"
     )
@@ -324,21 +391,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.dry_run:
         os.environ |= {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    plan = dry_plan() if options.dry_run else full_plan()
-    suite = Suite(plan, options.output or _default_output(options.dry_run), options.minutes * 60, resume=options.resume)
+    plans = (own_cells_plan, own_cells_dry_plan) if options.own_cells else (full_plan, dry_plan)
+    minutes = options.minutes or (3.0 if options.own_cells else 8.0)
+    output = options.output or _default_output(options.dry_run)
+    file = "own-cells.json" if options.own_cells else "gpu.json"
+    suite = Suite(plans[options.dry_run](), output, minutes * 60, resume=options.resume, file=file)
     try:
         suite.run()
     except KeyboardInterrupt:
         print("interrupted; what there is so far:")
     except RuntimeError as error:
         print(f"stopped: {error}")
-    if not (suite.folder / "gpu.json").exists():
+    if not (suite.folder / file).exists():
         print("nothing was measured: this needs a GPU that torch can use; --dry-run shows without one that the script works")
         return 1
-    print(plot(suite.report, suite.folder / "gpu.png"))
+    if not options.own_cells:
+        print(plot(suite.report, suite.folder / "gpu.png"))
     failed = [f"{label}: {outcome}" for label, outcome in failures(suite.report).items()]
     print(*failed[:_SHOWN], *([f"and {len(failed) - _SHOWN} more failures"] if len(failed) > _SHOWN else []), sep="\n")
-    print(f"report: {suite.folder / 'gpu.json'}\n{table(suite.report)}")
+    print(f"report: {suite.folder / file}\n{table(suite.report)}")
     return 0 if suite.report["complete"] and not failed else 1
 
 

@@ -394,16 +394,33 @@ def aot_report(
     target: Annotated[
         list[str] | None, typer.Option(help="GPU: sm_90, sm_80, sm_100 or gfx942; can be given again.", show_default="all of them")
     ] = None,
+    cell: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Own cells, not the built-in ones: module:Class, or a module for all of its; can be given again.",
+            show_default="none",
+        ),
+    ] = None,
     file: Annotated[Path | None, typer.Option("--json", help="File for all figures.", show_default="none")] = None,
 ) -> None:
-    """Compile the kernels of the launch table for GPUs, without one, and print what each needs and which bars it breaks."""
+    """Compile the kernels of the launch table for GPUs, without one, and print what each needs and which bars it breaks.
+
+    An own cell is made as Class(input_size, hidden_size).
+    """
     from rich.console import Console
     from rich.progress import track
 
     from sstkern.engines.triton import aot
 
     console, rows = Console(), []
-    tables = {name: aot.table(name) for name in target or aot.TARGETS}
+    targets = target or aot.TARGETS
+    if cell:
+        from sstkern.program import ahead
+
+        own = [one for name in cell for one in ahead.cells(name)]
+        tables = {name: aot.own_table(name, own) for name in targets}
+    else:
+        tables = {name: aot.table(name) for name in targets}
     for name, table in tables.items():
         say(f"{name}\n{aot.heading()}")
         bar = {"total": len(table), "description": name, "transient": True, "disable": not console.is_terminal}

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from sstkern.engines import extension_problem, interpreting
-from sstkern.program import cache, compiler, on_cpu
+from sstkern.program import cache, compiler, engine
 
 if extension_problem() is None:
     torch.ops.sstkern.cpu_patience(10**9)  # however busy the machine, tests have the threads that they ask for
@@ -38,6 +38,6 @@ def optimised(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for module in (compiler, cache):
         monkeypatch.setattr(module, "FLAGS", _FLAGS)
     monkeypatch.setattr(cache, "_known", {})
-    on_cpu.forget()
+    engine.forget()
     yield
-    on_cpu.forget()
+    engine.forget()

@@ -23,7 +23,7 @@ from zoo import ZOO
 
 import sstkern
 from sstkern.engines import cpu_runs
-from sstkern.program import on_cpu
+from sstkern.program import engine
 from sstkern.program.compiler import CannotCompile
 from sstkern.structure import flatten, mapped, unflatten
 
@@ -339,7 +339,7 @@ def test_what_cannot_be_compiled_runs_in_plain_pytorch(monkeypatch: pytest.Monke
     gradients = vmap(grad(loss_of(layer)), in_dims=(None, 1, 0, 0))
     expected = gradients(*arguments)
     for name in refused:
-        monkeypatch.setattr(on_cpu.Layer, name, refuse)
+        monkeypatch.setattr(engine.Layer, name, refuse)
     with on_the_engine(*ran):
         torch.testing.assert_close(gradients(*arguments), expected, rtol=1e-11, atol=1e-13)
     with sstkern.backend("cpu"), pytest.raises(sstkern.engines.BackendError, match="there is no compiler"):

@@ -121,18 +121,16 @@ def forced() -> str | None:
 
 
 def check_program(fused: bool) -> None:
-    """Raises BackendError where an engine is forced that runs no cells of one's own, or none that are not `fused`."""
+    """Raises BackendError where an engine is forced that does not run cells that are not `fused`."""
     name = forced()
-    if name == "triton":
-        raise BackendError("backend: 'triton' was asked for, but a cell of one's own runs on 'cpu' or 'reference'")
-    if name == "cpu" and not fused:
-        raise BackendError("backend: 'cpu' was asked for, but this cell is stepped in Python, on 'reference'")
+    if name in ("cpu", "triton") and not fused:
+        raise BackendError(f"backend: '{name}' was asked for, but this cell is stepped in Python, on 'reference'")
 
 
 def check_forward_mode() -> None:
     """Raises BackendError for a program in forward mode where the engine is forced that has none."""
-    if forced() == "cpu":
-        raise BackendError(f"backend: 'cpu' was asked for, but {_NO_FORWARD_MODE}")
+    if forced() in ("cpu", "triton"):
+        raise BackendError(f"backend: '{forced()}' was asked for, but {_NO_FORWARD_MODE}")
 
 
 def choose(cell: Cell, x: Tensor, others: Sequence[Tensor] = ()) -> str:

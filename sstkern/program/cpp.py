@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -75,7 +74,7 @@ class _Function(LoopText):
         self.walk()
         together = f"kTogether_{name.removeprefix('loop_')}"
         return [
-            f"constexpr int {together} = vectors_together({self._live()});",
+            f"constexpr int {together} = vectors_together({self.live()});",
             "template <bool Whole>",
             f"SSTKERN_INLINE void {name}(const UnitsGiven<T>& given, const Units<T>* at, int64_t units) {{",
             f"  constexpr int N = {together};",
@@ -137,23 +136,6 @@ class _Function(LoopText):
             return f"{arguments[0]} {OPERATORS[operation]} {arguments[1]}"
         return f"{operation}<T>({', '.join(arguments)})"
 
-    def _live(self) -> int:
-        """How many values are alive at once at most, if each is computed as late as it stands."""
-        last: dict[str, int] = {}
-        for place, line in enumerate(self.lines):
-            for word in (line.name, *_variables(line.text)):
-                last[word] = place
-        last.pop("", None)
-        alive, most = 0, 0
-        ends = [0] * (len(self.lines) + 1)
-        for place in last.values():
-            ends[place] += 1
-        for place, line in enumerate(self.lines):
-            alive += line.name != ""
-            most = max(most, alive)
-            alive -= ends[place]
-        return most
-
 
 def _is_vectors(text: str) -> bool:
     """Whether it is Vectors or a Mask, and not one number or bool."""
@@ -162,14 +144,3 @@ def _is_vectors(text: str) -> bool:
 
 def _begin(start: int) -> str:
     return "0" if start < 0 else f"given.starts[{start}]"
-
-
-def _variables(line: str) -> Iterator[str]:
-    word = ""
-    for letter in [*line, " "]:
-        if letter.isalnum() or letter == "_":
-            word += letter
-        else:
-            if word[:1] == "v" and word[1:].isdigit():
-                yield word
-            word = ""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from sstkern import engines, private
 from sstkern.operators import autocast, autocasting
-from sstkern.program import on_cpu, operator
+from sstkern.program import engine, operator
 from sstkern.program.capture import Captured, Spec, Unfused, capture
 from sstkern.program.capture.runs import seen
 from sstkern.program.explain import explained
@@ -143,15 +143,23 @@ def explanation(captured: Captured, cell: nn.Module, source: bool) -> str:
 
 def _engine(captured: Captured) -> str:
     device = flatten(captured.state)[0].device
-    if device.type != "cpu":
-        return f"{device}, in plain PyTorch"
-    problem = cpu_problem(captured)
-    return f"the CPU engine, compiled for {engines.cpu.level()}" if problem is None else f"the CPU, in plain PyTorch: {problem}"
+    name = "cpu" if device.type == "cpu" else "triton"
+    problem = problem_of(name, captured)
+    where = "the CPU" if name == "cpu" else str(device)
+    if problem is not None:
+        return f"{where}, in plain PyTorch: {problem}"
+    return f"the CPU engine, compiled for {engines.cpu.level()}" if name == "cpu" else f"the Triton engine, on {device}"
 
 
 def cpu_problem(captured: Captured) -> str | None:
     """Why the CPU engine does not run a program, or None."""
-    return engines.extension_problem() or on_cpu.problem(captured.program, kinds(captured))
+    return problem_of("cpu", captured)
+
+
+def problem_of(name: str, captured: Captured) -> str | None:
+    """Why an engine does not run a program, or None."""
+    here = engines.extension_problem() if name == "cpu" else engines.triton_problem()
+    return here or engine.problem(name, captured.program, kinds(captured))
 
 
 class Options(NamedTuple):

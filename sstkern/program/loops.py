@@ -6,6 +6,7 @@ The text names no sizes: where a window begins in a row is an argument. Programs
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -150,6 +151,23 @@ class LoopText(ABC):
             self._define(window, self._computed(window))
         self._store()
 
+    def live(self) -> int:
+        """How many values are alive at once at most, if each is computed as late as it stands."""
+        last: dict[str, int] = {}
+        for place, line in enumerate(self.lines):
+            for word in (line.name, *_variables(line.text)):
+                last[word] = place
+        last.pop("", None)
+        alive, most = 0, 0
+        ends = [0] * (len(self.lines) + 1)
+        for place in last.values():
+            ends[place] += 1
+        for place, line in enumerate(self.lines):
+            alive += line.name != ""
+            most = max(most, alive)
+            alive -= ends[place]
+        return most
+
     def _store(self) -> None:
         """Puts each value to memory as soon as it is there: fewer are alive then, and an LSTM's training step took 0.95 of the time.
         Numbers, and what goes into rows that the loop reads, come last."""
@@ -278,11 +296,12 @@ class LoopText(ABC):
             keep = all(masks[1:])
             return self.call(operation, [self.spread(condition, True), *self._as_numbers(values, masks[1:], keep)])
         if operation in ("logical_and", "logical_or", "logical_not"):
-            return self.call(operation, [self.spread(argument, mask) for argument, mask in zip(arguments, masks, strict=True)])
-        given = self._as_numbers(arguments, masks)
+            given = zip(arguments, masks, strict=True)
+            return self.call(operation, [self.spread(argument, True) if mask else self.truth(argument) for argument, mask in given])
+        numbers = self._as_numbers(arguments, masks)
         if operation == "gelu":
-            return self.call(f"gelu{'_tanh' if attributes[0] == 'tanh' else ''}", given)
-        return self.call(operation, given + ([self._number(part) for part in attributes] if operation in _ATTRIBUTES else []))
+            return self.call(f"gelu{'_tanh' if attributes[0] == 'tanh' else ''}", numbers)
+        return self.call(operation, numbers + ([self._number(part) for part in attributes] if operation in _ATTRIBUTES else []))
 
     def _as_numbers(self, arguments: list[str], masks: list[bool], keep: bool = False) -> list[str]:
         """Masks among numbers are 0 and 1; all of them are masks, and stay so, with `keep`."""
@@ -290,3 +309,14 @@ class LoopText(ABC):
             return [self.spread(argument, True) for argument in arguments]
         given = zip(arguments, masks, strict=True)
         return [self.numbers(self.spread(argument, True)) if mask else argument for argument, mask in given]
+
+
+def _variables(line: str) -> Iterator[str]:
+    word = ""
+    for letter in [*line, " "]:
+        if letter.isalnum() or letter == "_":
+            word += letter
+        else:
+            if word[:1] == "v" and word[1:].isdigit():
+                yield word
+            word = ""

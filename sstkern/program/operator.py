@@ -17,7 +17,7 @@ from sstkern import engines, operators, private, transforms
 from sstkern.engines.reference import Linear
 from sstkern.forked import one_thread
 from sstkern.lengths import ALL_ROWS
-from sstkern.program import on_cpu, run
+from sstkern.program import engine, run
 from sstkern.program.compiler import CannotCompile
 from sstkern.program.graph import Program
 from sstkern.program.run import Call
@@ -77,7 +77,7 @@ def _transformed(call: Call, inputs, parameters, hx, lengths: Tensor | None) -> 
     forward_mode = engines.in_forward_mode(tensors)
     if forward_mode:
         engines.check_forward_mode()
-    if forward_mode or not (torch.compiler.is_compiling() or on_cpu.runs(call, inputs, parameters, hx)):
+    if forward_mode or not (torch.compiler.is_compiling() or engine.runs(call, inputs, parameters, hx)):
         return run.layer(call, inputs, parameters, hx, lengths)
     results = transforms.run(_of_program(call, inputs, parameters, hx), lengths, tensors)
     return list(results[: len(call.program.outputs)]), list(results[len(call.program.outputs) :])
@@ -156,15 +156,16 @@ class _Program(torch.autograd.Function):
         return None, None, None, *found
 
 
-def _compiled_layer(call: Call, inputs, parameters, hx) -> on_cpu.Layer | None:
-    """What runs an eager training step of plain tensors on the CPU engine; None where something else has to.
+def _compiled_layer(call: Call, inputs, parameters, hx) -> engine.Layer | None:
+    """What runs an eager training step of plain tensors on an engine; None where something else has to.
 
     Found once a step: to look for it takes the forward 10 microseconds, and the backward twice that.
     """
     given = [*inputs, *parameters, *hx]
-    if not private.plain(given) or not on_cpu.wanted(given):
+    name = engine.wanted(given) if private.plain(given) else None
+    if name is None:
         return None
-    layer = on_cpu.layer_of(call, inputs, parameters, hx)
+    layer = engine.layer_of(name, call, inputs, parameters, hx)
     return layer if layer.compiles() else None
 
 
@@ -194,13 +195,13 @@ def _run(call: Call, inputs, parameters, hx, lengths: Tensor | None, saved_rows:
 
 
 def _results(call: Call, inputs, parameters, hx, lengths: Tensor | None, saved_rows: int | None):
-    """By the CPU engine where it can, which gives new tensors, else in plain PyTorch."""
+    """By an engine where one can, which gives new tensors, else in plain PyTorch."""
     given = [*inputs, *parameters, *hx]
-    if on_cpu.wanted(given):
+    if name := engine.wanted(given):
         try:
-            return on_cpu.layer_of(call, inputs, parameters, hx).forward(call, inputs, parameters, hx, lengths, saved_rows)
+            return engine.layer_of(name, call, inputs, parameters, hx).forward(call, inputs, parameters, hx, lengths, saved_rows)
         except (NotLowered, CannotCompile) as error:
-            on_cpu.unable(error, call)
+            engine.unable(error, call)
     if saved_rows is None:
         return *_apart(given, *run.layer(call, inputs, parameters, hx, lengths)), []
     outputs, hx_n, saved = run.forward_and_saved(call, inputs, parameters, hx, lengths)
@@ -251,12 +252,14 @@ def _run_backward(
 def _gradients_of(call: Call, inputs, parameters, hx, lengths: Tensor | None, saved, grad_outputs, grad_hx, needs, groups):
     """As `_results`."""
     tensors, given = (inputs, parameters, hx, lengths), [*inputs, *parameters, *hx, *grad_outputs, *grad_hx]
-    if on_cpu.wanted(given):
+    if name := engine.wanted(given):
         try:
-            found = on_cpu.layer_of(call, inputs, parameters, hx).backward(call, *tensors, saved, grad_outputs, grad_hx, needs, groups)
+            found = engine.layer_of(name, call, inputs, parameters, hx).backward(
+                call, *tensors, saved, grad_outputs, grad_hx, needs, groups
+            )
             return [gradient for gradient in found if gradient is not None]
         except (NotLowered, CannotCompile) as error:
-            on_cpu.unable(error, call)
+            engine.unable(error, call)
     if groups is not None:
         return _of_each_group(call, inputs, parameters, hx, lengths, grad_outputs, grad_hx, needs, groups)
     saved = [tensor[: _rows(call, inputs[0], lengths)] for tensor in saved]
@@ -268,7 +271,7 @@ def _of_each_group(call: Call, inputs, parameters, hx, lengths: Tensor | None, g
     """In plain PyTorch, a group after the other."""
     plain = replace(_of_program(call, inputs, parameters, hx), needs=tuple(needs), groups=groups)
     if plain.packed:
-        raise NotImplementedError("sstkern::program_backward: groups of packed sequences need the CPU engine; pad them")
+        raise NotImplementedError("sstkern::program_backward: groups of packed sequences need a fused engine; pad them")
     if groups < 1 or inputs[0].size(1) % groups:
         raise ValueError(f"groups: {groups} do not share {inputs[0].size(1)} sequences equally")
     with torch.enable_grad(), private.autograd_again():
@@ -354,13 +357,14 @@ def _runs_backward(tensors: Sequence[Tensor]) -> bool:
     """Whether the backward of what `_compiled_layer` found runs by it too: nothing sees it, and it is not to be differentiated."""
     if torch.is_grad_enabled() or engines.transformed(tensors):
         return False
-    return private.plain(tensors) and on_cpu.wanted(tensors)
+    return private.plain(tensors) and engine.wanted(tensors) is not None
 
 
 def _reached(call: Call, inputs, parameters, hx) -> list[bool]:
-    if torch.compiler.is_compiling() or not on_cpu.wanted(inputs):
+    name = None if torch.compiler.is_compiling() else engine.wanted(inputs)
+    if name is None:
         return run.reached(call, inputs, parameters, hx)
-    return on_cpu.layer_of(call, inputs, parameters, hx).reached
+    return engine.layer_of(name, call, inputs, parameters, hx).reached
 
 
 def _gradients(call, inputs, parameters, hx, lengths, saved, grad_outputs, grad_hx, needs) -> list[Tensor | None]:
@@ -373,7 +377,7 @@ def _gradients(call, inputs, parameters, hx, lengths, saved, grad_outputs, grad_
 
 def _transformed_gradients(call, inputs, parameters, hx, lengths, saved, grad_outputs, grad_hx, needs) -> list[Tensor | None]:
     """As `_transformed`."""
-    if not on_cpu.runs(call, inputs, parameters, hx):
+    if not engine.runs(call, inputs, parameters, hx):
         return run.backward(call, inputs, parameters, hx, lengths, saved, grad_outputs, grad_hx, needs)
     tensors, grads = [*inputs, *parameters, *hx], [*grad_outputs, *grad_hx]
     return transforms.gradients_of(_of_program(call, inputs, parameters, hx), lengths, tensors, grads, needs)

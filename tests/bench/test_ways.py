@@ -7,7 +7,7 @@ from sstkern.bench import peers, ways
 from sstkern.bench.own_cases import OwnCase, OwnProblem
 from sstkern.bench.peers import Unavailable
 from sstkern.cli import Peer
-from sstkern.program import on_cpu
+from sstkern.program import engine
 
 NAME = "own_cells_to_time:"
 
@@ -38,7 +38,7 @@ def test_every_way_agrees_with_the_loop(name: str, cell: str, training: bool):
 
 
 def test_ours_says_why_it_is_not_compiled(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(on_cpu, "problem", lambda program, kinds: "no C++ compiler")
+    monkeypatch.setattr(engine, "problem", lambda name, program, kinds: "no C++ compiler")
     assert ways.ours(problem("Leaky", True)).notes["plain"] == "no C++ compiler"
 
 

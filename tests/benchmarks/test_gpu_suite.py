@@ -233,3 +233,22 @@ class TestDryRun:
         ran, folder = dry_run
         assert (folder / "gpu.png").read_bytes().startswith(b"\x89PNG")
         assert ran.stdout.splitlines()[-1].startswith("7 ok, 0 failed, 0 refused by the launch table, of 7 checks; 1 ok, 0 failed,")
+
+
+def test_a_dry_run_of_own_cells(tmp_path: Path):
+    command = [sys.executable, gpu.__file__, "--own-cells", "--dry-run", "--minutes", "20", "--output", tmp_path]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=600, env=os.environ)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    report = json.loads((tmp_path / "cpu-as-a-stand-in" / "own-cells.json").read_text())
+    assert report["complete"]
+    assert report["left_out"] == []
+    assert [check["ok"] for check in report["checks"]] == [True, True]
+    assert 1e-9 < report["checks"][0]["4"]["ours"]["backward"] < 1e-5
+    lstm, normalised = report["own_cells"]
+    assert lstm["failed"] == normalised["failed"] == {}
+    assert set(lstm["times"]["forward_backward"]) - set(normalised["times"]["forward_backward"]) == {"hand_written", "cudnn"}
+    for times in (*lstm["times"].values(), *normalised["times"].values()):
+        assert {"loop", "compiled_step", "compiled_step_graph", "scan", "ours_graph"} < set(times)
+        for of_way in times.values():
+            assert of_way["ratio"] == of_way["ms"] / times["ours"]["ms"]
+    assert "time / ours: forward: " in ran.stdout

@@ -14,8 +14,8 @@ import sstkern
 from sstkern.engines import cpu_runs, interpreting
 from sstkern.program.cpp import code
 from sstkern.program.derive import derive
+from sstkern.program.engine import leaves_of_backward, wanted_sum
 from sstkern.program.lower import AFTER, BEFORE, CORE, Lowered, Reduction, lowered
-from sstkern.program.on_cpu import leaves_of_backward, wanted_sum
 
 pytestmark = pytest.mark.skipif(interpreting(), reason="Triton's interpreter runs instead of the C++ engine")
 

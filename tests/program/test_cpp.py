@@ -10,12 +10,12 @@ from programs import captured
 from torch import Tensor, nn
 
 import sstkern
-from sstkern.program import cache, on_cpu
+from sstkern.program import cache, engine
 from sstkern.program.cpp import Code, code
 from sstkern.program.derive import derive
+from sstkern.program.engine import leaves_of_backward
 from sstkern.program.graph import Builder
 from sstkern.program.lower import lowered
-from sstkern.program.on_cpu import leaves_of_backward
 from sstkern.program.shapes import Kind, Leaves
 from sstkern.program.values import Value
 
@@ -129,7 +129,7 @@ def libraries(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[], i
     """How many were compiled."""
     monkeypatch.setenv("SSTKERN_CACHE", str(tmp_path))
     monkeypatch.setattr(cache, "_known", {})
-    on_cpu.forget()
+    engine.forget()
     return lambda: len([*tmp_path.glob("*.so")])
 
 

@@ -5,9 +5,9 @@ import torch
 from programs import EXAMPLES, captured, kinds_of
 
 from sstkern.program.derive import derive
+from sstkern.program.engine import leaves_of_backward
 from sstkern.program.graph import Builder
 from sstkern.program.lower import AFTER, BEFORE, CORE, MOST_PRODUCTS, Loop, Lowered, Stage, lowered
-from sstkern.program.on_cpu import leaves_of_backward
 from sstkern.program.shapes import Kind, Leaves
 from sstkern.program.values import Value
 from sstkern.program.windows import NotLowered

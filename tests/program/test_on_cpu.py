@@ -24,7 +24,7 @@ from zoo import ZOO
 import sstkern
 from sstkern import engines
 from sstkern.engines import cpu_runs, interpreting
-from sstkern.program import cache, on_cpu, operator
+from sstkern.program import cache, engine, on_cpu, operator
 from sstkern.program.run import Call
 from sstkern.structure import flatten, mapped
 
@@ -44,9 +44,9 @@ def set_threads() -> Iterator[Callable[[int], None]]:
 @pytest.fixture
 def anew() -> Iterator[None]:
     """Nothing is compiled, nothing was warned of, before the test and after it."""
-    on_cpu.forget()
+    engine.forget()
     yield
-    on_cpu.forget()
+    engine.forget()
 
 
 # Descriptions and tensors
@@ -69,7 +69,7 @@ class Recorded:
             self.calls.append((*described[handle], arguments))
             return call(handle, *arguments)
 
-        on_cpu.forget()
+        engine.forget()
         torch.ops.sstkern.make_program, on_cpu._RUN = recording, calling
         try:
             run()
@@ -531,7 +531,7 @@ def test_no_mode_sees_that_a_program_is_forgotten():
 def test_a_program_that_is_forgotten_can_still_be_differentiated():
     layer, x, hx = lstm()
     found = flatten(layer(x, hx))
-    on_cpu.forget()
+    engine.forget()
     expected = flatten(layer(x, hx))
     tensors = wanted(layer.cell, x, hx)
     assert same(gradients_of(found, tensors), gradients_of(expected, tensors))

@@ -9,7 +9,7 @@ import torch
 from programs import captured
 
 from sstkern.engines import interpreting
-from sstkern.program import compiler, on_cpu
+from sstkern.program import compiler, engine
 from sstkern.program.cpp import code
 from sstkern.program.derive import derive
 from sstkern.program.lower import lowered
@@ -32,8 +32,8 @@ def texts(name: str) -> tuple[str, str]:
     """Of a training step: forward and backward."""
     program, leaves = captured(name, 64, 64, torch.float32)
     derivative = derive(program, leaves)
-    backward, of_backward = derivative.backward, on_cpu.leaves_of_backward(program, leaves, derivative)
-    sums = tuple(on_cpu.wanted_sum(derivative, part) for part in derivative.sums)
+    backward, of_backward = derivative.backward, engine.leaves_of_backward(program, leaves, derivative)
+    sums = tuple(engine.wanted_sum(derivative, part) for part in derivative.sums)
     outputs = tuple(backward.outputs[place] for place in derivative.inputs if place is not None)
     return (
         code(lowered(program, leaves, (*program.outputs, *derivative.kept))).text,

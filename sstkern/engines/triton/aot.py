@@ -32,9 +32,13 @@ from sstkern.engines.triton import device, launch, layer
 from sstkern.engines.triton.launch import Card
 
 BATCHES = (1, 64, 128, 256)
+OWN_SIZES, OWN_BATCH = (64, 256, 1024), 64
+"""Of own cells, in `OWN_NUMBERS`."""
 HIDDEN_SIZES = (64, 128, 256, 512, 1024, 2048)
 NUMBERS = (("bfloat16", False), ("float16", False), ("float32", True), ("float32", False), ("float64", False))
 """dtype, and whether TF32 is allowed."""
+
+OWN_NUMBERS = NUMBERS[0], NUMBERS[2]
 
 PROCESSES = 2
 
@@ -125,13 +129,19 @@ class Configuration:
     kernel: str
     """ "forward" or "backward"."""
     cell: str
+    """The name of a registered one, or "module:Class" of an own one."""
     dtype: str
     tf32: bool
     schedule: str
+    """"" for the one that the table picks."""
     batch: int
     hidden_size: int
     picked: bool
     """Whether the launch table picks this schedule for this layer, with or without a projection, and not just allows it."""
+
+    @property
+    def own(self) -> bool:
+        return ":" in self.cell
 
     def __str__(self) -> str:
         numbers = self.dtype + " TF32" * self.tf32
@@ -192,6 +202,14 @@ class _Launched(NamedTuple):
         constants = {p.name: self.arguments[p.name] for p in self.kernel.params if p.is_constexpr}
         return {name: value for name, value in constants.items() if not isinstance(value, JITFunction)} | self.options
 
+    def schedule(self) -> str:
+        """Of an own cell's loop."""
+        if self.arguments["STAGE"] >= 0:
+            return "stepwise"
+        if not self.arguments["KEEP"]:
+            return "streamed"
+        return "grid" if self.arguments["programs"] > 1 else "resident"
+
 
 def with_kernels() -> list[str]:
     """The cells that the GPU engine has."""
@@ -203,10 +221,7 @@ def table(name: str) -> list[Configuration]:
 
     Raises ValueError for an unknown target, and where kernels are interpreted.
     """
-    if name not in TARGETS:
-        raise ValueError(f"target: '{name}' is unknown; there are {', '.join(TARGETS)}")
-    if interpreting():
-        raise ValueError("TRITON_INTERPRET is set: kernels are interpreted and cannot be compiled; unset it")
+    _check_target(name)
     found: dict[str, Configuration] = {}
     for kernel, cell, numbers, hidden_size in product(("forward", "backward"), with_kernels(), NUMBERS, HIDDEN_SIZES):
         for schedule, batch, picked in _schedules(TARGETS[name], kernel, cell, *numbers, hidden_size):
@@ -215,6 +230,27 @@ def table(name: str) -> list[Configuration]:
             if key not in found or (picked and not found[key].picked):
                 found[key] = configuration
     return list(found.values())
+
+
+def own_table(name: str, cells: Iterable[str]) -> list[Configuration]:
+    """The kernels of the loop over time steps that the launch table picks for own cells, each as "module:Class".
+
+    Raises ValueError as `table`.
+    """
+    _check_target(name)
+    found: dict[str, Configuration] = {}
+    for cell, kernel, numbers, size in product(cells, ("forward", "backward"), OWN_NUMBERS, OWN_SIZES):
+        configuration = Configuration(name, kernel, cell, *numbers, "", OWN_BATCH, size, True)
+        schedule = _launched(configuration).schedule()
+        found.setdefault(_specialization(configuration), replace(configuration, schedule=schedule))
+    return list(found.values())
+
+
+def _check_target(name: str) -> None:
+    if name not in TARGETS:
+        raise ValueError(f"target: '{name}' is unknown; there are {', '.join(TARGETS)}")
+    if interpreting():
+        raise ValueError("TRITON_INTERPRET is set: kernels are interpreted and cannot be compiled; unset it")
 
 
 def _schedules(target: Target, kernel: str, cell: str, dtype: str, tf32: bool, hidden_size: int) -> list[tuple[str, int, bool]]:
@@ -240,12 +276,19 @@ def _specialization(configuration: Configuration) -> str:
     backend = make_backend(TARGETS[configuration.target].gpu)
     bind = create_function_from_signature(launched.kernel.signature, launched.kernel.params, backend)
     _, specialization, options = bind(**launched.arguments, **launched.options)
-    return f"{launched.kernel.__name__} {specialization} {options}"
+    return f"{launched.kernel.__module__} {launched.kernel.__name__} {specialization} {options}"
 
 
 def _launched(configuration: Configuration) -> _Launched:
-    """The first launch of the layer's forward or backward, of one time step."""
-    c, launches = configuration, []
+    """The first launch of the layer's forward or backward, of one time step; of an own cell's that of its loop."""
+    c = configuration
+    launches: list[_Launched] = []
+    if c.own:
+        from sstkern.program import ahead  # which imports much more than the engines
+
+        with _recorded(c, lambda *launched: launches.append(_Launched(*launched))):
+            ahead.run(c.cell, c.hidden_size, getattr(torch, c.dtype), c.batch, c.kernel == "backward")
+        return next(launched for launched in launches if launched.kernel.__name__ == "core")
     cell, dtype = CELLS[c.cell], getattr(torch, c.dtype)
 
     def empty(*shape: int) -> Tensor:
@@ -268,7 +311,7 @@ def _launched(configuration: Configuration) -> _Launched:
 @contextmanager
 def _recorded(configuration: Configuration, run: Callable) -> Iterator[None]:
     """Layers on meta tensors hand their launches to `run`."""
-    outer = launch.force(configuration.schedule)
+    outer = launch.force(configuration.schedule or None)
     device.compile_for(_device(TARGETS[configuration.target], configuration.tf32, run))
     try:
         yield
@@ -418,6 +461,9 @@ def does_not_fit(row: Row) -> str | None:
 
 def lacks_tensor_cores(row: Row) -> str | None:
     c, wanted = row.configuration, TARGETS[row.configuration.target].product
+    if c.own:  # of whose products a program may have fewer rows than those instructions take
+        products = any(name.startswith("CHUNKS") for name in row.sizes)
+        return "has no tensor-core instructions" if products and not row.code.tensor_cores else None
     if c.dtype not in ("bfloat16", "float16") or c.schedule == "stepwise":
         return None
     if any(re.fullmatch(wanted, name) for name in row.code.tensor_cores):
@@ -428,7 +474,7 @@ def lacks_tensor_cores(row: Row) -> str | None:
 def exchanges_unsafely(row: Row) -> str | None:
     """Programs that wait for each other need an acquire before they read and a release after they write."""
     c, code = row.configuration, row.code
-    if c.schedule not in ("grid", "streamed"):
+    if c.schedule not in ("grid", "streamed") or not row.sizes.get("EXCHANGES", True):
         return None
     if not code.acquires:
         return "never acquires: no read of a counter is followed by an invalidation of L1"
@@ -444,6 +490,9 @@ def exchanges_unsafely(row: Row) -> str | None:
 def _exchanged(row: Row) -> int:
     """Bytes that a program's code has to load past L1: each load in it once, however often the loop runs it."""
     c, s = row.configuration, row.sizes
+    if c.own:  # one tile of an operand at least
+        blocks = [size for name, size in s.items() if name.startswith("BLOCK_K")]
+        return s["BLOCK_B"] * min(blocks, default=0) * getattr(torch, c.dtype).itemsize
     if c.kernel == "forward":
         return s["BLOCK_B"] * s["BLOCK_K"] * (s["CHUNKS"] if c.schedule == "grid" else 1) * getattr(torch, c.dtype).itemsize
     # Inside the loop, and after it.
@@ -480,11 +529,21 @@ def heading() -> str:
 
 def line(row: Row) -> str:
     c, s, code = row.configuration, row.sizes, row.code
-    tile = "x".join(str(s[size]) for size in ("BLOCK_H", "BLOCK_B", "BLOCK_K", "CHUNKS"))
-    layer = (c.kernel, c.cell, c.dtype, s["PRECISION"], c.schedule, "yes" if c.picked else "no", c.batch, c.hidden_size)
+    tile = _tile(s)
+    layer = (c.kernel, c.cell.rpartition(":")[2], c.dtype, s["PRECISION"], c.schedule, "yes" if c.picked else "no", c.batch, c.hidden_size)
     made = ("-",) * 5 if code is None else (code.registers, code.stack, code.local, code.shared, row.programs)
     cores = "none" if code is None else ", ".join(f"{name} {count}" for name, count in code.tensor_cores.items())
     return _line((*layer, tile, s["num_warps"], s["num_stages"], *made, f"{row.seconds:.1f}", cores or "none"))
+
+
+def _tile(sizes: dict[str, Any]) -> str:
+    """Of an own cell: its most units, rows of the batch, and the columns of its deepest product."""
+    if "BLOCK_H" in sizes:
+        return "x".join(str(sizes[size]) for size in ("BLOCK_H", "BLOCK_B", "BLOCK_K", "CHUNKS"))
+    units = max((size for name, size in sizes.items() if name[:5] == "BLOCK" and name[5:].isdigit()), default=0)
+    depths = [(sizes[f"BLOCK_K{name[6:]}"], chunks) for name, chunks in sizes.items() if name[:6] == "CHUNKS"]
+    size, chunks = max(depths, key=lambda depth: depth[0] * depth[1], default=(0, 0))
+    return f"{units}x{sizes['BLOCK_B']}x{size}x{chunks}"
 
 
 def _line(values: Iterable[Any]) -> str:

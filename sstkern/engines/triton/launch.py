@@ -3,6 +3,7 @@
 `sstkern aot-report` prints what the table's launches compile to; the numbers of warps and loads below are those that spill no register.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -151,7 +152,7 @@ def _obstacle(launch: Launch, card: Card, layer: Layer, backward: bool) -> str |
     return None if weights <= room else f"it keeps {weights} bytes of weights in a program, and this GPU has room for {room}"
 
 
-def _room(card: Card, layer: Layer) -> int:
+def _room(card: Card, layer: "Layer | Step") -> int:
     """Bytes of weights that a program can keep."""
     return card.shared_memory * 3 // 5 if card.wgmma and layer.dtype != torch.float64 else card.registers
 
@@ -169,3 +170,154 @@ def force(schedule: str | None) -> str | None:
     global _forced
     before, _forced = _forced, schedule
     return before
+
+
+@dataclass(frozen=True)
+class Part:
+    """Of a program's step, what its programs share by units. gates: of how many its products are, 1 without one. depths: of its products'
+    operands. over: how many numbers of a row it reduces, some at a time; row: how many one program needs in a tile of its own. live: how
+    many tiles of its units are alive at once."""
+
+    units: int
+    stage: int
+    gates: int = 1
+    depths: tuple[int, ...] = ()
+    over: int = 0
+    row: int = 0
+    live: int = 1
+
+    @property
+    def rows(self) -> int:
+        """Of all its products' matrix, gates padded; its units where it has none."""
+        return self.units * power_of_two(self.gates)
+
+
+@dataclass(frozen=True)
+class Step:
+    """What the table asks of a program's step. dtype: of the operands of its products. meets: whether units need what others computed."""
+
+    dtype: torch.dtype
+    precision: str
+    batch: int
+    parts: tuple[Part, ...]
+    meets: bool
+
+
+@dataclass(frozen=True)
+class StepLaunch:
+    """programs: that share a tile of the batch. blocks: of units, each part's. depths: of each part's products, the columns of a chunk and
+    how many chunks there are."""
+
+    schedule: str
+    programs: int
+    block_b: int
+    blocks: tuple[int, ...]
+    depths: tuple[tuple[tuple[int, int], ...], ...]
+    num_warps: int
+    num_stages: int
+    meets: bool
+
+    @property
+    def exchanges(self) -> bool:
+        """Whether the programs of a task wait for each other, and so have to run at once."""
+        return self.meets and self.programs > 1 and self.schedule != "stepwise"
+
+    @property
+    def keeps(self) -> bool:
+        return self.schedule in ("resident", "grid")
+
+
+_ROWS = 16
+"""Of the batch in a program's tile: what a product of tensor cores takes at least."""
+_LIVE = 64
+"""Registers of a thread that the tiles alive at once may take; the rest are for addresses and what the compiler adds. With 96 a
+layer-normalised LSTM of 256 units spills."""
+_REDUCED = 64
+"""Numbers of a row that a reduction takes at once: with 256 their addresses spill."""
+
+
+def choose_step(card: Card, step: Step, schedule: str | None = None) -> StepLaunch:
+    """The launch of a program's loop over time steps, forward or backward; `schedule` forces one.
+
+    Raises ValueError for a schedule that cannot run it, with the reason.
+    """
+    resident, grid, *others = SCHEDULES
+    wide = max((part.rows for part in step.parts), default=1) > 256
+    order = (grid, resident, *others) if wide else SCHEDULES
+    for name in order if schedule is None else (schedule,):
+        for rows in (32, 16) if _deep(step) else (64, 32, 16):
+            launch = _step_launch(card, step, name, rows)
+            obstacle = _step_obstacle(launch, card, step)
+            if obstacle is None:
+                return launch
+    raise ValueError(f"schedule: '{schedule}' cannot run this program: {obstacle}")
+
+
+def _step_launch(card: Card, step: Step, schedule: str, rows: int) -> StepLaunch:
+    """rows: of the matrices of its products, in one program where several share them."""
+    wide = max((part.rows for part in step.parts), default=1)
+    programs = 1 if schedule == "resident" else -(-wide // rows)
+    blocks = tuple(_block(part, programs) for part in step.parts)
+    item = step.dtype.itemsize
+    block_k = ({2: 128, 4: 64, 8: 16} if schedule in ("resident", "grid") else {2: 64, 4: 32, 8: 16})[item]
+    depths = tuple(tuple(_chunks(depth, block_k) for depth in part.depths) for part in step.parts)
+    return StepLaunch(schedule, programs, _ROWS, blocks, depths, _warps(step, blocks), 1, step.meets)
+
+
+def _chunks(depth: int, block: int) -> tuple[int, int]:
+    size = min(block, power_of_two(depth, 16))
+    return size, -(-depth // size)
+
+
+def _deep(step: Step) -> bool:
+    """Whether an operand is so deep that the loads of its chunks, which the compiler asks for all at once, spill beside 64 rows of a
+    matrix in 4 warps. 8 warps have room for them with 32 rows, which are no warpgroup's product."""
+    return max((depth for part in step.parts for depth in part.depths), default=0) > 512
+
+
+def _tiles(step: Step, blocks: Sequence[int]) -> int:
+    """Registers that the tiles alive at once take, of all threads together."""
+    words = 2 if step.dtype == torch.float64 else 1
+    # Beside a product its operand and the matrix are on their way.
+    tiles = [part.live + (power_of_two(part.gates) * len(part.depths) + 4 if part.depths else 0) for part in step.parts]
+    return max((count * block * _ROWS * words for count, block in zip(tiles, blocks, strict=True)), default=1)
+
+
+def _warps(step: Step, blocks: Sequence[int]) -> int:
+    """So many that those fit."""
+    if _deep(step):
+        return 8
+    most = 8 if any(part.depths for part in step.parts) else 16
+    return min(power_of_two(-(-_tiles(step, blocks) // (32 * _LIVE)), 4), most)
+
+
+def _block(part: Part, programs: int) -> int:
+    if part.row:
+        return power_of_two(part.row)
+    if part.over:
+        return min(power_of_two(part.over), _REDUCED)
+    least = -(-16 // power_of_two(part.gates)) if part.depths else 1
+    return power_of_two(-(-part.units // programs), least)
+
+
+def _step_obstacle(launch: StepLaunch, card: Card, step: Step) -> str | None:
+    row = max((part.row for part in step.parts), default=0)
+    if row > 4096:
+        return f"a cumulative sum has {row} numbers, and one program has room for 4096"
+    if launch.schedule == "stepwise":
+        return None
+    if _tiles(step, launch.blocks) > 32 * launch.num_warps * _LIVE:
+        return "registers have no room for its tiles"
+    if launch.exchanges and launch.programs > card.multiprocessors:
+        return f"its {launch.programs} programs have to run at once, on {card.multiprocessors} multiprocessors"
+    if launch.schedule == "streamed":
+        return None
+    if step.precision == "tf32x3":
+        return "it keeps weights, and registers have no room for their three parts"
+    weights = sum(
+        power_of_two(part.gates) * block * size * count * step.dtype.itemsize
+        for part, block, of_part in zip(step.parts, launch.blocks, launch.depths, strict=True)
+        for size, count in of_part
+    )
+    room = _room(card, step)
+    return None if weights <= room else f"it keeps {weights} bytes of weights in a program, and this GPU has room for {room}"

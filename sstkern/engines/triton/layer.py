@@ -35,7 +35,7 @@ def forward(
     saved_rows: int | None,
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     """`sstkern::layer`. Its `saved` is what `saved_shapes` says."""
-    with _on(x.device):
+    with on(x.device):
         call = _Call(cell, x, weights, hx, lengths, has_bias, bidirectional)
         runs["forward"] += 1
         output = call.output_like(call.P)
@@ -73,7 +73,7 @@ def backward(
         raise RuntimeError("sstkern::layer_backward: nothing was saved; call sstkern::layer with saved_rows")
     if len(needs) != 1 + len(weights) + len(hx):
         raise RuntimeError(f"sstkern::layer_backward: expected {1 + len(weights) + len(hx)} flags in needs, got {len(needs)}")
-    with _on(x.device):
+    with on(x.device):
         call = _Call(cell, x, weights, hx, lengths, has_bias, bidirectional)
         if groups is not None and (groups < 1 or call.B % groups):
             raise ValueError(f"groups: {groups} do not share {call.B} sequences equally")
@@ -267,10 +267,10 @@ def _forward_stepwise(call: _Call, plan: Launch, output: Tensor, inner: Tensor, 
     gates_x, weight_hh = call.gates_x(), call.weight_hh.transpose(1, 2)
     weight_hr = _stacked([w.weight_hr for w in call.weights]).transpose(1, 2) if call.projects else None
     for s in range(call.T):
-        gates_h = _product(h.to(call.x.dtype), weight_hh, call.real)
+        gates_h = product(h.to(call.x.dtype), weight_hh, call.real)
         _launch_forward(call, plan, gates_x, gates_h, states, states, inner, saved, s, s + 1)
         if weight_hr is not None:
-            valid, projected = call.valid_at(s), _product(states[0].to(call.x.dtype), weight_hr, call.real)
+            valid, projected = call.valid_at(s), product(states[0].to(call.x.dtype), weight_hr, call.real)
             h = torch.where(valid, projected, h)
             for d, t in enumerate(call.steps_at(s)):
                 call.set_step(output, d, t, torch.where(valid[d], projected[d], 0))
@@ -368,7 +368,7 @@ class _Backward:
         for s in range(call.T):
             grad_inner = self.through_projection(grad_h, s) if call.projects else grad_h
             self.launch(plan, grad_inner, step_dgates_h, dstates, dstates, s, s + 1)
-            grad_h = _product(step_dgates_h, call.weight_hh, call.real)
+            grad_h = product(step_dgates_h, call.weight_hh, call.real)
         return [state.to(call.x.dtype) for state in (self.dh + grad_h, *dstates[1:])]
 
     def through_projection(self, grad_h: Tensor, s: int) -> Tensor:
@@ -381,7 +381,7 @@ class _Backward:
         total = torch.where(valid, total, 0).to(call.x.dtype)
         for d, t in enumerate(steps):
             call.set_step(self.dprojected, d, t, total[d])
-        return _product(total, _stacked([w.weight_hr for w in call.weights]), call.real)
+        return product(total, _stacked([w.weight_hr for w in call.weights]), call.real)
 
     def launch(
         self,
@@ -525,13 +525,13 @@ def _as_tf32(weight: Tensor) -> Tensor:
     return torch.where(weight.isnan(), weight, rounded)
 
 
-def _product(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
+def product(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
     """torch.bmm with the result, and the sum, in `dtype`."""
     if a.dtype == dtype:
         return torch.bmm(a, b)
     return torch.bmm(a, b, out_dtype=dtype) if a.is_cuda else torch.bmm(a.to(dtype), b.to(dtype))
 
 
-def _on(place: torch.device):
+def on(place: torch.device):
     """Triton launches on the current device, which need not be the tensors'."""
     return torch.cuda.device(place) if place.type == "cuda" else nullcontext()

@@ -5,6 +5,7 @@ cannot show: a read that an L1 cache answers with old data, and orders of memory
 """
 
 import os
+import re
 import signal
 import time
 import traceback
@@ -23,10 +24,12 @@ from interpreter import patch_language_once
 from torch import Tensor, multiprocessing
 from triton.runtime.interpreter import TensorHandle, interpreter_builder
 
-from sstkern.engines.triton import barrier, device, recurrence
+from sstkern.engines.triton import barrier, device, recurrence, sources, tiles
 
-EXCHANGED = {"forward": "exchange", "backward": "parts"}
-"""The argument of each kernel by which its programs exchange."""
+EXCHANGED = {"forward": r"exchange", "backward": r"parts", "core": r"state\d+"}
+"""The arguments of each kernel by which its programs exchange, in two buffers by turns."""
+STORED = EXCHANGED | {"core": r"(state|slot)\d+"}
+"""Those that they store to, and others read."""
 GRACE = 10.0
 """Seconds beyond a launch's time limit, for all that is not waiting."""
 
@@ -54,6 +57,8 @@ class Disturbance(NamedTuple):
     """Seconds that it stops after every arrival."""
     forward: Fault = Fault()
     backward: Fault = Fault()
+    core: Fault = Fault()
+    """Of a generated kernel."""
     time_limit: float = 60.0
     """Seconds until a launch's programs stop waiting for each other."""
 
@@ -63,9 +68,11 @@ class Function(NamedTuple):
 
     module: str
     name: str
+    text: str = ""
+    """Of a generated module."""
 
     def find(self):
-        return getattr(import_module(self.module), self.name)
+        return getattr(sources.module(self.text) if self.text else import_module(self.module), self.name)
 
 
 class Launch(NamedTuple):
@@ -75,6 +82,8 @@ class Launch(NamedTuple):
     disturbance: Disturbance
     failed: Tensor
     """uint8 (1,): not 0 once a program has raised, so that no other waits for it."""
+    waits: bool = True
+    """Whether its programs wait for each other; else one process runs them all."""
 
 
 class Processes:
@@ -108,13 +117,14 @@ class Processes:
         card = replace(other.card, multiprocessors=multiprocessors)
         return replace(other, card=card, run=self.run, allows_tf32=lambda: False)
 
-    def run(self, kernel, grid: tuple[int, ...], arguments: dict, _: dict) -> None:
+    def run(self, kernel, grid: tuple[int, ...], arguments: dict, options: dict) -> None:
         """`Device.run`. Raises RuntimeError with the traceback of every program that failed."""
         sendable = {name: _sendable(argument) for name, argument in arguments.items()}
         failed = torch.zeros(1, dtype=torch.uint8).share_memory_()
-        launch = Launch(_sendable(kernel), sendable, grid[0], self.disturbance, failed)
-        self.grids.append(launch.programs)
-        running = self.connections[: launch.programs]
+        launch = Launch(_sendable(kernel), sendable, grid[0], self.disturbance, failed, options.get("launch_cooperative_grid", False))
+        if launch.waits:
+            self.grids.append(launch.programs)
+        running = self.connections[: launch.programs if launch.waits else 1]
         for connection in running:
             connection.send(launch)
         deadline = time.monotonic() + launch.disturbance.time_limit + 2 * GRACE
@@ -127,7 +137,9 @@ class Processes:
 def _sendable(argument):
     if isinstance(argument, Tensor):
         return argument.share_memory_()
-    return Function(argument.fn.__module__, argument.fn.__name__) if hasattr(argument, "fn") else argument
+    if not hasattr(argument, "fn"):
+        return argument
+    return Function(argument.fn.__module__, argument.fn.__name__, argument.fn.__globals__.get("TEXT", ""))
 
 
 def _reply(connection: Connection, deadline: float) -> str:
@@ -171,7 +183,10 @@ def _serve(program: int, connection: Connection) -> None:
 
 def _reply_to(program: int, launch: Launch) -> str:
     try:
-        Program(program, launch).run()
+        if launch.waits:
+            Program(program, launch).run()
+        else:
+            launch.kernel.find()[(launch.programs,)](**launch.arguments)
     except Exception:
         launch.failed.fill_(1)
         return traceback.format_exc()
@@ -182,13 +197,19 @@ class Program:
     """One of a launch's programs, with its lag and its faults."""
 
     def __init__(self, index: int, launch: Launch):
-        disturbance, exchanged = launch.disturbance, launch.arguments[EXCHANGED[launch.kernel.name]]
+        disturbance = launch.disturbance
         self.index, self.launch = index, launch
         self.fault: Fault = getattr(disturbance, launch.kernel.name)
         self.lag = disturbance.lag if index == disturbance.slow else 0.0
         self.deadline = time.monotonic() + disturbance.time_limit
-        self.first, self.bytes = exchanged.data_ptr(), exchanged.numel() * exchanged.element_size()
+        self.turns, self.stores = self.memory(EXCHANGED), self.memory(STORED)
         self.late_stores: list[Callable[[], None]] = []
+
+    def memory(self, names: dict[str, str]) -> list[tuple[int, int]]:
+        """(first address, bytes) of those arguments."""
+        expression = names[self.launch.kernel.name]
+        found = [tensor for name, tensor in self.launch.arguments.items() if re.fullmatch(expression, name)]
+        return [(tensor.data_ptr(), tensor.numel() * tensor.element_size()) for tensor in found]
 
     def run(self) -> None:
         arguments = {
@@ -200,8 +221,8 @@ class Program:
             (interpreter_builder, "create_masked_load", self.load),
             (interpreter_builder, "create_masked_store", self.store),
             (barrier, "_read", self.read),
-            (recurrence, "wait", self.wait),
-            (recurrence, "arrive", self.arrive),
+            *((module, "wait", self.wait) for module in (recurrence, tiles)),
+            *((module, "arrive", self.arrive) for module in (recurrence, tiles)),
         ]
         with ExitStack() as stack:
             for owner, name, method in replacements:
@@ -221,7 +242,7 @@ class Program:
 
     def store(self, store: Callable, at: TensorHandle, *more) -> None:
         later = partial(store, self.folded(at), *more)
-        if self.fault.arrives_early and self.exchanged(at).any():
+        if self.fault.arrives_early and any(self.within(at, memory).any() for memory in self.stores):
             self.late_stores.append(later)
         else:
             later()
@@ -247,13 +268,14 @@ class Program:
         while self.late_stores:
             self.late_stores.pop(0)()
 
-    def exchanged(self, at: TensorHandle) -> np.ndarray:
-        """Which addresses are the exchange's; those before it wrap around."""
-        return at.data - self.first < self.bytes
+    def within(self, at: TensorHandle, memory: tuple[int, int]) -> np.ndarray:
+        """Which addresses are there; those before it wrap around."""
+        first, size = memory
+        return at.data - first < size
 
     def folded(self, at: TensorHandle) -> TensorHandle:
         """With one buffer, addresses in the second are the first's."""
-        if not self.fault.one_buffer:
-            return at
-        once = self.first + (at.data - self.first) % (self.bytes // 2)
-        return TensorHandle(np.where(self.exchanged(at), once, at.data), at.dtype)
+        for first, size in self.turns if self.fault.one_buffer else ():
+            once = first + (at.data - first) % (size // 2)
+            at = TensorHandle(np.where(self.within(at, (first, size)), once, at.data), at.dtype)
+        return at

@@ -12,6 +12,7 @@ from triton.runtime.driver import driver
 from sstkern import engines
 from sstkern.cells import CELLS
 from sstkern.engines.triton import aot, launch
+from sstkern.program import ahead
 
 SAMPLE = [
     (kernel, cell, dtype, False, schedule, 64, 128)
@@ -255,3 +256,65 @@ def test_interpreted_kernels_are_not_compiled(monkeypatch):
     monkeypatch.setattr(engines, "_INTERPRETING", True)
     with pytest.raises(ValueError, match="TRITON_INTERPRET is set"):
         aot.table("sm_90")
+
+
+OWN = ["torch.nn:LSTMCell", "sstkern.cells:LayerNormGRUCell"]
+
+
+@pytest.fixture(scope="module")
+def own() -> list[aot.Configuration]:
+    return aot.own_table("sm_90", OWN)
+
+
+def test_the_table_of_own_cells_has_every_size_and_number(own):
+    assert {(c.cell, c.kernel, c.dtype, c.hidden_size) for c in own} == {
+        (cell, kernel, dtype, size)
+        for cell in OWN
+        for kernel in ("forward", "backward")
+        for dtype in ("bfloat16", "float32")
+        for size in aot.OWN_SIZES
+    }
+    assert {c.schedule for c in own} == {"resident", "grid", "streamed"}
+
+
+@bars
+@pytest.mark.parametrize("cell", OWN)
+def test_own_cells_kernels_for_hopper_keep_every_bar(own, cell, monkeypatch):
+    rows = compiled(monkeypatch, (c for c in own if (c.cell, c.dtype) == (cell, "bfloat16") and c.hidden_size < 1024))
+    assert len(rows) == 4
+    assert not (faults := aot.broken(rows)), "\n".join(faults)
+    for row in rows:
+        assert row.sizes["EXCHANGES"] == (row.configuration.schedule == "grid") == (row.code.acquires > 0)
+        assert set(row.code.tensor_cores) <= {"HGMMA", "HMMA"}
+        assert row.code.tensor_cores
+
+
+@bars
+def test_a_wait_that_is_missing_in_an_own_cells_kernel_is_seen(own, monkeypatch):
+    """The barrier of generated kernels is what the bar looks for."""
+    grid = next(c for c in own if (c.cell, c.kernel, c.schedule, c.dtype) == (OWN[0], "forward", "grid", "bfloat16"))
+    launched = aot._launched(grid)
+    assert launched.arguments["EXCHANGES"]
+    monkeypatch.setattr(aot, "_launched", lambda _: launched._replace(arguments=launched.arguments | {"EXCHANGES": False}))
+    (row,) = compiled(monkeypatch, [grid])
+    row.sizes["EXCHANGES"] = True
+    (fault,) = aot.broken([row])
+    assert "never acquires" in fault
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("no_such_module", "No module named 'no_such_module'"),
+        ("torch.nn:NoCell", "there is no 'NoCell' in torch.nn"),
+        ("torch.nn:Linear", "'torch.nn:Linear' as Linear\\(16, 16\\): "),
+        ("math", "math has no cells"),
+    ],
+)
+def test_what_is_no_cell_is_refused(name, reason):
+    with pytest.raises(ValueError, match=f"cell: .*{reason}"):
+        ahead.cells(name)
+
+
+def test_a_module_stands_for_its_cells():
+    assert ahead.cells("torch.nn") == ["torch.nn:GRUCell", "torch.nn:LSTMCell", "torch.nn:RNNCell"]

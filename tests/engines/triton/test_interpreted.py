@@ -10,7 +10,10 @@ import pytest
 TESTS = Path(__file__).parents[2]
 FILES = {
     "layer": ["engines/triton/test_layer.py"],
-    "math": ["engines/triton/test_math.py"],
+    "math": ["engines/triton/test_math.py", "engines/triton/test_functions.py"],
+    # Two processes for the two cores that a machine has at least.
+    "own cells, resident": ["engines/triton/test_programs.py", "-k", "not stepwise"],
+    "own cells, stepwise": ["engines/triton/test_programs.py", "-k", "stepwise"],
     # The C++ engine's own tests, on these kernels: those that run them a few times, and not in bfloat16, whose products the interpreter
     # gets wrong.
     "operators": [

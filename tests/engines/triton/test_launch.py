@@ -85,3 +85,48 @@ def test_tiles_cover_every_unit(hidden_size, gates, dtype, backward):
 def test_a_forced_schedule_that_cannot_run_says_why(schedule, layer, reason):
     with pytest.raises(ValueError, match=f"schedule: '{schedule}' cannot run this layer: {reason}"):
         launch.choose(H100, layer, False, schedule)
+
+
+def step(units: int, gates: int = 4, depth: int | None = None, dtype: torch.dtype = torch.bfloat16, live: int = 6, **more) -> launch.Step:
+    """A program's, of one stage with one product."""
+    part = launch.Part(units, 0, gates, (units if depth is None else depth,), live=live)
+    return launch.Step(dtype, more.pop("precision", "ieee"), 64, (part,), True, **more)
+
+
+@pytest.mark.parametrize(
+    ("given", "schedule", "programs"),
+    [
+        (step(64), "resident", 1),
+        (step(65), "grid", 5),
+        (step(256), "grid", 16),
+        (step(256, gates=1, depth=1024), "grid", 8),
+        (step(64, live=40), "grid", 4),  # no room for its tiles in one program
+        (step(1024, dtype=torch.float32, precision="tf32x3"), "streamed", 128),
+        (step(4096), "stepwise", 512),
+    ],
+)
+def test_the_table_of_programs_on_an_h100(given, schedule, programs):
+    found = launch.choose_step(H100, given)
+    assert (found.schedule, found.programs) == (schedule, programs)
+    assert all(
+        size * count >= depth
+        for part, depths in zip(given.parts, found.depths, strict=True)
+        for depth, (size, count) in zip(part.depths, depths, strict=True)
+    )
+    assert found.programs * found.blocks[0] >= given.parts[0].units
+
+
+def test_what_a_program_needs_is_said_where_a_schedule_lacks_it():
+    with pytest.raises(ValueError, match="schedule: 'grid' cannot run this program: its 1024 programs have to run at once, on 132 multi"):
+        launch.choose_step(H100, step(4096), "grid")
+    with pytest.raises(ValueError, match="schedule: 'resident' cannot run this program: it keeps 262144 bytes of weights in a program"):
+        launch.choose_step(H100, step(64, gates=1, depth=2048), "resident")
+    with pytest.raises(ValueError, match="a cumulative sum has 5000 numbers, and one program has room for 4096"):
+        launch.choose_step(H100, launch.Step(torch.float32, "ieee", 1, (launch.Part(1, 0, row=5000),), True), "stepwise")
+
+
+def test_units_that_need_no_others_wait_for_none():
+    alone = launch.Step(torch.float32, "ieee", 64, (launch.Part(4096, 0, live=6),), False)
+    found = launch.choose_step(H100, alone)
+    assert found.programs > 1
+    assert not found.exchanges
