@@ -4,7 +4,7 @@ PYTHON := $(VENV)/bin/python
 CPP := $(wildcard csrc/*.cpp csrc/*.h csrc/kernels/*.h csrc/kernels/*/*.h)
 CPP_OF_TESTS := $(wildcard tests/engines/cells/*.h)
 
-.PHONY: help build train study docs test test-levels test-aarch64 wheel sanitize lint format bench bench-cells aot clean
+.PHONY: help build train study docs test test-levels test-aarch64 test-clang wheel wheel-aarch64 reproduce sanitize lint format bench bench-cells aot clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -32,8 +32,17 @@ test-levels: $(VENV)/built ## the numerical tests, once for each lower instructi
 test-aarch64: $(VENV)/built ## the C++ engine compiled for aarch64 and run under qemu (ARGS="..." adds pytest options)
 	$(PYTHON) tests/aarch64.py $(ARGS)
 
+test-clang: $(VENV)/built ## the C++ engine compiled with clang, without OpenMP, and its kernels for macOS and Windows (ARGS="..." as above)
+	$(PYTHON) tests/clang.py $(ARGS)
+
 wheel: ## dist/: the source distribution and a wheel for this platform, made in an environment of their own and tested
 	python3 tools/wheel.py
+
+wheel-aarch64: $(VENV)/built ## the wheel for aarch64, cross-compiled and tried under qemu
+	$(PYTHON) tools/wheel_aarch64.py
+
+reproduce: $(VENV)/built ## build the last commit's wheel in two folders, and compare the bytes
+	$(PYTHON) tools/reproduce.py
 
 sanitize: $(VENV)/built ## the engine under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer (ARGS="--sanitizer thread" for one)
 	$(PYTHON) tests/sanitize.py $(ARGS)

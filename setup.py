@@ -4,6 +4,8 @@ import json
 import os
 import platform
 import re
+import shlex
+import subprocess
 import sys
 import sysconfig
 from glob import glob
@@ -87,14 +89,35 @@ def sanitizer_flags() -> list[str]:
     return [*SANITIZERS[given], "-g1", "-fno-omit-frame-pointer"] if given else []
 
 
+def has_torchs_openmp() -> bool:
+    """Whether the compiler's OpenMP calls the runtime that torch itself brings: GCC's on Linux. Clang's would be a second one, with threads
+    of its own. Without OpenMP all threads are torch's parallel_for's. SSTKERN_NO_OPENMP=1 leaves it out."""
+    if os.environ.get("SSTKERN_NO_OPENMP") == "1":
+        return False
+    command = [*shlex.split(os.environ.get("CXX") or "c++"), "-fopenmp", "-dM", "-E", "-x", "c++", os.devnull]
+    try:
+        told = subprocess.run(command, capture_output=True, text=True)
+    except OSError:
+        return False
+    return told.returncode == 0 and "#define _OPENMP " in told.stdout and "#define __clang__ " not in told.stdout
+
+
+def path_flags() -> list[str]:
+    """Have messages name files as from here and from torch's folder: two builds of one commit, in whatever folders, have the same bytes."""
+    import torch
+
+    folders = {Path.cwd(): ".", Path(torch.__file__).parent: "torch"}
+    return [f"-ffile-prefix-map={folder}={name}" for folder, name in folders.items()]
+
+
 def extension_arguments(torch_version: str) -> dict:
     from torch.utils.cpp_extension import BuildExtension, CppExtension
 
-    flags = sanitizer_flags()
+    flags, openmp = sanitizer_flags(), has_torchs_openmp()
 
     class Build(BuildExtension):
-        """Leaves a note of the torch compiled for, which `import sstkern` reads before it loads the binary, and of the sanitizers' flags,
-        which a cell that is compiled at run time then has too."""
+        """Leaves a note of the torch compiled for, which `import sstkern` reads before it loads the binary, of the sanitizers' flags, which
+        a cell that is compiled at run time then has too, and of OpenMP."""
 
         def run(self):
             if flags and self.inplace:
@@ -103,16 +126,16 @@ def extension_arguments(torch_version: str) -> dict:
                 )
             super().run()
             package = Path(__file__).parent / "sstkern" if self.inplace else Path(self.build_lib) / "sstkern"
-            (package / "_build_info.json").write_text(json.dumps({"torch": torch_version, "flags": flags}) + "\n")
+            (package / "_build_info.json").write_text(json.dumps({"torch": torch_version, "flags": flags, "openmp": openmp}) + "\n")
 
     extension = CppExtension(
         "sstkern._cpu",
         [*sorted(glob("csrc/*.cpp")), *write_units(Path("build", "units"))],
         include_dirs=[str(Path("csrc", "kernels").resolve())],
         depends=glob("csrc/**/*.h", recursive=True),
-        # Compiled with OpenMP but not linked with it: at::parallel_for then meets the runtime torch itself brings, and one pool of
-        # threads obeys torch.set_num_threads. A second runtime would have threads of its own.
-        extra_compile_args=["-O3", "-ffp-contract=off", "-g0", "-fopenmp", "-Wall", *flags],
+        # Compiled with OpenMP but not linked with it: it then meets the runtime torch itself brings, and one pool of threads obeys
+        # torch.set_num_threads.
+        extra_compile_args=["-O3", "-ffp-contract=off", "-g0", "-Wall", *path_flags(), *(["-fopenmp"] if openmp else []), *flags],
         extra_link_args=[flag for flag in flags if flag.startswith("-fsanitize=")],
     )
     return {"ext_modules": [extension], "cmdclass": {"build_ext": Build}}
@@ -120,6 +143,9 @@ def extension_arguments(torch_version: str) -> dict:
 
 def arguments() -> dict:
     if os.environ.get("SSTKERN_NO_EXTENSION") == "1":
+        return {}
+    if platform.system() not in ("Linux", "Darwin"):
+        print(f"sstkern: not built on {platform.system()} yet: the reference engine runs, in plain PyTorch", file=sys.stderr)
         return {}
     torch_version = import_torch_version()
     if torch_version is None:

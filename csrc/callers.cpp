@@ -1,7 +1,5 @@
 #include "callers.h"
 
-#include <ATen/Parallel.h>
-
 #include <algorithm>
 #include <atomic>
 
@@ -33,20 +31,13 @@ int64_t callers_at_start() {
 
 CallThreads::CallThreads() {
   const int64_t callers = callers_at_start();
-#ifdef _OPENMP
   if (callers == 1 && !paused()) return;
-  const int all = at::get_num_threads();  // not OpenMP's, which is not yet torch's in a new thread
-  const int part = paused() ? 1 : static_cast<int>(std::max<int64_t>(1, all / callers));
-  if (part == all) return;
-  threads_ = all;
-  omp_set_num_threads(part);  // of this thread's calls, at::parallel_for's too
-#endif
+  const int64_t all = most_threads(), part = paused() ? 1 : std::max<int64_t>(1, all / callers);
+  if (part != all) before_ = limit_threads(part);
 }
 
 CallThreads::~CallThreads() {
-#ifdef _OPENMP
-  if (threads_ > 0) omp_set_num_threads(threads_);
-#endif
+  if (before_) end_limit(*before_);
   running.fetch_sub(1, std::memory_order_relaxed);
 }
 

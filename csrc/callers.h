@@ -1,6 +1,9 @@
 // How calls from several threads at once share the threads that torch.set_num_threads allows.
 #pragma once
 
+#include <cstdint>
+#include <optional>
+
 namespace sstkern {
 
 // This thread's call of the engine, for as long as it runs: where n threads have calls at once, each call has an n-th of the threads, one
@@ -14,7 +17,7 @@ class CallThreads {
   CallThreads& operator=(const CallThreads&) = delete;
 
  private:
-  int threads_ = 0;  // what this thread has otherwise, or 0 where that is not changed
+  std::optional<int64_t> before_;  // what ends the limit of this thread's, if there is one
 };
 
 }  // namespace sstkern

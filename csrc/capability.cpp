@@ -1,6 +1,5 @@
 #include "capability.h"
 
-#include <ATen/Parallel.h>
 #include <c10/util/Exception.h>
 
 #include <algorithm>
@@ -91,7 +90,7 @@ double rate(const Run& run) {
   for (int round = 0; round < 8; ++round) {
     std::atomic<int64_t> done{0};
     const auto start = std::chrono::steady_clock::now();
-    run_team(at::get_num_threads(), [&](int64_t thread, int64_t threads) { done += run(thread, threads); });
+    run_team(most_threads(), [&](int64_t thread, int64_t threads) { done += run(thread, threads); });
     const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
     best = std::max(best, static_cast<double>(done.load()) / seconds.count());
   }

@@ -1,5 +1,7 @@
 #include "plan.h"
 
+#include <ATen/Parallel.h>
+
 namespace sstkern {
 
 namespace {
@@ -24,7 +26,7 @@ Plan::Plan(const LoopWork& work, int64_t threads) : directions_(work.directions)
   while (each % ranges != 0) --ranges;
   parts_ = each / ranges;
   const int64_t step = work.schedule.rows() * work.multiply_adds / (std::max<int64_t>(1, work.steps) * ranges);
-  if (step < parts_ * kStepWork) {
+  if (!kAtOnce || step < parts_ * kStepWork) {
     parts_ = 1;
     ranges = each;
   }
@@ -56,7 +58,7 @@ Share Plan::share(int64_t thread, int64_t direction) const {
 Plan make_plan(const LoopWork& work) {
   // Packing an element takes about as long as four multiply-adds.
   const int64_t all = work.directions * (work.schedule.rows() * work.multiply_adds + 4 * work.packed);
-  return Plan(work, std::clamp<int64_t>(all / kThreadWork, 1, at::in_parallel_region() ? 1 : at::get_num_threads()));
+  return Plan(work, std::clamp<int64_t>(all / kThreadWork, 1, at::in_parallel_region() ? 1 : most_threads()));
 }
 
 int64_t latest_threads() { return latest; }

@@ -1,8 +1,6 @@
 // How threads share a call's time loop.
 #pragma once
 
-#include <ATen/Parallel.h>
-
 #include <algorithm>
 #include <memory>
 #include <vector>

@@ -1,9 +1,16 @@
 #include "team.h"
 
+#include <ATen/Parallel.h>
+#include <torch/csrc/stable/c/shim.h>
+
 #include <algorithm>
 #include <chrono>
 #include <ctime>
+#include <exception>
+#include <limits>
+#include <mutex>
 #include <thread>
+#include <utility>
 
 namespace sstkern {
 
@@ -43,6 +50,50 @@ inline void pause() {
 }
 
 }  // namespace
+
+#ifdef _OPENMP
+int64_t most_threads() { return at::get_num_threads(); }  // not OpenMP's, which is not yet PyTorch's in a new thread
+
+int64_t limit_threads(int64_t most) {
+  const int64_t before = most_threads();
+  omp_set_num_threads(static_cast<int>(most));  // of this thread's calls, those of PyTorch's own operators too
+  return before;
+}
+
+void end_limit(int64_t before) { omp_set_num_threads(static_cast<int>(before)); }
+#else
+namespace {
+
+thread_local int64_t limit = std::numeric_limits<int64_t>::max();
+
+}  // namespace
+
+int64_t most_threads() { return std::min<int64_t>(at::get_num_threads(), limit); }
+int64_t limit_threads(int64_t most) { return std::exchange(limit, most); }
+void end_limit(int64_t before) { limit = before; }
+#endif
+
+void torch_threads(int64_t end, int64_t grain, void (*run)(int64_t, int64_t, void*), void* given) {
+  struct Tasks {
+    void (*run)(int64_t, int64_t, void*);
+    void* given;
+    std::mutex mutex;
+    std::exception_ptr error;  // which PyTorch's function would print, and return as a number
+  } tasks{run, given, {}, nullptr};
+  const auto task = [](int64_t first, int64_t last, void* all) {
+    auto& [run, given, mutex, error] = *static_cast<Tasks*>(all);
+    try {
+      run(first, last, given);
+    } catch (...) {
+      const std::lock_guard lock(mutex);
+      error = std::current_exception();
+    }
+  };
+  if (!kAtOnce) grain = std::max(grain, (end + most_threads() - 1) / most_threads());
+  const AOTITorchError failed = torch_parallel_for(0, end, grain, task, &tasks);
+  if (tasks.error) std::rethrow_exception(tasks.error);
+  TORCH_CHECK(failed == AOTI_TORCH_SUCCESS, "PyTorch's parallel_for failed");
+}
 
 int64_t microseconds() {
   using std::chrono::steady_clock;
@@ -112,7 +163,7 @@ Watch::~Watch() {
   if (done_ == 0) return;  // an exception
   // The others' parts may take as long again as this one.
   const int64_t waited = microseconds() - done_;
-  if (waited > std::max(patience.load(std::memory_order_relaxed), busy_)) note_late(waited, at::get_num_threads());
+  if (waited > std::max(patience.load(std::memory_order_relaxed), busy_)) note_late(waited, most_threads());
 }
 
 }  // namespace sstkern

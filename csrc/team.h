@@ -5,8 +5,6 @@
 #include <omp.h>
 #endif
 
-#include <ATen/Parallel.h>
-
 #include <atomic>
 #include <cstdint>
 
@@ -63,14 +61,32 @@ class Watch {
   int64_t busy_, done_ = 0;
 };
 
-// at::parallel_for.
+// Whether threads of a team run at once, and so can wait for each other.
+#ifdef _OPENMP
+constexpr bool kAtOnce = true;
+#else
+constexpr bool kAtOnce = false;
+#endif
+
+// How many threads a call of this thread may have: PyTorch's number, or fewer.
+int64_t most_threads();
+// Has it be so many, and returns what ends that again.
+int64_t limit_threads(int64_t most);
+void end_limit(int64_t before);
+
+// PyTorch's parallel_for as its library has it, not its header, which has no threads where it is compiled without OpenMP.
+void torch_threads(int64_t end, int64_t grain, void (*run)(int64_t first, int64_t last, void* given), void* given);
+
 template <class Run>
 void in_threads(int64_t end, int64_t grain, const Run& run) {
   Region region;
-  at::parallel_for(0, end, grain, [&](int64_t first, int64_t last) SSTKERN_BETWEEN_TURNS {
+  auto part = [&](int64_t first, int64_t last) SSTKERN_BETWEEN_TURNS {
     const Turn turn(region);
     run(first, last);
-  });
+  };
+  const auto call = [](int64_t first, int64_t last, void* given)
+                        SSTKERN_BETWEEN_TURNS { (*static_cast<decltype(part)*>(given))(first, last); };
+  torch_threads(end, grain, call, &part);
 }
 
 // The same, unless calls are to have one thread.
@@ -85,25 +101,27 @@ void parallel_for(int64_t end, int64_t grain, const Run& run) {
   });
 }
 
-// Calls run(thread, threads) in up to `most` threads of PyTorch's own pool. at::parallel_for does not promise that its tasks run at once;
-// these do.
+// Calls run(thread, threads) in up to `most` threads of PyTorch's own pool. Its parallel_for does not promise that its tasks run at once;
+// with OpenMP these do.
 template <class Run>
 SSTKERN_BETWEEN_TURNS void run_team(int64_t most, const Run& run) {
+  if (most <= 1 || paused()) return run(int64_t{0}, int64_t{1});
+  Watch watch;
 #ifdef _OPENMP
-  if (most > 1 && !paused()) {
-    Watch watch;
-    Region region;
+  Region region;
 #pragma omp parallel num_threads(static_cast<int>(most))
-    {
-      const Turn turn(region);
-      const int64_t thread = omp_get_thread_num();
-      run(thread, static_cast<int64_t>(omp_get_num_threads()));
-      if (thread == 0) watch.done();
-    }
-    return;
+  {
+    const Turn turn(region);
+    const int64_t thread = omp_get_thread_num();
+    run(thread, static_cast<int64_t>(omp_get_num_threads()));
+    if (thread == 0) watch.done();
   }
+#else
+  in_threads(most, 1, [&](int64_t first, int64_t last) {
+    for (int64_t thread = first; thread < last; ++thread) run(thread, most);
+    if (first == 0) watch.done();
+  });
 #endif
-  run(int64_t{0}, int64_t{1});
 }
 
 }  // namespace sstkern

@@ -17,6 +17,8 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
+import apart
+
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "build" / "aarch64"
 QEMU, PREFIX = "qemu-aarch64-static", "aarch64-linux-gnu-"
@@ -159,20 +161,6 @@ def link_stand_in(library: Path, version_of: str, functions: list[str]) -> None:
     run(f"{PREFIX}gcc", *linker, "-nostdlib", "-shared", "-o", library, source)
 
 
-def build(python: Path) -> Path:
-    """The folder to import from: the extension, and links to all the rest of the package, so that its Python is always today's."""
-    package = FOLDER / "lib" / "sstkern"
-    shutil.rmtree(package, ignore_errors=True)
-    arguments = ["--quiet", "build_ext", "--force", "--build-lib", package.parent, "--build-temp", FOLDER / "temp"]
-    print("aarch64: compiling the extension", flush=True)
-    run(python, "setup.py", *arguments, cwd=ROOT, env=environment(python))
-    for source in (ROOT / "sstkern").iterdir():
-        if source.suffix != ".so" and not (package / source.name).exists():
-            (package / source.name).symlink_to(source)
-    (package / "kernels").symlink_to(ROOT / "csrc" / "kernels")
-    return package.parent
-
-
 def environment(python: Path) -> dict[str, str]:
     """Where programs that the emulated Python starts are cross compilers, and ninja this machine's."""
     path = os.pathsep.join([str(python.parent), str(Path(sys.executable).parent), os.environ["PATH"]])
@@ -186,7 +174,9 @@ def main() -> int:
     options, of_pytest = parser.parse_known_args()
     check_programs()
     python = prepared(cache())
-    environ = environment(python) | {"PYTHONPATH": str(build(python)), "SSTKERN_CACHE": str(FOLDER / "cells")}
+    print("aarch64: compiling the extension", flush=True)
+    environ = environment(python)
+    environ |= {"PYTHONPATH": str(apart.build(FOLDER, environ, python)), "SSTKERN_CACHE": str(FOLDER / "cells")}
     tests = [f"{ROOT}/tests/{name}" for name in TESTS]
     command = [python, "-m", "pytest", "-p", "no:cacheprovider", "--deselect", OF_SPEED, *tests, *of_pytest]
     red = subprocess.run(command, cwd=FOLDER, env=environ).returncode

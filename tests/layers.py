@@ -7,12 +7,15 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import sstkern
+from sstkern.build_info import build_info
 from sstkern.cells import CELLS, Cell
 from sstkern.engines import cpu_runs, interpreting, triton_runs
 
 FUSED = "triton" if interpreting() else "cpu"
 """The fused engine of this process: the same tests hold for the C++ engine and, under TRITON_INTERPRET=1, for the GPU engine's kernels."""
 ENGINES = ("reference", FUSED)
+SHARE_UNITS = build_info().get("openmp", True)
+"""Whether threads can share a layer's hidden units. Without OpenMP each takes sequences of its own."""
 _TORCHS = {name: cell for name, cell in CELLS.items() if cell.torch_class}
 KINDS = {
     name + suffix: (getattr(sstkern, cell.torch_class), getattr(nn, cell.torch_class), cell.torch_options | more)

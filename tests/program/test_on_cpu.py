@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from each_alone import assert_is_the_loop, gradients_of, wanted
+from layers import SHARE_UNITS
 from linear import Counted
 from programs import EXAMPLES
 from torch import Tensor, nn
@@ -346,6 +347,7 @@ def test_a_sequence_has_the_same_bits_in_any_batch_on_any_number_of_threads(name
     assert max(shared) == 3
 
 
+@pytest.mark.skipif(not SHARE_UNITS, reason="a sequence alone has one thread")
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("name", ["LSTMCell", "ChoGRU", "NASCell", "SLSTM", "Heads", "LayerNormLSTM"])
 def test_bits_stay_whoever_goes_on_alone(name: str, reverse: bool, set_threads: Callable[[int], None]):

@@ -64,7 +64,7 @@ SSTKERN_INLINE Vectors<T, Count> relu(const Vectors<T, Count>& x) {
 }
 
 // The vector extension has no root, and the C library's, lane by lane, may set errno.
-#if defined(__clang__)
+#if defined(SSTKERN_ELEMENTWISE)
 inline Vec<float> root(Vec<float> x) { return __builtin_elementwise_sqrt(x); }
 inline Vec<double> root(Vec<double> x) { return __builtin_elementwise_sqrt(x); }
 #elif defined(__x86_64__) && SSTKERN_VECTOR_BYTES == 16
@@ -73,8 +73,11 @@ inline Vec<double> root(Vec<double> x) { return __builtin_ia32_sqrtpd(x); }
 #elif defined(__x86_64__) && SSTKERN_VECTOR_BYTES == 32
 inline Vec<float> root(Vec<float> x) { return __builtin_ia32_sqrtps256(x); }
 inline Vec<double> root(Vec<double> x) { return __builtin_ia32_sqrtpd256(x); }
+#elif defined(__x86_64__) && defined(__clang__)
+inline Vec<float> root(Vec<float> x) { return __builtin_ia32_sqrtps512(x, 4); }  // 4: rounds as set
+inline Vec<double> root(Vec<double> x) { return __builtin_ia32_sqrtpd512(x, 4); }
 #elif defined(__x86_64__)
-inline Vec<float> root(Vec<float> x) { return __builtin_ia32_sqrtps512_mask(x, x, -1, 4); }  // 4: rounds as set
+inline Vec<float> root(Vec<float> x) { return __builtin_ia32_sqrtps512_mask(x, x, -1, 4); }
 inline Vec<double> root(Vec<double> x) { return __builtin_ia32_sqrtpd512_mask(x, x, -1, 4); }
 #else
 inline Vec<float> root(Vec<float> x) {
