@@ -20,6 +20,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
+from sstkern.engines.triton.launch import power_of_two
 from sstkern.program.loops import OPERATORS, Arguments, LoopText, Row, Vector
 from sstkern.program.lower import AFTER, BEFORE, CORE, Attached, Loop, Lowered, Memory, Move, Plain, Product, Reduction, Stage
 
@@ -78,7 +79,6 @@ class Work:
     """A part of a stage that programs share by its units. products: their numbers. whole: whether a program has a whole row in a tile of
     its own, of `over` numbers, and not only some units. live: how many tiles are alive at once."""
 
-    stage: int
     units: int
     products: tuple[int, ...] = ()
     gates: int = 1
@@ -186,17 +186,17 @@ class _Emitter:
         """Where numbers begin in their row."""
         return self.start(self.arguments.start(memory, memory.start))
 
-    def of_stage(self, stage: int, found: Stage) -> list[tuple[list[str], list[str]]]:
+    def of_stage(self, found: Stage) -> list[tuple[list[str], list[str]]]:
         """The stage in one part or two, between which all programs have to meet: where loops read what the stage's products, moves and
         reductions store. Of each part what can be loaded before they meet, and the rest."""
-        made = self.products_of(stage, found)
-        made += [line for move in found.moves for line in self.of_move(stage, move)]
-        made += [line for reduction in found.reductions for line in self.of_reduction(stage, reduction)]
+        made = self.products_of(found)
+        made += [line for move in found.moves for line in self.of_move(move)]
+        made += [line for reduction in found.reductions for line in self.of_reduction(reduction)]
         before = len(self.windows)
         early: list[str] = []
         loops: list[str] = []
         for loop in found.loops:
-            loaded, rest = self.of_loop(stage, loop)
+            loaded, rest = self.of_loop(loop)
             early += loaded
             loops += rest
         stored = {part.target.slot for parts in (found.plain, found.moves, found.reductions) for part in parts}
@@ -204,14 +204,14 @@ class _Emitter:
             return [([], made), (early, loops)]
         return [(early, made + loops)]
 
-    def products_of(self, stage: int, found: Stage) -> list[str]:
+    def products_of(self, found: Stage) -> list[str]:
         """The lines of the products that are put to memory."""
         return []
 
-    def of_move(self, stage: int, move: Move) -> list[str]:
+    def of_move(self, move: Move) -> list[str]:
         number = len(self.code.moves)
         self.code.moves.append(move)
-        work = self.work(Work(stage, len(move.places)))
+        work = self.work(Work(len(move.places)))
         parts = [
             f"picked({self.rows_of(source.slot)}, {self.memory(source)}, {self.use(f'table{number}_{place}')}, "
             f"{self.use(f'of_each{number}_{place}')}, u{work}, units{work}, {self.there(source.slot)}, {self.real})"
@@ -222,12 +222,12 @@ class _Emitter:
             value = f"({value}) != 0.0"
         return [self.stored(move.target.slot, self.memory(move.target), f"u{work}", f"units{work}", value)]
 
-    def of_reduction(self, stage: int, reduction: Reduction) -> list[str]:
+    def of_reduction(self, reduction: Reduction) -> list[str]:
         number = len(self.code.reductions)
         self.code.reductions.append(reduction)
         cumulative = reduction.operation.startswith("cumsum")
         place = len(self.code.works)
-        self.code.works.append(Work(stage, reduction.groups, over=reduction.width, whole=cumulative, live=1 + 2 * len(reduction.sources)))
+        self.code.works.append(Work(reduction.groups, over=reduction.width, whole=cumulative, live=1 + 2 * len(reduction.sources)))
         self.kernel.works.append(place)
         over, block = self.use(f"over{number}"), self.use(f"BLOCK{place}")
         sources = [f"{self.rows_of(source.slot)}, {self.memory(source)} + group * {over}" for source in reduction.sources]
@@ -245,8 +245,8 @@ class _Emitter:
         stored = self.stored(reduction.target.slot, start, units, count, value)
         return [f"for group in range(program, {self.use(f'groups{number}')}, programs):", f"    {stored}"]
 
-    def of_loop(self, stage: int, loop: Loop) -> tuple[list[str], list[str]]:
-        lines, sums = self.sums_of(stage, loop)
+    def of_loop(self, loop: Loop) -> tuple[list[str], list[str]]:
+        lines, sums = self.sums_of(loop)
         text = _Loop(self, loop, sums, len(self.code.works) - 1)
         text.walk()
         self.code.works[text.work] = replace(self.code.works[text.work], live=text.live() + 1)
@@ -255,7 +255,7 @@ class _Emitter:
         found = [(line.text in self.early, f"{line.name} = {line.text}" if line.name else line.text) for line in text.lines]
         return [line for early, line in found if early], lines + [line for early, line in found if not early]
 
-    def sums_of(self, stage: int, loop: Loop) -> tuple[list[str], list[list[str]]]:
+    def sums_of(self, loop: Loop) -> tuple[list[str], list[list[str]]]:
         """The lines of a loop's products, and what loads each gate of each."""
         raise NotImplementedError
 
@@ -310,7 +310,7 @@ class _Core(_Emitter):
         )
 
     def text(self) -> str:
-        parts = [part for place, stage in enumerate(self.stages) for part in self.of_stage(place, stage)]
+        parts = [part for stage in self.stages for part in self.of_stage(stage)]
         self.kernel.stages = len(parts)
         body: list[str] = []
         for place, (early, lines) in enumerate(parts):
@@ -321,8 +321,8 @@ class _Core(_Emitter):
         head = self.signature(CALL, CONSTANTS)
         return "\n".join([*head, _TASK, *(f"    {line}" for line in self.setup), _STEP, *body]) + "\n"
 
-    def products_of(self, stage: int, found: Stage) -> list[str]:
-        return [line for plain in found.plain for line in self.of_plain(stage, plain)]
+    def products_of(self, found: Stage) -> list[str]:
+        return [line for plain in found.plain for line in self.of_plain(plain)]
 
     def rows_of(self, slot: int) -> str:
         kind, place, *_ = self.code.lowered.slots[slot]
@@ -358,19 +358,19 @@ class _Core(_Emitter):
         operand, there = self.rows_of(product.operand.slot), self.there(product.operand.slot)
         return f"product(k{number}, {weight}, r{number}, m{number}, {operand}, {start}, {names}, {there}, {tile}, {self.real})"
 
-    def of_plain(self, stage: int, plain: Plain) -> list[str]:
+    def of_plain(self, plain: Plain) -> list[str]:
         product, number = plain.product, len(self.code.products)
-        work = self.work(Work(stage, product.columns, (number,)))
+        work = self.work(Work(product.columns, (number,)))
         found = self.product(work, product, 1, f"{self.memory(product.operand)} + i * depth{number}")
         start = f"{self.memory(plain.target)} + i * units{work}"
         stored = self.stored(plain.target.slot, start, f"u{work}", f"units{work}", found)
         return [f"for i in range(0, {self.use(f'repeat{number}')}):", f"    {stored}"]
 
-    def sums_of(self, stage: int, loop: Loop) -> tuple[list[str], list[list[str]]]:
+    def sums_of(self, loop: Loop) -> tuple[list[str], list[list[str]]]:
         first = len(self.code.products)
         own = [part for part in loop.attached if not part.ahead]
         gates = max((power_of_two(part.gates) for part in own), default=1)
-        work = self.work(Work(stage, loop.width, tuple(range(first, first + len(own))), gates))
+        work = self.work(Work(loop.width, tuple(range(first, first + len(own))), gates))
         lines, sums = [], []
         for part in loop.attached:
             if part.ahead:
@@ -400,7 +400,7 @@ class _Rows(_Emitter):
         self.stage = stage
 
     def text(self) -> str:
-        parts = self.of_stage(0, self.stage)
+        parts = self.of_stage(self.stage)
         self.kernel.stages = len(parts)
         body = list(self.setup)
         for place, (early, lines) in enumerate(parts):
@@ -408,8 +408,8 @@ class _Rows(_Emitter):
             body += [f"if STAGE == {place}:", *(f"    {line}" for line in inside)]
         return "\n".join([*self.signature(ROW_CALL, ROW_CONSTANTS), _ROWS, *(f"    {line}" for line in body)]) + "\n"
 
-    def sums_of(self, stage: int, loop: Loop) -> tuple[list[str], list[list[str]]]:
-        work = self.work(Work(stage, loop.width))
+    def sums_of(self, loop: Loop) -> tuple[list[str], list[list[str]]]:
+        work = self.work(Work(loop.width))
         return [], [self.sums_ahead(part, work) for part in loop.attached]
 
 
@@ -480,10 +480,6 @@ class _Loop(LoopText):
         if operation == "logical_not":
             return f"~{arguments[0]}"
         return f"{'tl' if operation == 'where' else 'f'}.{operation}({', '.join(arguments)})"
-
-
-def power_of_two(size: int, least: int = 1) -> int:
-    return max(least, 1 << (size - 1).bit_length())
 
 
 def _targets(stage: Stage) -> Iterable[Memory]:

@@ -48,7 +48,6 @@ class Compiled(Prepared):
         return tuple(
             launch.Part(
                 work.units,
-                work.stage,
                 work.gates,
                 tuple(self.code.products[number].depth for number in work.products),
                 0 if work.whole else work.over,

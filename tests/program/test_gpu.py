@@ -41,7 +41,7 @@ def test_a_step_has_one_loop_and_a_barrier_for_each_stage():
     assert forward.text.count("for s in range(first_step, tl.minimum(last_step, steps)):") == 1
     assert forward.core.stages == 2
     assert forward.text.count("begin(counter") == forward.text.count("finish(counter") == 2
-    assert [work.stage for work in forward.works] == [0, 1]
+    assert len(forward.works) == 2
 
 
 def test_what_no_program_stores_is_loaded_before_they_meet():

@@ -179,7 +179,6 @@ class Part:
     many tiles of its units are alive at once."""
 
     units: int
-    stage: int
     gates: int = 1
     depths: tuple[int, ...] = ()
     over: int = 0

@@ -89,7 +89,7 @@ def test_a_forced_schedule_that_cannot_run_says_why(schedule, layer, reason):
 
 def step(units: int, gates: int = 4, depth: int | None = None, dtype: torch.dtype = torch.bfloat16, live: int = 6, **more) -> launch.Step:
     """A program's, of one stage with one product."""
-    part = launch.Part(units, 0, gates, (units if depth is None else depth,), live=live)
+    part = launch.Part(units, gates, (units if depth is None else depth,), live=live)
     return launch.Step(dtype, more.pop("precision", "ieee"), 64, (part,), True, **more)
 
 
@@ -122,11 +122,11 @@ def test_what_a_program_needs_is_said_where_a_schedule_lacks_it():
     with pytest.raises(ValueError, match="schedule: 'resident' cannot run this program: it keeps 262144 bytes of weights in a program"):
         launch.choose_step(H100, step(64, gates=1, depth=2048), "resident")
     with pytest.raises(ValueError, match="a cumulative sum has 5000 numbers, and one program has room for 4096"):
-        launch.choose_step(H100, launch.Step(torch.float32, "ieee", 1, (launch.Part(1, 0, row=5000),), True), "stepwise")
+        launch.choose_step(H100, launch.Step(torch.float32, "ieee", 1, (launch.Part(1, row=5000),), True), "stepwise")
 
 
 def test_units_that_need_no_others_wait_for_none():
-    alone = launch.Step(torch.float32, "ieee", 64, (launch.Part(4096, 0, live=6),), False)
+    alone = launch.Step(torch.float32, "ieee", 64, (launch.Part(4096, live=6),), False)
     found = launch.choose_step(H100, alone)
     assert (found.schedule, found.programs) == ("resident", 64)
     assert not found.exchanges
