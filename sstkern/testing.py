@@ -136,7 +136,7 @@ def gradcheck(
             `hidden_size`, and be called as torch.nn's layers (`nn.RNNBase`'s subclasses, or modules with `num_layers`) or cells are, or be
             what `sstkern.fuse` makes of a cell with an `input_size`: it is then checked on several shapes, with and without first states,
             where its forward takes `lengths`, with those, one of them 0, and numbers in the padding that no result may depend on, and
-            where it takes `resets`, with those, unless the engine is "triton", which has none.
+            where it and the reference take `resets`, with those, unless the engine is "triton", which has none.
         reference: computes the same with the same arguments and, if it is a module, parameters of the same names. Ours, by default,
             have the reference engine.
         dtypes: to run in, after float64, with which the others are compared.
@@ -157,7 +157,11 @@ def gradcheck(
         raise ValueError(f"{'shapes' if dtypes else 'dtypes'}: expected at least one, got none")
     rows: list[Row] = []
     with torch.inference_mode(False), torch.enable_grad():  # whatever the caller has switched off
-        cases = [_Case("as given", inputs, keywords)] if inputs else list(_cases(function, shapes, seed, keywords, engine))
+        cases = (
+            [_Case("as given", inputs, keywords)]
+            if inputs
+            else list(_cases(function, shapes, seed, keywords, _with_resets(reference, engine)))
+        )
         for dtype in dict.fromkeys([torch.float64, *dtypes]):
             for case in cases:
                 rows += _Check(function, case, dtype, engine, elements, seed).rows(reference)
@@ -176,7 +180,15 @@ class _Case:
     """bool, the positions of the first input that no result may depend on."""
 
 
-def _cases(module: Any, shapes: Sequence[tuple[int, int]], seed: int, keywords: Mapping[str, Any], engine: str | None) -> Iterator[_Case]:
+def _with_resets(reference: Callable | None, engine: str | None) -> bool:
+    """Whether what a layer is compared with takes resets."""
+    if reference is None:
+        return engine != "triton"
+    parameters = inspect.signature(reference.forward if isinstance(reference, nn.Module) else reference).parameters
+    return "resets" in parameters or any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+
+
+def _cases(module: Any, shapes: Sequence[tuple[int, int]], seed: int, keywords: Mapping[str, Any], with_resets: bool) -> Iterator[_Case]:
     """The inputs of a layer or a cell."""
     fused = isinstance(module, FusedLayer)
     sized = module._cells()[0] if fused else module
@@ -208,7 +220,7 @@ def _cases(module: Any, shapes: Sequence[tuple[int, int]], seed: int, keywords: 
             padding = padding if time_dim == 0 else padding.T
             given = {**keywords, "lengths": lengths}
             yield _Case(f"T {steps}, B {batch}, hx, lengths {lengths.tolist()}", (x, hx), given, steps, time_dim, padding)
-        if "resets" in taken and steps > 1 and engine != "triton":
+        if "resets" in taken and steps > 1 and with_resets:
             resets = torch.arange(steps)[:, None] % (2 + torch.arange(batch)) == 1
             given = {**keywords, "resets": (resets if time_dim == 0 else resets.T).to(device)}
             yield _Case(f"T {steps}, B {batch}, hx, resets", (x, hx), given, steps, time_dim)

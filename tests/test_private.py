@@ -23,6 +23,7 @@ EXCEPTIONS = {
     ("text/trainer.py", "_foreach_copy_"): "torch documents its operators on lists of tensors under names like this",
     ("bench/compiled.py", "_dynamo"): "torch documents the compiler's settings under this name",
     ("bench/compiled.py", "_inductor"): "torch documents the compiler's settings under this name",
+    ("bench/resets.py", "_process_sequence"): "sb3-contrib's way of doing it, which is what is timed",
     ("bench/ways.py", "_higher_order_ops"): "torch has its scan under this name",
 }
 NAMED_TUPLE = {"_replace", "_asdict", "_fields", "_make"}
