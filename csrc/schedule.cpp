@@ -1,6 +1,5 @@
 #include "schedule.h"
 
-#include <ATen/Parallel.h>
 #include <ATen/ops/full.h>
 #include <c10/util/Exception.h>
 
@@ -13,9 +12,9 @@ namespace sstkern {
 
 namespace {
 
-// With fewer sequences for each thread their pieces are dealt out to more lanes, so many a thread at most: four rows keep the multiply-add
-// units busy. Inference of an LSTM, 3% of steps reset, one thread, against natural lanes: (1, 512, 64) 0.73 of the time, (1, 512, 256)
-// 0.36, (4, 256, 128) 1.1.
+// With fewer sequences their pieces are dealt out to more lanes, so many at most: four rows keep the multiply-add units busy. Not by the
+// number of threads, which may be another one in the backward, whose rows have to be those that the forward saved. Inference of an LSTM, 3%
+// of steps reset, one thread, against natural lanes: (1, 512, 64) 0.73 of the time, (1, 512, 256) 0.36, (4, 256, 128) 1.1.
 constexpr int64_t kFewRows = 4, kLanes = 16;
 
 void check_kind(const at::Tensor& lengths) {
@@ -116,14 +115,14 @@ void BatchSchedule::count_before(int64_t steps) {
 }
 
 BatchSchedule::Lanes BatchSchedule::lanes() {
-  const int64_t pieces = states(), threads = at::in_parallel_region() ? 1 : at::get_num_threads();
+  const int64_t pieces = states();
   Lanes found{std::vector<int64_t>(pieces), first_piece_};
   std::iota(found.pieces.begin(), found.pieces.end(), 0);
-  if (sequences_ >= kFewRows * threads || pieces == sequences_) return found;
+  if (sequences_ >= kFewRows || pieces == sequences_) return found;
   const auto length = [this](int64_t number) { return end_[number] - begin_[number]; };
   std::vector<int64_t> longest = found.pieces;
   std::stable_sort(longest.begin(), longest.end(), [&](int64_t a, int64_t b) { return length(a) > length(b); });
-  const int64_t count = std::clamp(kLanes * threads, sequences_, pieces);
+  const int64_t count = std::clamp(kLanes, sequences_, pieces);
   std::vector<std::vector<int64_t>> dealt(count);
   std::priority_queue<std::pair<int64_t, int64_t>> shortest;  // minus how long a lane is, and minus its number
   for (int64_t lane = 0; lane < count; ++lane) shortest.emplace(0, -lane);

@@ -4,7 +4,7 @@ import pytest
 import torch
 from layers import ENGINES, KINDS, assert_close, gradients, pair, states_of
 from pieces import check_pieces, of_cell, of_layer, random_states
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import sstkern
@@ -334,3 +334,28 @@ def test_the_gpu_engine_says_why_it_has_none():
     layer = sstkern.LSTM(3, 4)
     assert engines._obstacle(layer.cell, X, (), "triton", True, False) == "its kernels know no resets"
     assert "other states than h" in engines._obstacle(layer.cell, X, (), "triton", False, True)
+
+
+@pytest.mark.parametrize("batch", [1, 3, 5, 9])
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN", "own", "states"])
+def test_forward_and_backward_may_have_different_numbers_of_threads(kind: str, batch: int):
+    """And any number gives the same bits: where pieces are is a matter of shapes alone."""
+    torch.manual_seed(0)
+    layer = sstkern.fuse(nn.GRUCell(5, 7)) if kind == "own" else getattr(sstkern, "LSTM" if kind == "states" else kind)(5, 7)
+    layer.double()
+    x, resets = torch.randn(60, batch, 5, dtype=torch.float64, requires_grad=True), torch.rand(60, batch) < 0.4
+
+    def gradients_on(forward: int, backward: int) -> list[Tensor]:
+        torch.set_num_threads(forward)
+        output, *_, states = layer(x, resets=resets, return_states=True)
+        total = output.square().sum() + (states[1].square().sum() if kind == "states" else 0)
+        torch.set_num_threads(backward)
+        return list(torch.autograd.grad(total, [x, *layer.parameters()]))
+
+    before = torch.get_num_threads()
+    try:
+        expected = gradients_on(1, 1)
+        for numbers in ((1, 2), (2, 1), (2, 2), (1, 4)):
+            assert all(torch.equal(a, b) for a, b in zip(gradients_on(*numbers), expected, strict=True)), numbers
+    finally:
+        torch.set_num_threads(before)
