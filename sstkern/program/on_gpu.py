@@ -113,6 +113,12 @@ def _tables(found: Code) -> dict[str, Tensor]:
     }
 
 
+def _turns(state: Tensor) -> Tensor:
+    found = state.new_empty(2, *state.shape)
+    found[1] = state
+    return found
+
+
 class _Call:
     """One call's tensors."""
 
@@ -136,9 +142,9 @@ class _Call:
         self.inputs, x = inputs, inputs[0]
         self.place, self.real = x.device, self.found.values.dtype
         self.T, self.B = x.shape[:2] if padded else self.packed_sizes()
+        self.rows, self.marks = rows_of.of_operator(lengths, self.T, self.place)
         if groups is not None and (groups < 1 or self.B % groups):
             raise ValueError(f"groups: {groups} do not share {self.B} sequences equally")
-        self.rows = None if lengths is None else rows_of.of_lengths(lengths, self.T, self.place)
         self.N = self.T * self.B if self.rows is None else self.rows.count
         self.all_rows = self.T * self.B if padded else x.size(0)
         self.device = device.of(self.place)
@@ -147,7 +153,7 @@ class _Call:
         self.stored = self.real if narrow is None else narrow
         self.weights = [weight.to(self.stored).contiguous() for weight in weights]
         self.vectors = [vector.to(self.real).contiguous() for vector in vectors]
-        self.states = [self.turns(state) for state in states]
+        self.set_states(states)
         self.numbers = self.filled(numbers)
         self.saved_rows = self.N if saved_rows is None else self.all_rows if saved_rows == ALL_ROWS else saved_rows
         if self.saved_rows < self.N:
@@ -157,7 +163,7 @@ class _Call:
 
     def run(self) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         layers.runs["backward" if self.backward else "forward"] += 1
-        last = [state[1] for state in self.states]
+        last = [state[1] for state in self.states]  # where there is nothing to run
         if self.T and self.B:
             self.phase(BEFORE)
             for place, part in enumerate(self.code.ahead):
@@ -166,21 +172,50 @@ class _Call:
             if self.code.core is not None:
                 last = self.loop(self.code.core)
             self.phase(AFTER)
+        if self.backward and self.marks is not None:
+            last = self.first_gradients(last)
         return self.results(), [self.back(state) for state in last], [self.sum_over_rows(part) for part in self.found.sums]
 
     def packed_sizes(self) -> tuple[int, int]:
         """T and B."""
-        check_packed(self.lengths, self.inputs[0].size(0))
-        assert self.lengths is not None
-        return longest(self.lengths), len(self.lengths)
+        lengths = check_packed(self.lengths, self.inputs[0].size(0))
+        return longest(lengths), len(lengths)
+
+    # States
+
+    def set_states(self, given: Sequence[Tensor]) -> None:
+        """states: (2, B, width) each, after even and after odd steps; the second begins with the first ones. anew: what sequences begin
+        anew with, (B, width) each; backward its gradients."""
+        count, by_slot = len(self.found.values.program.states), [self.by_slot(state) for state in given]
+        first, anew = by_slot[:count], by_slot[count:]
+        self.anew = first  # any tensor will do where no sequence begins anew
+        if self.marks is not None:
+            self.anew = [state.contiguous() for state in anew] or [torch.zeros_like(state) for state in first]
+        if (start := self.starts_anew) is not None and not self.backward:
+            first = [torch.where(start, of_anew, state) for of_anew, state in zip(self.anew, first, strict=True)]
+        self.states = [_turns(state) for state in first]
+
+    @cached_property
+    def starts_anew(self) -> Tensor | None:
+        """Of each slot whether its sequence begins anew with its first step, bool (B, 1); None where the layer begins with the last ones."""
+        if self.marks is None or not self.T or self.reverse != self.backward:
+            return None
+        start = self.marks[0] != 0
+        return (start if self.rows is None else start & (self.rows.lengths > 0))[:, None]
+
+    def first_gradients(self, last: Sequence[Tensor]) -> list[Tensor]:
+        """Those of the first states, then those of what sequences begin anew with."""
+        start = self.starts_anew
+        if start is None:
+            return [*last, *self.anew]
+        of_given = [torch.where(start, 0, gradient) for gradient in last]
+        return [*of_given, *(anew + torch.where(start, gradient, 0) for anew, gradient in zip(self.anew, last, strict=True))]
 
     # Rows
 
-    def turns(self, state: Tensor) -> Tensor:
-        """(2, B, width) for the states after even and after odd steps; the second begins with the first ones."""
-        found = state.new_empty(2, *state.shape)
-        found[1] = state if self.rows is None else state[self.rows.order.long()]
-        return found
+    def by_slot(self, state: Tensor) -> Tensor:
+        """In the order of the slots."""
+        return state if self.rows is None else state[self.rows.order.long()]
 
     def back(self, state: Tensor) -> Tensor:
         """In the order of the batch."""
@@ -312,12 +347,15 @@ class _Call:
         arguments = self.named(kernel, tiles) | {
             "offsets": self.numbers if self.rows is None else self.rows.offsets,
             "lengths": self.numbers if self.rows is None else self.rows.lengths,
+            "marks": self.numbers if self.marks is None else self.marks,
             "T": self.T,
             "B": self.B,
             "programs": plan.programs,
             "slabs": slabs,
             "REVERSE": self.reverse,
             "HAS_LENGTHS": self.rows is not None,
+            "CUTS": self.marks is not None,
+            "BACKWARD": self.backward and self.marks is not None,
             "EXCHANGES": plan.exchanges,
             "KEEP": plan.keeps,
             "PRECISION": self.step.precision,
@@ -377,7 +415,7 @@ class _Call:
         if name.startswith("table"):
             return self.compiled.tables(self.place)[name]
         kind, number = name.rstrip("0123456789"), int(name[len(name.rstrip("0123456789")) :])
-        kept = {"state": self.states, "vector": self.vectors, "weight": self.weights, "sums": self.sums}
+        kept = {"state": self.states, "anew": self.anew, "vector": self.vectors, "weight": self.weights, "sums": self.sums}
         found = self.slot(number) if kind == "slot" else kept[kind][number]  # type: ignore[index]
         return found.view(torch.uint8) if found.dtype == torch.bool else found
 

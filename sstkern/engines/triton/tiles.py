@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 
 from sstkern.engines.triton.barrier import arrive, wait
+from sstkern.engines.triton.cuts import begins_anew
 from sstkern.engines.triton.math import as_operand
 
 
@@ -27,6 +28,31 @@ def store(at, rows, width, start, units, count, there, value):
     place = at + rows[None, :] * width + (start + units)[:, None]
     mask = (units < count)[:, None] & there[None, :]
     tl.store(place, tl.where(mask, value, 0).to(at.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def cut_after(marks, t, slots, length, B, REVERSE: tl.constexpr):
+    """Of each slot whether there is a cut between step t and the next one of the loop (`cuts`)."""
+    return begins_anew(marks, t if REVERSE else t + 1, slots, length, B)
+
+
+@triton.jit
+def store_state(
+    at, before, after, width, start, units, count, present, now, value, anew, slots, cut, CUTS: tl.constexpr, BACKWARD: tl.constexpr
+):
+    """Stores a state after a step: where a sequence has no such step, what it was before. With CUTS, behind a cut, what `anew` has;
+    BACKWARD 0, and what the state would have been is added to `anew`."""
+    old = load(at, before, width, start, units, count, present, True)
+    value = tl.where(now[None, :], value, old)
+    if CUTS:
+        rows = slots.to(tl.int64)
+        first = load(anew, rows, width, start, units, count, cut, False)
+        if BACKWARD:
+            # By the one program that has these units, step after step: the order of a sum is always the same.
+            store(anew, rows, width, start, units, count, cut, first + value)
+            first = tl.zeros_like(first)
+        value = tl.where(cut[None, :], first, value)
+    store(at, after, width, start, units, count, present, value)
 
 
 @triton.jit
