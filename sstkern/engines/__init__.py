@@ -21,7 +21,6 @@ ENGINES = ("reference", "cpu", "triton")
 FUSED_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
-NO_RESETS = "its kernels know no resets"
 _NO_FORWARD_MODE = "it has no forward mode (torch.func.jvp, jacfwd, hessian, dual tensors); jacrev and vjp run on it"
 _INTERPRETING = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on", "yes", "y")  # as and when triton reads it
 
@@ -177,8 +176,8 @@ def _obstacle(cell: Cell, x: Tensor, others: Sequence[Tensor], engine: str | Non
         return "Triton's interpreter gets products in bfloat16 wrong"
     if in_forward_mode((x, *others)):
         return _NO_FORWARD_MODE
-    if engine == "triton" and (cut or every):
-        return NO_RESETS if cut else "its kernels keep no other states than h of every step"
+    if engine == "triton" and (cut or every) and others[1].size(0) != len(cell.gates) * others[1].size(1):
+        return f"with a projection it has no {'resets' if cut else 'other states than h of every step'}"
     return _unregistered(cell) or _incapable(engine, cell.name)
 
 

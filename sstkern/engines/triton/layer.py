@@ -17,7 +17,7 @@ from sstkern.cells import CELLS
 from sstkern.engines.triton import device, launch, recurrence, rows
 from sstkern.engines.triton.cells import kernels
 from sstkern.engines.triton.launch import Launch
-from sstkern.lengths import ALL_ROWS, all_rows, batch_sizes, check_packed, longest
+from sstkern.lengths import ALL_ROWS, all_rows, alone, batch_sizes, check_packed, longest
 from sstkern.weights import by_direction
 
 runs: Counter[str] = Counter()
@@ -33,24 +33,28 @@ def forward(
     has_bias: bool,
     bidirectional: bool,
     saved_rows: int | None,
+    every: bool = False,
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     """`sstkern::layer`. Its `saved` is what `saved_shapes` says."""
     with on(x.device):
         call = _Call(cell, x, weights, hx, lengths, has_bias, bidirectional)
+        if every:
+            _check_every(call)
         runs["forward"] += 1
         output = call.output_like(call.P)
+        c_output = call.output_like(call.H) if every else None
         inner = call.output_like(call.H) if call.projects else output
         saved = None if saved_rows is None else call.saved(saved_rows)
         plan = call.plan(backward=False) if call.T and call.B else None
         if plan is None:
             hx_n = [state.clone() for state in call.hx]
         elif plan.schedule == "stepwise":
-            hx_n = _forward_stepwise(call, plan, output, inner, saved)
+            hx_n = _forward_stepwise(call, plan, output, inner, c_output, saved)
         else:
             hx_n = [torch.empty_like(state) for state in call.hx]
-            _launch_forward(call, plan, call.gates_x(), None, call.hx, hx_n, output, saved, 0, call.T)
+            _launch_forward(call, plan, call.gates_x(), None, call.hx, hx_n, output, c_output, saved, 0, call.T)
         kept = [] if saved is None else [saved, inner] if call.projects else [saved]
-        return output, hx_n, kept
+        return output, hx_n if c_output is None else [*hx_n, c_output], kept
 
 
 def backward(
@@ -105,20 +109,25 @@ class _Call:
 
     def __init__(self, cell, x, weights, hx, lengths, has_bias, bidirectional):
         self.cell, self.kernels = CELLS[cell], kernels(cell)
-        self.x, self.lengths, self.hx = x, lengths, [state.contiguous() for state in hx]
+        self.x, self.lengths = x, None if lengths is None else alone(lengths)
+        states, given = len(self.cell.states), [state.contiguous() for state in hx]
+        # What sequences begin with, and what they begin anew with, by default zeros, where they do.
+        self.hx, self.anew, self.given = given[:states], given[states:], len(given)
         self.weights = by_direction(self.cell, weights, has_bias, bidirectional)
         self.packed = x.dim() == 2
         if self.packed:
             check_packed(lengths, x.size(0))
-        self.T, self.B = (longest(lengths), len(lengths)) if self.packed else x.shape[:2]
+        self.T, self.B = (longest(self.lengths), len(self.lengths)) if self.packed else x.shape[:2]
         self.I = x.size(-1)
-        self.D, self.G, self.S = len(self.weights), len(self.cell.gates), len(self.cell.states)
+        self.D, self.G, self.S = len(self.weights), len(self.cell.gates), states
         self.H, self.P = self.weights[0].weight_hh.size(0) // self.G, self.weights[0].output_size
         self.projects = self.weights[0].weight_hr is not None
+        self.rows, self.marks = rows.of_operator(lengths, self.T, x.device)
         _check(self, has_bias)
         self.device = device.of(x.device)
         self.real = torch.float64 if x.dtype == torch.float64 else torch.float32
-        self.rows = None if lengths is None else rows.of_lengths(lengths, self.T, x.device)
+        if self.marks is not None:
+            self.set_anew()
         self.N = self.T * self.B if self.rows is None else self.rows.count
         self.precision = self.device.precision(x.dtype)
         self.weight_hh = _stacked([w.weight_hh for w in self.weights])
@@ -136,6 +145,29 @@ class _Call:
         if not plan.exchanges:
             return self.tasks(plan)
         return min(self.tasks(plan), max(1, self.device.card.multiprocessors // plan.programs(self.H)))
+
+    def set_anew(self) -> None:
+        self.anew = self.anew or [torch.zeros_like(state) for state in self.hx]
+        if self.T:
+            self.hx = [torch.where(self.starts_anew, anew, state) for anew, state in zip(self.anew, self.hx, strict=True)]
+
+    @cached_property
+    def starts_anew(self) -> Tensor:
+        """bool (D, B, 1): whether a direction's sequence begins anew with its first step, which those from the last to the first never do."""
+        start = self.marks[0] != 0
+        if self.rows is not None:
+            start = (start & (self.rows.lengths > 0))[self.rows.slot]
+        return torch.stack([start, torch.zeros_like(start)][: self.D])[..., None]
+
+    def begun(self, d: int) -> Tensor:
+        """bool (N, 1): whether direction d has begun anew with a row's step, which is not its first one."""
+        if self.rows is None:
+            later = self.marks[1:]
+            first = torch.zeros_like(self.marks[:1])
+            return (torch.cat([later, first] if d else [first, later]) != 0).reshape(self.N, 1)
+        step, started = self.rows.after if d else self.rows.before
+        mark = self.marks[step if d else self.rows.step, self.rows.slot[self.rows.sequence]]
+        return started & (mark != 0)[:, None]
 
     def weight(self, plan: Launch) -> Tensor:
         """weight_hh for the kernels, which round what they keep to TF32, and leave what they stream as it is."""
@@ -184,11 +216,15 @@ class _Call:
         """(N, P): the h that went into each row's recurrent product."""
         inside, first = output[..., d * self.P : (d + 1) * self.P], self.hx[0][d]
         if self.rows is None:
-            shifted = torch.cat([first[None], inside[:-1]] if d == 0 else [inside[1:], first[None]])
-            return shifted[: self.T].reshape(self.N, self.P)  # one too many where there is no step
+            shifted = torch.cat([first[None], inside[:-1]] if d == 0 else [inside[1:], first[None]])[: self.T]  # where there is no step
+            if self.marks is not None:
+                shifted = torch.where(self.begun(d).view(self.T, self.B, 1), self.anew[0][d], shifted)
+            return shifted.reshape(self.N, self.P)
         step, started = self.rows.after if d else self.rows.before
         before = inside[self.rows.at(step)] if self.packed else inside[step, self.rows.sequence]
         previous = torch.where(started, before, first[self.rows.sequence])
+        if self.marks is not None:
+            previous = torch.where(self.begun(d), self.anew[0][d][self.rows.sequence], previous)
         return previous if self.rows.present is None else torch.where(self.rows.present, previous, 0)
 
     def like_x(self, values: Tensor) -> Tensor:
@@ -245,12 +281,21 @@ def _check(call: _Call, has_bias: bool) -> None:
         shapes |= {"weight_hr": (call.P, call.H)} if call.projects else {}
         for name, shape in shapes.items():
             _check_tensor(call.x, name, getattr(w, name), shape)
-    if len(call.hx) != call.S:
-        raise RuntimeError(f"sstkern::layer: expected {call.S} states in hx, got {len(call.hx)}")
-    for name, state in zip(call.cell.states, call.hx, strict=True):
-        _check_tensor(call.x, f"{name}_0", state, (call.D, call.B, call.P if name == "h" else call.H))
+    given = len(call.hx) + len(call.anew)
+    if given != call.S and (given != 2 * call.S or call.marks is None):
+        raise RuntimeError(f"sstkern::layer: expected {call.S} states in hx{', or as many again' * (call.marks is not None)}, got {given}")
+    for states in filter(None, (call.hx, call.anew)):
+        for name, state in zip(call.cell.states, states, strict=True):
+            _check_tensor(call.x, f"{name}_0", state, (call.D, call.B, call.P if name == "h" else call.H))
+    if call.marks is not None and call.projects:
+        raise NotImplementedError("sstkern::layer: the Triton engine has no resets for a layer with a projection")
     if call.B * call.D * call.H * max(call.G, call.kernels.saves) >= 2**31:
         raise RuntimeError(f"sstkern::layer: one time step of {call.B} sequences x {call.H} hidden units has more than 2^31 elements")
+
+
+def _check_every(call: _Call) -> None:
+    if call.S != 2 or call.projects:
+        raise NotImplementedError("sstkern::layer: the Triton engine has all states of a cell with h and another one, without a projection")
 
 
 def _check_tensor(x: Tensor, name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
@@ -260,7 +305,9 @@ def _check_tensor(x: Tensor, name: str, tensor: Tensor, shape: tuple[int, ...]) 
         raise RuntimeError(f"sstkern::layer: expected {name} of {x.dtype} on {x.device} like x, got {tensor.dtype} on {tensor.device}")
 
 
-def _forward_stepwise(call: _Call, plan: Launch, output: Tensor, inner: Tensor, saved: Tensor | None) -> list[Tensor]:
+def _forward_stepwise(
+    call: _Call, plan: Launch, output: Tensor, inner: Tensor, c_output: Tensor | None, saved: Tensor | None
+) -> list[Tensor]:
     """Returns the last states."""
     states = [state.to(call.real, copy=True) for state in call.before_projection(call.hx)]
     h = call.hx[0].to(call.real) if call.projects else states[0]
@@ -268,7 +315,7 @@ def _forward_stepwise(call: _Call, plan: Launch, output: Tensor, inner: Tensor, 
     weight_hr = _stacked([w.weight_hr for w in call.weights]).transpose(1, 2) if call.projects else None
     for s in range(call.T):
         gates_h = product(h.to(call.x.dtype), weight_hh, call.real)
-        _launch_forward(call, plan, gates_x, gates_h, states, states, inner, saved, s, s + 1)
+        _launch_forward(call, plan, gates_x, gates_h, states, states, inner, c_output, saved, s, s + 1)
         if weight_hr is not None:
             valid, projected = call.valid_at(s), product(states[0].to(call.x.dtype), weight_hr, call.real)
             h = torch.where(valid, projected, h)
@@ -285,10 +332,12 @@ def _launch_forward(
     hx: Sequence[Tensor],
     hx_n: Sequence[Tensor],
     output: Tensor,
+    c_output: Tensor | None,
     saved: Tensor | None,
     first_step: int,
     last_step: int,
 ) -> None:
+    anew = call.anew or hx  # any tensors will do where no sequence begins anew
     arguments = {
         "gates_x": gates_x,
         "gates_h": gates_x if gates_h is None else gates_h,
@@ -296,15 +345,19 @@ def _launch_forward(
         "bias": call.weight_hh if call.bias_hh is None else call.bias_hh,
         "h_0": hx[0],
         "c_0": hx[-1],
+        "h_anew": anew[0],
+        "c_anew": anew[-1],
         "h_n": hx_n[0],
         "c_n": hx_n[-1],
         "output": output,
+        "c_output": output if c_output is None else c_output,
         "saved": output if saved is None else saved,
         "exchange": call.exchange(plan) if plan.exchanges else output,
         **_of_every_kernel(call, plan, first_step, last_step),
         "M": call.N if saved is None else saved.size(1),
         "STEP": call.kernels.step,
         "HAS_BIAS": call.bias_hh is not None,
+        "EVERY": c_output is not None,
         "SAVE": saved is not None,
     }
     _launch(call, plan, recurrence.forward, arguments)
@@ -324,6 +377,8 @@ class _Backward:
     ):
         self.call, self.output, self.groups = call, output.contiguous(), groups
         self.grad_output = None if grad_output is None else grad_output.contiguous()
+        grad_hx, (grad_c,) = grad_hx[: call.S], grad_hx[call.S :] or (None,)
+        self.grad_c = None if grad_c is None else grad_c.contiguous()
         self.check(saved, grad_hx)
         self.saved = saved[0].contiguous()
         self.inner = saved[1].contiguous() if call.projects else self.output
@@ -331,6 +386,7 @@ class _Backward:
         self.dgates_x = new(call.D, call.N, call.G * call.H)
         self.dgates_h = self.dgates_x if call.kernels.same_gate_gradients else new(call.D, call.N, call.G * call.H)
         self.hx = call.before_projection(call.hx)
+        self.danew = [torch.zeros_like(state, dtype=call.real) for state in call.anew]
         self.grad_hx = [gradient.contiguous() for gradient in grad_hx]
         self.dprojected = call.output_like(call.P) if call.projects else None
 
@@ -342,14 +398,25 @@ class _Backward:
             raise RuntimeError(f"sstkern::layer_backward: expected {len(shapes)} tensors in saved, got {len(saved)}")
         for tensor, shape in zip(saved, shapes, strict=True):
             _check_tensor(call.x, "saved", tensor, shape)
-        for name, tensor in {"output": self.output, "grad_output": self.grad_output}.items():
+        if self.grad_c is not None:
+            _check_every(call)
+        for name, tensor in {"output": self.output, "grad_output": self.grad_output, "the gradient of all c": self.grad_c}.items():
             if tensor is not None:
                 _check_tensor(call.x, name, tensor, (*call.x.shape[:-1], call.D * call.P))
         for name, gradient, state in zip(call.cell.states, grad_hx, call.hx, strict=True):
             _check_tensor(call.x, f"the gradient of {name}_n", gradient, tuple(state.shape))
 
     def run(self) -> list[Tensor]:
-        """Returns the gradients of the first states."""
+        """Returns the gradients of the first states, and of those that sequences begin anew with if they are given."""
+        call, dhx, danew = self.call, self.loop(), self.danew
+        if call.marks is not None and call.T:
+            start = call.starts_anew
+            danew = [anew + torch.where(start, gradient, 0) for anew, gradient in zip(danew, dhx, strict=True)]
+            dhx = [torch.where(start, 0, gradient) for gradient in dhx]
+        return [*dhx, *(gradient.to(call.x.dtype) for gradient in danew)][: call.given]
+
+    def loop(self) -> list[Tensor]:
+        """Returns what the loop over time steps leaves of the states' gradients."""
         plan = self.call.plan(backward=True) if self.call.T and self.call.B else None
         if plan is None:
             return [gradient.clone() for gradient in self.grad_hx]
@@ -395,18 +462,24 @@ class _Backward:
     ) -> None:
         call = self.call
         has_grad_output = self.grad_output is not None and not call.projects
+        anew, danew = call.anew or self.hx, self.danew or dhx  # any tensors will do where no sequence begins anew
         arguments = {
             "grad_output": self.grad_output if has_grad_output else self.output,
+            "grad_c": self.output if self.grad_c is None else self.grad_c,
             "grad_h": self.output if grad_h is None else grad_h,
             "weight": call.weight(plan),
             "h_0": self.hx[0],
             "c_0": self.hx[-1],
+            "h_anew": anew[0],
+            "c_anew": anew[-1],
             "output": self.inner,
             "saved": self.saved,
             "dh_n": grad_hx[0],
             "dc_n": grad_hx[-1],
             "dh_0": dhx[0],
             "dc_0": dhx[-1],
+            "dh_anew": danew[0],
+            "dc_anew": danew[-1],
             "dgates_x": self.dgates_x,
             "dgates_h": self.dgates_h,
             "step_dgates_h": self.dgates_h if step_dgates_h is None else step_dgates_h,
@@ -416,6 +489,7 @@ class _Backward:
             "DERIVATIVE": call.kernels.derivative,
             "TWO_GRADIENTS": not call.kernels.same_gate_gradients,
             "HAS_GRAD_OUTPUT": has_grad_output,
+            "HAS_GRAD_C": self.grad_c is not None,
             "BLOCK_U": plan.block_u,
         }
         _launch(call, plan, recurrence.backward, arguments)
@@ -481,6 +555,7 @@ def _of_every_kernel(call: _Call, plan: Launch, first_step: int, last_step: int)
         "order": call.rows.order if by_length is None else by_length,
         "lengths": call.rows.lengths if by_length is None else by_length,
         "offsets": call.rows.offsets if by_length is None else by_length,
+        "marks": call.weight_hh if call.marks is None else call.marks,
         "T": call.T,
         "B": call.B,
         "H": call.H,
@@ -494,6 +569,7 @@ def _of_every_kernel(call: _Call, plan: Launch, first_step: int, last_step: int)
         "SAVES": call.kernels.saves,
         "HAS_LENGTHS": call.rows is not None,
         "PACKED": call.packed,
+        "CUTS": call.marks is not None,
         "SCHEDULE": plan.schedule,
         "BLOCK_H": plan.block_h,
         "BLOCK_B": plan.block_b,
