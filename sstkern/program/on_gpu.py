@@ -197,11 +197,10 @@ class _Call:
 
     @cached_property
     def starts_anew(self) -> Tensor | None:
-        """Of each slot whether its sequence begins anew with its first step, bool (B, 1); None where the layer begins with the last ones."""
+        """Of each slot whether its sequence begins anew with its first step, bool (B, 1); None where the layer begins with the last one."""
         if self.marks is None or not self.T or self.reverse != self.backward:
             return None
-        start = self.marks[0] != 0
-        return (start if self.rows is None else start & (self.rows.lengths > 0))[:, None]
+        return rows_of.starting(self.marks, self.rows)[:, None]
 
     def first_gradients(self, last: Sequence[Tensor]) -> list[Tensor]:
         """Those of the first states, then those of what sequences begin anew with."""

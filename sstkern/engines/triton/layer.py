@@ -153,10 +153,10 @@ class _Call:
 
     @cached_property
     def starts_anew(self) -> Tensor:
-        """bool (D, B, 1): whether a direction's sequence begins anew with its first step, which those from the last to the first never do."""
-        start = self.marks[0] != 0
-        if self.rows is not None:
-            start = (start & (self.rows.lengths > 0))[self.rows.slot]
+        """bool (D, B, 1): whether a sequence begins anew with what a direction begins with; the one from the last step to the first never
+        does."""
+        start = rows.starting(self.marks, self.rows)
+        start = start if self.rows is None else start[self.rows.slot]
         return torch.stack([start, torch.zeros_like(start)][: self.D])[..., None]
 
     def begun(self, d: int) -> Tensor:

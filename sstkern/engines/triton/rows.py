@@ -97,6 +97,11 @@ def of_operator(lengths: Tensor | None, steps: int, device: torch.device) -> tup
     return rows, marks.index_select(1, rows.order).view(torch.uint8)
 
 
+def starting(marks: Tensor, rows: Rows | None) -> Tensor:
+    """Of each slot whether its sequence begins anew with its first step, bool (B,). marks: as of `of_operator`, with at least a step."""
+    return marks[0] != 0 if rows is None else (marks[0] != 0) & (rows.lengths > 0)
+
+
 def of_lengths(lengths: Tensor, steps: int, device: torch.device) -> Rows:
     """Raises ValueError for a length on the CPU outside 0 to `steps`, and asserts it on the GPU."""
     if lengths.device.type != "cpu":
