@@ -4,8 +4,8 @@ A kernel's programs share a tile of the batch: each has some units of every loop
 for a later stage the others read once all have met (`sstkern.engines.triton.tiles`). The text is that of `sstkern.program.loops`, with
 sizes as arguments: one text serves all of them. `sstkern.program.on_gpu` gives the arguments by their names here:
 
-    slot0 width0      rows in memory, and how many numbers a row has; those of a state in two turns are state0
-    anew0             of a state what sequences begin anew with, backward its gradient
+    slot0 width0      rows in memory, and how many numbers a row has; those of a state in two turns are state0,
+                      and after them what sequences begin anew with, backward its gradient
     start0 vector0 numbers weight0 units0    as `loops.Arguments` and `lower.Lowered` number them; units of each piece of work
     depth0 column0 inner0 from0 repeat0      of a product: how deep, the strides of its matrix, where its operand starts, how often
     sums0             of a product that is there before the loop
@@ -67,6 +67,7 @@ _STEP = """    for s in range(first_step, tl.minimum(last_step, steps)):
         local = ((s % 2) * slabs + (task - first_task)) * BLOCK_B + columns.to(tl.int64)
         before = (s + 1) % 2 * B + slots.to(tl.int64)
         after = s % 2 * B + slots.to(tl.int64)
+        anew = 2 * B + slots.to(tl.int64)
         cut = now
         if CUTS:
             cut = cut_after(marks, t, slots, length, B, REVERSE)"""
@@ -346,9 +347,8 @@ class _Core(_Emitter):
         kind, place, *_ = self.code.lowered.slots[slot]
         if kind != "n":
             return super().stored(slot, start, units, count, value)
-        state, width, anew = self.use(f"state{place}"), self.use(f"width{slot}"), self.use(f"anew{place}")
-        rows = f"{state}, before, after, {width}, {start}, {units}, {count}, present, now"
-        return f"store_state({rows}, {value}, {anew}, slots, cut, CUTS, BACKWARD)"
+        rows = f"{self.use(f'state{place}')}, before, after, anew, {self.use(f'width{slot}')}"
+        return f"store_state({rows}, {start}, {units}, {count}, present, now, cut, {value}, CUTS, BACKWARD)"
 
     def product(self, work: int, product: Product, gates: int, start: str) -> str:
         """A product's sums, of the columns that are work's units."""

@@ -113,12 +113,6 @@ def _tables(found: Code) -> dict[str, Tensor]:
     }
 
 
-def _turns(state: Tensor) -> Tensor:
-    found = state.new_empty(2, *state.shape)
-    found[1] = state
-    return found
-
-
 class _Call:
     """One call's tensors."""
 
@@ -184,16 +178,22 @@ class _Call:
     # States
 
     def set_states(self, given: Sequence[Tensor]) -> None:
-        """states: (2, B, width) each, after even and after odd steps; the second begins with the first ones. anew: what sequences begin
-        anew with, (B, width) each; backward its gradients."""
-        count, by_slot = len(self.found.values.program.states), [self.by_slot(state) for state in given]
-        first, anew = by_slot[:count], by_slot[count:]
-        self.anew = first  # any tensor will do where no sequence begins anew
-        if self.marks is not None:
-            self.anew = [state.contiguous() for state in anew] or [torch.zeros_like(state) for state in first]
-        if (start := self.starts_anew) is not None and not self.backward:
-            first = [torch.where(start, of_anew, state) for of_anew, state in zip(self.anew, first, strict=True)]
-        self.states = [_turns(state) for state in first]
+        """(2, B, width) each, after even and after odd steps; the second begins with the first ones. (3, B, width) where sequences begin
+        anew: with the third, which backward is its gradient."""
+        count = len(self.found.values.program.states)
+        self.states = [self.turns(state) for state in given[:count]]
+        if self.marks is None:
+            return
+        anew = [self.by_slot(state) for state in given[count:]] or [0] * count
+        for state, of_anew in zip(self.states, anew, strict=True):
+            state[2] = of_anew
+            if self.starts_anew is not None and not self.backward:
+                state[1] = torch.where(self.starts_anew, state[2], state[1])
+
+    def turns(self, state: Tensor) -> Tensor:
+        found = state.new_empty(2 if self.marks is None else 3, *state.shape)
+        found[1] = self.by_slot(state)
+        return found
 
     @cached_property
     def starts_anew(self) -> Tensor | None:
@@ -204,11 +204,11 @@ class _Call:
 
     def first_gradients(self, last: Sequence[Tensor]) -> list[Tensor]:
         """Those of the first states, then those of what sequences begin anew with."""
-        start = self.starts_anew
+        start, anew = self.starts_anew, [state[2] for state in self.states]
         if start is None:
-            return [*last, *self.anew]
+            return [*last, *anew]
         of_given = [torch.where(start, 0, gradient) for gradient in last]
-        return [*of_given, *(anew + torch.where(start, gradient, 0) for anew, gradient in zip(self.anew, last, strict=True))]
+        return [*of_given, *(total + torch.where(start, gradient, 0) for total, gradient in zip(anew, last, strict=True))]
 
     # Rows
 
@@ -414,7 +414,7 @@ class _Call:
         if name.startswith("table"):
             return self.compiled.tables(self.place)[name]
         kind, number = name.rstrip("0123456789"), int(name[len(name.rstrip("0123456789")) :])
-        kept = {"state": self.states, "anew": self.anew, "vector": self.vectors, "weight": self.weights, "sums": self.sums}
+        kept = {"state": self.states, "vector": self.vectors, "weight": self.weights, "sums": self.sums}
         found = self.slot(number) if kind == "slot" else kept[kind][number]  # type: ignore[index]
         return found.view(torch.uint8) if found.dtype == torch.bool else found
 

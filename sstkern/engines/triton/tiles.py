@@ -38,21 +38,24 @@ def cut_after(marks, t, slots, length, B, REVERSE: tl.constexpr):
 
 @triton.jit
 def store_state(
-    at, before, after, width, start, units, count, present, now, value, anew, slots, cut, CUTS: tl.constexpr, BACKWARD: tl.constexpr
+    at, before, after, anew, width, start, units, count, present, now, cut, value, CUTS: tl.constexpr, BACKWARD: tl.constexpr
 ):
-    """Stores a state after a step: where a sequence has no such step, what it was before. With CUTS, behind a cut, what `anew` has;
-    BACKWARD 0, and what the state would have been is added to `anew`."""
-    old = load(at, before, width, start, units, count, present, True)
-    value = tl.where(now[None, :], value, old)
+    """Stores a state after a step: where a sequence has no such step, what it was before. With CUTS, behind a cut, what its rows `anew`
+    have; BACKWARD 0, and what the state would have been is added to those.
+
+    What another number takes the place of is loaded there only.
+    """
+    other = ~now
+    rows = before
     if CUTS:
-        rows = slots.to(tl.int64)
-        first = load(anew, rows, width, start, units, count, cut, False)
-        if BACKWARD:
-            # By the one program that has these units, step after step: the order of a sum is always the same.
-            store(anew, rows, width, start, units, count, cut, first + value)
-            first = tl.zeros_like(first)
-        value = tl.where(cut[None, :], first, value)
-    store(at, after, width, start, units, count, present, value)
+        other = other | cut
+        rows = tl.where(cut, anew, before)
+    found = load(at, rows, width, start, units, count, present & other, True)
+    if CUTS and BACKWARD:
+        # By the one program that has these units, step after step: the order of a sum is always the same.
+        store(at, anew, width, start, units, count, cut, found + value)
+        found = tl.where(cut[None, :], tl.zeros_like(found), found)
+    store(at, after, width, start, units, count, present, tl.where(other[None, :], found, value))
 
 
 @triton.jit
