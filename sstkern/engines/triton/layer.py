@@ -111,8 +111,8 @@ class _Call:
         self.cell, self.kernels = CELLS[cell], kernels(cell)
         self.x, self.lengths = x, None if lengths is None else alone(lengths)
         states, given = len(self.cell.states), [state.contiguous() for state in hx]
-        # What sequences begin with, and what they begin anew with, by default zeros, where they do.
-        self.hx, self.anew, self.given = given[:states], given[states:], len(given)
+        # What sequences begin with, and what they begin anew with, where that is not zeros.
+        self.hx, self.anew = given[:states], given[states:]
         self.weights = by_direction(self.cell, weights, has_bias, bidirectional)
         self.packed = x.dim() == 2
         if self.packed:
@@ -126,8 +126,8 @@ class _Call:
         _check(self, has_bias)
         self.device = device.of(x.device)
         self.real = torch.float64 if x.dtype == torch.float64 else torch.float32
-        if self.marks is not None:
-            self.set_anew()
+        if self.marks is not None and self.T:
+            self.hx = [torch.where(self.starts_anew, anew, state) for anew, state in zip(self.anew or [0] * states, self.hx, strict=True)]
         self.N = self.T * self.B if self.rows is None else self.rows.count
         self.precision = self.device.precision(x.dtype)
         self.weight_hh = _stacked([w.weight_hh for w in self.weights])
@@ -145,11 +145,6 @@ class _Call:
         if not plan.exchanges:
             return self.tasks(plan)
         return min(self.tasks(plan), max(1, self.device.card.multiprocessors // plan.programs(self.H)))
-
-    def set_anew(self) -> None:
-        self.anew = self.anew or [torch.zeros_like(state) for state in self.hx]
-        if self.T:
-            self.hx = [torch.where(self.starts_anew, anew, state) for anew, state in zip(self.anew, self.hx, strict=True)]
 
     @cached_property
     def starts_anew(self) -> Tensor:
@@ -218,13 +213,13 @@ class _Call:
         if self.rows is None:
             shifted = torch.cat([first[None], inside[:-1]] if d == 0 else [inside[1:], first[None]])[: self.T]  # where there is no step
             if self.marks is not None:
-                shifted = torch.where(self.begun(d).view(self.T, self.B, 1), self.anew[0][d], shifted)
+                shifted = torch.where(self.begun(d).view(self.T, self.B, 1), self.anew[0][d] if self.anew else 0, shifted)
             return shifted.reshape(self.N, self.P)
         step, started = self.rows.after if d else self.rows.before
         before = inside[self.rows.at(step)] if self.packed else inside[step, self.rows.sequence]
         previous = torch.where(started, before, first[self.rows.sequence])
         if self.marks is not None:
-            previous = torch.where(self.begun(d), self.anew[0][d][self.rows.sequence], previous)
+            previous = torch.where(self.begun(d), self.anew[0][d][self.rows.sequence] if self.anew else 0, previous)
         return previous if self.rows.present is None else torch.where(self.rows.present, previous, 0)
 
     def like_x(self, values: Tensor) -> Tensor:
@@ -337,7 +332,7 @@ def _launch_forward(
     first_step: int,
     last_step: int,
 ) -> None:
-    anew = call.anew or hx  # any tensors will do where no sequence begins anew
+    anew = call.anew or hx  # any tensors will do where there are none
     arguments = {
         "gates_x": gates_x,
         "gates_h": gates_x if gates_h is None else gates_h,
@@ -411,9 +406,9 @@ class _Backward:
         call, dhx, danew = self.call, self.loop(), self.danew
         if call.marks is not None and call.T:
             start = call.starts_anew
-            danew = [anew + torch.where(start, gradient, 0) for anew, gradient in zip(danew, dhx, strict=True)]
+            danew = [anew + torch.where(start, gradient, 0) for anew, gradient in zip(danew, dhx, strict=False)]
             dhx = [torch.where(start, 0, gradient) for gradient in dhx]
-        return [*dhx, *(gradient.to(call.x.dtype) for gradient in danew)][: call.given]
+        return [*dhx, *(gradient.to(call.x.dtype) for gradient in danew)]
 
     def loop(self) -> list[Tensor]:
         """Returns what the loop over time steps leaves of the states' gradients."""
@@ -462,7 +457,7 @@ class _Backward:
     ) -> None:
         call = self.call
         has_grad_output = self.grad_output is not None and not call.projects
-        anew, danew = call.anew or self.hx, self.danew or dhx  # any tensors will do where no sequence begins anew
+        anew, danew = call.anew or self.hx, self.danew or dhx  # any tensors will do where there are none
         arguments = {
             "grad_output": self.grad_output if has_grad_output else self.output,
             "grad_c": self.output if self.grad_c is None else self.grad_c,
@@ -570,6 +565,7 @@ def _of_every_kernel(call: _Call, plan: Launch, first_step: int, last_step: int)
         "HAS_LENGTHS": call.rows is not None,
         "PACKED": call.packed,
         "CUTS": call.marks is not None,
+        "ANEW": bool(call.anew),
         "SCHEDULE": plan.schedule,
         "BLOCK_H": plan.block_h,
         "BLOCK_B": plan.block_b,

@@ -15,7 +15,8 @@ of dh for every unit of the layer. The parts are exchanged, and each program sum
 T time steps, B batch, H hidden_size, D directions, G gates, S states, U programs that share the units. `tasks` are (direction, tile of
 rows) pairs; a launch runs as many as it has slabs of memory for, to exchange in. Sequences are in the order of descending length, `slots`;
 gates_x, saved and dgates have only rows for valid steps, those of step t from offsets[t] on, one per slot. Where PACKED, so have the output
-and its gradient: they are (N, D * H). CUTS: sequences begin anew at some of their steps, as `marks` say (`cuts`).
+and its gradient: they are (N, D * H). CUTS: sequences begin anew at some of their steps, as `marks` say (`cuts`); with zeros, or with ANEW
+with states that are given.
 """
 
 import triton
@@ -68,6 +69,7 @@ def forward(
     HAS_LENGTHS: tl.constexpr,
     PACKED: tl.constexpr,
     CUTS: tl.constexpr,
+    ANEW: tl.constexpr,
     EVERY: tl.constexpr,  # whether c_output is wanted
     SAVE: tl.constexpr,
     SCHEDULE: tl.constexpr,
@@ -126,7 +128,8 @@ def forward(
         x = _gate_tiles(gates_x + gates_row + gates_at, H, valid, G, True, REAL)
         if CUTS:
             cut = mine & begins_anew(marks, tl.where(direction == 0, t + 1, t), slots, length, B)[None, :]
-            anew = _states(h_anew + own, c_anew + own, state_at, cut, S, REAL)
+            if ANEW:
+                anew = _states(h_anew + own, c_anew + own, state_at, cut, S, h_anew.dtype.element_ty)
         if SCHEDULE == "stepwise":
             h = _gate_tiles(gates_h + direction * B * (G * H) + rows[None, :] * (G * H) + units[:, None], H, valid, G, True, REAL)
         else:
@@ -154,7 +157,7 @@ def forward(
         new, to_save = STEP(x, h, state)
         state = _choose(valid, new, state, S)
         if CUTS:
-            state = _choose(cut, anew, state, S)
+            state = _choose(cut, anew, state, S) if ANEW else _where(~cut, state, S)
         if EXCHANGES:
             tl.store(_exchange(exchange, s % 2, slab, slabs, WIDTH, BLOCK_B) + mine_at, as_operand(state[0], STORED, PRECISION), mask=mine)
             arrive(counter, TARGET)
@@ -216,6 +219,7 @@ def backward(
     HAS_LENGTHS: tl.constexpr,
     PACKED: tl.constexpr,
     CUTS: tl.constexpr,
+    ANEW: tl.constexpr,
     SCHEDULE: tl.constexpr,
     BLOCK_H: tl.constexpr,
     BLOCK_B: tl.constexpr,
@@ -298,6 +302,7 @@ def backward(
             HAS_LENGTHS,
             PACKED,
             CUTS,
+            ANEW,
             REAL,
         )
         if HAS_GRAD_OUTPUT:
@@ -311,9 +316,11 @@ def backward(
             later = tl.load(grad_h + own + state_at, mask=mine, other=0.0)
         d = _add_to_first(d, later, S)
         if CUTS:
-            d = _stopped(dh_anew + own, dc_anew + own, state_at, d, mine & cut[None, :], S)
-            if SCHEDULE == "resident":
-                tl.debug_barrier()  # the next sum there may be another thread's
+            if ANEW:
+                _add_states(dh_anew + own, dc_anew + own, state_at, d, mine & cut[None, :], S)
+                if SCHEDULE == "resident":
+                    tl.debug_barrier()  # the next sum there may be another thread's
+            d = _where(~cut[None, :], d, S)
         at_step = d
         if HAS_GRAD_OUTPUT:
             at_step = _add_to_first(d, gradient, S)
@@ -404,15 +411,11 @@ def _store_states(h, c, at, states, mask, S: tl.constexpr):
 
 
 @triton.jit
-def _stopped(dh_anew, dc_anew, at, gradients, cut, S: tl.constexpr):
-    """0 where a cut is: there the gradients of states are those of what the sequence begins anew with. By the one program that has these
-    units, step after step, so that the order of a sum is always the same."""
-    tl.store(dh_anew + at, tl.load(dh_anew + at, mask=cut, other=0.0) + gradients[0], mask=cut)
-    rest = (tl.where(cut, 0.0, gradients[0]),)
+def _add_states(h, c, at, states, mask, S: tl.constexpr):
+    """By the one program that has these units, step after step, so that the order of a sum is always the same."""
+    tl.store(h + at, tl.load(h + at, mask=mask, other=0.0) + states[0], mask=mask)
     if S == 2:
-        tl.store(dc_anew + at, tl.load(dc_anew + at, mask=cut, other=0.0) + gradients[1], mask=cut)
-        rest = rest + (tl.where(cut, 0.0, gradients[1]),)
-    return rest
+        tl.store(c + at, tl.load(c + at, mask=mask, other=0.0) + states[1], mask=mask)
 
 
 @triton.jit
@@ -452,6 +455,7 @@ def _previous_states(
     HAS_LENGTHS: tl.constexpr,
     PACKED: tl.constexpr,
     CUTS: tl.constexpr,
+    ANEW: tl.constexpr,
     REAL: tl.constexpr,
 ):
     """The states before step t: h, and the others, which are the last that a cell saves; at a sequence's first step those it was given, and
@@ -461,8 +465,9 @@ def _previous_states(
     started = valid & ((before_row >= 0) & (before_row < length))[None, :]
     at_first = valid & ~started
     if CUTS:
-        anew = _states(h_anew, c_anew, state_at, valid & begun[None, :], S, REAL)
         started = started & ~begun[None, :]
+    if ANEW:
+        anew = _states(h_anew, c_anew, state_at, valid & begun[None, :], S, h_anew.dtype.element_ty)
     # Where no sequence of the tile has started, `before` is no step at all.
     packed = _packed(offsets, tl.maximum(before, 0), B, False)
     if HAS_LENGTHS:
@@ -477,7 +482,7 @@ def _previous_states(
         kept = tl.load(inside + saved_at, mask=started, other=0.0)
         given = tl.load(c_0 + state_at, mask=at_first, other=0.0)
         states = states + (tl.where(started, kept, given).to(REAL),)
-    if CUTS:
+    if ANEW:
         states = _choose(begun[None, :], anew, states, S)
     return states
 

@@ -37,9 +37,7 @@ def cut_after(marks, t, slots, length, B, REVERSE: tl.constexpr):
 
 
 @triton.jit
-def store_state(
-    at, before, after, anew, width, start, units, count, present, now, cut, value, CUTS: tl.constexpr, BACKWARD: tl.constexpr
-):
+def store_state(at, before, after, anew, width, start, units, count, present, now, cut, value, CUTS: tl.constexpr, BACKWARD: tl.constexpr):
     """Stores a state after a step: where a sequence has no such step, what it was before. With CUTS, behind a cut, what its rows `anew`
     have; BACKWARD 0, and what the state would have been is added to those.
 
