@@ -16,6 +16,7 @@ from sstkern.cells import CELLS
 from sstkern.engines import reference
 from sstkern.engines.triton import device, launch, layer
 from sstkern.engines.triton.launch import Card, Launch, Layer, choose
+from sstkern.lengths import with_beginnings
 from sstkern.operators import saved_rows
 
 T, INPUT_SIZE = 3, 3
@@ -32,6 +33,7 @@ class Case(NamedTuple):
     lengths: tuple[int, ...] = (2, 0, 3)
     bidirectional: bool = False
     dtype: torch.dtype = torch.float64
+    resets: bool = False
 
 
 # Two tiles of rows; no sequence of the second has a step.
@@ -44,6 +46,8 @@ CASES = {
     "gru, grid": Case("gru", "grid", lengths=(2, 3, 3, 1) * 17),
     "gru, grid, float32": Case("gru", "grid", programs=3, dtype=torch.float32),
     "gru, streamed": Case("gru", "streamed", programs=3),
+    "lstm, grid, resets": Case("lstm", "grid", at_once=2, bidirectional=True, resets=True),
+    "gru, streamed, resets": Case("gru", "streamed", lengths=TWO_TILES, resets=True),
     "gru, streamed, float32": Case("gru", "streamed", lengths=TWO_TILES, dtype=torch.float32),
     "rnn_tanh, grid": Case("rnn_tanh", "grid", programs=3),
     "rnn_relu, grid, float32": Case("rnn_relu", "grid", lengths=TWO_TILES, dtype=torch.float32),
@@ -87,7 +91,10 @@ def inputs(case: Case, hidden_size: int) -> Inputs:
     cell, directions, lengths = CELLS[case.cell], 1 + case.bidirectional, torch.tensor(case.lengths)
     rows = len(cell.gates) * hidden_size
     weights = [random(*shape) for _ in range(directions) for shape in ((rows, INPUT_SIZE), (rows, hidden_size), (rows,), (rows,))]
-    x, hx = random(T, len(lengths), INPUT_SIZE), [random(directions, len(lengths), hidden_size) for _ in cell.states]
+    x, states = random(T, len(lengths), INPUT_SIZE), len(cell.states) * (1 + case.resets)
+    hx = [random(directions, len(lengths), hidden_size) for _ in range(states)]
+    if case.resets:
+        lengths = with_beginnings(lengths, torch.rand(T, len(lengths), generator=generator) < 0.5)
     leaves = [tensor.double().detach().requires_grad_() for tensor in (x, *weights, *hx)]
     last = len(leaves) - len(hx)
     output, hx_n = reference.layer(cell, leaves[0], leaves[1:last], leaves[last:], lengths, True, case.bidirectional)

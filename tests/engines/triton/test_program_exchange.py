@@ -12,6 +12,7 @@ from programs import captured
 from torch import Tensor
 
 from sstkern.engines.triton import device, launch
+from sstkern.lengths import with_beginnings
 from sstkern.program import engine, on_gpu, run
 from sstkern.program.run import Call
 
@@ -26,6 +27,7 @@ class Case(NamedTuple):
     """That share a tile of the batch."""
     lengths: str = "short"
     reverse: bool = False
+    resets: bool = False
 
 
 CASES = {
@@ -33,6 +35,8 @@ CASES = {
     "one stage, streamed": Case("LSTMCell", "streamed", lengths="two tiles", reverse=True),
     "a product of a product, grid": Case("ChoGRU", "grid", lengths="two tiles"),
     "a product of a product, streamed": Case("ChoGRU", "streamed", programs=3),
+    "one stage, grid, resets": Case("LSTMCell", "grid", programs=3, resets=True),
+    "a product of a product, streamed, resets": Case("ChoGRU", "streamed", lengths="two tiles", reverse=True, resets=True),
     "a projection, grid": Case("ProjectedLSTM", "grid"),
     "sums along rows, grid": Case("LayerNormLSTM", "grid", programs=3),
     "heads, streamed": Case("Heads", "streamed"),
@@ -66,16 +70,22 @@ class Concurrent:
         self.layer = engine.Layer("triton", self.call, kinds)
         lengths = LENGTHS[case.lengths]
         self.lengths, batch = torch.tensor(lengths), len(lengths)
+        if case.resets:
+            self.lengths = with_beginnings(self.lengths, torch.rand(3, batch) < 0.5)
 
         def drawn(part, *lead: int) -> list[Tensor]:
             return [torch.randn(*lead, *kind.shape, dtype=kind.dtype) / 2 for kind in part]
 
-        self.tensors = drawn(kinds.inputs, 3, batch), drawn(kinds.parameters), drawn(kinds.states, batch)
-        outputs, hx_n, self.saved = run.forward_and_saved(self.call, *self.tensors, self.lengths)
+        self.tensors = drawn(kinds.inputs, 3, batch), drawn(kinds.parameters), drawn(kinds.states * (1 + case.resets), batch)
+        leaves = [tensor.requires_grad_() for part in self.tensors for tensor in part]
+        outputs, hx_n = run.layer(self.call, *self.tensors, self.lengths)
         self.results = [*outputs, *hx_n]
         self.grads = [torch.randn_like(output) for output in outputs], [torch.randn_like(state) for state in hx_n]
-        self.needs = [True] * sum(map(len, self.tensors))
-        self.gradients = run.backward(self.call, *self.tensors, self.lengths, self.saved, *self.grads, self.needs)
+        self.needs = [True] * len(leaves)
+        self.gradients = torch.autograd.grad(self.results, leaves, [*self.grads[0], *self.grads[1]])
+        for tensor in (*leaves, *self.results):
+            tensor.detach_()
+        self.saved = run.forward_and_saved(self.call, *self.tensors, self.lengths)[2]
 
     def choose(self, card: launch.Card, step: launch.Step, schedule: str | None = None) -> launch.StepLaunch:
         """With as many programs as the case says. What needs no waiting runs as it would."""
