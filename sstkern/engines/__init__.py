@@ -276,8 +276,9 @@ def cpu_runs() -> dict[str, int]:
 def triton_runs() -> dict[str, int]:
     """What the GPU engine ran in this process.
 
-    Keys: "forward" and "backward", its calls, one for each layer with all its directions, and "resident", "grid", "streamed" and
-    "stepwise", the launches of each schedule, of which "stepwise" has one for each time step. What has not run has no key.
+    Keys: "forward" and "backward", its calls, one for each layer with all its directions (of an own cell for each direction), and
+    "resident", "grid", "streamed" and "stepwise", the launches of each schedule, of which "stepwise" has one for each time step. What has
+    not run has no key.
     """
     from sstkern.engines.triton import layer
 
