@@ -154,9 +154,9 @@ class _Call:
         self.inputs, x = inputs, inputs[0]
         self.place, self.real = x.device, self.found.values.dtype
         self.T, self.B = x.shape[:2] if padded else self.packed_sizes()
+        self.rows, self.marks = rows_of.of_operator(lengths, self.T, self.place)
         if groups is not None and (groups < 1 or self.B % groups):
             raise ValueError(f"groups: {groups} do not share {self.B} sequences equally")
-        self.rows = None if lengths is None else rows_of.of_lengths(lengths, self.T, self.place)
         self.N = self.T * self.B if self.rows is None else self.rows.count
         self.all_rows = self.T * self.B if padded else x.size(0)
         self.device = device.of(self.place)
@@ -165,7 +165,7 @@ class _Call:
         self.stored = self.real if narrow is None else narrow
         self.weights = [weight.to(self.stored).contiguous() for weight in weights]
         self.vectors = [vector.to(self.real).contiguous() for vector in vectors]
-        self.states = [self.turns(state) for state in states]
+        self.set_states(states)
         self.numbers = self.filled(numbers)
         self.saved_rows = self.N if saved_rows is None else self.all_rows if saved_rows == ALL_ROWS else saved_rows
         if self.saved_rows < self.N:
@@ -174,7 +174,7 @@ class _Call:
         self.sums: dict[int, Tensor] = {}
 
     def run(self) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        last = [state[1] for state in self.states]
+        last = [state[1] for state in self.states]  # where there is nothing to run
         if self.T and self.B:
             self.phase(BEFORE)
             for place, part in enumerate(self.code.ahead):
@@ -183,21 +183,55 @@ class _Call:
             if self.code.core is not None:
                 last = self.loop(self.code.core)
             self.phase(AFTER)
+        if self.backward and self.marks is not None:
+            last = self.first_gradients(last)
         return self.results(), [self.back(state) for state in last], [self.sum_over_rows(part) for part in self.found.sums]
 
     def packed_sizes(self) -> tuple[int, int]:
         """T and B."""
-        check_packed(self.lengths, self.inputs[0].size(0))
-        assert self.lengths is not None
-        return longest(self.lengths), len(self.lengths)
+        lengths = check_packed(self.lengths, self.inputs[0].size(0))
+        return longest(lengths), len(lengths)
+
+    # States
+
+    def set_states(self, given: Sequence[Tensor]) -> None:
+        """(2, B, width) each, after even and after odd steps; the second begins with the first ones. (3, B, width) where sequences begin
+        anew: with the third, which backward is its gradient."""
+        count = len(self.found.values.program.states)
+        self.states = [self.turns(state) for state in given[:count]]
+        if self.marks is None:
+            return
+        anew: list[Tensor | int] = [self.by_slot(state) for state in given[count:]] or [0] * count
+        for state, of_anew in zip(self.states, anew, strict=True):
+            state[2] = of_anew
+            if self.starts_anew is not None and not self.backward:
+                state[1] = torch.where(self.starts_anew, state[2], state[1])
+
+    def turns(self, state: Tensor) -> Tensor:
+        found = state.new_empty(2 if self.marks is None else 3, *state.shape)
+        found[1] = self.by_slot(state)
+        return found
+
+    @cached_property
+    def starts_anew(self) -> Tensor | None:
+        """Of each slot whether its sequence begins anew with its first step, bool (B, 1); None where the layer begins with the last one."""
+        if self.marks is None or not self.T or self.reverse != self.backward:
+            return None
+        return rows_of.starting(self.marks, self.rows)[:, None]
+
+    def first_gradients(self, last: Sequence[Tensor]) -> list[Tensor]:
+        """Those of the first states, then those of what sequences begin anew with."""
+        start, anew = self.starts_anew, [state[2] for state in self.states]
+        if start is None:
+            return [*last, *anew]
+        of_given = [torch.where(start, 0, gradient) for gradient in last]
+        return [*of_given, *(total + torch.where(start, gradient, 0) for total, gradient in zip(anew, last, strict=True))]
 
     # Rows
 
-    def turns(self, state: Tensor) -> Tensor:
-        """(2, B, width) for the states after even and after odd steps; the second begins with the first ones."""
-        found = state.new_empty(2, *state.shape)
-        found[1] = state if self.rows is None else state[self.rows.order.long()]
-        return found
+    def by_slot(self, state: Tensor) -> Tensor:
+        """In the order of the slots."""
+        return state if self.rows is None else state[self.rows.order.long()]
 
     def back(self, state: Tensor) -> Tensor:
         """In the order of the batch."""
@@ -329,12 +363,15 @@ class _Call:
         arguments = self.named(kernel, tiles) | {
             "offsets": self.numbers if self.rows is None else self.rows.offsets,
             "lengths": self.numbers if self.rows is None else self.rows.lengths,
+            "marks": self.numbers if self.marks is None else self.marks,
             "T": self.T,
             "B": self.B,
             "programs": plan.programs,
             "slabs": slabs,
             "REVERSE": self.reverse,
             "HAS_LENGTHS": self.rows is not None,
+            "CUTS": self.marks is not None,
+            "BACKWARD": self.backward and self.marks is not None,
             "EXCHANGES": plan.exchanges,
             "KEEP": plan.keeps,
             "PRECISION": self.step.precision,

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from sstkern.cells import CELLS, Cell
 from sstkern.engines import reference
 from sstkern.engines.triton import layer as layers
+from sstkern.lengths import beginnings
 from sstkern.program import engine, on_gpu
 from sstkern.program.capture import Spec, capture
 from sstkern.program.capture.runs import undisturbed
@@ -198,7 +199,7 @@ def _directions(
     """Raises RuntimeError for sizes that do not fit."""
     of_each, padded = by_direction(CELLS[cell], weights, has_bias, bidirectional), x.dim() == 3
     batch = x.size(1) if padded or lengths is None else lengths.size(0)
-    layers.check(CELLS[cell], x, of_each, hx, batch)
+    layers.check(CELLS[cell], x, of_each, hx, batch, beginnings(lengths) is not None)
     found = []
     for d, (w, tensors) in enumerate(zip(of_each, _shared(weights, len(of_each)), strict=True)):
         program = _Program.of(CELLS[cell], x.dtype, w, every)

@@ -30,6 +30,7 @@ from sstkern.cells import CELLS
 from sstkern.engines import interpreting
 from sstkern.engines.triton import device, launch, layer
 from sstkern.engines.triton.launch import Card
+from sstkern.lengths import with_beginnings
 
 BATCHES = (1, 64, 128, 256)
 OWN_SIZES, OWN_BATCH = (64, 256, 1024), 64
@@ -138,6 +139,8 @@ class Configuration:
     hidden_size: int
     picked: bool
     """Whether the launch table picks this schedule for this layer, and not just allows it."""
+    resets: bool = False
+    """Whether sequences begin anew at some of their steps."""
 
     @property
     def own(self) -> bool:
@@ -145,7 +148,8 @@ class Configuration:
 
     def __str__(self) -> str:
         numbers = self.dtype + " TF32" * self.tf32
-        return f"{self.target} {self.kernel} {self.cell} {numbers} {self.schedule} B={self.batch} H={self.hidden_size}"
+        sizes = f"B={self.batch} H={self.hidden_size}" + " resets" * self.resets
+        return f"{self.target} {self.kernel} {self.cell} {numbers} {self.schedule} {sizes}"
 
 
 @dataclass(frozen=True)
@@ -246,6 +250,11 @@ def own_table(name: str, cells: Iterable[str]) -> list[Configuration]:
     return list(found.values())
 
 
+def with_resets(configurations: Iterable[Configuration]) -> list[Configuration]:
+    """The same layers, of sequences that begin anew at some of their steps."""
+    return [replace(configuration, resets=True) for configuration in configurations]
+
+
 def _check_target(name: str) -> None:
     if name not in TARGETS:
         raise ValueError(f"target: '{name}' is unknown; there are {', '.join(TARGETS)}")
@@ -287,7 +296,7 @@ def _launched(configuration: Configuration) -> _Launched:
         from sstkern.program import ahead  # which imports much more than the engines
 
         with _recorded(c, lambda *launched: launches.append(_Launched(*launched))):
-            ahead.run(c.cell, c.hidden_size, getattr(torch, c.dtype), c.batch, c.kernel == "backward")
+            ahead.run(c.cell, c.hidden_size, getattr(torch, c.dtype), c.batch, c.kernel == "backward", c.resets)
         return next(launched for launched in launches if launched.kernel.__name__ == "core")
     cell, dtype = CELLS[c.cell], getattr(torch, c.dtype)
 
@@ -297,14 +306,17 @@ def _launched(configuration: Configuration) -> _Launched:
     x = empty(1, c.batch, c.hidden_size)
     gates = len(cell.gates) * c.hidden_size
     weights = [empty(gates, c.hidden_size), empty(gates, c.hidden_size), empty(gates), empty(gates)]
-    hx = [empty(1, c.batch, c.hidden_size) for _ in cell.states]
-    arguments = (c.cell, x, weights, hx, torch.ones(c.batch, dtype=torch.int64), True, False)
+    hx, lengths = [empty(1, c.batch, c.hidden_size) for _ in cell.states], torch.ones(c.batch, dtype=torch.int64)
+    anew = hx if c.resets else []
+    if c.resets:
+        lengths = with_beginnings(lengths, torch.ones(1, c.batch, dtype=torch.bool))
+    arguments = (c.cell, x, weights, [*hx, *anew], lengths, True, False)
     with _recorded(c, lambda *launched: launches.append(_Launched(*launched))):
         if c.kernel == "forward":
             layer.forward(*arguments, c.batch)
         else:
             saved = layer.saved_like(c.cell, x, weights, True, False, c.batch)
-            layer.backward(*arguments, x, saved, x, hx, [False] * (1 + len(weights) + len(hx)))
+            layer.backward(*arguments, x, saved, x, hx, [False] * (1 + len(weights) + len(hx) + len(anew)))
     return launches[0]
 
 

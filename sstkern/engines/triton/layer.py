@@ -8,7 +8,7 @@ the current stream, both directions in one launch, and nothing waits for the GPU
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from functools import cache
+from functools import cache, cached_property
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from sstkern.cells import CELLS, Cell
 from sstkern.engines.triton import device, launch, recurrence, rows
 from sstkern.engines.triton.cells import kernels
 from sstkern.engines.triton.launch import Launch
-from sstkern.lengths import ALL_ROWS, all_rows, check_packed, longest
+from sstkern.lengths import ALL_ROWS, all_rows, alone, check_packed, longest
 from sstkern.weights import Weights, by_direction
 
 runs: Counter[str] = Counter()
@@ -34,22 +34,26 @@ def forward(
     has_bias: bool,
     bidirectional: bool,
     saved_rows: int | None,
+    every: bool = False,
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     """`sstkern::layer`. Its `saved` is what `saved_shapes` says."""
     with on(x.device):
         call = _Call(cell, x, weights, hx, lengths, has_bias, bidirectional)
+        if every:
+            _check_every(call)
         runs["forward"] += 1
         output = call.output()
+        c_output = call.output() if every else None
         saved = None if saved_rows is None else call.saved(saved_rows)
         plan = call.plan(backward=False) if call.T and call.B else None
         if plan is None:
             hx_n = [state.clone() for state in call.hx]
         elif plan.schedule == "stepwise":
-            hx_n = _forward_stepwise(call, plan, output, saved)
+            hx_n = _forward_stepwise(call, plan, output, c_output, saved)
         else:
             hx_n = [torch.empty_like(state) for state in call.hx]
-            _launch_forward(call, plan, call.gates_x(), None, call.hx, hx_n, output, saved, 0, call.T)
-        return output, hx_n, [] if saved is None else [saved]
+            _launch_forward(call, plan, call.gates_x(), None, call.hx, hx_n, output, c_output, saved, 0, call.T)
+        return output, hx_n if c_output is None else [*hx_n, c_output], [] if saved is None else [saved]
 
 
 def backward(
@@ -103,21 +107,26 @@ class _Call:
 
     def __init__(self, cell, x, weights, hx, lengths, has_bias, bidirectional):
         self.cell, self.kernels = CELLS[cell], kernels(cell)
-        self.x, self.lengths, self.hx = x, lengths, [state.contiguous() for state in hx]
+        self.x, self.lengths = x, None if lengths is None else alone(lengths)
+        states, given = len(self.cell.states), [state.contiguous() for state in hx]
+        # What sequences begin with, and what they begin anew with, where that is not zeros.
+        self.hx, self.anew = given[:states], given[states:]
         self.weights = by_direction(self.cell, weights, has_bias, bidirectional)
         self.packed = x.dim() == 2
         if self.packed:
             check_packed(lengths, x.size(0))
-        self.T, self.B = (longest(lengths), len(lengths)) if self.packed else x.shape[:2]
+        self.T, self.B = (longest(self.lengths), len(self.lengths)) if self.packed else x.shape[:2]
         self.I = x.size(-1)
-        self.D, self.G, self.S = len(self.weights), len(self.cell.gates), len(self.cell.states)
+        self.D, self.G, self.S = len(self.weights), len(self.cell.gates), states
         self.H = self.weights[0].weight_hh.size(0) // self.G
-        check(self.cell, x, self.weights, self.hx, self.B)
+        self.rows, self.marks = rows.of_operator(lengths, self.T, x.device)
+        check(self.cell, x, self.weights, hx, self.B, self.marks is not None)
         if self.B * self.D * self.H * max(self.G, self.kernels.saves) >= 2**31:
             raise RuntimeError(f"sstkern::layer: one time step of {self.B} sequences x {self.H} hidden units has more than 2^31 elements")
         self.device = device.of(x.device)
         self.real = torch.float64 if x.dtype == torch.float64 else torch.float32
-        self.rows = None if lengths is None else rows.of_lengths(lengths, self.T, x.device)
+        if self.marks is not None and self.T:
+            self.hx = [torch.where(self.starts_anew, anew, state) for anew, state in zip(self.anew or [0] * states, self.hx, strict=True)]
         self.N = self.T * self.B if self.rows is None else self.rows.count
         self.precision = self.device.precision(x.dtype)
         self.weight_hh = _stacked([w.weight_hh for w in self.weights])
@@ -135,6 +144,24 @@ class _Call:
         if not plan.exchanges:
             return self.tasks(plan)
         return min(self.tasks(plan), max(1, self.device.card.multiprocessors // plan.programs(self.H)))
+
+    @cached_property
+    def starts_anew(self) -> Tensor:
+        """bool (D, B, 1): whether a sequence begins anew with what a direction begins with; the one from the last step to the first never
+        does."""
+        start = rows.starting(self.marks, self.rows)
+        start = start if self.rows is None else start[self.rows.slot]
+        return torch.stack([start, torch.zeros_like(start)][: self.D])[..., None]
+
+    def begun(self, d: int) -> Tensor:
+        """bool (N, 1): whether direction d has begun anew with a row's step, which is not its first one."""
+        if self.rows is None:
+            later = self.marks[1:]
+            first = torch.zeros_like(self.marks[:1])
+            return (torch.cat([later, first] if d else [first, later]) != 0).reshape(self.N, 1)
+        step, started = self.rows.after if d else self.rows.before
+        mark = self.marks[step if d else self.rows.step, self.rows.slot[self.rows.sequence]]
+        return started & (mark != 0)[:, None]
 
     def weight(self, plan: Launch) -> Tensor:
         """weight_hh for the kernels, which round what they keep to TF32, and leave what they stream as it is."""
@@ -179,11 +206,15 @@ class _Call:
         """(N, H): the h that went into each row's recurrent product."""
         inside, first = output[..., d * self.H : (d + 1) * self.H], self.hx[0][d]
         if self.rows is None:
-            shifted = torch.cat([first[None], inside[:-1]] if d == 0 else [inside[1:], first[None]])
-            return shifted[: self.T].reshape(self.N, self.H)  # one too many where there is no step
+            shifted = torch.cat([first[None], inside[:-1]] if d == 0 else [inside[1:], first[None]])[: self.T]  # where there is no step
+            if self.marks is not None:
+                shifted = torch.where(self.begun(d).view(self.T, self.B, 1), self.anew[0][d] if self.anew else 0, shifted)
+            return shifted.reshape(self.N, self.H)
         step, started = self.rows.after if d else self.rows.before
         before = inside[self.rows.at(step)] if self.packed else inside[step, self.rows.sequence]
         previous = torch.where(started, before, first[self.rows.sequence])
+        if self.marks is not None:
+            previous = torch.where(self.begun(d), self.anew[0][d][self.rows.sequence] if self.anew else 0, previous)
         return previous if self.rows.present is None else torch.where(self.rows.present, previous, 0)
 
     def like_x(self, values: Tensor) -> Tensor:
@@ -199,8 +230,9 @@ class _Call:
         return torch.where(self.rows.valid[..., None], values[self.rows.place], 0)
 
 
-def check(cell: Cell, x: Tensor, weights: Sequence[Weights], hx: Sequence[Tensor], batch: int) -> None:
-    """The kernels check nothing: every size before any memory is touched. Raises RuntimeError for one that does not fit."""
+def check(cell: Cell, x: Tensor, weights: Sequence[Weights], hx: Sequence[Tensor], batch: int, cut: bool) -> None:
+    """The kernels check nothing: every size before any memory is touched. Raises RuntimeError for one that does not fit. cut: whether
+    sequences begin anew at some steps."""
     G, (first, *_) = len(cell.gates), weights
     hidden_size = first.weight_hh.size(0) // G
     width = hidden_size if first.weight_hr is None else first.output_size
@@ -210,10 +242,17 @@ def check(cell: Cell, x: Tensor, weights: Sequence[Weights], hx: Sequence[Tensor
         for name, shape in shapes.items():
             if hasattr(w, name):  # those that every cell has
                 _check_tensor(x, name, getattr(w, name), shape)
-    if len(hx) != len(cell.states):
-        raise RuntimeError(f"sstkern::layer: expected {len(cell.states)} states in hx, got {len(hx)}")
-    for name, state, size in zip(cell.states, hx, cell.state_sizes(hidden_size, width), strict=True):
+    count = len(cell.states)
+    if len(hx) != count and not (cut and len(hx) == 2 * count):
+        raise RuntimeError(f"sstkern::layer: expected {count} states in hx{', or as many again' * cut}, got {len(hx)}")
+    widths = cell.state_sizes(hidden_size, width)
+    for name, state, size in zip(cell.states * 2, hx, widths * 2, strict=False):
         _check_tensor(x, f"{name}_0", state, (len(weights), batch, size))
+
+
+def _check_every(call: _Call) -> None:
+    if call.S != 2:
+        raise NotImplementedError("sstkern::layer: the Triton engine has all states of a cell with h and another one")
 
 
 def _check_tensor(x: Tensor, name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
@@ -223,13 +262,13 @@ def _check_tensor(x: Tensor, name: str, tensor: Tensor, shape: tuple[int, ...]) 
         raise RuntimeError(f"sstkern::layer: expected {name} of {x.dtype} on {x.device} like x, got {tensor.dtype} on {tensor.device}")
 
 
-def _forward_stepwise(call: _Call, plan: Launch, output: Tensor, saved: Tensor | None) -> list[Tensor]:
+def _forward_stepwise(call: _Call, plan: Launch, output: Tensor, c_output: Tensor | None, saved: Tensor | None) -> list[Tensor]:
     """Returns the last states."""
     states = [state.to(call.real, copy=True) for state in call.hx]
     gates_x, weight_hh = call.gates_x(), call.weight_hh.transpose(1, 2)
     for s in range(call.T):
         gates_h = product(states[0].to(call.x.dtype), weight_hh, call.real)
-        _launch_forward(call, plan, gates_x, gates_h, states, states, output, saved, s, s + 1)
+        _launch_forward(call, plan, gates_x, gates_h, states, states, output, c_output, saved, s, s + 1)
     return [state.to(call.x.dtype) for state in states]
 
 
@@ -241,10 +280,12 @@ def _launch_forward(
     hx: Sequence[Tensor],
     hx_n: Sequence[Tensor],
     output: Tensor,
+    c_output: Tensor | None,
     saved: Tensor | None,
     first_step: int,
     last_step: int,
 ) -> None:
+    anew = call.anew or hx  # any tensors will do where there are none
     arguments = {
         "gates_x": gates_x,
         "gates_h": gates_x if gates_h is None else gates_h,
@@ -252,15 +293,19 @@ def _launch_forward(
         "bias": call.weight_hh if call.bias_hh is None else call.bias_hh,
         "h_0": hx[0],
         "c_0": hx[-1],
+        "h_anew": anew[0],
+        "c_anew": anew[-1],
         "h_n": hx_n[0],
         "c_n": hx_n[-1],
         "output": output,
+        "c_output": output if c_output is None else c_output,
         "saved": output if saved is None else saved,
         "exchange": call.exchange(plan) if plan.exchanges else output,
         **_of_every_kernel(call, plan, first_step, last_step),
         "M": call.N if saved is None else saved.size(1),
         "STEP": call.kernels.step,
         "HAS_BIAS": call.bias_hh is not None,
+        "EVERY": c_output is not None,
         "SAVE": saved is not None,
     }
     _launch(call, plan, recurrence.forward, arguments)
@@ -280,11 +325,14 @@ class _Backward:
     ):
         self.call, self.output, self.groups = call, output.contiguous(), groups
         self.grad_output = None if grad_output is None else grad_output.contiguous()
+        grad_hx, (grad_c,) = grad_hx[: call.S], grad_hx[call.S :] or (None,)
+        self.grad_c = None if grad_c is None else grad_c.contiguous()
         self.check(saved, grad_hx)
         self.saved = saved[0].contiguous()
         new = call.x.new_empty if call.rows is None or call.rows.present is None else call.x.new_zeros
         self.dgates_x = new(call.D, call.N, call.G * call.H)
         self.dgates_h = self.dgates_x if call.kernels.same_gate_gradients else new(call.D, call.N, call.G * call.H)
+        self.danew = [torch.zeros_like(state, dtype=call.real) for state in call.anew]
         self.grad_hx = [gradient.contiguous() for gradient in grad_hx]
 
     def check(self, saved: Sequence[Tensor], grad_hx: Sequence[Tensor]) -> None:
@@ -293,14 +341,25 @@ class _Backward:
         if len(saved) != 1:
             raise RuntimeError(f"sstkern::layer_backward: expected 1 tensor in saved, got {len(saved)}")
         _check_tensor(call.x, "saved", saved[0], (call.D, rows, call.kernels.saves * call.H))
-        for name, tensor in {"output": self.output, "grad_output": self.grad_output}.items():
+        if self.grad_c is not None:
+            _check_every(call)
+        for name, tensor in {"output": self.output, "grad_output": self.grad_output, "the gradient of all c": self.grad_c}.items():
             if tensor is not None:
                 _check_tensor(call.x, name, tensor, (*call.x.shape[:-1], call.D * call.H))
         for name, gradient, state in zip(call.cell.states, grad_hx, call.hx, strict=True):
             _check_tensor(call.x, f"the gradient of {name}_n", gradient, tuple(state.shape))
 
     def run(self) -> list[Tensor]:
-        """Returns the gradients of the first states."""
+        """Returns the gradients of the first states, and of those that sequences begin anew with if they are given."""
+        call, dhx, danew = self.call, self.loop(), self.danew
+        if call.marks is not None and call.T:
+            start = call.starts_anew
+            danew = [anew + torch.where(start, gradient, 0) for anew, gradient in zip(danew, dhx, strict=False)]
+            dhx = [torch.where(start, 0, gradient) for gradient in dhx]
+        return [*dhx, *(gradient.to(call.x.dtype) for gradient in danew)]
+
+    def loop(self) -> list[Tensor]:
+        """Returns what the loop over time steps leaves of the states' gradients."""
         plan = self.call.plan(backward=True) if self.call.T and self.call.B else None
         if plan is None:
             return [gradient.clone() for gradient in self.grad_hx]
@@ -332,18 +391,24 @@ class _Backward:
     ) -> None:
         call = self.call
         has_grad_output = self.grad_output is not None
+        anew, danew = call.anew or call.hx, self.danew or dhx  # any tensors will do where there are none
         arguments = {
             "grad_output": self.grad_output if has_grad_output else self.output,
+            "grad_c": self.output if self.grad_c is None else self.grad_c,
             "grad_h": self.output if grad_h is None else grad_h,
             "weight": call.weight(plan),
             "h_0": call.hx[0],
             "c_0": call.hx[-1],
+            "h_anew": anew[0],
+            "c_anew": anew[-1],
             "output": self.output,
             "saved": self.saved,
             "dh_n": grad_hx[0],
             "dc_n": grad_hx[-1],
             "dh_0": dhx[0],
             "dc_0": dhx[-1],
+            "dh_anew": danew[0],
+            "dc_anew": danew[-1],
             "dgates_x": self.dgates_x,
             "dgates_h": self.dgates_h,
             "step_dgates_h": self.dgates_h if step_dgates_h is None else step_dgates_h,
@@ -353,6 +418,7 @@ class _Backward:
             "DERIVATIVE": call.kernels.derivative,
             "TWO_GRADIENTS": not call.kernels.same_gate_gradients,
             "HAS_GRAD_OUTPUT": has_grad_output,
+            "HAS_GRAD_C": self.grad_c is not None,
             "BLOCK_U": plan.block_u,
         }
         _launch(call, plan, recurrence.backward, arguments)
@@ -408,6 +474,7 @@ def _of_every_kernel(call: _Call, plan: Launch, first_step: int, last_step: int)
         "order": call.rows.order if by_length is None else by_length,
         "lengths": call.rows.lengths if by_length is None else by_length,
         "offsets": call.rows.offsets if by_length is None else by_length,
+        "marks": call.weight_hh if call.marks is None else call.marks,
         "T": call.T,
         "B": call.B,
         "H": call.H,
@@ -421,6 +488,8 @@ def _of_every_kernel(call: _Call, plan: Launch, first_step: int, last_step: int)
         "SAVES": call.kernels.saves,
         "HAS_LENGTHS": call.rows is not None,
         "PACKED": call.packed,
+        "CUTS": call.marks is not None,
+        "ANEW": bool(call.anew),
         "SCHEDULE": plan.schedule,
         "BLOCK_H": plan.block_h,
         "BLOCK_B": plan.block_b,
