@@ -18,6 +18,7 @@ from triton.errors import TritonError
 from sstkern.engines.triton import device, launch, sources
 from sstkern.engines.triton import layer as layers
 from sstkern.engines.triton import rows as rows_of
+from sstkern.engines.triton.device import Device
 from sstkern.engines.triton.launch import choose_step
 from sstkern.lengths import ALL_ROWS, check_packed, longest
 from sstkern.program.compiler import CannotCompile
@@ -28,6 +29,9 @@ from sstkern.program.prepared import Prepared
 
 class Compiled(Prepared):
     """A program that the Triton engine runs; its kernels are compiled when they are first launched."""
+
+    precision = staticmethod(Device.product_precision)
+    """Of float32 products, from the device and the dtype."""
 
     def prepare(self, found: Lowered, rows_only: tuple[set[int], set[int]]) -> None:
         self.found, self.rows_only = found, rows_only
@@ -40,7 +44,12 @@ class Compiled(Prepared):
 
     def run(self, *arguments: Any) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         with layers.on(arguments[0][0].device):
-            return _Call(self, *arguments).run()
+            call = _Call(self, *arguments)
+            self.count(call.backward)
+            return call.run()
+
+    def count(self, backward: bool) -> None:
+        layers.runs["backward" if backward else "forward"] += 1
 
     def parts(self, kernel: Kernel) -> tuple[launch.Part, ...]:
         """As `launch` asks for them."""
@@ -63,6 +72,15 @@ class Compiled(Prepared):
             self._tables[place] = {name: table.to(place) for name, table in _tables(self.code).items()}
             _in_graphs.append(self._tables[place])
         return self._tables[place]
+
+
+class CompiledLayer(Compiled):
+    """Of a built-in layer, whose float32 is that of the others."""
+
+    precision = staticmethod(Device.precision)
+
+    def count(self, backward: bool) -> None:
+        """`projected` counts layers, with all their directions."""
 
 
 _in_graphs: list[dict[str, Tensor]] = []
@@ -156,7 +174,6 @@ class _Call:
         self.sums: dict[int, Tensor] = {}
 
     def run(self) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        layers.runs["backward" if self.backward else "forward"] += 1
         last = [state[1] for state in self.states]  # where there is nothing to run
         if self.T and self.B:
             self.phase(BEFORE)
@@ -184,7 +201,7 @@ class _Call:
         self.states = [self.turns(state) for state in given[:count]]
         if self.marks is None:
             return
-        anew = [self.by_slot(state) for state in given[count:]] or [0] * count
+        anew: list[Tensor | int] = [self.by_slot(state) for state in given[count:]] or [0] * count
         for state, of_anew in zip(self.states, anew, strict=True):
             state[2] = of_anew
             if self.starts_anew is not None and not self.backward:
@@ -325,7 +342,7 @@ class _Call:
     @cached_property
     def step(self) -> launch.Step:
         assert self.code.core is not None
-        precision = self.device.product_precision(self.stored)
+        precision = self.compiled.precision(self.device, self.stored)
         return launch.Step(self.stored, precision, self.B, self.compiled.parts(self.code.core), self.code.core.meets)
 
     def loop(self, kernel: Kernel) -> list[Tensor]:

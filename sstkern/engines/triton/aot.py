@@ -138,7 +138,7 @@ class Configuration:
     batch: int
     hidden_size: int
     picked: bool
-    """Whether the launch table picks this schedule for this layer, with or without a projection, and not just allows it."""
+    """Whether the launch table picks this schedule for this layer, and not just allows it."""
     resets: bool = False
     """Whether sequences begin anew at some of their steps."""
 
@@ -269,13 +269,13 @@ def _schedules(target: Target, kernel: str, cell: str, dtype: str, tf32: bool, h
     launches: dict[tuple[launch.Launch, bool], tuple[str, int]] = {}
     for batch in BATCHES:
         asked = launch.Layer(numbers, precision, len(CELLS[cell].gates), batch, hidden_size)
-        picks = [launch.choose(target.card, replace(asked, projects=projects), kernel == "backward") for projects in (False, True)]
+        pick = launch.choose(target.card, asked, kernel == "backward")
         for schedule in launch.SCHEDULES:
             try:
                 plan = launch.choose(target.card, asked, kernel == "backward", schedule)
             except ValueError:
                 continue  # it cannot run this layer
-            launches.setdefault((plan, plan in picks), (schedule, batch))
+            launches.setdefault((plan, plan == pick), (schedule, batch))
     return [(schedule, batch, picked) for (_, picked), (schedule, batch) in launches.items()]
 
 
@@ -315,7 +315,7 @@ def _launched(configuration: Configuration) -> _Launched:
         if c.kernel == "forward":
             layer.forward(*arguments, c.batch)
         else:
-            saved = [empty(*shape) for shape in layer.saved_shapes(c.cell, x, weights, True, False, c.batch)]
+            saved = layer.saved_like(c.cell, x, weights, True, False, c.batch)
             layer.backward(*arguments, x, saved, x, hx, [False] * (1 + len(weights) + len(hx) + len(anew)))
     return launches[0]
 

@@ -38,7 +38,6 @@ class Layer:
     batch: int
     hidden_size: int
     directions: int = 1
-    projects: bool = False
 
     @property
     def padded_gates(self) -> int:
@@ -136,8 +135,6 @@ _SIZED = {"resident": _resident, "grid": _grid, "streamed": _streamed, "stepwise
 def _obstacle(launch: Launch, card: Card, layer: Layer, backward: bool) -> str | None:
     if launch.schedule == "stepwise":
         return None
-    if layer.projects:
-        return "it has a projection, and only 'stepwise' has a place for one"
     if backward and layer.dtype == torch.float64 and layer.gates not in card.float64_backward:
         return "this version of Triton does not compile its backward in float64, or spills registers"
     programs = launch.programs(layer.hidden_size)

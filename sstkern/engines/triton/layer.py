@@ -1,7 +1,8 @@
 """One layer on the GPU, forward and backward: the input projection, the time loop's launches, and the weights' gradients.
 
-T time steps, B batch, I input_size, H hidden_size, P proj_size (H without a projection), D directions, G gates, S states; N rows of valid
-steps (see `rows`). Everything runs on the current stream, both directions in one launch, and nothing waits for the GPU.
+T time steps, B batch, I input_size, H hidden_size, D directions, G gates, S states; N rows of valid steps (see `rows`). Everything runs on
+the current stream, both directions in one launch, and nothing waits for the GPU. Layers with a projection are programs
+(`sstkern.program.projected`).
 """
 
 from collections import Counter
@@ -13,12 +14,12 @@ import torch
 from torch import Tensor
 from triton.runtime.jit import JITFunction
 
-from sstkern.cells import CELLS
+from sstkern.cells import CELLS, Cell
 from sstkern.engines.triton import device, launch, recurrence, rows
 from sstkern.engines.triton.cells import kernels
 from sstkern.engines.triton.launch import Launch
-from sstkern.lengths import ALL_ROWS, all_rows, alone, batch_sizes, check_packed, longest
-from sstkern.weights import by_direction
+from sstkern.lengths import ALL_ROWS, all_rows, alone, check_packed, longest
+from sstkern.weights import Weights, by_direction
 
 runs: Counter[str] = Counter()
 """What ran in this process: calls of "forward" and "backward", and of each schedule."""
@@ -41,20 +42,18 @@ def forward(
         if every:
             _check_every(call)
         runs["forward"] += 1
-        output = call.output_like(call.P)
-        c_output = call.output_like(call.H) if every else None
-        inner = call.output_like(call.H) if call.projects else output
+        output = call.output()
+        c_output = call.output() if every else None
         saved = None if saved_rows is None else call.saved(saved_rows)
         plan = call.plan(backward=False) if call.T and call.B else None
         if plan is None:
             hx_n = [state.clone() for state in call.hx]
         elif plan.schedule == "stepwise":
-            hx_n = _forward_stepwise(call, plan, output, inner, c_output, saved)
+            hx_n = _forward_stepwise(call, plan, output, c_output, saved)
         else:
             hx_n = [torch.empty_like(state) for state in call.hx]
             _launch_forward(call, plan, call.gates_x(), None, call.hx, hx_n, output, c_output, saved, 0, call.T)
-        kept = [] if saved is None else [saved, inner] if call.projects else [saved]
-        return output, hx_n if c_output is None else [*hx_n, c_output], kept
+        return output, hx_n if c_output is None else [*hx_n, c_output], [] if saved is None else [saved]
 
 
 def backward(
@@ -87,12 +86,11 @@ def backward(
         return [gradient for gradient, need in zip(loop.gradients(dhx, needs), needs, strict=True) if need]
 
 
-def saved_shapes(cell: str, x: Tensor, weights: Sequence[Tensor], has_bias: bool, bidirectional: bool, rows: int) -> list[tuple[int, ...]]:
-    """What the step saves, (D, rows, saves * H), the first rows of it filled; with a projection also the h before it, like the output."""
+def saved_like(cell: str, x: Tensor, weights: Sequence[Tensor], has_bias: bool, bidirectional: bool, rows: int) -> list[Tensor]:
+    """What the step saves, empty: (D, rows, saves * H), the first rows of it filled."""
     directions = by_direction(CELLS[cell], weights, has_bias, bidirectional)
-    hidden_size = directions[0].weight_hh.size(0) // len(CELLS[cell].gates)
-    shapes = [(len(directions), rows, kernels(cell).saves * hidden_size)]
-    return shapes if directions[0].weight_hr is None else [*shapes, (*x.shape[:-1], len(directions) * hidden_size)]
+    hidden_size = directions[0].weight_hh.size(1)
+    return [x.new_empty(len(directions), rows, kernels(cell).saves * hidden_size)]
 
 
 def part_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -120,10 +118,11 @@ class _Call:
         self.T, self.B = (longest(self.lengths), len(self.lengths)) if self.packed else x.shape[:2]
         self.I = x.size(-1)
         self.D, self.G, self.S = len(self.weights), len(self.cell.gates), states
-        self.H, self.P = self.weights[0].weight_hh.size(0) // self.G, self.weights[0].output_size
-        self.projects = self.weights[0].weight_hr is not None
+        self.H = self.weights[0].weight_hh.size(0) // self.G
         self.rows, self.marks = rows.of_operator(lengths, self.T, x.device)
-        _check(self, has_bias)
+        check(self.cell, x, self.weights, hx, self.B, self.marks is not None)
+        if self.B * self.D * self.H * max(self.G, self.kernels.saves) >= 2**31:
+            raise RuntimeError(f"sstkern::layer: one time step of {self.B} sequences x {self.H} hidden units has more than 2^31 elements")
         self.device = device.of(x.device)
         self.real = torch.float64 if x.dtype == torch.float64 else torch.float32
         if self.marks is not None and self.T:
@@ -132,7 +131,7 @@ class _Call:
         self.precision = self.device.precision(x.dtype)
         self.weight_hh = _stacked([w.weight_hh for w in self.weights])
         self.bias_hh = _stacked([w.bias_hh for w in self.weights]) if has_bias else None
-        self.layer = launch.Layer(x.dtype, self.precision, self.G, self.B, self.H, self.D, self.projects)
+        self.layer = launch.Layer(x.dtype, self.precision, self.G, self.B, self.H, self.D)
 
     def plan(self, backward: bool) -> Launch:
         return launch.choose(self.device.card, self.layer, backward, launch.forced())
@@ -174,10 +173,10 @@ class _Call:
         new = self.x.new_empty if width == self.H else self.x.new_zeros
         return new(2, self.slabs(plan), plan.block_b, width)
 
-    def output_like(self, width: int) -> Tensor:
-        """(T, B, D * width), zeros where the kernels may skip steps that no sequence has, or (N, D * width)."""
+    def output(self) -> Tensor:
+        """(T, B, D * H), zeros where the kernels may skip steps that no sequence has, or (N, D * H)."""
         new = self.x.new_empty if self.rows is None or self.packed else self.x.new_zeros
-        return new(*self.x.shape[:-1], self.D * width)
+        return new(*self.x.shape[:-1], self.D * self.H)
 
     def saved(self, rows: int) -> Tensor:
         """(D, rows, saves * H); zeros that stay unused make the operator's results the same in every run."""
@@ -186,10 +185,6 @@ class _Call:
             raise ValueError(f"saved_rows: expected at least {self.N}, the number of valid time steps, got {rows}")
         whole = self.rows is None or (self.rows.present is None and rows == self.N)
         return (self.x.new_empty if whole else self.x.new_zeros)(self.D, rows, self.kernels.saves * self.H)
-
-    def before_projection(self, states: Sequence[Tensor]) -> list[Tensor]:
-        """`states`, or their gradients, as the kernels take them, (D, B, H) each: with a projection h is the one before it, first zero."""
-        return [self.x.new_zeros(self.D, self.B, self.H), *states[1:]] if self.projects else list(states)
 
     def x_rows(self) -> Tensor:
         """(N, I)"""
@@ -208,13 +203,13 @@ class _Call:
         return gates
 
     def previous_h(self, output: Tensor, d: int) -> Tensor:
-        """(N, P): the h that went into each row's recurrent product."""
-        inside, first = output[..., d * self.P : (d + 1) * self.P], self.hx[0][d]
+        """(N, H): the h that went into each row's recurrent product."""
+        inside, first = output[..., d * self.H : (d + 1) * self.H], self.hx[0][d]
         if self.rows is None:
             shifted = torch.cat([first[None], inside[:-1]] if d == 0 else [inside[1:], first[None]])[: self.T]  # where there is no step
             if self.marks is not None:
                 shifted = torch.where(self.begun(d).view(self.T, self.B, 1), self.anew[0][d] if self.anew else 0, shifted)
-            return shifted.reshape(self.N, self.P)
+            return shifted.reshape(self.N, self.H)
         step, started = self.rows.after if d else self.rows.before
         before = inside[self.rows.at(step)] if self.packed else inside[step, self.rows.sequence]
         previous = torch.where(started, before, first[self.rows.sequence])
@@ -234,63 +229,30 @@ class _Call:
             return values.new_zeros(self.T, self.B, values.size(1))
         return torch.where(self.rows.valid[..., None], values[self.rows.place], 0)
 
-    def steps_at(self, s: int) -> list[int]:
-        """The time step that each direction is at in the loop's step s."""
-        return [s, self.T - 1 - s][: self.D]
 
-    def at_step(self, values: Tensor, d: int, t: int) -> Tensor:
-        """Direction d's part of values like the output at step t, (B, P); anything where the step is not valid."""
-        part = values[..., d * self.P : (d + 1) * self.P]
-        return part[self.rows.place_at(t)] if self.packed else part[t]
-
-    def set_step(self, values: Tensor, d: int, t: int, to: Tensor) -> None:
-        """The reverse: `to` (B, P) is zero where the step is not valid."""
-        part = values[..., d * self.P : (d + 1) * self.P]
-        if self.packed:
-            first, count = self.row_ranges[t]
-            part[first : first + count] = to[:count]
-        else:
-            part[t] = to
-
-    @cached_property
-    def row_ranges(self) -> list[tuple[int, int]]:
-        """Of a packed x: the first row of each step, and how many it has."""
-        sizes = batch_sizes(self.lengths)
-        return list(zip((sizes.cumsum(0) - sizes).tolist(), sizes.tolist(), strict=True))
-
-    def valid_at(self, s: int) -> Tensor:
-        """bool (D, B, 1)"""
-        if self.rows is None:
-            return torch.ones(self.D, self.B, 1, dtype=torch.bool, device=self.x.device)
-        return torch.stack([self.rows.valid_at(t) for t in self.steps_at(s)])[..., None]
-
-
-def _check(call: _Call, has_bias: bool) -> None:
-    """The kernels check nothing: every size before any memory is touched."""
-    gates = call.G * call.H
-    if not call.projects and call.P != call.H:
-        raise RuntimeError(f"sstkern::layer: expected weight_hh of shape {(gates, call.H)}, got {(gates, call.P)}")
-    for w in call.weights:
-        shapes = {"weight_ih": (gates, call.I), "weight_hh": (gates, call.P)}
-        shapes |= {"bias_ih": (gates,), "bias_hh": (gates,)} if has_bias else {}
-        shapes |= {"weight_hr": (call.P, call.H)} if call.projects else {}
+def check(cell: Cell, x: Tensor, weights: Sequence[Weights], hx: Sequence[Tensor], batch: int, cut: bool) -> None:
+    """The kernels check nothing: every size before any memory is touched. Raises RuntimeError for one that does not fit. cut: whether
+    sequences begin anew at some steps."""
+    G, (first, *_) = len(cell.gates), weights
+    hidden_size = first.weight_hh.size(0) // G
+    width = hidden_size if first.weight_hr is None else first.output_size
+    sizes = {"input_size": x.size(-1), "hidden_size": hidden_size, "output_size": width}
+    for w in weights:
+        shapes = cell.shapes(w.bias_ih is not None, w.weight_hr is not None, **sizes)
         for name, shape in shapes.items():
-            _check_tensor(call.x, name, getattr(w, name), shape)
-    given = len(call.hx) + len(call.anew)
-    if given != call.S and (given != 2 * call.S or call.marks is None):
-        raise RuntimeError(f"sstkern::layer: expected {call.S} states in hx{', or as many again' * (call.marks is not None)}, got {given}")
-    for states in filter(None, (call.hx, call.anew)):
-        for name, state in zip(call.cell.states, states, strict=True):
-            _check_tensor(call.x, f"{name}_0", state, (call.D, call.B, call.P if name == "h" else call.H))
-    if call.marks is not None and call.projects:
-        raise NotImplementedError("sstkern::layer: the Triton engine has no resets for a layer with a projection")
-    if call.B * call.D * call.H * max(call.G, call.kernels.saves) >= 2**31:
-        raise RuntimeError(f"sstkern::layer: one time step of {call.B} sequences x {call.H} hidden units has more than 2^31 elements")
+            if hasattr(w, name):  # those that every cell has
+                _check_tensor(x, name, getattr(w, name), shape)
+    count = len(cell.states)
+    if len(hx) != count and not (cut and len(hx) == 2 * count):
+        raise RuntimeError(f"sstkern::layer: expected {count} states in hx{', or as many again' * cut}, got {len(hx)}")
+    widths = cell.state_sizes(hidden_size, width)
+    for name, state, size in zip(cell.states * 2, hx, widths * 2, strict=False):
+        _check_tensor(x, f"{name}_0", state, (len(weights), batch, size))
 
 
 def _check_every(call: _Call) -> None:
-    if call.S != 2 or call.projects:
-        raise NotImplementedError("sstkern::layer: the Triton engine has all states of a cell with h and another one, without a projection")
+    if call.S != 2:
+        raise NotImplementedError("sstkern::layer: the Triton engine has all states of a cell with h and another one")
 
 
 def _check_tensor(x: Tensor, name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
@@ -300,23 +262,14 @@ def _check_tensor(x: Tensor, name: str, tensor: Tensor, shape: tuple[int, ...]) 
         raise RuntimeError(f"sstkern::layer: expected {name} of {x.dtype} on {x.device} like x, got {tensor.dtype} on {tensor.device}")
 
 
-def _forward_stepwise(
-    call: _Call, plan: Launch, output: Tensor, inner: Tensor, c_output: Tensor | None, saved: Tensor | None
-) -> list[Tensor]:
+def _forward_stepwise(call: _Call, plan: Launch, output: Tensor, c_output: Tensor | None, saved: Tensor | None) -> list[Tensor]:
     """Returns the last states."""
-    states = [state.to(call.real, copy=True) for state in call.before_projection(call.hx)]
-    h = call.hx[0].to(call.real) if call.projects else states[0]
+    states = [state.to(call.real, copy=True) for state in call.hx]
     gates_x, weight_hh = call.gates_x(), call.weight_hh.transpose(1, 2)
-    weight_hr = _stacked([w.weight_hr for w in call.weights]).transpose(1, 2) if call.projects else None
     for s in range(call.T):
-        gates_h = product(h.to(call.x.dtype), weight_hh, call.real)
-        _launch_forward(call, plan, gates_x, gates_h, states, states, inner, c_output, saved, s, s + 1)
-        if weight_hr is not None:
-            valid, projected = call.valid_at(s), product(states[0].to(call.x.dtype), weight_hr, call.real)
-            h = torch.where(valid, projected, h)
-            for d, t in enumerate(call.steps_at(s)):
-                call.set_step(output, d, t, torch.where(valid[d], projected[d], 0))
-    return [state.to(call.x.dtype) for state in (h, *states[1:])]
+        gates_h = product(states[0].to(call.x.dtype), weight_hh, call.real)
+        _launch_forward(call, plan, gates_x, gates_h, states, states, output, c_output, saved, s, s + 1)
+    return [state.to(call.x.dtype) for state in states]
 
 
 def _launch_forward(
@@ -376,28 +329,23 @@ class _Backward:
         self.grad_c = None if grad_c is None else grad_c.contiguous()
         self.check(saved, grad_hx)
         self.saved = saved[0].contiguous()
-        self.inner = saved[1].contiguous() if call.projects else self.output
         new = call.x.new_empty if call.rows is None or call.rows.present is None else call.x.new_zeros
         self.dgates_x = new(call.D, call.N, call.G * call.H)
         self.dgates_h = self.dgates_x if call.kernels.same_gate_gradients else new(call.D, call.N, call.G * call.H)
-        self.hx = call.before_projection(call.hx)
         self.danew = [torch.zeros_like(state, dtype=call.real) for state in call.anew]
         self.grad_hx = [gradient.contiguous() for gradient in grad_hx]
-        self.dprojected = call.output_like(call.P) if call.projects else None
 
     def check(self, saved: Sequence[Tensor], grad_hx: Sequence[Tensor]) -> None:
         call = self.call
         rows = max(call.N, saved[0].size(1))
-        shapes = [(call.D, rows, call.kernels.saves * call.H)] + [(*call.x.shape[:-1], call.D * call.H)] * call.projects
-        if len(saved) != len(shapes):
-            raise RuntimeError(f"sstkern::layer_backward: expected {len(shapes)} tensors in saved, got {len(saved)}")
-        for tensor, shape in zip(saved, shapes, strict=True):
-            _check_tensor(call.x, "saved", tensor, shape)
+        if len(saved) != 1:
+            raise RuntimeError(f"sstkern::layer_backward: expected 1 tensor in saved, got {len(saved)}")
+        _check_tensor(call.x, "saved", saved[0], (call.D, rows, call.kernels.saves * call.H))
         if self.grad_c is not None:
             _check_every(call)
         for name, tensor in {"output": self.output, "grad_output": self.grad_output, "the gradient of all c": self.grad_c}.items():
             if tensor is not None:
-                _check_tensor(call.x, name, tensor, (*call.x.shape[:-1], call.D * call.P))
+                _check_tensor(call.x, name, tensor, (*call.x.shape[:-1], call.D * call.H))
         for name, gradient, state in zip(call.cell.states, grad_hx, call.hx, strict=True):
             _check_tensor(call.x, f"the gradient of {name}_n", gradient, tuple(state.shape))
 
@@ -423,27 +371,13 @@ class _Backward:
 
     def run_stepwise(self, plan: Launch) -> list[Tensor]:
         call = self.call
-        dstates = [gradient.to(call.real, copy=True) for gradient in call.before_projection(self.grad_hx)]
-        self.dh = self.grad_hx[0].to(call.real) if call.projects else dstates[0]
-        grad_h = self.dh.new_zeros(call.D, call.B, call.P)  # of h after a step, from the step that follows
+        dstates = [gradient.to(call.real, copy=True) for gradient in self.grad_hx]
+        grad_h = torch.zeros_like(dstates[0])  # of h after a step, from the step that follows
         step_dgates_h = call.x.new_empty(call.D, call.B, call.G * call.H)
         for s in range(call.T):
-            grad_inner = self.through_projection(grad_h, s) if call.projects else grad_h
-            self.launch(plan, grad_inner, step_dgates_h, dstates, dstates, s, s + 1)
+            self.launch(plan, grad_h, step_dgates_h, dstates, dstates, s, s + 1)
             grad_h = product(step_dgates_h, call.weight_hh, call.real)
-        return [state.to(call.x.dtype) for state in (self.dh + grad_h, *dstates[1:])]
-
-    def through_projection(self, grad_h: Tensor, s: int) -> Tensor:
-        """The gradient of the h before the projection, (D, B, H); that of a sequence outside its steps waits in dh."""
-        call, valid, total = self.call, self.call.valid_at(self.call.T - 1 - s), self.dh + grad_h
-        self.dh = torch.where(valid, 0, total)
-        steps = call.steps_at(call.T - 1 - s)
-        if self.grad_output is not None:
-            total = total + torch.stack([call.at_step(self.grad_output, d, t) for d, t in enumerate(steps)])
-        total = torch.where(valid, total, 0).to(call.x.dtype)
-        for d, t in enumerate(steps):
-            call.set_step(self.dprojected, d, t, total[d])
-        return product(total, _stacked([w.weight_hr for w in call.weights]), call.real)
+        return [state.to(call.x.dtype) for state in (dstates[0] + grad_h, *dstates[1:])]
 
     def launch(
         self,
@@ -456,18 +390,18 @@ class _Backward:
         last_step: int,
     ) -> None:
         call = self.call
-        has_grad_output = self.grad_output is not None and not call.projects
-        anew, danew = call.anew or self.hx, self.danew or dhx  # any tensors will do where there are none
+        has_grad_output = self.grad_output is not None
+        anew, danew = call.anew or call.hx, self.danew or dhx  # any tensors will do where there are none
         arguments = {
             "grad_output": self.grad_output if has_grad_output else self.output,
             "grad_c": self.output if self.grad_c is None else self.grad_c,
             "grad_h": self.output if grad_h is None else grad_h,
             "weight": call.weight(plan),
-            "h_0": self.hx[0],
-            "c_0": self.hx[-1],
+            "h_0": call.hx[0],
+            "c_0": call.hx[-1],
             "h_anew": anew[0],
             "c_anew": anew[-1],
-            "output": self.inner,
+            "output": self.output,
             "saved": self.saved,
             "dh_n": grad_hx[0],
             "dc_n": grad_hx[-1],
@@ -507,8 +441,6 @@ class _Backward:
             ]
             if w.bias_ih is not None:
                 makers += self.of_biases(d)
-            if w.weight_hr is not None:
-                makers.append(lambda d=d: self.of_weight_hr(d))
             gradients += [make() if next(needed) else None for make in makers]
         return gradients + dhx
 
@@ -534,14 +466,6 @@ class _Backward:
         if self.call.D == 2:
             total = torch.addmm(total, self.dgates_x[1], self.call.weights[1].weight_ih)
         return self.call.like_x(total)
-
-    def of_weight_hr(self, d: int) -> Tensor:
-        call = self.call
-        projected = self.dprojected[..., d * call.P : (d + 1) * call.P]
-        inner = self.inner[..., d * call.H : (d + 1) * call.H]
-        if self.groups is not None:
-            return torch.bmm(self.grouped(projected).transpose(1, 2), self.grouped(inner))
-        return projected.reshape(-1, call.P).T @ inner.reshape(-1, call.H)
 
 
 def _of_every_kernel(call: _Call, plan: Launch, first_step: int, last_step: int) -> dict:

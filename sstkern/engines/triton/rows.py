@@ -48,14 +48,6 @@ class Rows:
         """bool (T, B)"""
         return torch.arange(len(self.offsets), device=self.offsets.device)[:, None] < self.of_sequence
 
-    def place_at(self, t: int) -> Tensor:
-        """place[t], without the rest of it."""
-        return self._within(self.offsets[t] + self.slot)
-
-    def valid_at(self, t: int) -> Tensor:
-        """valid[t], without the rest of it."""
-        return t < self.of_sequence
-
     def at(self, step: Tensor) -> Tensor:
         """The row that each row's sequence has at `step` (count,), any row for an invalid one."""
         return self._within(self.offsets[step] + self.slot[self.sequence])

@@ -29,7 +29,6 @@ def lstm(hidden_size: int, batch: int = 64, dtype: torch.dtype = torch.bfloat16,
         (lstm(512, dtype=torch.float32, precision="tf32"), "grid"),
         (lstm(512, dtype=torch.float32, precision="tf32x3"), "streamed"),
         (lstm(256, dtype=torch.float64), "streamed"),
-        (lstm(64, projects=True), "stepwise"),
     ],
 )
 def test_the_table_on_an_h100(layer, schedule, backward):
@@ -79,7 +78,6 @@ def test_tiles_cover_every_unit(hidden_size, gates, dtype, backward):
         ("resident", lstm(256), "it keeps 524288 bytes of weights in a program, and this GPU has room for 139468"),
         ("grid", lstm(2048), "it keeps 262144 bytes"),
         ("streamed", lstm(4096), "its 256 programs have to run at once, on 132 multiprocessors"),
-        ("grid", lstm(64, projects=True), "it has a projection, and only 'stepwise' has a place for one"),
     ],
 )
 def test_a_forced_schedule_that_cannot_run_says_why(schedule, layer, reason):
