@@ -3,10 +3,11 @@
 python benchmarks/gpu.py [--own-cells] [--minutes 8] [--output DIR] [--resume] [--dry-run]
 
 It looks at the machine; checks every kernel against the float64 reference engine, with cuDNN's error beside ours, the derivatives by
-gradcheck, CUDA graphs, streams, and what surrounds a layer in PyTorch; compiles the kernels to be timed; then times layers against
-cuDNN, the most telling points first, until the time is up. DIR/<device>/gpu.json is written anew after every result, DIR/<device>/gpu.png
-at the end where matplotlib is installed. It goes on when a kernel fails, and says so at the end: the exit status is 1. --resume does what
-that report lacks. --own-cells is about the cells that `sstkern.fuse` runs alone, beside the other ways to run them, in 3 minutes.
+gradcheck, CUDA graphs, streams, and what surrounds a layer in PyTorch; compiles the kernels to be timed; then times layers against cuDNN,
+the most telling points first, until the time is up. DIR/<device>/gpu.json is written anew after every result, DIR/<device>/gpu.png at the
+end where matplotlib is installed. Calls with resets are checked too, and timed beside the same call without. It goes on when a kernel
+fails, and says so at the end: the exit status is 1. --resume does what that report lacks. --own-cells is about the cells that
+`sstkern.fuse` runs alone, beside the other ways to run them, in 3 minutes.
 """
 
 import argparse
@@ -31,7 +32,7 @@ SCHEDULES = ("resident", "grid", "streamed", "stepwise")
 EXCHANGING = ("grid", "streamed")
 TIMED = {name: CELLS[name].torch_class for name in ("lstm", "gru", "rnn_tanh")}
 PHASES = ("forward", "forward_backward")
-SECTIONS = ("checks", "points", "flashrnn", "own_cells")
+SECTIONS = ("checks", "resets", "points", "flashrnn", "own_cells")
 _SHOWN = 20  # failures, before the table; the report has all
 _SAME_MACHINE = ("device", "torch", "triton", "cudnn")
 
@@ -48,6 +49,7 @@ class Plan:
     processes: int
     """That check and compile at once; only one measures time."""
     own_cells: list[dict] = field(default_factory=list)
+    resets: list[dict] = field(default_factory=list)
 
 
 def full_plan() -> Plan:
@@ -71,6 +73,7 @@ def full_plan() -> Plan:
         checks.append(_job("streams", cell="lstm", schedule=schedule, dtype="bfloat16", batch=70, steps=200, hidden_size=size))
     checks += [_job("in_pytorch", cell=cell, batch=20, steps=50, hidden_size=48) for cell in TIMED]
     checks += [check(*layer, dtype) for dtype in ("float32", "float64", "tf32", "float16") for layer in layers]
+    checks += _resets_checks(["lstm", "gru"], ["bfloat16", "tf32"])
     points = _by_rank(
         cell=list(TIMED),
         dtype=["bfloat16", "tf32", "float16"],
@@ -86,7 +89,25 @@ def full_plan() -> Plan:
         points=[_job("point", **point) for point in points],
         flashrnn=[_job("flashrnn", **point) for point in flashrnn],
         processes=_processes(),
+        resets=_resets(["lstm", "gru"], [(64, 512, 256), (16, 512, 1024)]),
     )
+
+
+def _resets_checks(cells: list[str], dtypes: list[str]) -> list[dict]:
+    return [
+        _job("resets_check", cell=cell, schedule=schedule, dtype=dtype, batch=40, steps=12, hidden_size=size)
+        for cell in cells
+        for schedule, size in zip(SCHEDULES, (32, 192, 192, 32), strict=True)
+        for dtype in dtypes
+    ]
+
+
+def _resets(cells: list[str], sizes: list[tuple[int, int, int]]) -> list[dict]:
+    return [
+        _job("resets", cell=cell, dtype="bfloat16", batch=batch, steps=steps, hidden_size=hidden_size)
+        for cell in cells
+        for batch, steps, hidden_size in sizes
+    ]
 
 
 def _processes() -> int:
@@ -118,7 +139,8 @@ def own_cells_plan() -> Plan:
         for cell in OWN_CELLS
     ]
     environment = _job("environment", copy_bytes=2**30, matrix=8192)
-    return Plan(environment, checks, [], [], [], _processes(), points)
+    checks += _resets_checks(list(OWN_CELLS[:2]), ["bfloat16"])
+    return Plan(environment, checks, [], [], [], _processes(), points, _resets(list(OWN_CELLS[:2]), sizes[:1]))
 
 
 def dry_plan() -> Plan:
@@ -138,11 +160,13 @@ def dry_plan() -> Plan:
             _job("graph", cell="gru", schedule="streamed", dtype="float16", batch=2, steps=2, hidden_size=4),
             _job("streams", cell="rnn_tanh", schedule="resident", dtype="float16", batch=2, steps=2, hidden_size=4),
             _job("in_pytorch", cell="gru", batch=2, steps=2, hidden_size=2),
+            _job("resets_check", cell="lstm", schedule="grid", dtype="float32", batch=2, steps=3, hidden_size=2),
         ],
         compiles=_compiles(points),
         points=[_job("point", **point) for point in points],
         flashrnn=[_job("flashrnn", **point) for point in points],
         processes=1,
+        resets=[_job("resets", **point) for point in points],
     )
 
 
@@ -152,9 +176,11 @@ def own_cells_dry_plan() -> Plan:
     checks = [
         _job("own_check", cell=cells[0], schedule="resident", dtype="float32", batch=2, steps=2, sizes=[4]),
         _job("own_check", cell=cells[1], schedule="stepwise", dtype="float64", batch=2, steps=2, sizes=[4]),
+        _job("resets_check", cell=cells[0], schedule="resident", dtype="float32", batch=2, steps=3, hidden_size=4),
     ]
+    resets = [_job("resets", cell=cells[0], dtype="tf32", batch=2, steps=2, hidden_size=4)]
     points = [_job("own_cell", cell=cell, dtype="tf32", batch=2, steps=2, hidden_size=4) for cell in cells]
-    return Plan(_job("environment", copy_bytes=2**20, matrix=64), checks, [], [], [], 1, points)
+    return Plan(_job("environment", copy_bytes=2**20, matrix=64), checks, [], [], [], 1, points, resets)
 
 
 def _job(name: str, **arguments) -> dict:
@@ -192,6 +218,7 @@ class Suite:
             "complete": False,
             "environment": {},
             "checks": [],
+            "resets": [],
             "points": [],
             "flashrnn": [],
             "own_cells": [],
@@ -209,6 +236,7 @@ class Suite:
             if self.resume:
                 self.take_up(json.loads((self.folder / self.file).read_text()))
             self.phase("checks", self.plan.checks, self.plan.processes, self.at(0.4), 90)
+            self.phase("resets", self.plan.resets, 1, self.at(0.5), 60)
             self.phase(None, self.plan.compiles, self.plan.processes, self.at(0.65), 90)
             flashrnn = self.plan.flashrnn if self.report["environment"]["flashrnn"] == "importable" else []
             self.phase("points", self.plan.points, 1, self.at(0.8 if flashrnn else 0.98), 60)
@@ -312,7 +340,7 @@ def table(report: dict) -> str:
     for point in (point for point in report["flashrnn"] if "padded" in point):
         ratios = ", ".join(f"{point['padded'][phase]['ratio']:.2f}" for phase in PHASES)
         lines.append(f"{_label(point)}: FlashRNN / ours {ratios} (forward, forward + backward)")
-    for point in (point for point in report.get("own_cells", []) if "times" in point):
+    for point in (point for section in ("resets", "own_cells") for point in report.get(section, []) if "times" in point):
         lines.append(f"{_label(point)} ({', '.join(point['schedules'])}): time / ours: {_outcome(point)}")
     counts = [
         f"{_counted(report[section])} {section}" for section in ("checks", *(["own_cells"] if report.get("own_cells") else ["points"]))

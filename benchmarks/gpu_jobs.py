@@ -48,9 +48,11 @@ PROJECTED = "_projected"
 def run(job: dict) -> dict:
     torch.backends.cudnn.allow_tf32 = job.get("dtype") != "float32"
     torch.manual_seed(0)
-    import gpu_own_cells  # which is made of what is here
+    import gpu_own_cells  # which are made of what is here
+    import gpu_resets
 
-    jobs = JOBS | {job.__name__: job for job in (gpu_own_cells.own_check, gpu_own_cells.own_cell)}
+    others = gpu_own_cells.own_check, gpu_own_cells.own_cell, gpu_resets.resets_check, gpu_resets.resets
+    jobs = JOBS | {job.__name__: job for job in others}
     try:
         return jobs[job["job"]](**{name: value for name, value in job.items() if name not in ("job", "family")})
     except ValueError as error:

@@ -194,7 +194,8 @@ class TestDryRun:
         plan = gpu.dry_plan()
         assert report["complete"]
         assert report["left_out"] == []
-        for section, jobs in {"checks": plan.checks, "points": plan.points, "flashrnn": plan.flashrnn}.items():
+        for section in ("checks", "resets", "points", "flashrnn"):
+            jobs = getattr(plan, section)
             assert [gpu._label(result) for result in report[section]] == [gpu._label(job) for job in jobs]
         assert all(result["ok"] for result in report["checks"] + report["points"])
 
@@ -225,6 +226,14 @@ class TestDryRun:
         assert point["lengths"]["forward"]["cudnn_prepacked"]["ms"] > 0
         assert point["schedules"] == ["resident"]
 
+    def test_resets_are_timed_beside_none(self, report: dict):
+        (point,) = report["resets"]
+        assert point["schedules"] == ["resident"]
+        for times in point["times"].values():
+            assert times["without"]["ratio"] == times["without"]["ms"] / times["ours"]["ms"]
+        (check,) = (check for check in report["checks"] if check["job"] == "resets_check")
+        assert 1e-9 < check["errors"]["backward"] < 1e-5
+
     def test_flashrnn_is_timed_where_it_can_be_imported(self, report: dict):
         assert report["environment"]["flashrnn"] == "importable"
         times = report["flashrnn"][0]["padded"]["forward_backward"]
@@ -233,7 +242,7 @@ class TestDryRun:
     def test_a_picture_and_a_table_come_last(self, report: dict, dry_run):
         ran, folder = dry_run
         assert (folder / "gpu.png").read_bytes().startswith(b"\x89PNG")
-        assert ran.stdout.splitlines()[-1].startswith("7 ok, 0 failed, 0 refused by the launch table, of 7 checks; 1 ok, 0 failed,")
+        assert ran.stdout.splitlines()[-1].startswith("8 ok, 0 failed, 0 refused by the launch table, of 8 checks; 1 ok, 0 failed,")
 
 
 def test_a_dry_run_of_own_cells(tmp_path: Path):
@@ -243,7 +252,8 @@ def test_a_dry_run_of_own_cells(tmp_path: Path):
     report = json.loads((tmp_path / "cpu-as-a-stand-in" / "own-cells.json").read_text())
     assert report["complete"]
     assert report["left_out"] == []
-    assert [check["ok"] for check in report["checks"]] == [True, True]
+    assert [check["ok"] for check in report["checks"]] == [True, True, True]
+    assert report["resets"][0]["times"]["forward"]["without"]["ratio"] > 0
     assert 1e-9 < report["checks"][0]["4"]["ours"]["backward"] < 1e-5
     lstm, normalised = report["own_cells"]
     assert lstm["failed"] == normalised["failed"] == {}
