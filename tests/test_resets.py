@@ -61,7 +61,7 @@ def checked(case, batch: int, lengths, dtype: torch.dtype, engine: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_each_piece_is_a_sequence_of_its_own(kind, dtype, lengths, batch):
     layer, _ = pair(kind, 3, 5, 2, bidirectional=True, dtype=dtype)
-    for engine in ENGINES[: 1 if interpreting() else 2]:
+    for engine in ENGINES:
         checked(of_layer(layer), batch, lengths, dtype, engine)
 
 
@@ -113,7 +113,7 @@ def test_16_bits_over_many_spans(kind, dtype, batch):
         assert error < 0.02, error  # measured: at most 0.008
 
 
-@pytest.mark.parametrize("engine", ENGINES[:1] if interpreting() else ENGINES)
+@pytest.mark.parametrize("engine", ENGINES)
 def test_what_is_not_a_number_stays_in_its_piece(engine):
     torch.manual_seed(0)
     for layer in (sstkern.LSTM(3, 4, 2, bidirectional=True), sstkern.GRU(3, 4), sstkern.fuse(nn.LSTMCell(3, 4))):
@@ -140,7 +140,7 @@ def test_gradients_that_are_not_numbers_stay_in_their_piece():
     resets = torch.zeros(6, 2, dtype=torch.bool)
     resets[3] = True
     x = torch.randn(6, 2, 3, requires_grad=True)
-    for engine in ENGINES[: 1 if interpreting() else 2]:
+    for engine in ENGINES:
         with sstkern.backend(engine):
             output = layer(x, resets=resets)[0]
             (gradient,) = torch.autograd.grad(output, x, torch.where(torch.arange(6)[:, None, None] < 3, 1.0, torch.nan).expand(6, 2, 4))
@@ -159,7 +159,7 @@ def forms_of(layer, x, resets, reset_to):
 
 
 @pytest.mark.parametrize("make", [lambda: sstkern.LSTM(3, 4, 2, bidirectional=True), lambda: sstkern.fuse(nn.LSTMCell(3, 4))])
-@pytest.mark.parametrize("engine", ENGINES[:1] if interpreting() else ENGINES)
+@pytest.mark.parametrize("engine", ENGINES)
 def test_forms_of_the_input(make, engine):
     torch.manual_seed(0)
     layer, x, resets = make().double(), torch.randn(9, 6, 3, dtype=torch.float64), resets_of(9, 6)
@@ -325,15 +325,6 @@ def test_a_change_of_the_callers_resets_is_not_seen():
     output = layer(x, resets=resets)[0]
     resets.fill_(True)
     assert torch.equal(gradients([output], [x])[0], expected[0])
-
-
-@pytest.mark.skipif(interpreting(), reason="the C++ engine's")
-def test_the_gpu_engine_says_why_it_has_none():
-    from sstkern import engines
-
-    layer = sstkern.LSTM(3, 4)
-    assert engines._obstacle(layer.cell, X, (), "triton", True, False) == "its kernels know no resets"
-    assert "other states than h" in engines._obstacle(layer.cell, X, (), "triton", False, True)
 
 
 @pytest.mark.parametrize("batch", [1, 3, 5, 9])

@@ -12,7 +12,6 @@ from sstkern.engines import interpreting
 from sstkern.recompute import SHORTEST
 from sstkern.testing import assert_gradients
 
-pytestmark = pytest.mark.skipif(interpreting(), reason="Triton's kernels know no resets")
 KINDS = {
     "lstm": lambda **options: sstkern.LSTM(3, 4, dtype=torch.float64, **options),
     "gru": lambda **options: sstkern.GRU(3, 4, dtype=torch.float64, **options),
@@ -43,6 +42,7 @@ def anew_of(kind: str) -> torch.Tensor:
     return torch.randn((1, 4) if kind == "own" else (1, 1, 4), dtype=torch.float64)
 
 
+@pytest.mark.skipif(interpreting(), reason="bits are the C++ engine's")
 @pytest.mark.parametrize("lengths", [None, [3 * SHORTEST + 5, SHORTEST, 0, 1, 2 * SHORTEST + 1]])
 @pytest.mark.parametrize("kind", [sstkern.LSTM, sstkern.GRU])
 def test_recompute_has_the_same_bits(kind, lengths):
@@ -71,15 +71,18 @@ def test_recompute_of_a_packed_input():
     torch.manual_seed(0)
     layer, other = (sstkern.LSTM(3, 4, bidirectional=True, recompute=flag) for flag in (False, True))
     other.load_state_dict(layer.state_dict())
-    lengths = torch.tensor([3 * SHORTEST, SHORTEST + 3, 2])
-    x, resets = torch.randn(3 * SHORTEST, 3, 3), torch.rand(3 * SHORTEST, 3) < 0.1
+    lengths = torch.tensor([2 * SHORTEST + 1, SHORTEST + 3, 2])
+    x, resets = torch.randn(2 * SHORTEST + 1, 3, 3), torch.rand(2 * SHORTEST + 1, 3) < 0.1
     packed, marks = (nn.utils.rnn.pack_padded_sequence(part, lengths) for part in (x, resets))
     found = []
     for each in (layer, other):
         data = packed.data.clone().requires_grad_()
         output, hx_n = each(packed._replace(data=data), resets=marks)
         found.append([output.data, *hx_n, *gradients([output.data, *hx_n], [data])])
-    assert all(map(torch.equal, *found))
+    if interpreting():  # bits are the C++ engine's
+        assert_close(*found, 1e-5)
+    else:
+        assert all(map(torch.equal, *found))
 
 
 @pytest.mark.parametrize("recompute", [False, True])
@@ -190,6 +193,7 @@ def test_a_batch_of_gradients_of_an_own_cell_that_cannot_be_compiled():
             torch.testing.assert_close(torch.autograd.grad(output, x, grad, retain_graph=True)[0], one)
 
 
+@pytest.mark.skipif(interpreting(), reason="the C++ engine's")
 def test_threads_that_share_units_and_rows():
     # Few rows, many units: threads share the units of a row and meet at each step, also where pieces end.
     torch.manual_seed(0)

@@ -22,7 +22,7 @@ def stepped(layer: nn.RNNBase, x: torch.Tensor, hx: list[torch.Tensor]) -> list[
     return [torch.stack(states) for states in zip(*found, strict=True)]
 
 
-@pytest.mark.parametrize("engine", ENGINES[:1] if interpreting() else ENGINES)
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("kind", KINDS)
 def test_they_are_those_of_single_steps(kind, engine):
     torch.manual_seed(0)
@@ -94,7 +94,7 @@ def test_gradients_of_c_alone():
     layer, x = sstkern.LSTM(3, 4, dtype=torch.float64), torch.randn(6, 3, 3, dtype=torch.float64, requires_grad=True)
     inputs = [x, *layer.parameters()]
     found = []
-    for engine in ENGINES[: 1 if interpreting() else 2]:
+    for engine in ENGINES:
         with sstkern.backend(engine):
             found.append(gradients([layer(x, lengths=LENGTHS, return_states=True)[2][1]], inputs))
     assert_close(found[0], found[-1], 1e-12)

@@ -13,6 +13,12 @@ FILES = {
     "math": ["engines/triton/test_math.py", "engines/triton/test_functions.py"],
     # Two processes for the two cores that a machine has at least.
     "own cells, resident": ["engines/triton/test_programs.py", "-k", "not stepwise"],
+    "cuts": ["engines/triton/test_cuts.py"],
+    "resets": [
+        *("test_resets.py", "test_states.py", "test_resets_differentiated.py"),
+        "-k",
+        "(gru and (sample or graph or exported)) or forms_of_the_input or c_alone",
+    ],
     "random cells": ["test_random_cells.py", "-k", "loop"],
     "own cells, stepwise": ["engines/triton/test_programs.py", "-k", "stepwise"],
     # The C++ engine's own tests, on these kernels: those that run them a few times, and not in bfloat16, whose products the interpreter
