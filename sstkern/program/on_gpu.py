@@ -6,8 +6,9 @@ after. Everything runs on the current stream, and nothing waits for the GPU.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import cached_property
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -40,6 +41,8 @@ class Compiled(Prepared):
         self.kernels = sources.module(self.code.text)
         self.sizes = _sizes(self.code)
         self.operands = _operands(self.code)
+        self.launches: dict[tuple, launch.StepLaunch] = {}
+        """Those that were compiled before, to see whether they spill."""
         self._tables: dict[torch.device, dict[str, Tensor]] = {}
 
     def run(self, *arguments: Any) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
@@ -129,6 +132,10 @@ def _tables(found: Code) -> dict[str, Tensor]:
         for place, move in enumerate(found.moves)
         for source, table in enumerate(_places(move))
     }
+
+
+def _options(plan: launch.StepLaunch) -> dict[str, Any]:
+    return {"num_warps": plan.num_warps, "num_stages": plan.num_stages, "launch_cooperative_grid": plan.exchanges}
 
 
 class _Call:
@@ -348,8 +355,20 @@ class _Call:
     def loop(self, kernel: Kernel) -> list[Tensor]:
         """Returns the last states, (B, width) each, in the order of the kernel."""
         plan = self.plan(kernel)
-        tasks = -(-self.B // plan.block_b)
-        slabs = min(tasks, max(1, self.device.card.multiprocessors // plan.programs)) if plan.exchanges else tasks
+        self.launch_loop(kernel, plan, self.of_loop(kernel, plan))
+        return self.last_states(plan)
+
+    def tasks(self, plan: launch.StepLaunch) -> int:
+        return -(-self.B // plan.block_b)
+
+    def slabs(self, plan: launch.StepLaunch) -> int:
+        """Tasks in one launch: as many as are resident at once where programs wait for each other, all where they do not."""
+        tasks = self.tasks(plan)
+        return min(tasks, max(1, self.device.card.multiprocessors // plan.programs)) if plan.exchanges else tasks
+
+    def of_loop(self, kernel: Kernel, plan: launch.StepLaunch) -> dict[str, Any]:
+        """The arguments that all launches of the loop have."""
+        slabs = self.slabs(plan)
         for number, slot in enumerate(self.found.slots):
             if slot.kind == "l" and f"slot{number}" in kernel.names:
                 shape = 2 * slabs * plan.block_b, slot.width
@@ -360,7 +379,7 @@ class _Call:
             tiles[f"BLOCK{place}"] = block
             for number, (size, count) in zip(self.code.works[place].products, depths, strict=True):
                 tiles |= {f"BLOCK_K{number}": size, f"CHUNKS{number}": count}
-        arguments = self.named(kernel, tiles) | {
+        return self.named(kernel, tiles) | {
             "offsets": self.numbers if self.rows is None else self.rows.offsets,
             "lengths": self.numbers if self.rows is None else self.rows.lengths,
             "marks": self.numbers if self.marks is None else self.marks,
@@ -378,14 +397,12 @@ class _Call:
             "TARGET": self.device.target,
             "BLOCK_B": plan.block_b,
         }
-        self.launch_loop(kernel, plan, tasks, slabs, arguments)
-        return self.last_states(plan)
 
     def plan(self, kernel: Kernel) -> launch.StepLaunch:
         """Raises ValueError for a schedule that is forced and cannot run it, CannotCompile where none can."""
         forced = launch.forced()
         try:
-            plan = choose_step(self.device.card, self.step, forced)
+            plan = self.chosen(kernel, forced)
             # A task's counter has 31 bits.
             if plan.exchanges and plan.programs * kernel.stages * self.T >= 2**31:
                 plan = choose_step(self.device.card, self.step, "stepwise")
@@ -395,20 +412,43 @@ class _Call:
             raise CannotCompile(str(error).removeprefix("schedule: ")) from error
         return plan
 
-    def launch_loop(self, kernel: Kernel, plan: launch.StepLaunch, tasks: int, slabs: int, arguments: dict) -> None:
+    def chosen(self, kernel: Kernel, forced: str | None) -> launch.StepLaunch:
+        """By the launch table, and by what the compiler says of its choice."""
+        plan = choose_step(self.device.card, self.step, forced)
+        if self.device.stack is None or plan.schedule == "stepwise":
+            return plan
+        key = plan, self.step, self.place, self.marks is None, self.rows is None
+        if key not in self.compiled.launches:
+            stack = partial(self.stack, self.device.stack, kernel)
+            self.compiled.launches[key] = launch.with_least_stack(plan, self.device.card, self.step, stack)
+        return self.compiled.launches[key]
+
+    def stack(self, asked: Callable[..., int], kernel: Kernel, plan: launch.StepLaunch) -> int:
+        """As `Device.stack` says, most where the loop's kernel does not compile."""
+        grid, arguments = next(self.launches(kernel, plan, self.of_loop(kernel, plan)))
+        try:
+            return asked(getattr(self.compiled.kernels, kernel.name), grid, arguments, _options(plan))
+        except TritonError:
+            return sys.maxsize
+
+    def launch_loop(self, kernel: Kernel, plan: launch.StepLaunch, arguments: dict) -> None:
+        for grid, now in self.launches(kernel, plan, arguments):
+            layers.runs[plan.schedule] += 1
+            self.run_kernel(kernel, grid, now, _options(plan))
+
+    def launches(self, kernel: Kernel, plan: launch.StepLaunch, arguments: dict) -> Iterator[tuple[tuple[int, ...], dict]]:
+        """The grid and the arguments of each launch of the loop."""
+        tasks, slabs = self.tasks(plan), self.slabs(plan)
         counters = torch.zeros(tasks, dtype=torch.int32, device=self.place) if plan.exchanges else self.numbers
-        options = {"num_warps": plan.num_warps, "num_stages": plan.num_stages, "launch_cooperative_grid": plan.exchanges}
         if plan.schedule != "stepwise":
             for first in range(0, tasks, slabs):
                 now = {"counters": counters, "first_task": first, "first_step": 0, "last_step": self.T, "STAGE": -1}
-                layers.runs[plan.schedule] += 1
-                self.run_kernel(kernel, (plan.programs * min(slabs, tasks - first),), arguments | now, options)
+                yield (plan.programs * min(slabs, tasks - first),), arguments | now
             return
         for step in range(self.T):
             for stage in range(kernel.stages):
                 now = {"counters": counters, "first_task": 0, "first_step": step, "last_step": step + 1, "STAGE": stage}
-                layers.runs[plan.schedule] += 1
-                self.run_kernel(kernel, (plan.programs * tasks,), arguments | now, options)
+                yield (plan.programs * tasks,), arguments | now
 
     def last_states(self, plan: launch.StepLaunch) -> list[Tensor]:
         """Each tile's are in the turn of its last step."""

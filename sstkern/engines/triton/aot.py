@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from itertools import pairwise, product
 from multiprocessing import get_context
 from pathlib import Path
@@ -288,14 +289,14 @@ def _specialization(configuration: Configuration) -> str:
     return f"{launched.kernel.__module__} {launched.kernel.__name__} {specialization} {options}"
 
 
-def _launched(configuration: Configuration) -> _Launched:
-    """The first launch of the layer's forward or backward, of one time step; of an own cell's that of its loop."""
+def _launched(configuration: Configuration, stack: Callable[..., int] | None = None) -> _Launched:
+    """The first launch of the layer's forward or backward, of one time step; of an own cell's that of its loop. stack: as of Device."""
     c = configuration
     launches: list[_Launched] = []
     if c.own:
         from sstkern.program import ahead  # which imports much more than the engines
 
-        with _recorded(c, lambda *launched: launches.append(_Launched(*launched))):
+        with _recorded(c, lambda *launched: launches.append(_Launched(*launched)), stack):
             ahead.run(c.cell, c.hidden_size, getattr(torch, c.dtype), c.batch, c.kernel == "backward", c.resets)
         return next(launched for launched in launches if launched.kernel.__name__ == "core")
     cell, dtype = CELLS[c.cell], getattr(torch, c.dtype)
@@ -321,10 +322,10 @@ def _launched(configuration: Configuration) -> _Launched:
 
 
 @contextmanager
-def _recorded(configuration: Configuration, run: Callable) -> Iterator[None]:
+def _recorded(configuration: Configuration, run: Callable, stack: Callable[..., int] | None = None) -> Iterator[None]:
     """Layers on meta tensors hand their launches to `run`."""
     outer = launch.force(configuration.schedule or None)
-    device.compile_for(_device(TARGETS[configuration.target], configuration.tf32, run))
+    device.compile_for(_device(TARGETS[configuration.target], configuration.tf32, run, stack))
     try:
         yield
     finally:
@@ -332,8 +333,12 @@ def _recorded(configuration: Configuration, run: Callable) -> Iterator[None]:
         launch.force(outer)
 
 
-def _device(target: Target, tf32: bool, run: Callable | None = None) -> device.Device:
-    return device.Device(target.card, target.gpu.backend, run, lambda: tf32, products_allow_tf32=lambda: tf32)
+def _device(target: Target, tf32: bool, run: Callable | None = None, stack: Callable[..., int] | None = None) -> device.Device:
+    return device.Device(target.card, target.gpu.backend, run, lambda: tf32, products_allow_tf32=lambda: tf32, stack=stack)
+
+
+def _stack(target: Target, kernel: JITFunction, grid: tuple[int, ...], arguments: dict, options: dict) -> int:
+    return _code(kernel.warmup(grid=grid, **arguments, **options), target).stack
 
 
 def rows(configurations: Iterable[Configuration]) -> Iterator[Row]:
@@ -346,8 +351,9 @@ def rows(configurations: Iterable[Configuration]) -> Iterator[Row]:
 def compiled(configuration: Configuration) -> Row:
     """Makes the target this process's GPU, as far as Triton knows."""
     start = _cpu_seconds()
-    target, launched = TARGETS[configuration.target], _launched(configuration)
+    target = TARGETS[configuration.target]
     driver.set_active(_Driver(target.gpu))
+    launched = _launched(configuration, partial(_stack, target))
     try:
         kernel = launched.kernel.warmup(grid=launched.grid, **launched.arguments, **launched.options)
     except Exception as error:  # whichever of the compiler's stages fails, the other rows are worth having

@@ -128,3 +128,24 @@ def test_units_that_need_no_others_wait_for_none():
     found = launch.choose_step(H100, alone)
     assert (found.schedule, found.programs) == ("resident", 64)
     assert not found.exchanges
+
+
+def test_where_registers_spill_other_tiles_of_the_same_schedule_are_tried():
+    asked: list[launch.StepLaunch] = []
+
+    def stack(of: dict[tuple[int, int], int]):
+        """By programs and warps; 100 bytes of what is not named."""
+        asked.clear()
+        return lambda plan: (asked.append(plan), of.get((plan.programs, plan.num_warps), 100))[1]
+
+    given = step(256)
+    first = launch.choose_step(H100, given)
+    assert (first.schedule, first.programs, first.num_warps) == ("grid", 16, 4)
+    assert launch.with_least_stack(first, H100, given, stack({(16, 4): launch.SPILLED})) is first
+    assert len(asked) == 1
+    found = launch.with_least_stack(first, H100, given, stack({(32, 8): 0}))
+    assert (found.schedule, found.programs, found.num_warps) == ("grid", 32, 8)
+    assert [(plan.programs, plan.num_warps) for plan in asked] == [(16, 4), (16, 8), (32, 8)]
+    found = launch.with_least_stack(first, H100, given, stack({(64, 4): 40, (64, 8): 60}))
+    assert (found.programs, found.num_warps) == (64, 4)
+    assert {plan.schedule for plan in asked} == {"grid"}
