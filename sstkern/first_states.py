@@ -122,35 +122,40 @@ def _named(function: Callable) -> frozenset[str]:
     return frozenset(inspect.signature(function).parameters)
 
 
-def checked(state: Structure, name: str, batch_size: int, like: Tensor, batched: bool = True) -> Structure:
-    """The state, (B, ...) each, with a batch of one where it has none. Raises TypeError or ValueError where it cannot be a state of these
-    sequences."""
+def checked(state: Structure, name: str, batch_size: int, like: Tensor, batched: bool = True, shared: bool = False) -> Structure:
+    """The state, (B, ...) each, with a batch of one where it has none. shared: it may be that of one sequence for all, (1, ...). Raises
+    TypeError or ValueError where it cannot be a state of these sequences."""
     leaves = flatten(state)
     if not leaves:
         raise ValueError(f"{name}: expected at least one Tensor, got {described(state)}")
     for place, leaf in enumerate(leaves):
-        if (found := _misfit(leaf, batch_size if batched else None, like)) is not None:
+        if (found := _misfit(leaf, batch_size if batched else None, like, shared and batch_size != 1)) is not None:
             kind, why = found
             raise kind(f"{names(state, name)[place]}: {why}")
     return state if batched else unflatten(state, [leaf.unsqueeze(0) for leaf in leaves])
 
 
-def check_same(state: Structure, other: Structure, name: str) -> None:
-    """Raises TypeError or ValueError unless a state has the structure of another one, its shapes and dtypes."""
+def check_same(state: Structure, other: Structure, name: str, batched: bool) -> None:
+    """Raises TypeError or ValueError unless a state, of all sequences or of one, has the structure, shapes and dtypes of another one."""
     if not same(state, other):
         raise TypeError(f"{name}: expected {described(other)}, as the state is, got {described(state)}")
     for place, (leaf, like) in enumerate(zip(flatten(state), flatten(other), strict=True)):
-        if leaf.shape != like.shape or leaf.dtype != like.dtype:
-            found, expected = (f"shape {tuple(tensor.shape)} and {tensor.dtype}" for tensor in (leaf, like))
-            raise ValueError(f"{names(state, name)[place]}: expected {expected} as the state has, got {found}")
+        if leaf.shape[1:] != like.shape[1:] or leaf.dtype != like.dtype:
+            found, expected = (tuple(tensor.shape[0 if batched else 1 :]) for tensor in (leaf, like))
+            one = f" or {(1, *expected[1:])}" if batched and expected[:1] != (1,) else ""
+            raise ValueError(
+                f"{names(state, name)[place]}: expected shape {expected}{one} and {like.dtype} as the state has, got shape {found} and "
+                f"{leaf.dtype}"
+            )
 
 
-def _misfit(leaf: object, batch_size: int | None, like: Tensor) -> tuple[type[Exception], str] | None:
+def _misfit(leaf: object, batch_size: int | None, like: Tensor, shared: bool) -> tuple[type[Exception], str] | None:
     """Why it is no state of so many sequences beside `like`, and the error's type."""
     if not isinstance(leaf, Tensor):
         return TypeError, f"expected a Tensor, got {type(leaf).__name__}; a state is a Tensor, or nested tuples or lists of Tensors"
-    if batch_size is not None and (leaf.dim() == 0 or leaf.size(0) != batch_size):
-        return ValueError, f"expected shape ({batch_size}, ...), a state for each sequence, got {tuple(leaf.shape)}"
+    if batch_size is not None and (leaf.dim() == 0 or (leaf.size(0) != batch_size and not (shared and leaf.size(0) == 1))):
+        one = ", or (1, ...), one for all" if shared else ""
+        return ValueError, f"expected shape ({batch_size}, ...), a state for each sequence{one}, got {tuple(leaf.shape)}"
     if leaf.device != like.device:
         return ValueError, f"is on {leaf.device}, but the input is on {like.device}; move one of them"
     return None

@@ -150,10 +150,10 @@ class Direction:
         """
         like = first_states.like(flatten(inputs), cell)
         if reset_to is not None:
-            anew = first_states.checked(_spread(reset_to, batch), "reset_to", batch.size, like, batch.batched)
+            anew = first_states.checked(reset_to, "reset_to", batch.size, like, batch.batched, shared=True)
             if given is not None:
-                first_states.check_same(anew, given, "reset_to")
-            order = batch.order
+                first_states.check_same(anew, given, "reset_to", batch.batched)
+            anew, order = mapped(anew, lambda leaf: leaf.expand(batch.size, *leaf.shape[1:])), batch.order
             return anew if order is None else mapped(anew, lambda leaf: leaf.index_select(0, order))
         if given is None or first_states.are_zeros(cell, self.initial_state):
             return None
@@ -281,16 +281,6 @@ class Direction:
         if self.programs.last is None:
             return f"{name}: has not been called yet"
         return f"{name}: runs as a program\n{layer.explanation(self.programs.last, cell, source)}"
-
-
-def _spread(reset_to: Structure, batch: Batch) -> Structure:
-    """A caller's state of one sequence as that of all."""
-
-    def spread(leaf: Any) -> Any:
-        one = isinstance(leaf, Tensor) and leaf.dim() > 0 and leaf.size(0) == 1
-        return leaf.expand(batch.size, *leaf.shape[1:]) if one and batch.batched else leaf
-
-    return mapped(reset_to, spread)
 
 
 def _to_caller(state: Tensor, batch: Batch) -> Tensor:

@@ -138,6 +138,10 @@ def _with_resets(input: Tensor | PackedSequence, resets: Resets, batch: Batch, b
         raise TypeError(f"resets: expected bool, got {given.dtype}; resets.bool() is what they are as bools")
     if _form(resets) != _form(input):
         raise TypeError(f"resets: expected a {_form(input)} like the input, got a {_form(resets)}")
+    if given.layout != (torch.jagged if given.is_nested else torch.strided):
+        raise TypeError(f"resets: expected a {'jagged nested' if given.is_nested else 'dense'} Tensor, got one of layout {given.layout}")
+    if given.is_meta and not batch.x.is_meta:
+        raise ValueError(f"resets: is on meta, where it has no values, but the input is on {batch.x.device}; move it")
     if not batch.packed:
         _check_resets(given, batch, batch_first)
         given = given if not batch.batched else given.t() if batch_first else given
@@ -151,9 +155,11 @@ def _with_resets(input: Tensor | PackedSequence, resets: Resets, batch: Batch, b
 
 
 def _packed_resets(resets: Resets) -> Batch:
-    if isinstance(resets, PackedSequence):
-        return _from_packed(resets, vectors=False)
-    return _from_nested(resets, vectors=False)
+    packed = isinstance(resets, PackedSequence)
+    given, (count, shape) = (resets.data, (1, "data (N,)")) if packed else (resets, (2, "a nested Tensor (B, *)"))
+    if given.dim() != count:
+        raise ValueError(f"resets: expected {shape}, a bool for every step of the input, got {given.dim()} dimensions, not {count}")
+    return _from_packed(resets, vectors=False) if packed else _from_nested(resets, vectors=False)
 
 
 def _check_resets(resets: Tensor, batch: Batch, batch_first: bool) -> None:

@@ -247,6 +247,8 @@ MARKS = torch.zeros(4, 2, dtype=torch.bool)
         (TypeError, "resets: expected a bool Tensor, got list", {"resets": MARKS.tolist()}),
         (ValueError, r"resets: expected shape \(4, 2\), a bool for every step of the input, got \(2, 4\)", {"resets": MARKS.t()}),
         (TypeError, "resets: expected a Tensor like the input, got a PackedSequence", {"resets": pack_padded_sequence(MARKS, [4, 4])}),
+        (TypeError, "resets: expected a dense Tensor, got one of layout torch.sparse_coo", {"resets": MARKS.to_sparse()}),
+        (ValueError, "resets: is on meta, where it has no values, but the input is on cpu", {"resets": MARKS.to("meta")}),
         (ValueError, "reset_to: without resets nothing begins anew", {"reset_to": torch.zeros(1, 2, 5)}),
         (
             RuntimeError,
@@ -270,8 +272,16 @@ def test_wrong_arguments(error, message, options):
     ("error", "message", "reset_to"),
     [
         (TypeError, "reset_to: expected Tensor, as the state is, got ", (torch.zeros(2, 5), torch.zeros(2, 5))),
-        (ValueError, r"reset_to: expected shape \(2, 5\) and torch.float32 as the state has, got shape \(2, 4\)", torch.zeros(2, 4)),
-        (ValueError, r"reset_to: expected shape \(2, \.\.\.\), a state for each sequence", torch.zeros(3, 5)),
+        (
+            ValueError,
+            r"reset_to: expected shape \(2, 5\) or \(1, 5\) and torch.float32 as the state has, got shape \(1, 4\)",
+            torch.zeros(1, 4),
+        ),
+        (
+            ValueError,
+            r"reset_to: expected shape \(2, \.\.\.\), a state for each sequence, or \(1, \.\.\.\), one for all, got \(3, 5\)",
+            torch.zeros(3, 5),
+        ),
     ],
 )
 def test_wrong_arguments_of_an_own_cell(error, message, reset_to):
@@ -285,6 +295,24 @@ def test_a_packed_input_has_packed_resets():
         sstkern.GRU(3, 5)(packed, resets=MARKS)
     with pytest.raises(ValueError, match="resets: expected sequences of the same lengths as the input"):
         sstkern.GRU(3, 5)(packed, resets=pack_padded_sequence(MARKS, [4, 2]))
+    with pytest.raises(ValueError, match=r"resets: expected data \(N,\), a bool for every step of the input, got 2 dimensions, not 1"):
+        sstkern.GRU(3, 5)(packed, resets=pack_padded_sequence(MARKS[..., None], [4, 3]))
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_a_nested_input_has_nested_resets():
+    nested = torch.nested.nested_tensor([torch.zeros(4, 3), torch.zeros(2, 3)], layout=torch.jagged)
+    parts = [torch.zeros(4, 1, dtype=torch.bool), torch.zeros(2, 1, dtype=torch.bool)]
+    for given, error, message in (
+        (
+            torch.nested.nested_tensor(parts, layout=torch.jagged),
+            ValueError,
+            r"a nested Tensor \(B, \*\), a bool .* got 3 dimensions, not 2",
+        ),
+        (torch.nested.nested_tensor([part[:, 0] for part in parts]), TypeError, "a jagged nested Tensor, got one of layout torch.strided"),
+    ):
+        with pytest.raises(error, match=f"resets: expected {message}"):
+            sstkern.GRU(3, 5)(nested, resets=given)
 
 
 @pytest.mark.skipif(interpreting(), reason="the C++ engine's")
