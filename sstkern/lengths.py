@@ -155,11 +155,11 @@ def _with_resets(input: Tensor | PackedSequence, resets: Resets, batch: Batch, b
 
 
 def _packed_resets(resets: Resets) -> Batch:
-    packed = isinstance(resets, PackedSequence)
-    given, (count, shape) = (resets.data, (1, "data (N,)")) if packed else (resets, (2, "a nested Tensor (B, *)"))
+    given = resets.data if isinstance(resets, PackedSequence) else resets
+    count, shape = (2, "a nested Tensor (B, *)") if given.is_nested else (1, "data (N,)")
     if given.dim() != count:
         raise ValueError(f"resets: expected {shape}, a bool for every step of the input, got {given.dim()} dimensions, not {count}")
-    return _from_packed(resets, vectors=False) if packed else _from_nested(resets, vectors=False)
+    return _from_packed(resets, vectors=False) if isinstance(resets, PackedSequence) else _from_nested(resets, vectors=False)
 
 
 def _check_resets(resets: Tensor, batch: Batch, batch_first: bool) -> None:
