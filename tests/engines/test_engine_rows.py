@@ -55,3 +55,11 @@ def test_lengths_that_a_transform_hides_are_masks():
 
     found = torch.func.vmap(kept)(torch.tensor([[3, 1], [0, 2]]))
     assert found.sum((1, 3)).tolist() == [[3, 1], [0, 2]]
+
+
+def test_what_comes_back_is_zero_past_lengths_that_a_transform_hides():
+    """Also what has not gone through the loop over time steps."""
+    found = torch.func.vmap(lambda lengths: Rows([torch.ones(3, 2, 1)], lengths, padded=True).restored(torch.ones(6, 1)))(
+        torch.tensor([[3, 1], [0, 2]])
+    )
+    assert found.sum((1, 3)).tolist() == [[3, 1], [0, 2]]

@@ -288,6 +288,15 @@ def test_own_cells_kernels_for_hopper_keep_every_bar(own, cell, monkeypatch):
 
 
 @bars
+def test_kernels_of_calls_with_resets_keep_every_bar(hopper, own, monkeypatch):
+    grids = [c for c in largest(hopper) if (c.cell, c.dtype, c.schedule) == ("lstm", "bfloat16", "grid")]
+    grids += [c for c in own if (c.cell, c.dtype, c.hidden_size) == (OWN[0], "bfloat16", 256)]
+    rows = compiled(monkeypatch, aot.with_resets(grids))
+    assert [row.sizes["CUTS"] for row in rows] == [True] * 4
+    assert not (faults := aot.broken(rows)), "\n".join(faults)
+
+
+@bars
 def test_a_wait_that_is_missing_in_an_own_cells_kernel_is_seen(own, monkeypatch):
     """The barrier of generated kernels is what the bar looks for."""
     grid = next(c for c in own if (c.cell, c.kernel, c.schedule, c.dtype) == (OWN[0], "forward", "grid", "bfloat16"))

@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from sstkern.engines.triton import rows
+from sstkern.lengths import with_beginnings
 
 LENGTHS = [3, 0, 4, 1, 4]
 STEPS = 5
@@ -58,3 +59,16 @@ def test_lengths_out_of_range(lengths):
         rows.of_lengths(torch.tensor(lengths), STEPS, torch.device("cpu"))
     with pytest.raises(RuntimeError, match="lengths have to be from 0 to 5"):
         rows.of_device_lengths(torch.tensor(lengths), STEPS)
+
+
+def test_marks_are_in_the_order_of_the_slots():
+    marks = torch.rand(STEPS, len(LENGTHS)) < 0.5
+    found, mine = rows.of_operator(with_beginnings(torch.tensor(LENGTHS), marks), STEPS, torch.device("cpu"))
+    assert mine.dtype == torch.uint8
+    assert mine.tolist() == marks[:, found.order.long()].int().tolist()
+    whole, same = rows.of_operator(with_beginnings(None, marks), STEPS, torch.device("cpu"))
+    assert whole is None
+    assert same.tolist() == marks.int().tolist()
+    assert rows.starting(mine, found).tolist() == [bool(marks[0, b]) and LENGTHS[b] > 0 for b in found.order.tolist()]
+    with pytest.raises(RuntimeError, match="resets: expected 5 time steps, as x has, got 4"):
+        rows.of_operator(with_beginnings(None, marks[1:]), STEPS, torch.device("cpu"))
