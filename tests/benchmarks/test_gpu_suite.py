@@ -59,6 +59,15 @@ class TestPlan:
         assert [tuple(point.values()) for point in ranked[:3]] == [("a0", "b0"), ("a0", "b1"), ("a1", "b0")]
         assert tuple(ranked[-1].values()) == ("a2", "b1")
 
+    def test_what_takes_three_minutes(self):
+        plan = gpu.quick_plan()
+        kernels = [{(job["cell"], job["schedule"]) for job in of.checks if job["job"] == "check"} for of in (plan, gpu.full_plan())]
+        assert kernels[0] == kernels[1]
+        assert len(plan.points) == 36
+        assert {job["dtype"] for job in plan.points} == {"bfloat16", "tf32"}
+        assert plan.points[0] == gpu.full_plan().points[0]
+        assert {gpu._label(job) for job in plan.compiles} == {gpu._label(job) for job in gpu._compiles(list(map(gpu._point, plan.points)))}
+
     def test_points_that_differ_in_time_steps_share_their_kernels(self):
         plan = gpu.full_plan()
         assert len(plan.compiles) == len(plan.points) / 2
@@ -139,6 +148,7 @@ class TestReport:
             for i, ratio in enumerate(ratios)
         ]
         lines = gpu.table({"checks": [], "points": points, "flashrnn": [], "left_out": ["point"]}).splitlines()
+        assert lines[0].startswith("cuDNN / ours as Python issues them")
         assert lines[2].split() == ["GRU", "tf32", "padded", "3", *["2.00", "0.50", "8.00", "2", "1"] * 2]
         assert lines[-1] == "; ".join(
             [
@@ -147,6 +157,18 @@ class TestReport:
                 "1 left out for lack of time",
             ]
         )
+
+    def test_what_was_timed_in_graphs_leads_the_table(self):
+        timed = {phase: {"ratio": 4.0} for phase in gpu.PHASES} | {"failed": {}}
+        refused = {phase: {"ours": {"ms": 1.0}} for phase in gpu.PHASES} | {"failed": {"cudnn": "RuntimeError: no"}}
+        point = {"cell": "lstm", "dtype": "tf32", "ok": True} | TIMED | {"padded_graph": timed, "lengths_graph": refused}
+        lines = gpu.table({"checks": [], "points": [point, point], "flashrnn": [], "left_out": []}).splitlines()
+        assert lines[0].startswith("cuDNN / ours in CUDA graphs")
+        assert lines[2].split() == ["LSTM", "tf32", "padded", "2", *["4.00", "4.00", "4.00", "2", "0"] * 2]
+        assert lines[3] == "not captured: cudnn in 2 cases, the first for RuntimeError: no"
+        assert lines[4].startswith("cuDNN / ours as Python issues them")
+        assert [line.split()[2] for line in lines[6:8]] == ["padded", "lengths"]
+        assert gpu._outcome(point).startswith("padded in a graph 4.00x, 4.00x with backward; padded 2.00x")
 
 
 FLASHRNN = '''
@@ -223,6 +245,13 @@ class TestDryRun:
         assert 0 < point["padded"]["difference"]["backward"] < 1e-2
         assert point["lengths"]["forward"]["cudnn_prepacked"]["ms"] > 0
         assert point["schedules"] == ["resident"]
+
+    def test_every_point_is_timed_in_graphs_too(self, report: dict):
+        (point,) = report["points"]
+        for variant in ("padded_graph", "lengths_graph"):
+            assert point[variant]["failed"] == {}
+            for times in (point[variant][phase] for phase in gpu.PHASES):
+                assert times["ratio"] == times["cudnn"]["ms"] / times["ours"]["ms"]
 
     def test_flashrnn_is_timed_where_it_can_be_imported(self, report: dict):
         assert report["environment"]["flashrnn"] == "importable"
