@@ -7,7 +7,8 @@ gradcheck, CUDA graphs, streams, and what surrounds a layer in PyTorch; compiles
 cuDNN, the most telling points first, until the time is up: in CUDA graphs, where no host is waited for, and as Python issues them.
 DIR/<device>/gpu.json is written anew after every result, DIR/<device>/gpu.png at the end where matplotlib is installed. It goes on when a
 kernel fails, and says so at the end: the exit status is 1. --resume does what that report lacks. --quick takes 3 minutes: a check of each
-kernel and the 36 most telling points. So does --own-cells: the cells that `sstkern.fuse` runs, beside the other ways to run them.
+kernel and the 36 most telling points, in gpu-quick.json. So does --own-cells: the cells that `sstkern.fuse` runs, beside the other ways
+to run them.
 """
 
 import argparse
@@ -428,7 +429,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     plans = (own_cells_plan, own_cells_dry_plan) if options.own_cells else (quick_plan if options.quick else full_plan, dry_plan)
     minutes = options.minutes or (3.0 if options.own_cells or options.quick else 8.0)
     output = options.output or _default_output(options.dry_run)
-    file = "own-cells.json" if options.own_cells else "gpu.json"
+    file = "own-cells.json" if options.own_cells else "gpu-quick.json" if options.quick else "gpu.json"
     suite = Suite(plans[options.dry_run](), output, minutes * 60, resume=options.resume, file=file)
     try:
         suite.run()
@@ -440,7 +441,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("nothing was measured: this needs a GPU that torch can use; --dry-run shows without one that the script works")
         return 1
     if not options.own_cells:
-        print(plot(suite.report, suite.folder / "gpu.png"))
+        print(plot(suite.report, (suite.folder / file).with_suffix(".png")))
     failed = [f"{label}: {outcome}" for label, outcome in failures(suite.report).items()]
     print(*failed[:_SHOWN], *([f"and {len(failed) - _SHOWN} more failures"] if len(failed) > _SHOWN else []), sep="\n")
     print(f"report: {suite.folder / file}\n{table(suite.report)}")
