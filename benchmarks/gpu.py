@@ -50,7 +50,7 @@ class Plan:
     points: list[dict]
     flashrnn: list[dict]
     processes: int
-    """That check and compile at once; only one measures time."""
+    """How many processes check and compile at once; only one measures time."""
     own_cells: list[dict] = field(default_factory=list)
 
 

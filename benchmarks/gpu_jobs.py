@@ -39,7 +39,7 @@ DTYPES = {
 BOUNDS = {"float64": 1e-12, "float32": 1e-5, "tf32": 3e-3, "float16": 1e-2, "bfloat16": 5e-2}
 """Relative errors that no sound kernel exceeds, unless cuDNN's does as well (see `_sound`)."""
 RELU_BOUND = 5e-2
-"""The same of a relu's gradients where numbers are rounded: those of an argument near 0 come or go whole."""
+"""The bound of a relu's gradients where numbers are rounded: the gradient of an argument near 0 comes or goes whole."""
 BLOCK_SECONDS = 0.03
 PROJECTED = "_projected"
 """What the name of a cell with a projection ends in."""
@@ -331,7 +331,7 @@ def point(cell: str, dtype: str, batch: int, steps: int, hidden_size: int) -> di
 
 
 def flashrnn(cell: str, dtype: str, batch: int, steps: int, hidden_size: int) -> dict:
-    """As `point`, padded, FlashRNN beside ours, both with their input projection."""
+    """FlashRNN beside ours, both with their input projection; else as `point`, padded."""
     if problem := _flashrnn_problem():
         return {"left_out": problem}
     ours, _, _ = _layers(cell, dtype, hidden_size, hidden_size, bidirectional=False)
@@ -460,7 +460,7 @@ class _Variant:
 
 
 def _variants(ours: nn.RNNBase, theirs: nn.RNNBase, x: Tensor, lengths: Tensor | None) -> dict[str, _Variant]:
-    """With lengths cuDNN packs and pads, as ours needs not; "cudnn_prepacked" is its layer alone, on a PackedSequence."""
+    """The calls to time. With lengths cuDNN packs and pads, as ours needs not; "cudnn_prepacked" is its layer on a PackedSequence."""
     variants = {
         name: _Variant(lambda x, layer=layer: _apply(layer, x, None, lengths)[0], x, layer)
         for name, layer in zip(("ours", "cudnn"), (ours, theirs), strict=True)
@@ -534,7 +534,7 @@ def _phases(variant: _Variant) -> dict[str, Callable[[], object]]:
 
 
 def _alternately(calls: dict[str, dict[str, Callable[[], object]]]) -> dict[str, dict[str, dict]]:
-    """By phase and variant: the median in milliseconds, that of each block, and the host's. Their blocks alternate."""
+    """For each phase and variant the median in milliseconds, that of each block, and the host's. The variants' blocks alternate."""
     report = {}
     for phase in next(iter(calls.values())):
         counts, times, issued = {}, {label: [] for label in calls}, {label: [] for label in calls}
@@ -559,7 +559,7 @@ def _alternately(calls: dict[str, dict[str, Callable[[], object]]]) -> dict[str,
 
 
 def _difference(variants: dict[str, _Variant]) -> dict[str, float | None]:
-    """Of ours from cuDNN's, relative: the output, and the worst gradient."""
+    """The relative difference of ours from cuDNN's: of the output, and of the worst gradient."""
     pairs = {}
     for label in ("ours", "cudnn"):
         output = variants[label].call(variants[label].x)

@@ -71,7 +71,7 @@ def own_cell(cell: str, dtype: str, batch: int, steps: int, hidden_size: int) ->
 
 
 def _allow_tf32(dtype: str) -> None:
-    """In all products, those of the loops beside ours too."""
+    """Allows TF32 in all products, those of the loops beside ours too."""
     torch.backends.cuda.matmul.allow_tf32 = dtype == "tf32"
 
 
@@ -134,7 +134,7 @@ WAYS = {
     "compiled_step_graph": _compiled_step_graph,
     "scan": _scan,
 }
-"""In the order in which they are made: what compiles for long comes last."""
+"""The ways in the order in which they are made: what compiles for long comes last."""
 
 
 def _layer(package, cell: str, dtype: str, size: int, x: Tensor) -> Phases | None:

@@ -83,7 +83,7 @@ def training_step(layer: nn.Module, x: Tensor) -> None:
 
 
 def peer_of(case: OwnCase) -> nn.Module | None:
-    """None where there is none, or where its package is not installed."""
+    """The cell's peer; None where there is none, or where its package is not installed."""
     try:
         return PEERS[case.cell][1](case.size) if case.cell in PEERS else None
     except ImportError:

@@ -1,4 +1,4 @@
-"""Fused recurrent layers for PyTorch: torch.nn's LSTM, GRU and RNN with the same numbers, faster, and with variable lengths."""
+"""Fused recurrent layers for PyTorch: any cell by `fuse`, and torch.nn's LSTM, GRU and RNN, with lengths and resets."""
 
 from __future__ import annotations
 

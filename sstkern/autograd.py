@@ -35,7 +35,7 @@ def _layer_gradient(ctx, grad_output, grad_hx, _grad_saved):
 
 
 Gradients = tuple[Tensor | None, list[Tensor | None], list[Tensor | None]]
-"""Of x, the weights and the states."""
+"""The gradients of x, of the weights and of the states."""
 
 
 @one_thread

@@ -29,7 +29,7 @@ class Command(TyperCommand):
     """A command that runs once its options are known to be right, one by one and together."""
 
     before: ClassVar[Callable[[], None]] = staticmethod(lambda: None)
-    """Called first, once they are."""
+    """Checks the options together, before the command runs."""
 
     def invoke(self, ctx: typer.Context) -> Any:
         if check := CHECKS.get(self.name or ""):
@@ -93,9 +93,9 @@ LIBRARY_CELLS = (
     *("min_lstm", "nas", "layer_norm_gru", "cho_gru", "light_gru", "dreamer_gru", "augru", "zoneout_gru", "recurrent_dropout_gru"),
     *("mgu", "min_gru", "indrnn", "recurrent_highway", "cfc"),
 )
-"""Of sstkern.cells, which torch has to be there for."""
+"""The names of sstkern.cells.LIBRARY, which needs torch; help does not wait for that."""
 MULTIPLES = {"slstm": 4}
-"""Of what the hidden size has to be a multiple, where not every one will do."""
+"""Cells whose hidden size has to be a multiple of a number, and that number."""
 _OF_THE_LIBRARY = f"one of sstkern.cells such as {LIBRARY_CELLS[0]}"
 Phase = Enum("Phase", {name: name for name in ("inference", "training")}, type=str)
 Peer = Enum("Peer", {name: name for name in ("loop", "compiled_step", "torchscript", "compiled_loop", "scan")}, type=str)
@@ -138,7 +138,7 @@ def gradcheck(
     layers: Annotated[int, typer.Option(help="Stacked layers.", min=1)] = 1,
     steps: Annotated[int, typer.Option(help="Time steps.", min=1)] = 5,
     batch: Annotated[int, typer.Option(help="Sequences.", min=1)] = 3,
-    seed: Annotated[int, typer.Option(help="Decides all numbers.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of all random numbers.")] = 0,
     plot: Annotated[Path | None, typer.Option(help="PNG file for the errors over the time steps.", show_default="none")] = None,
 ) -> None:
     """Check every gradient of a layer, one direction and both, with and without lengths, against what it should be."""
@@ -193,9 +193,9 @@ def _fused(name: str, both: bool, input_size: int, hidden_size: int, layers: int
     cells = [own_cell(name, input_size, hidden_size) for _ in range(1 + both)]
     layer = sstkern.fuse(*cells).to(device)
     for cell in cells:
-        cell.input_size = input_size  # by which the check makes inputs
+        cell.input_size = input_size  # the check makes inputs of this width
         for parameter in cell.parameters():
-            if not parameter.any():  # where all weights of a product are 0 nothing could be wrong behind it
+            if not parameter.any():  # behind a product whose weights are all 0 no error would show
                 torch.nn.init.uniform_(parameter, -0.5, 0.5)
     return layer
 
@@ -236,7 +236,7 @@ def bench(
     ] = None,
     dtype: Annotated[
         list[Dtype] | None,
-        typer.Option(help="Of input and weights; can be given again.", show_default="float32 and bfloat16, of --memory all"),
+        typer.Option(help="Number format of input and weights; can be given again.", show_default="float32 and bfloat16, of --memory all"),
     ] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads of every engine.", min=1, show_default="PyTorch's choice")] = None,
     seconds: Annotated[float, typer.Option(help="Time for a case; a case whose calls are slow takes longer.", min=0.001, max=3600)] = 6.0,
@@ -267,7 +267,7 @@ def bench(
     compiled: Annotated[bool, typer.Option("--compile", help="Also time torch.compile of torch.nn's layers, short ones.")] = False,
     input_size: Annotated[int | None, typer.Option(help="Features of the input of fused cells.", min=1, show_default="H")] = None,
     peer: Annotated[
-        list[Peer] | None, typer.Option(help="What fused cells are timed beside; can be given again.", show_default="all")
+        list[Peer] | None, typer.Option(help="Other way to run a fused cell, timed beside ours; can be given again.", show_default="all")
     ] = None,
     compile_limit: Annotated[
         float, typer.Option(help="Seconds after which a peer that compiles is given up.", min=0.001, max=86400)
@@ -457,6 +457,6 @@ def _values(given: list[Enum] | None) -> list[str]:
 
 
 CHECKS: dict[str, Callable[[typer.Context], None]] = {"train": check_train, "gradcheck": _check_gradcheck, "bench": _check_bench}
-"""Of options together, and of what a program may be given too; both without torch."""
+"""Checks of a command's options together, and of what a program may be given too; none needs torch."""
 for registered in app.registered_commands:
     registered.cls = Command

@@ -68,7 +68,7 @@ def of_arguments(cell: nn.Module, input: Structure, state: Structure | None) -> 
 
 
 def of_state(cell: nn.Module, state: Structure) -> TypeError | ValueError | None:
-    """As `of_arguments`, of the caller's state (B, ...) alone."""
+    """As `of_arguments`, for the caller's state (B, ...) alone."""
     like = flatten(state)[0]
     batch = like.size(0)
     expected, source = None, "get_initial_state"

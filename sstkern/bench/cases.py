@@ -116,7 +116,7 @@ class Case:
 
     @property
     def flops(self) -> int:
-        """Of the matrix products on valid tokens; backward has two for every one forward."""
+        """Operations of the matrix products on valid tokens; a backward has two for every one of the forward."""
         return self.tokens * 2 * self.gate_rows * 2 * self.size * (3 if self.training else 1)
 
     @property

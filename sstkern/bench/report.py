@@ -228,7 +228,7 @@ def _cases_table(rows: list[Row]) -> Any:
 
 
 def _compile_table(rows: list[Row]) -> list[Any]:
-    """Of the rows with an engine that compiles, if there are any."""
+    """The table of how long engines took to compile; empty where none did."""
     from rich.table import Table
 
     def seconds(row: Row) -> dict[str, float]:

@@ -60,7 +60,7 @@ def own_cells(
 
 
 def _pictures(rows: list[dict], plot: Path) -> list[Path]:
-    """Of every other way, and beside it of the fastest."""
+    """Pictures of every other way, and of the fastest one."""
     return [charts.own_cells(rows, plot), charts.fastest_of_own_cells(rows, plot.with_name(f"{plot.stem}-fastest{plot.suffix}"))]
 
 
@@ -260,7 +260,7 @@ class _Shown:
 
 @contextmanager
 def _progress(items: Sequence[Any]) -> Iterator[_Shown]:
-    """On stderr, where that is a terminal: stdout has the tables, which may go into a file."""
+    """Shows progress on stderr, if that is a terminal: stdout has the tables, which may go into a file."""
     console = Console(markup=False, stderr=True)
     columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
     # Drawn only between items, and between what is done for one: a thread that draws would take time from what is measured.

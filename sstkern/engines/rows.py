@@ -61,7 +61,7 @@ class Rows:
         return tensor.flatten(0, 1)
 
     def restored(self, rows: Tensor) -> Tensor:
-        """The way back; zeros past the lengths."""
+        """The inverse of `of`: the caller's form, zero past the lengths."""
         if not self.padded:
             return rows
         if self.places is not None:
@@ -76,7 +76,7 @@ class Rows:
         return CutStates(self._whole(hx, reverse), tuple(anew), self._cuts(self.beginnings, reverse))
 
     def _whole(self, hx: Sequence[Tensor], reverse: bool) -> MaskedStates | PackedStates:
-        """Of sequences that are not cut."""
+        """The states of sequences that do not begin anew."""
         if self.valid is not None:
             return MaskedStates(tuple(hx), self.valid)
         first = hx if self.order is None else [state.index_select(0, self.order) for state in hx]

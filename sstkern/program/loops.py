@@ -35,7 +35,7 @@ class Row(NamedTuple):
 
 
 class Vector(NamedTuple):
-    """As `Row`, of a vector."""
+    """A vector, described as in `Row`."""
 
     vector: int
     start: int
@@ -103,7 +103,7 @@ class LoopText(ABC):
 
     @abstractmethod
     def number(self, place: int) -> str:
-        """Of the call."""
+        """A number of the call."""
 
     @abstractmethod
     def size(self, start: int) -> str:
@@ -115,7 +115,7 @@ class LoopText(ABC):
 
     @abstractmethod
     def sums(self, place: int, gate: int) -> str:
-        """Of the loop's product number `place`."""
+        """The sums of the loop's product number `place`."""
 
     @abstractmethod
     def vector(self, vector: Vector, boolean: bool) -> str: ...
@@ -152,7 +152,7 @@ class LoopText(ABC):
         self._store()
 
     def live(self) -> int:
-        """How many values are alive at once at most, if each is computed as late as it stands."""
+        """The largest number of values that are alive at once, if each is computed as late as it stands."""
         last: dict[str, int] = {}
         for place, line in enumerate(self.lines):
             for word in (line.name, *_variables(line.text)):

@@ -95,7 +95,7 @@ def train(
         float, typer.Option(help="Share of the target that is spread over all labels.")
     ] = TrainingOptions.label_smoothing,
     patience: Annotated[int, typer.Option(help="Epochs without a better accuracy before training stops.")] = TrainingOptions.patience,
-    seed: Annotated[int, typer.Option(help="Decides initial weights, order of batches and dropout.")] = TrainingOptions.seed,
+    seed: Annotated[int, typer.Option(help="Seed of initial weights, order of batches and dropout.")] = TrainingOptions.seed,
     threads: Annotated[
         int | None, typer.Option(help="CPU threads of a process.", show_default="PyTorch's choice")
     ] = TrainingOptions.threads,
@@ -143,7 +143,7 @@ def _values(ctx: typer.Context) -> dict[str, Any]:
 
 
 def _given(ctx: typer.Context, values: dict[str, Any]) -> dict[str, Any]:
-    """Those of the command line."""
+    """The values that the command line gives."""
     return {name: value for name, value in values.items() if ctx.get_parameter_source(name).name == "COMMANDLINE"}
 
 
@@ -368,4 +368,4 @@ def _device() -> str:
 
 
 COMMANDS = (train, evaluate, predict, study)
-"""In the order in which `sstkern --help` lists them."""
+"""The commands, in the order in which `sstkern --help` lists them."""

@@ -99,7 +99,7 @@ def first_state(shadow: Shadow, input: Structure, state: Structure, returns: Ret
 
 
 def _first_values(alone: Run, shadow: Shadow, input: Structure, state: Structure, returns: Returns) -> list[Value] | None:
-    """For each state the value that stands for it in the run without, or None where the runs differ in more."""
+    """For each state the value that stands in its place in the run without states; None where the two runs differ in more."""
     try:
         given = Run(shadow, input, state, alone.trace.record.batch)
         output, after = given.split(returns)

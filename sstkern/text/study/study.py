@@ -85,7 +85,7 @@ class Study:
 
     @property
     def asked(self) -> dict[str, Any]:
-        """What an answer hangs on besides the program."""
+        """What an answer depends on besides the program."""
         return {"data": self.runs.data.sha256, "quick": self.runs.quick}
 
     def trained(self, problem: str) -> dict[str, dict[str, Any]]:
