@@ -14,8 +14,7 @@ import torch
 from commands import call, start, told
 from typer.testing import Result
 
-import sstkern
-from sstkern.text import checkpoint, cli
+from sstkern.text import checkpoint, cli, load_classifier
 from sstkern.text.throughput import Throughput
 from sstkern.text.trainer import Run
 
@@ -105,7 +104,7 @@ def test_evaluation_is_that_of_the_training(trained):
 def test_prediction_of_arguments_and_of_lines(trained):
     _, run, _ = trained
     texts = ["not bad", "bad", "good", "not good", ""]
-    expected = [f"{label}\t{probability:.4f}" for label, probability in sstkern.load(run).predict(texts)]
+    expected = [f"{label}\t{probability:.4f}" for label, probability in load_classifier(run).predict(texts)]
     assert [line[0] for line in expected[:4]] == ["1", "0", "1", "0"]
     assert call("predict", "--model", run, *texts).stdout.splitlines() == expected
     assert call("predict", "--model", run, text="".join(f"{text}\n" for text in texts)).stdout.splitlines() == expected
@@ -170,7 +169,7 @@ def test_nothing_to_predict_is_told_unless_it_is_an_empty_file(trained):
 
 def test_an_explanation_is_a_line_a_token_below_the_answer(trained):
     _, run, _ = trained
-    explained = sstkern.load(run).explain("not bad")
+    explained = load_classifier(run).explain("not bad")
     assert all(value > 0 for _, value in explained)
     answer, *tokens, empty = call("predict", "--model", run, "--explain", "not bad", "").stdout.splitlines()
     assert answer.startswith("1\t0.")
@@ -184,7 +183,7 @@ def test_training_on_pretrained_vectors(trained, tmp_path, monkeypatch):
     Path("vectors.txt").write_text("good 1 2\nbad 3 4\n")
     arguments = ("--data", trained[0], "--vectors", "vectors.txt", "--no-affixes", "--epochs", "1", "--output", "run")
     assert call("train", "--frozen", "--hidden-size", "4", *arguments).exit_code == 0
-    classifier = sstkern.load("run")
+    classifier = load_classifier("run")
     assert classifier.options.vectors == str(tmp_path / "vectors.txt")
     assert (classifier.model.config.frozen, classifier.model.config.embedding_size) == (True, 2)
     line = told(call("train", "--resume", *arguments, "--embedding-size", "3"))
