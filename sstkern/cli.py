@@ -88,6 +88,7 @@ Engine = Literal["cpu", "triton", "reference"]
 
 # What can be given again; typer takes no list of Literal.
 BENCH_CELLS = ("lstm", "gru", "rnn")
+GRADCHECK_CELLS = ("lstm", "gru", "rnn_tanh", "rnn_relu")
 LIBRARY_CELLS = (
     *("layer_norm_lstm", "peephole_lstm", "coupled_lstm", "multiplicative_lstm", "zoneout_lstm", "recurrent_dropout_lstm", "slstm"),
     *("min_lstm", "nas", "layer_norm_gru", "cho_gru", "light_gru", "dreamer_gru", "augru", "zoneout_gru", "recurrent_dropout_gru"),
@@ -127,7 +128,7 @@ for command in COMMANDS:
 @app.command()
 def gradcheck(
     cell: Annotated[
-        str, typer.Option(help=f"Recurrent cell: lstm, gru, rnn_tanh, rnn_relu, {_OF_THE_LIBRARY}, or module:Class for one of your own.")
+        str, typer.Option(help=f"Recurrent cell: {', '.join(GRADCHECK_CELLS)}, {_OF_THE_LIBRARY}, or module:Class for one of your own.")
     ] = "lstm",
     engine: Annotated[Engine, typer.Option(help="Engine whose kernels are checked.")] = "cpu",
     dtype: Annotated[
@@ -335,7 +336,7 @@ def _check_bench(ctx: typer.Context) -> None:
     """BadParameter or ValueError for options that are wrong together."""
     given = ctx.params
     runs = {f"--{name}": given[name] for name in ("growth", "skewed", "resets", "callers", "widths", "memory")}
-    shapes = [parse_shape(text) for text in given["shape"] or ()]
+    shapes = [_parsed(text) for text in given["shape"] or ()]
     if _are_fused(given["cell"] or ()):
         for cell, (_, _, size) in product(given["cell"], shapes):
             _check_hidden_size("--shape", cell, size)
@@ -358,9 +359,19 @@ def _check_bench(ctx: typer.Context) -> None:
         _check_shape_of_widths(shapes)
 
 
+def _parsed(text: str) -> Shape:
+    try:
+        return parse_shape(text)
+    except ValueError as error:
+        raise typer.BadParameter(f"--{error}") from error
+
+
 def _check_gradcheck(ctx: typer.Context) -> None:
-    """BadParameter for options that are wrong together."""
-    _check_hidden_size("--hidden-size", ctx.params["cell"], ctx.params["hidden_size"])
+    """BadParameter for options that are wrong, together or by themselves."""
+    name = ctx.params["cell"]
+    if ":" not in name and name not in (*GRADCHECK_CELLS, *LIBRARY_CELLS):
+        raise _unknown_cell(name, GRADCHECK_CELLS)
+    _check_hidden_size("--hidden-size", name, ctx.params["hidden_size"])
 
 
 def _check_hidden_size(option: str, cell: str, size: int) -> None:
@@ -374,11 +385,15 @@ def _are_fused(names: list[str]) -> bool:
     fused = [":" in name or name in LIBRARY_CELLS for name in names]
     unknown = [name for name, is_fused in zip(names, fused, strict=True) if not is_fused and name not in BENCH_CELLS]
     if unknown:
-        known = ", ".join([*BENCH_CELLS, *LIBRARY_CELLS])
-        raise typer.BadParameter(f"--cell: '{unknown[0]}' is unknown; there are {known}, or module:Class for your own")
+        raise _unknown_cell(unknown[0], BENCH_CELLS)
     if any(fused) and not all(fused):
         raise typer.BadParameter("--cell: fused cells, of sstkern.cells or your own, are timed without torch.nn's, which have other peers")
     return any(fused)
+
+
+def _unknown_cell(name: str, built_in: tuple[str, ...]) -> typer.BadParameter:
+    known = ", ".join([*built_in, *LIBRARY_CELLS])
+    return typer.BadParameter(f"--cell: '{name}' is unknown; there are {known}, or module:Class for your own")
 
 
 def _refuse(given: dict[str, Any], why: str) -> None:

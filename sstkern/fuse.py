@@ -248,7 +248,7 @@ class Direction:
         if unpacked and hx is None and first_states.is_guess(cell, self.initial_state):
             raise ValueError(
                 f"hx: {type(cell).__name__} was given zeros of its hidden_size, one Tensor, as its state, and {error}; if its state is "
-                "another one, give hx, or initial_state to fuse"
+                "another one, give hx, or initial_state to fuse, or the cell a get_initial_state"
             ) from error
         if unpacked or (self.strict and isinstance(error, Failed)):  # where it is not strict, the error of stepping it tells more
             rows = inputs if batch.packed else mapped(inputs, lambda tensor: tensor.flatten(0, 1))

@@ -1,5 +1,6 @@
 """Runs on the terminal: progress while they last, then tables, and pictures beside the figures' files."""
 
+import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -72,8 +73,8 @@ def _swept(
 ) -> bool:
     """Whether all that is wanted was measured. parts, files: what is printed of its rows, and what is left of them."""
     console = _console()
-    with _progress(wanted) as tell:
-        found = run(tell)
+    with _progress(wanted) as shown:
+        found = run(shown if shown.drawn else _Lines(len(wanted)))
     for part in parts(found["rows"]):
         console.print(part)
     _tell_files(console, files(found["rows"]))
@@ -254,8 +255,23 @@ class _Shown:
         self._item = str(item)
         self._bar.update(self._task, completed=next(self._done), description=self._item, refresh=True)
 
+    @property
+    def drawn(self) -> bool:
+        return not self._bar.disable
+
     def doing(self, what: str) -> None:
         self._bar.update(self._task, description=f"{self._item}: {what}", refresh=True)
+
+
+class _Lines:
+    """What to call before each of the items where nothing can be drawn, as in a log: a sweep takes minutes."""
+
+    def __init__(self, total: int):
+        self._total, self._count = total, 0
+
+    def __call__(self, item: Any) -> None:
+        self._count += 1
+        print(f"{self._count}/{self._total}: {item}", file=sys.stderr, flush=True)
 
 
 @contextmanager

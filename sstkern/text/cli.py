@@ -158,7 +158,7 @@ def _train(run: Any, compare: bool) -> None:
             run.accelerator.print(line)  # on the main process only
 
     parameters = sum(parameter.numel() for parameter in run.classifier.model.parameters())
-    tell(f"data: {run.data.description}")
+    tell(f"data: {_briefly(run.data.description)}")
     tell(
         f"{len(run.data.train):,} sentences to train on, {len(run.data.valid):,} to validate on, "
         f"{len(run.classifier.vocabulary):,} tokens, {parameters:,} parameters on {run.accelerator.device}"
@@ -172,6 +172,9 @@ def _train(run: Any, compare: bool) -> None:
         else:
             tell(f"interrupted at step {run.state.step}; no model was saved")
         raise typer.Exit(128 + (run.stopped_by or signal.SIGINT))
+    if run.state.epoch < run.options.epochs:
+        patience = run.options.patience
+        tell(f"stopped after {run.state.epoch} of {run.options.epochs} epochs: no better accuracy in the last {patience} (--patience)")
     if not exists(run.output / "best"):
         tell("the best model was not saved, only last is there" if exists(run.output / "last") else "no model was saved")
     elif run.data.valid:
@@ -199,6 +202,13 @@ def _train(run: Any, compare: bool) -> None:
     end_training(run.accelerator)
     if not run.saved:
         raise typer.Exit(1)
+
+
+def _briefly(description: str) -> str:
+    """The description without why there is no SST-2, which a warning has told."""
+    from sstkern.text.sst2 import DEMO
+
+    return description.partition(": ")[0] if description.startswith(DEMO) else description
 
 
 def _is_there(path: Path) -> bool:

@@ -14,7 +14,7 @@ import torch
 from commands import call, start, told
 from typer.testing import Result
 
-from sstkern.text import checkpoint, cli, load_classifier
+from sstkern.text import checkpoint, cli, load_classifier, sst2
 from sstkern.text.throughput import Throughput
 from sstkern.text.trainer import Run
 
@@ -53,6 +53,28 @@ def test_training_ends_with_the_accuracy_the_files_and_the_speeds(trained):
     assert re.fullmatch(r"(sstkern [\d,]+ tokens/s, torch.nn )?[\d,]+ tokens/s( \(x \d+\.\d\d\))?, measured in this run", speed)
     assert {path.name for path in run.iterdir()} == {"best", "last", "metrics.jsonl", "tensorboard", "training.png"}
     assert (run / "training.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_early_stopping_is_told(trained, tmp_path: Path):
+    data, _, _ = trained
+    sizes = ("--hidden-size", "2", "--embedding-size", "2", "--lr", "1e-9")  # which learns nothing: the accuracy stays
+    result = call("train", "--data", data, *sizes, "--epochs", "9", "--patience", "2", "--no-compare", "--output", tmp_path / "run")
+    assert result.exit_code == 0, result.output
+    assert "stopped after 3 of 9 epochs: no better accuracy in the last 2 (--patience)" in result.stdout.splitlines()
+
+
+def test_why_there_is_no_sst2_is_told_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture):
+    def unavailable(*arguments, **options):
+        raise sst2.UnavailableError("no network")
+
+    monkeypatch.delenv("SSTKERN_DATA", raising=False)
+    monkeypatch.setattr(sst2, "fetch", unavailable)
+    sizes = ("--cell", "average", "--embedding-size", "2", "--epochs", "1")
+    result = call("train", *sizes, "--no-compare", "--output", tmp_path / "run")
+    assert result.exit_code == 0, result.output
+    assert "data: generated demo sentences, not SST-2" in result.stdout.splitlines()
+    assert "no network" not in result.stdout
+    assert "using generated demo sentences, not SST-2: no network" in caplog.text
 
 
 def test_the_comparison_has_a_tenth_of_the_time_and_can_be_left_out(trained, tmp_path, monkeypatch):
