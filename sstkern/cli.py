@@ -297,6 +297,7 @@ def bench(
     from sstkern.bench import cases, own_cases, show, ways
     from sstkern.bench import widths as widening
 
+    # The function is long by its options, which typer reads from its signature.
     if threads is not None:
         torch.set_num_threads(threads)
     threads = torch.get_num_threads()

@@ -115,6 +115,7 @@ def train(
     from sstkern.text import folders
     from sstkern.text.trainer import Run
 
+    # The function is long by its options, which typer reads from its signature.
     values = _values(ctx)
     if resume:
         given, folder = _given(ctx, values), output or folders.newest(cell)
