@@ -16,7 +16,7 @@ BENCH = ("matplotlib", "onnx", "onnxruntime", "openvino", "pytest_benchmark", "r
 
 
 def report() -> list[tuple[str, str]]:
-    """Pairs of a heading and what was found."""
+    """Headings, each with what was found."""
     problem = extension_problem()
     return [
         ("sstkern", version_or_advice("sstkern")),

@@ -12,7 +12,7 @@ from sstkern.program.layer import Programs
 from sstkern.structure import Structure, flatten, mapped, split_first_result, split_result
 
 Read = Callable[[Any], tuple[Tensor, Structure]]
-"""Makes of what a cell returned its output and its new state."""
+"""Takes what a cell returned, and gives its output and its new state."""
 
 
 class Loop:

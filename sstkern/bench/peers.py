@@ -83,7 +83,7 @@ class Prepared:
     run: Callable[[], Any]
     training: bool
     read: Callable[[Any], list[Tensor]] = lambda results: results
-    """Makes of what `run` returned the output and, in training, the gradients of x and of the weights."""
+    """Takes what `run` returned, and gives the output and, in training, the gradients of x and of the weights."""
     context: Callable[[], AbstractContextManager] = nullcontext
     """What `run` must be called in. Entered once for many calls, so that its own time does not count."""
     notes: dict[str, Any] = field(default_factory=dict)

@@ -216,7 +216,7 @@ class LoopText(ABC):
         return self.condition(number) if self._is_mask(window) else number
 
     def _count(self, node: Node) -> str:
-        """A width less some, a size like those of windows."""
+        """A width minus a number: a size, like those of windows."""
         (of,), (less,) = node.values(), node.attributes
         count = divisor(self.values.kinds[of].shape[-1], less)
         return self.size(self.arguments.start(("count", count), count))
@@ -237,7 +237,7 @@ class LoopText(ABC):
         return next((part for part in self.loop.attached if part.value == window.base), None)
 
     def _of_parameter(self, value: Value, result: Value, window: Window) -> str:
-        """What has no rows, as an operand of a window of `result`."""
+        """A value without rows, as an operand of a window of `result`."""
         boolean = self.values.kinds[value].dtype == torch.bool
         if self.values.width(value) == 1:
             one = Vector(self.arguments.vector(value, None), -1, True)
@@ -304,7 +304,7 @@ class LoopText(ABC):
         return self.call(operation, numbers + ([self._number(part) for part in attributes] if operation in _ATTRIBUTES else []))
 
     def _as_numbers(self, arguments: list[str], masks: list[bool], keep: bool = False) -> list[str]:
-        """Masks among numbers are 0 and 1; all of them are masks, and stay so, with `keep`."""
+        """Masks among numbers become 0 and 1. With `keep` all are masks, and stay so."""
         if keep:
             return [self.spread(argument, True) for argument in arguments]
         given = zip(arguments, masks, strict=True)

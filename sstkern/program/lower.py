@@ -237,7 +237,7 @@ class _Lowering:
     # Products and phases
 
     def _never_attached(self) -> set[Value]:
-        """Products whose columns are no windows of one width that something is computed with."""
+        """Products that no loop reads gate by gate: nothing reads them, or their columns are no windows of one width."""
         values = self.values
         read = {
             window.base
@@ -274,8 +274,8 @@ class _Lowering:
         return {value: BEFORE if value in before - stateful else AFTER if value in after else CORE for value in self.used}
 
     def _late_only(self, given: Sequence[Value], after: set[Value]) -> set[Value]:
-        """Of these, what only that is computed with which comes after the loop, or a sum over rows, of inputs and of what is kept for all
-        time steps anyway."""
+        """Of the given values, those that only phases after the loop and sums over rows compute with, and that follow from inputs and from
+        what is kept for all time steps anyway."""
         summed = {part.left for part in self.wanted if part.right is None}
         ends = {*self.outputs, *(value for part in self.wanted if part.right is not None for value in (part.left, part.right))}
         users: dict[Value, list[Value]] = {}
@@ -441,7 +441,7 @@ class _Lowering:
         return Window(base, 0, self.values.width(base))
 
     def _keep(self, slot: int) -> None:
-        """Rows of one time step are gone in another phase: those of all are kept."""
+        """Keeps rows of all time steps: those of one are gone in another phase."""
         if self.slots[slot].kind == "l":
             self.slots[slot] = self.slots[slot]._replace(kind="r")
 
@@ -626,7 +626,7 @@ class _Lowering:
                 self._reach_from(window, theirs)
 
     def _reach(self, window: Window) -> None:
-        """Gives what is put to memory a place that its readers reach."""
+        """Gives each window that is put to memory a place that its readers reach."""
         assert window.base is not None
         if readers := self.readers.get(window, ()):
             home = self._home(window.base)
@@ -689,7 +689,7 @@ class _Lowering:
         return Lowered(self.values, self.slots, phases, memory, copies, self.weights, self.fixed, self.sums)
 
     def memory_of(self, made: Value) -> Memory:
-        """Where what is made lies, if it does."""
+        """The place of what is made, if it lies in memory."""
         return self.targets.get(made) or self._home(made)
 
     def _add_made(self, stage: Stage, made: Value) -> None:

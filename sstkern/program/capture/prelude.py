@@ -55,7 +55,7 @@ Entry = Leaf | Constant | Call | Pick
 
 
 def changed(argument: Any, change: Callable[[Any], Any]) -> Any:
-    """An argument, or what is in a list of them, changed."""
+    """Applies a function to an argument, or to each one of a list."""
     if isinstance(argument, tuple):
         return tuple(changed(part, change) for part in argument)
     return change(argument)

@@ -37,7 +37,7 @@ def _along(record: Recording, name: str, operand: Operand, dims: Dims) -> Operan
 
 
 def _back(record: Recording, rows: Operand, operand: Operand, dims: Dims) -> Operand:
-    """What `_along` gave of the operand, in the operand's shape."""
+    """The inverse of `_along`: its rows in the operand's shape."""
     count, own = len(operand.shape), _dims(operand, dims)
     order = [*(dim for dim in range(count) if dim not in own), *own]
     apart = record.reshaped(rows, [operand.shape[dim] for dim in order])
@@ -153,7 +153,7 @@ def _root(record: Recording, a: Operand) -> Operand:
 
 
 def _centred(record: Recording, rows: Operand) -> tuple[Operand, Operand]:
-    """The rows less their mean, and that."""
+    """The rows minus their mean, and the mean."""
     mean = _reduced(record, "mean", rows, (0,))
     return record.pointwise("sub", rows, mean), mean
 

@@ -185,7 +185,7 @@ def attempted(shadow: Shadow, specs: Iterable[Spec], run: Callable[[int, int], R
 
 
 def same(first: Recorded, second: Recorded) -> Recorded:
-    """Either of two programs that must be the same. Raises Mixed where they are not."""
+    """One of two programs, which must be the same. Raises Mixed where they are not."""
     if (line := difference(first, second)) is not None:
         what = "the step is another one with another number of sequences, or at every call"
         raise Mixed(reason(what, "a step may use x.size(0) as a size of new tensors only", line))
