@@ -57,7 +57,7 @@ def of_step(cell: nn.Module, failed: StepFailed, told: bool) -> TypeError | Valu
 
 
 def of_arguments(cell: nn.Module, input: Structure, state: Structure | None) -> TypeError | ValueError | None:
-    """What contradicts what the cell says of itself, of the tensors (B, ...) of a step that failed. state: the caller's, if any."""
+    """The error for tensors (B, ...) of a failed step that contradict what the cell says of itself. state: the caller's, if any."""
     if reason := _dtype_or_device(cell, input, state):
         return ValueError(reason)
     size = getattr(cell, "input_size", None)
