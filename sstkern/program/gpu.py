@@ -4,7 +4,8 @@ A kernel's programs share a tile of the batch: each has some units of every loop
 for a later stage the others read once all have met (`sstkern.engines.triton.tiles`). The text is that of `sstkern.program.loops`, with
 sizes as arguments: one text serves all of them. `sstkern.program.on_gpu` gives the arguments by their names here:
 
-    slot0 width0      rows in memory, and how many numbers a row has; those of a state in two turns are state0
+    slot0 width0      rows in memory, and how many numbers a row has; those of a state in two turns are state0,
+                      and after them what sequences begin anew with, backward its gradient
     start0 vector0 numbers weight0 units0    as `loops.Arguments` and `lower.Lowered` number them; units of each piece of work
     depth0 column0 inner0 from0 repeat0      of a product: how deep, the strides of its matrix, where its operand starts, how often
     sums0             of a product that is there before the loop
@@ -34,6 +35,7 @@ from sstkern.engines.triton import functions as f
 from sstkern.engines.triton.tiles import (
     begin,
     cumulated,
+    cut_after,
     finish,
     first_row,
     gate_rows,
@@ -45,6 +47,7 @@ from sstkern.engines.triton.tiles import (
     product,
     sequences,
     store,
+    store_state,
     summed,
     time_step,
 )
@@ -63,13 +66,17 @@ _STEP = """    for s in range(first_step, tl.minimum(last_step, steps)):
         row = first_row(offsets, t, B, HAS_LENGTHS) + slots
         local = ((s % 2) * slabs + (task - first_task)) * BLOCK_B + columns.to(tl.int64)
         before = (s + 1) % 2 * B + slots.to(tl.int64)
-        after = s % 2 * B + slots.to(tl.int64)"""
+        after = s % 2 * B + slots.to(tl.int64)
+        anew = 2 * B + slots.to(tl.int64)
+        cut = now
+        if CUTS:
+            cut = cut_after(marks, t, slots, length, B, REVERSE)"""
 _ROWS = """    program = tl.program_id(0) % programs
     row = (tl.program_id(0) // programs).to(tl.int64) * BLOCK_B + tl.arange(0, BLOCK_B)
     now = row < N"""
-CALL = ("offsets", "lengths", "counters", "T", "B", "programs", "first_step", "last_step", "first_task", "slabs")
+CALL = ("offsets", "lengths", "marks", "counters", "T", "B", "programs", "first_step", "last_step", "first_task", "slabs")
 """Arguments of every core kernel."""
-CONSTANTS = ("REVERSE", "HAS_LENGTHS", "STAGE", "EXCHANGES", "KEEP", "PRECISION", "TARGET", "BLOCK_B")
+CONSTANTS = ("REVERSE", "HAS_LENGTHS", "CUTS", "BACKWARD", "STAGE", "EXCHANGES", "KEEP", "PRECISION", "TARGET", "BLOCK_B")
 ROW_CALL, ROW_CONSTANTS = ("N", "programs"), ("STAGE", "BLOCK_B")
 _COUNTS = ("T", "B", "N", "programs", "first_step", "last_step", "first_task", "slabs")
 
@@ -337,12 +344,11 @@ class _Core(_Emitter):
         return slot in self.written or self.code.lowered.slots[slot].kind == "h"
 
     def stored(self, slot: int, start: str, units: str, count: str, value: str) -> str:
-        """A state stays what it was where its sequence has no step."""
         kind, place, *_ = self.code.lowered.slots[slot]
-        if kind == "n":
-            old = f"load({self.use(f'state{place}')}, before, {self.use(f'width{slot}')}, {start}, {units}, {count}, present, True)"
-            value = f"tl.where(now[None, :], {value}, {old})"
-        return super().stored(slot, start, units, count, value)
+        if kind != "n":
+            return super().stored(slot, start, units, count, value)
+        rows = f"{self.use(f'state{place}')}, before, after, anew, {self.use(f'width{slot}')}"
+        return f"store_state({rows}, {start}, {units}, {count}, present, now, cut, {value}, CUTS, BACKWARD)"
 
     def product(self, work: int, product: Product, gates: int, start: str) -> str:
         """A product's sums, of the columns that are work's units."""

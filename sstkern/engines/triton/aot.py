@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from itertools import pairwise, product
 from multiprocessing import get_context
 from pathlib import Path
@@ -30,6 +31,7 @@ from sstkern.cells import CELLS
 from sstkern.engines import interpreting
 from sstkern.engines.triton import device, launch, layer
 from sstkern.engines.triton.launch import Card
+from sstkern.lengths import with_beginnings
 
 BATCHES = (1, 64, 128, 256)
 OWN_SIZES, OWN_BATCH = (64, 256, 1024), 64
@@ -137,7 +139,9 @@ class Configuration:
     batch: int
     hidden_size: int
     picked: bool
-    """Whether the launch table picks this schedule for this layer, with or without a projection, and not just allows it."""
+    """Whether the launch table picks this schedule for this layer, and not just allows it."""
+    resets: bool = False
+    """Whether sequences begin anew at some of their steps."""
 
     @property
     def own(self) -> bool:
@@ -145,7 +149,8 @@ class Configuration:
 
     def __str__(self) -> str:
         numbers = self.dtype + " TF32" * self.tf32
-        return f"{self.target} {self.kernel} {self.cell} {numbers} {self.schedule} B={self.batch} H={self.hidden_size}"
+        sizes = f"B={self.batch} H={self.hidden_size}" + " resets" * self.resets
+        return f"{self.target} {self.kernel} {self.cell} {numbers} {self.schedule} {sizes}"
 
 
 @dataclass(frozen=True)
@@ -246,6 +251,11 @@ def own_table(name: str, cells: Iterable[str]) -> list[Configuration]:
     return list(found.values())
 
 
+def with_resets(configurations: Iterable[Configuration]) -> list[Configuration]:
+    """The same layers, of sequences that begin anew at some of their steps."""
+    return [replace(configuration, resets=True) for configuration in configurations]
+
+
 def _check_target(name: str) -> None:
     if name not in TARGETS:
         raise ValueError(f"target: '{name}' is unknown; there are {', '.join(TARGETS)}")
@@ -260,13 +270,13 @@ def _schedules(target: Target, kernel: str, cell: str, dtype: str, tf32: bool, h
     launches: dict[tuple[launch.Launch, bool], tuple[str, int]] = {}
     for batch in BATCHES:
         asked = launch.Layer(numbers, precision, len(CELLS[cell].gates), batch, hidden_size)
-        picks = [launch.choose(target.card, replace(asked, projects=projects), kernel == "backward") for projects in (False, True)]
+        pick = launch.choose(target.card, asked, kernel == "backward")
         for schedule in launch.SCHEDULES:
             try:
                 plan = launch.choose(target.card, asked, kernel == "backward", schedule)
             except ValueError:
                 continue  # it cannot run this layer
-            launches.setdefault((plan, plan in picks), (schedule, batch))
+            launches.setdefault((plan, plan == pick), (schedule, batch))
     return [(schedule, batch, picked) for (_, picked), (schedule, batch) in launches.items()]
 
 
@@ -279,15 +289,15 @@ def _specialization(configuration: Configuration) -> str:
     return f"{launched.kernel.__module__} {launched.kernel.__name__} {specialization} {options}"
 
 
-def _launched(configuration: Configuration) -> _Launched:
-    """The first launch of the layer's forward or backward, of one time step; of an own cell's that of its loop."""
+def _launched(configuration: Configuration, stack: Callable[..., int] | None = None) -> _Launched:
+    """The first launch of the layer's forward or backward, of one time step; of an own cell's that of its loop. stack: as of Device."""
     c = configuration
     launches: list[_Launched] = []
     if c.own:
         from sstkern.program import ahead  # which imports much more than the engines
 
-        with _recorded(c, lambda *launched: launches.append(_Launched(*launched))):
-            ahead.run(c.cell, c.hidden_size, getattr(torch, c.dtype), c.batch, c.kernel == "backward")
+        with _recorded(c, lambda *launched: launches.append(_Launched(*launched)), stack):
+            ahead.run(c.cell, c.hidden_size, getattr(torch, c.dtype), c.batch, c.kernel == "backward", c.resets)
         return next(launched for launched in launches if launched.kernel.__name__ == "core")
     cell, dtype = CELLS[c.cell], getattr(torch, c.dtype)
 
@@ -297,22 +307,25 @@ def _launched(configuration: Configuration) -> _Launched:
     x = empty(1, c.batch, c.hidden_size)
     gates = len(cell.gates) * c.hidden_size
     weights = [empty(gates, c.hidden_size), empty(gates, c.hidden_size), empty(gates), empty(gates)]
-    hx = [empty(1, c.batch, c.hidden_size) for _ in cell.states]
-    arguments = (c.cell, x, weights, hx, torch.ones(c.batch, dtype=torch.int64), True, False)
+    hx, lengths = [empty(1, c.batch, c.hidden_size) for _ in cell.states], torch.ones(c.batch, dtype=torch.int64)
+    anew = hx if c.resets else []
+    if c.resets:
+        lengths = with_beginnings(lengths, torch.ones(1, c.batch, dtype=torch.bool))
+    arguments = (c.cell, x, weights, [*hx, *anew], lengths, True, False)
     with _recorded(c, lambda *launched: launches.append(_Launched(*launched))):
         if c.kernel == "forward":
             layer.forward(*arguments, c.batch)
         else:
-            saved = [empty(*shape) for shape in layer.saved_shapes(c.cell, x, weights, True, False, c.batch)]
-            layer.backward(*arguments, x, saved, x, hx, [False] * (1 + len(weights) + len(hx)))
+            saved = layer.saved_like(c.cell, x, weights, True, False, c.batch)
+            layer.backward(*arguments, x, saved, x, hx, [False] * (1 + len(weights) + len(hx) + len(anew)))
     return launches[0]
 
 
 @contextmanager
-def _recorded(configuration: Configuration, run: Callable) -> Iterator[None]:
+def _recorded(configuration: Configuration, run: Callable, stack: Callable[..., int] | None = None) -> Iterator[None]:
     """Layers on meta tensors hand their launches to `run`."""
     outer = launch.force(configuration.schedule or None)
-    device.compile_for(_device(TARGETS[configuration.target], configuration.tf32, run))
+    device.compile_for(_device(TARGETS[configuration.target], configuration.tf32, run, stack))
     try:
         yield
     finally:
@@ -320,8 +333,12 @@ def _recorded(configuration: Configuration, run: Callable) -> Iterator[None]:
         launch.force(outer)
 
 
-def _device(target: Target, tf32: bool, run: Callable | None = None) -> device.Device:
-    return device.Device(target.card, target.gpu.backend, run, lambda: tf32, products_allow_tf32=lambda: tf32)
+def _device(target: Target, tf32: bool, run: Callable | None = None, stack: Callable[..., int] | None = None) -> device.Device:
+    return device.Device(target.card, target.gpu.backend, run, lambda: tf32, products_allow_tf32=lambda: tf32, stack=stack)
+
+
+def _stack(target: Target, kernel: JITFunction, grid: tuple[int, ...], arguments: dict, options: dict) -> int:
+    return _code(kernel.warmup(grid=grid, **arguments, **options), target).stack
 
 
 def rows(configurations: Iterable[Configuration]) -> Iterator[Row]:
@@ -334,8 +351,9 @@ def rows(configurations: Iterable[Configuration]) -> Iterator[Row]:
 def compiled(configuration: Configuration) -> Row:
     """Makes the target this process's GPU, as far as Triton knows."""
     start = _cpu_seconds()
-    target, launched = TARGETS[configuration.target], _launched(configuration)
+    target = TARGETS[configuration.target]
     driver.set_active(_Driver(target.gpu))
+    launched = _launched(configuration, partial(_stack, target))
     try:
         kernel = launched.kernel.warmup(grid=launched.grid, **launched.arguments, **launched.options)
     except Exception as error:  # whichever of the compiler's stages fails, the other rows are worth having

@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 
 from sstkern.engines.triton.barrier import arrive, wait
+from sstkern.engines.triton.cuts import begins_anew
 from sstkern.engines.triton.math import as_operand
 
 
@@ -27,6 +28,32 @@ def store(at, rows, width, start, units, count, there, value):
     place = at + rows[None, :] * width + (start + units)[:, None]
     mask = (units < count)[:, None] & there[None, :]
     tl.store(place, tl.where(mask, value, 0).to(at.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def cut_after(marks, t, slots, length, B, REVERSE: tl.constexpr):
+    """Of each slot whether there is a cut between step t and the next one of the loop (`cuts`)."""
+    return begins_anew(marks, t if REVERSE else t + 1, slots, length, B)
+
+
+@triton.jit
+def store_state(at, before, after, anew, width, start, units, count, present, now, cut, value, CUTS: tl.constexpr, BACKWARD: tl.constexpr):
+    """Stores a state after a step: where a sequence has no such step, what it was before. With CUTS, behind a cut, what its rows `anew`
+    have; BACKWARD 0, and what the state would have been is added to those.
+
+    What another number takes the place of is loaded there only.
+    """
+    other = ~now
+    rows = before
+    if CUTS:
+        other = other | cut
+        rows = tl.where(cut, anew, before)
+    found = load(at, rows, width, start, units, count, present & other, True)
+    if CUTS and BACKWARD:
+        # By the one program that has these units, step after step: the order of a sum is always the same.
+        store(at, anew, width, start, units, count, cut, found + value)
+        found = tl.where(cut[None, :], tl.zeros_like(found), found)
+    store(at, after, width, start, units, count, present, tl.where(other[None, :], found, value))
 
 
 @triton.jit

@@ -41,8 +41,7 @@ def largest(table: list[aot.Configuration]) -> list[aot.Configuration]:
 
     Wherever a kernel comes near the 255 registers there are, the LSTM's needs the most, so bfloat16 stands for the other cells' dtypes,
     and a grid, whose kernels are the largest, for a simple RNN's schedules; ReLU's is tanh's with less to compute. float16's kernels are
-    bfloat16's with other conversions, so those of the LSTM's grid stand for all of them. Only a layer with a projection runs stepwise on
-    Hopper, and only the LSTM has one.
+    bfloat16's with other conversions, so those of the LSTM's grid stand for all of them.
     """
     found = {}
     for c in sorted(table, key=lambda c: (c.hidden_size, c.batch)):
@@ -89,7 +88,6 @@ def test_the_largest_kernels_for_hopper_keep_every_bar(hopper, kernel, numbers, 
             len(CELLS[c.cell].gates),
             c.batch,
             c.hidden_size,
-            projects=c.schedule == "stepwise",  # what has a projection is all that runs so on Hopper
         )
         plan = launch.choose(card, asked, c.kernel == "backward")
         assert plan.schedule == c.schedule == row.sizes["SCHEDULE"]
