@@ -2,9 +2,9 @@
 
     python benchmarks/library_beside_peers.py --output benchmarks/results/MACHINE --threads 2
 
-writes library_beside_peers.json there, and prints a line a case: milliseconds of a training step, the loop's and the peer's time over ours,
-and the share of one large torch.mm's rate that our matrix products reach. Peers are packages that pip has; one that is not installed is
-left out. What they compute is compared in tests/cells/test_library_peers.py; here they have weights of their own.
+writes library_beside_peers.json there, and prints a line for each case: milliseconds of a training step, the loop's and the peer's time
+over ours, and the share of one large torch.mm's rate that our matrix products reach. Peers are packages that pip has; one that is not
+installed is left out. What they compute is compared in tests/cells/test_library_peers.py; here they have weights of their own.
 """
 
 from __future__ import annotations
