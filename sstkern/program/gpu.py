@@ -16,7 +16,7 @@ sizes as arguments: one text serves all of them. `sstkern.program.on_gpu` gives 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -33,6 +33,7 @@ import triton.language as tl
 
 from sstkern.engines.triton import functions as f
 from sstkern.engines.triton.tiles import (
+    addresses,
     begin,
     cumulated,
     cut_after,
@@ -46,6 +47,7 @@ from sstkern.engines.triton.tiles import (
     picked,
     product,
     sequences,
+    stacked,
     store,
     store_state,
     summed,
@@ -350,51 +352,72 @@ class _Core(_Emitter):
         rows = f"{self.use(f'state{place}')}, before, after, anew, {self.use(f'width{slot}')}"
         return f"store_state({rows}, {start}, {units}, {count}, present, now, cut, {value}, CUTS, BACKWARD)"
 
-    def product(self, work: int, product: Product, gates: int, start: str) -> str:
-        """A product's sums, of the columns that are work's units."""
-        number, padded = len(self.code.products), power_of_two(gates)
+    def product(self, work: int, parts: Sequence[tuple[Product, int]], start: str) -> str:
+        """The sums of products of one operand, whose matrices are stacked, of the columns that are work's units. parts: each with its
+        gates."""
+        product, number = parts[0][0], len(self.code.products)
         self.code.products.append(product)
-        names = f"{self.use(f'depth{number}')}, {self.use(f'column{number}')}, {self.use(f'inner{number}')}"
-        tile = f"KEEP, {self.use(f'BLOCK_K{number}')}, {self.use(f'CHUNKS{number}')}, PRECISION"
-        weight = self.use(f"weight{product.weight}")
+        depth, of_row, of_column = (self.use(f"{name}{number}") for name in ("depth", "column", "inner"))
+        rows, there, gates = f"r{number}", f"m{number}", sum(gates for _, gates in parts)
         self.setup += [
-            f"r{number}, m{number} = gate_rows(u{work}, units{work}, {gates}, {padded})",
-            f"k{number} = kept({weight}, r{number}, m{number}, {names}, {tile})",
+            f"{rows}, {there} = gate_rows(u{work}, units{work}, {gates}, {power_of_two(gates)})",
+            f"w{number} = addresses({self.use(f'weight{product.weight}')}, {rows}, {of_row})",
         ]
-        operand, there = self.rows_of(product.operand.slot), self.there(product.operand.slot)
-        return f"product(k{number}, {weight}, r{number}, m{number}, {operand}, {start}, {names}, {there}, {tile}, {self.real})"
+        for place, (part, _) in enumerate(parts[1:], 1):
+            before = f"{sum(gates for _, gates in parts[:place])} * units{work}"
+            weight = self.use(f"weight{part.weight}")
+            self.setup.append(f"w{number} = stacked(w{number}, {weight}, {rows}, {before}, {of_row})")
+        tile = f"KEEP, {self.use(f'BLOCK_K{number}')}, {self.use(f'CHUNKS{number}')}, PRECISION"
+        self.setup.append(f"k{number} = kept(w{number}, {there}, {depth}, {of_column}, {tile})")
+        operand = f"{self.rows_of(product.operand.slot)}, {start}, {depth}, {self.there(product.operand.slot)}"
+        return f"product(k{number}, w{number}, {there}, {of_column}, {operand}, {tile}, {self.real})"
 
     def of_plain(self, plain: Plain) -> list[str]:
         product, number = plain.product, len(self.code.products)
         work = self.work(Work(product.columns, (number,)))
-        found = self.product(work, product, 1, f"{self.memory(product.operand)} + i * depth{number}")
+        found = self.product(work, [(product, 1)], f"{self.memory(product.operand)} + i * depth{number}")
         start = f"{self.memory(plain.target)} + i * units{work}"
         stored = self.stored(plain.target.slot, start, f"u{work}", f"units{work}", found)
         return [f"for i in range(0, {self.use(f'repeat{number}')}):", f"    {stored}"]
 
     def sums_of(self, loop: Loop) -> tuple[list[str], list[list[str]]]:
-        first = len(self.code.products)
-        own = [part for part in loop.attached if not part.ahead]
-        gates = max((power_of_two(part.gates) for part in own), default=1)
-        work = self.work(Work(loop.width, tuple(range(first, first + len(own))), gates))
-        lines, sums = [], []
+        first, stacks = len(self.code.products), _stacks([part for part in loop.attached if not part.ahead])
+        gates = max((power_of_two(sum(part.gates for part in stack)) for stack in stacks), default=1)
+        work = self.work(Work(loop.width, tuple(range(first, first + len(stacks))), gates))
+        lines: list[str] = []
+        of_part: dict[Attached, list[str]] = {}
+        for stack in stacks:
+            names = [f"p{len(self.code.products)}"]
+            product = self.product(work, [(part.product, part.gates) for part in stack], self.memory(stack[0].product.operand))
+            lines.append(f"{names[0]} = {product}")
+            while len(names) < sum(part.gates for part in stack):
+                lines += [f"{name}a, {name}b = halves({name})" for name in names]
+                names = [f"{name}{half}" for name in names for half in "ab"]
+            rest = iter(names)
+            of_part |= {part: [next(rest) for _ in range(part.gates)] for part in stack}
+        sums = []
         for part in loop.attached:
             if part.ahead:
                 sums.append(self.sums_ahead(part, work))
-                continue
-            number = len(self.code.products)
-            lines.append(f"p{number} = {self.product(work, part.product, part.gates, self.memory(part.product.operand))}")
-            names = [f"p{number}"]
-            while len(names) < power_of_two(part.gates):
-                lines += [f"{name}a, {name}b = halves({name})" for name in names]
-                names = [f"{name}{half}" for name in names for half in "ab"]
-            bias = self.arguments.bias(part)
-            sums.append([name if bias < 0 else f"{name} + {self.bias(bias, gate, work)}" for gate, name in enumerate(names[: part.gates])])
+            else:
+                bias = self.arguments.bias(part)
+                names = of_part[part]
+                sums.append(names if bias < 0 else [f"{name} + {self.bias(bias, gate, work)}" for gate, name in enumerate(names)])
         return lines, sums
 
     def bias(self, vector: int, gate: int, work: int) -> str:
         at = f"{self.use(f'vector{vector}')} + {gate} * units{work} + u{work}"
         return f"tl.load({at}, mask=u{work} < units{work}, other=0)[:, None]"
+
+
+def _stacks(parts: Sequence[Attached]) -> list[list[Attached]]:
+    """Products that have one operand and strides, and so are one product of their matrices' rows: tensor cores take 64 of those, and read
+    them from shared memory, where fewer are kept in registers."""
+    found: dict[tuple[Memory, int, int], list[Attached]] = {}
+    for part in parts:
+        product = part.product
+        found.setdefault((product.operand, product.depth, product.columns if product.transposed else 0), []).append(part)
+    return list(found.values())
 
 
 class _Rows(_Emitter):

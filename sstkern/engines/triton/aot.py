@@ -4,6 +4,7 @@ A row is a kernel as a layer launches it: the layer itself is called, on meta te
 says which rows are not what a fast and correct kernel has to be. On a GPU nobody has, this is all that can be known of a kernel.
 """
 
+import importlib
 import os
 import re
 import subprocess
@@ -41,6 +42,7 @@ NUMBERS = (("bfloat16", False), ("float16", False), ("float32", True), ("float32
 """dtype, and whether TF32 is allowed."""
 
 OWN_NUMBERS = NUMBERS[0], NUMBERS[2]
+PROJECTED = "_projected"
 
 PROCESSES = 2
 
@@ -131,7 +133,7 @@ class Configuration:
     kernel: str
     """ "forward" or "backward"."""
     cell: str
-    """The name of a registered one, or "module:Class" of an own one."""
+    """The name of a registered one, with `PROJECTED` behind it for a layer with a projection, or "module:Class" of an own one."""
     dtype: str
     tf32: bool
     schedule: str
@@ -146,6 +148,11 @@ class Configuration:
     @property
     def own(self) -> bool:
         return ":" in self.cell
+
+    @property
+    def generated(self) -> bool:
+        """Whether the kernel is generated of a program."""
+        return self.own or self.cell.endswith(PROJECTED)
 
     def __str__(self) -> str:
         numbers = self.dtype + " TF32" * self.tf32
@@ -234,7 +241,8 @@ def table(name: str) -> list[Configuration]:
             key = _specialization(configuration)
             if key not in found or (picked and not found[key].picked):
                 found[key] = configuration
-    return list(found.values())
+    projected = [cell + PROJECTED for cell in with_kernels() if CELLS[cell].projects]
+    return [*found.values(), *_generated(name, projected, NUMBERS, HIDDEN_SIZES)]
 
 
 def own_table(name: str, cells: Iterable[str]) -> list[Configuration]:
@@ -243,8 +251,12 @@ def own_table(name: str, cells: Iterable[str]) -> list[Configuration]:
     Raises ValueError as `table`.
     """
     _check_target(name)
+    return _generated(name, cells, OWN_NUMBERS, OWN_SIZES)
+
+
+def _generated(name: str, cells: Iterable[str], of_numbers: Iterable[tuple[str, bool]], sizes: Iterable[int]) -> list[Configuration]:
     found: dict[str, Configuration] = {}
-    for cell, kernel, numbers, size in product(cells, ("forward", "backward"), OWN_NUMBERS, OWN_SIZES):
+    for cell, kernel, numbers, size in product(cells, ("forward", "backward"), of_numbers, sizes):
         configuration = Configuration(name, kernel, cell, *numbers, "", OWN_BATCH, size, True)
         schedule = _launched(configuration).schedule()
         found.setdefault(_specialization(configuration), replace(configuration, schedule=schedule))
@@ -291,34 +303,47 @@ def _specialization(configuration: Configuration) -> str:
 
 def _launched(configuration: Configuration, stack: Callable[..., int] | None = None) -> _Launched:
     """The first launch of the layer's forward or backward, of one time step; of an own cell's that of its loop. stack: as of Device."""
-    c = configuration
     launches: list[_Launched] = []
-    if c.own:
-        from sstkern.program import ahead  # which imports much more than the engines
+    with _recorded(configuration, lambda *launched: launches.append(_Launched(*launched)), stack):
+        if configuration.own:
+            _run_own(configuration)
+        else:
+            _run(configuration)
+    return next(launched for launched in launches if launched.kernel.__name__ == "core") if configuration.generated else launches[0]
 
-        with _recorded(c, lambda *launched: launches.append(_Launched(*launched)), stack):
-            ahead.run(c.cell, c.hidden_size, getattr(torch, c.dtype), c.batch, c.kernel == "backward", c.resets)
-        return next(launched for launched in launches if launched.kernel.__name__ == "core")
-    cell, dtype = CELLS[c.cell], getattr(torch, c.dtype)
+
+def _run_own(c: Configuration) -> None:
+    from sstkern.program import ahead  # which imports much more than the engines
+
+    ahead.run(c.cell, c.hidden_size, getattr(torch, c.dtype), c.batch, c.kernel == "backward", c.resets)
+
+
+def _run(c: Configuration) -> None:
+    """A layer of a registered cell, whose projection is to half of its units."""
+    name, dtype = c.cell.removesuffix(PROJECTED), getattr(torch, c.dtype)
+    cell, projected = CELLS[name], name != c.cell
+    of_layer = importlib.import_module("sstkern.program.projected") if projected else layer
+    width = c.hidden_size // 2 if projected else c.hidden_size
 
     def empty(*shape: int) -> Tensor:
         return torch.empty(shape, dtype=dtype, device="meta")
 
     x = empty(1, c.batch, c.hidden_size)
-    gates = len(cell.gates) * c.hidden_size
-    weights = [empty(gates, c.hidden_size), empty(gates, c.hidden_size), empty(gates), empty(gates)]
-    hx, lengths = [empty(1, c.batch, c.hidden_size) for _ in cell.states], torch.ones(c.batch, dtype=torch.int64)
+    shapes = cell.shapes(True, projected, input_size=c.hidden_size, hidden_size=c.hidden_size, output_size=width)
+    weights = [empty(*shape) for shape in shapes.values()]
+    states, lengths = cell.state_sizes(c.hidden_size, width), torch.ones(c.batch, dtype=torch.int64)
+    hx = [empty(1, c.batch, size) for size in states]
     anew = hx if c.resets else []
     if c.resets:
         lengths = with_beginnings(lengths, torch.ones(1, c.batch, dtype=torch.bool))
-    arguments = (c.cell, x, weights, [*hx, *anew], lengths, True, False)
-    with _recorded(c, lambda *launched: launches.append(_Launched(*launched))):
-        if c.kernel == "forward":
-            layer.forward(*arguments, c.batch)
-        else:
-            saved = layer.saved_like(c.cell, x, weights, True, False, c.batch)
-            layer.backward(*arguments, x, saved, x, hx, [False] * (1 + len(weights) + len(hx) + len(anew)))
-    return launches[0]
+    arguments = (name, x, weights, [*hx, *anew], lengths, True, False)
+    if c.kernel == "forward":
+        of_layer.forward(*arguments, c.batch)
+        return
+    saved, output = of_layer.saved_like(name, x, weights, True, False, c.batch), empty(1, c.batch, width)
+    # All gradients that a program has; of the others the loop is the same.
+    needs = [c.generated] * (1 + len(weights) + len(hx) + len(anew))
+    of_layer.backward(*arguments, output, saved, output, hx, needs)
 
 
 @contextmanager
@@ -480,7 +505,7 @@ def does_not_fit(row: Row) -> str | None:
 
 def lacks_tensor_cores(row: Row) -> str | None:
     c, wanted = row.configuration, TARGETS[row.configuration.target].product
-    if c.own:  # of whose products a program may have fewer rows than those instructions take
+    if c.generated:  # of whose products a program may have fewer rows than those instructions take
         products = any(name.startswith("CHUNKS") for name in row.sizes)
         return "has no tensor-core instructions" if products and not row.code.tensor_cores else None
     if c.dtype not in ("bfloat16", "float16") or c.schedule == "stepwise":
@@ -509,7 +534,7 @@ def exchanges_unsafely(row: Row) -> str | None:
 def _exchanged(row: Row) -> int:
     """Bytes that a program's code has to load past L1: each load in it once, however often the loop runs it."""
     c, s = row.configuration, row.sizes
-    if c.own:  # one tile of an operand at least
+    if c.generated:  # one tile of an operand at least
         blocks = [size for name, size in s.items() if name.startswith("BLOCK_K")]
         return s["BLOCK_B"] * min(blocks, default=0) * getattr(torch, c.dtype).itemsize
     if c.kernel == "forward":

@@ -241,7 +241,7 @@ def choose_step(card: Card, step: Step, schedule: str | None = None) -> StepLaun
     wide = max((part.rows for part in step.parts), default=1) > 256
     order = (grid, resident, *others) if wide and step.meets else SCHEDULES
     for name in order if schedule is None else (schedule,):
-        for rows in (32, 16) if _deep(step) else (64, 32, 16):
+        for rows in (32, 16, 64) if _deep(step) else (64, 32, 16):
             launch = _step_launch(card, step, name, rows)
             obstacle = _step_obstacle(launch, card, step)
             if obstacle is None:
@@ -296,7 +296,8 @@ def _chunks(depth: int, block: int) -> tuple[int, int]:
 
 def _deep(step: Step) -> bool:
     """Whether an operand is so deep that the loads of its chunks, which the compiler asks for all at once, spill beside 64 rows of a
-    matrix in 4 warps. 8 warps have room for them with 32 rows, which are no warpgroup's product."""
+    matrix in 4 warps. 8 warps have room for them with 32 rows, which are no warpgroup's product. 64 then are for what would need more
+    programs than run at once."""
     return max((depth for part in step.parts for depth in part.depths), default=0) >= 512
 
 

@@ -115,7 +115,7 @@ def test_the_table_of_programs_on_an_h100(given, schedule, programs):
 
 
 def test_what_a_program_needs_is_said_where_a_schedule_lacks_it():
-    with pytest.raises(ValueError, match="schedule: 'grid' cannot run this program: its 1024 programs have to run at once, on 132 multi"):
+    with pytest.raises(ValueError, match="schedule: 'grid' cannot run this program: its 256 programs have to run at once, on 132 multi"):
         launch.choose_step(H100, step(4096), "grid")
     with pytest.raises(ValueError, match="schedule: 'resident' cannot run this program: it keeps 262144 bytes of weights in a program"):
         launch.choose_step(H100, step(64, gates=1, depth=2048), "resident")
