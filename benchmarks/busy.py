@@ -25,7 +25,7 @@ ROUNDS = 4
 
 @contextmanager
 def beside(count: int) -> Iterator[None]:
-    """That many processes that do nothing but take time."""
+    """Runs that many processes that do nothing but take time."""
     processes = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
     try:
         yield

@@ -2,8 +2,8 @@
 
     python benchmarks/cells_beside_layers.py --output benchmarks/results/MACHINE --threads 2
 
-writes cells_beside_layers.json there, and prints a line a case: milliseconds of each, the hand-written layer's time over the cell's, the
-same for the time of a floating-point operation of their products, and GFLOP/s over those of one large torch.mm.
+writes cells_beside_layers.json there, and prints a line for each case: milliseconds of each, the hand-written layer's time over the cell's,
+the same for the time of a floating-point operation of their products, and GFLOP/s over those of one large torch.mm.
 """
 
 from __future__ import annotations

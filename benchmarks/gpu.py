@@ -1,13 +1,14 @@
 """The GPU suite: is every kernel right, and how fast is it beside cuDNN? One command, on a machine with CUDA, torch, triton and numpy.
 
-python benchmarks/gpu.py [--own-cells] [--minutes 8] [--output DIR] [--resume] [--dry-run]
+python benchmarks/gpu.py [--quick | --own-cells] [--minutes 8] [--output DIR] [--resume] [--dry-run]
 
 It looks at the machine; checks every kernel against the float64 reference engine, with cuDNN's error beside ours, the derivatives by
-gradcheck, CUDA graphs, streams, and what surrounds a layer in PyTorch; compiles the kernels to be timed; then times layers against cuDNN,
-the most telling points first, until the time is up. DIR/<device>/gpu.json is written anew after every result, DIR/<device>/gpu.png at the
-end where matplotlib is installed. Calls with resets are checked too, and timed beside the same call without. It goes on when a kernel
-fails, and says so at the end: the exit status is 1. --resume does what that report lacks. --own-cells is about the cells that
-`sstkern.fuse` runs alone, beside the other ways to run them, in 3 minutes.
+gradcheck, CUDA graphs, streams, and what surrounds a layer in PyTorch; compiles the kernels to be timed; then times layers against
+cuDNN, the most telling points first, until the time is up: in CUDA graphs, where no host is waited for, and as Python issues them.
+Calls with resets are checked too, and timed beside the same call without. DIR/<device>/gpu.json is written anew after every result,
+DIR/<device>/gpu.png at the end where matplotlib is installed. It goes on when a kernel fails, and says so at the end: the exit status is
+1. --resume does what that report lacks. --quick takes 3 minutes: a check of each kernel and the 36 most telling points, in
+gpu-quick.json. So does --own-cells: the cells that `sstkern.fuse` runs, beside the other ways to run them.
 """
 
 import argparse
@@ -32,6 +33,8 @@ SCHEDULES = ("resident", "grid", "streamed", "stepwise")
 EXCHANGING = ("grid", "streamed")
 TIMED = {name: CELLS[name].torch_class for name in ("lstm", "gru", "rnn_tanh")}
 PHASES = ("forward", "forward_backward")
+WAYS = {"_graph": "in CUDA graphs", "": "as Python issues them"}
+"""How the points' variants were timed, by what follows their names in a report; the first one leads."""
 SECTIONS = ("checks", "resets", "points", "flashrnn", "own_cells")
 _SHOWN = 20  # failures, before the table; the report has all
 _SAME_MACHINE = ("device", "torch", "triton", "cudnn")
@@ -47,7 +50,7 @@ class Plan:
     points: list[dict]
     flashrnn: list[dict]
     processes: int
-    """That check and compile at once; only one measures time."""
+    """How many processes check and compile at once; only one measures time."""
     own_cells: list[dict] = field(default_factory=list)
     resets: list[dict] = field(default_factory=list)
 
@@ -108,6 +111,14 @@ def _resets(cells: list[str], sizes: list[tuple[int, int, int]]) -> list[dict]:
         for cell in cells
         for batch, steps, hidden_size in sizes
     ]
+
+
+def quick_plan() -> Plan:
+    """What fits into 3 minutes: bfloat16's checks of `full_plan`, and its 36 most telling points in bfloat16 and TF32."""
+    plan = full_plan()
+    checks = [job for job in plan.checks if job["job"] == "graph" or (job["job"], job.get("dtype")) == ("check", "bfloat16")]
+    points = [job for job in plan.points if job["dtype"] != "float16"][:36]
+    return replace(plan, checks=checks, compiles=_compiles([_point(job) for job in points]), points=points, flashrnn=[], resets=[])
 
 
 def _processes() -> int:
@@ -299,17 +310,23 @@ def _outcome(result: dict) -> str:
         return f"left out: {result['left_out']}"
     if "times" in result:
         return "; ".join(f"{phase.replace('_', ' + ')}: {_others(times)}" for phase, times in result["times"].items())
-    ratios = {name: result[name] for name in ("padded", "lengths") if "forward_backward" in result.get(name, {})}
+    names = [f"{variant}{way}" for way in WAYS for variant in ("padded", "lengths")]
+    ratios = {name: result[name] for name in names if _has_ratios(result.get(name, {}))}
     shown = [
-        f"{name} {times['forward']['ratio']:.2f}x, {times['forward_backward']['ratio']:.2f}x with backward"
+        f"{name.replace('_', ' in a ')} {times['forward']['ratio']:.2f}x, {times['forward_backward']['ratio']:.2f}x with backward"
         for name, times in ratios.items()
     ]
     return "; ".join([*shown, *_worst_errors(result), "ok" if result.get("ok", True) else "WRONG"])
 
 
+def _has_ratios(times: dict) -> bool:
+    return all("ratio" in times.get(phase, {}) for phase in PHASES)
+
+
 def _others(times: dict[str, dict]) -> str:
-    """The time of each other way over ours, and the smallest."""
-    return ", ".join(f"{name} {of_name['ratio']:.2f}" for name, of_name in times.items() if name != "ours")
+    """The time of each other way over ours, of those in a CUDA graph over ours in one, which come first."""
+    names = sorted((name for name in times if name != "ours" and "ratio" in times[name]), key=lambda name: not name.endswith("_graph"))
+    return ", ".join(f"{name} {times[name]['ratio']:.2f}" for name in names)
 
 
 def _worst_errors(result: dict) -> list[str]:
@@ -324,19 +341,7 @@ def _worst_errors(result: dict) -> list[str]:
 
 def table(report: dict) -> str:
     """Ratios are cuDNN's time over ours: geometric mean, smallest and largest, and how many points are at least 1 and below 0.7."""
-    columns = f"{'mean':>6} {'min':>6} {'max':>6} {'>= 1':>5} {'< 0.7':>5}"
-    lines = [
-        f"{'cuDNN / ours':32}{'forward':^34}{'forward + backward':^34}",
-        f"{'':24} points {columns}    {columns}",
-    ]
-    timed = [point for point in report["points"] if "padded" in point]
-    if not timed:
-        lines = []
-    for cell, dtype in dict.fromkeys((point["cell"], point["dtype"]) for point in timed):
-        for variant in ("padded", "lengths"):
-            chosen = [point[variant] for point in timed if (point["cell"], point["dtype"]) == (cell, dtype)]
-            spreads = [_spread([times[phase]["ratio"] for times in chosen]) for phase in PHASES]
-            lines.append(f"{TIMED[cell] + ' ' + dtype:16}{variant:8}{len(chosen):7} {'    '.join(spreads)}")
+    lines = [line for way in WAYS for line in _ratios(report["points"], way)]
     for point in (point for point in report["flashrnn"] if "padded" in point):
         ratios = ", ".join(f"{point['padded'][phase]['ratio']:.2f}" for phase in PHASES)
         lines.append(f"{_label(point)}: FlashRNN / ours {ratios} (forward, forward + backward)")
@@ -346,6 +351,28 @@ def table(report: dict) -> str:
         f"{_counted(report[section])} {section}" for section in ("checks", *(["own_cells"] if report.get("own_cells") else ["points"]))
     ]
     return "\n".join([*lines, "; ".join([*counts, f"{len(report['left_out'])} left out for lack of time"])])
+
+
+def _ratios(points: list[dict], way: str) -> list[str]:
+    """The part of the table about one of `WAYS`; no lines where nothing was timed so."""
+    columns = f"{'mean':>6} {'min':>6} {'max':>6} {'>= 1':>5} {'< 0.7':>5}"
+    lines = [f"{'cuDNN / ours ' + WAYS[way]:39}{'forward':^34}{'forward + backward':^34}", f"{'':31} points {columns}    {columns}"]
+    for cell, dtype in dict.fromkeys((point["cell"], point["dtype"]) for point in points):
+        for variant in ("padded", "lengths"):
+            named = [point.get(variant + way, {}) for point in points if (point["cell"], point["dtype"]) == (cell, dtype)]
+            chosen = [times for times in named if _has_ratios(times)]
+            if chosen:
+                spreads = [_spread([times[phase]["ratio"] for times in chosen]) for phase in PHASES]
+                lines.append(f"{TIMED[cell] + ' ' + dtype:16}{variant:15}{len(chosen):7} {'    '.join(spreads)}")
+    return [*(lines if len(lines) > 2 else []), *_not_captured(points, way)]
+
+
+def _not_captured(points: list[dict], way: str) -> list[str]:
+    reasons: dict[str, list[str]] = {}
+    for times in (point.get(variant + way, {}) for point in points for variant in ("padded", "lengths")):
+        for side, reason in times.get("failed", {}).items():
+            reasons.setdefault(side, []).append(reason)
+    return [f"not captured: {side} in {len(of_side)} cases, the first for {of_side[0]}" for side, of_side in reasons.items()]
 
 
 def _spread(ratios: list[float]) -> str:
@@ -371,9 +398,11 @@ def _failed(result: dict) -> bool:
 
 
 def plot(report: dict, path: Path) -> str:
-    """Every ratio, one panel for each cell, padded and with lengths. Returns what to say of it."""
-    timed = [point for point in report["points"] if "padded" in point]
-    if not timed:
+    """Every ratio, one panel for each cell, way of timing, padded and with lengths. Returns what to say of it."""
+    points = report["points"]
+    names = [f"{variant}{way}" for way in WAYS for variant in ("padded", "lengths")]
+    variants = [name for name in names if any(_has_ratios(point.get(name, {})) for point in points)]
+    if not variants:
         return "no picture: nothing was timed"
     try:
         import matplotlib
@@ -383,11 +412,13 @@ def plot(report: dict, path: Path) -> str:
     from matplotlib import pyplot
     from matplotlib.ticker import ScalarFormatter
 
-    figure, panels = pyplot.subplots(2, len(TIMED), figsize=(15, 8.5), sharex=True, sharey=True, squeeze=False, layout="constrained")
-    dtypes = list(dict.fromkeys(point["dtype"] for point in timed))
-    for row, variant in zip(panels, ("padded", "lengths"), strict=True):
+    shape, size = (len(variants), len(TIMED)), (15, 4.25 * len(variants))
+    figure, panels = pyplot.subplots(*shape, figsize=size, sharex=True, sharey=True, squeeze=False, layout="constrained")
+    dtypes = list(dict.fromkeys(point["dtype"] for point in points))
+    for row, variant in zip(panels, variants, strict=True):
+        timed = [point for point in points if _has_ratios(point.get(variant, {}))]
         for panel, (cell, name) in zip(row, TIMED.items(), strict=True):
-            panel.set_title(f"{name}, {variant}")
+            panel.set_title(f"{name}, {variant.replace('_graph', ', in CUDA graphs')}")
             for scale, axis in ((panel.set_xscale, panel.xaxis), (panel.set_yscale, panel.yaxis)):
                 scale("log", base=2)
                 axis.set_major_formatter(ScalarFormatter())
@@ -409,8 +440,10 @@ def plot(report: dict, path: Path) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--own-cells", action="store_true", help="cells that sstkern.fuse runs, beside the other ways to run them")
-    parser.add_argument("--minutes", type=float, help="all of it together (default: 8, with --own-cells 3)")
+    kind = parser.add_mutually_exclusive_group()
+    kind.add_argument("--quick", action="store_true", help="a check of each kernel in bfloat16 and the 36 most telling points")
+    kind.add_argument("--own-cells", action="store_true", help="cells that sstkern.fuse runs, beside the other ways to run them")
+    parser.add_argument("--minutes", type=float, help="all of it together (default: 8, with --quick or --own-cells 3)")
     parser.add_argument(
         "--output", type=Path, help="where the device's folder goes (default: benchmarks/results; a dry run's: a new folder)"
     )
@@ -421,10 +454,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.dry_run:
         os.environ |= {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    plans = (own_cells_plan, own_cells_dry_plan) if options.own_cells else (full_plan, dry_plan)
-    minutes = options.minutes or (3.0 if options.own_cells else 8.0)
+    plans = (own_cells_plan, own_cells_dry_plan) if options.own_cells else (quick_plan if options.quick else full_plan, dry_plan)
+    minutes = options.minutes or (3.0 if options.own_cells or options.quick else 8.0)
     output = options.output or _default_output(options.dry_run)
-    file = "own-cells.json" if options.own_cells else "gpu.json"
+    file = "own-cells.json" if options.own_cells else "gpu-quick.json" if options.quick else "gpu.json"
     suite = Suite(plans[options.dry_run](), output, minutes * 60, resume=options.resume, file=file)
     try:
         suite.run()
@@ -436,7 +469,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("nothing was measured: this needs a GPU that torch can use; --dry-run shows without one that the script works")
         return 1
     if not options.own_cells:
-        print(plot(suite.report, suite.folder / "gpu.png"))
+        print(plot(suite.report, (suite.folder / file).with_suffix(".png")))
     failed = [f"{label}: {outcome}" for label, outcome in failures(suite.report).items()]
     print(*failed[:_SHOWN], *([f"and {len(failed) - _SHOWN} more failures"] if len(failed) > _SHOWN else []), sep="\n")
     print(f"report: {suite.folder / file}\n{table(suite.report)}")

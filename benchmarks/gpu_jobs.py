@@ -39,7 +39,7 @@ DTYPES = {
 BOUNDS = {"float64": 1e-12, "float32": 1e-5, "tf32": 3e-3, "float16": 1e-2, "bfloat16": 5e-2}
 """Relative errors that no sound kernel exceeds, unless cuDNN's does as well (see `_sound`)."""
 RELU_BOUND = 5e-2
-"""The same of a relu's gradients where numbers are rounded: those of an argument near 0 come or go whole."""
+"""The bound of a relu's gradients where numbers are rounded: the gradient of an argument near 0 comes or goes whole."""
 BLOCK_SECONDS = 0.03
 PROJECTED = "_projected"
 """What the name of a cell with a projection ends in."""
@@ -299,14 +299,17 @@ def compile_kernels(cell: str, dtype: str, batch: int, hidden_size: int) -> dict
     """Has Triton compile, into its cache on disk, the kernels that `point` runs; the number of time steps makes no difference to them."""
     ours, _, _ = _layers(cell, dtype, hidden_size, hidden_size, bidirectional=False)
     x = torch.randn(2, batch, hidden_size, device=DEVICE.place, dtype=DTYPES[dtype], requires_grad=True)
-    for lengths in (None, _lengths(batch, 2)):
+    for lengths in (None, _lengths(batch, 2), _lengths(batch, 2).to(DEVICE.place)):
         for call in _phases(_Variant(lambda x, lengths=lengths: ours(x, lengths=lengths)[0], x, ours)).values():
             call()
     return {}
 
 
 def point(cell: str, dtype: str, batch: int, steps: int, hidden_size: int) -> dict:
-    """Milliseconds of a layer, ours and cuDNN's, padded and with lengths, forward alone and with its backward; I = H, one direction."""
+    """Milliseconds of a layer, ours and cuDNN's, padded and with lengths, forward alone and with its backward; I = H, one direction.
+
+    "padded" and "lengths" are calls that Python issues, "padded_graph" and "lengths_graph" replays of CUDA graphs.
+    """
     ours, theirs, _ = _layers(cell, dtype, hidden_size, hidden_size, bidirectional=False)
     x = torch.randn(steps, batch, hidden_size, device=DEVICE.place, dtype=DTYPES[dtype], requires_grad=True)
     before, report = triton_runs(), {}
@@ -318,16 +321,19 @@ def point(cell: str, dtype: str, batch: int, steps: int, hidden_size: int) -> di
             times["ratio"] = times["cudnn"]["ms"] / times["ours"]["ms"]
             times["predicted_h200_ms"] = gpu_model.predicted_ms(phase, layer)
         report[name] = timed | {"difference": _difference(variants)}
+        report[f"{name}_graph"] = _replayed(ours, variants, x, lengths)
     ran = {name: count - before.get(name, 0) for name, count in triton_runs().items()}
     if not ran.get("forward") or not ran.get("backward"):
         raise RuntimeError(f"the triton engine did not run: {ran}")
-    sound = all(_within(report[name]["difference"][part], 2 * BOUNDS[dtype]) for name in report for part in ("forward", "backward"))
+    differences = [report[name]["difference"][part] for name in ("padded", "lengths") for part in ("forward", "backward")]
+    sound = all(_within(difference, 2 * BOUNDS[dtype]) for difference in differences)
+    captured = all("ours" not in report[name]["failed"] for name in ("padded_graph", "lengths_graph"))
     schedules = sorted(name for name, count in ran.items() if count and name not in ("forward", "backward"))
-    return report | {"schedules": schedules, "ok": sound}
+    return report | {"schedules": schedules, "ok": sound and captured}
 
 
 def flashrnn(cell: str, dtype: str, batch: int, steps: int, hidden_size: int) -> dict:
-    """As `point`, padded, FlashRNN beside ours, both with their input projection."""
+    """FlashRNN beside ours, both with their input projection; else as `point`, padded."""
     if problem := _flashrnn_problem():
         return {"left_out": problem}
     ours, _, _ = _layers(cell, dtype, hidden_size, hidden_size, bidirectional=False)
@@ -456,7 +462,7 @@ class _Variant:
 
 
 def _variants(ours: nn.RNNBase, theirs: nn.RNNBase, x: Tensor, lengths: Tensor | None) -> dict[str, _Variant]:
-    """With lengths cuDNN packs and pads, as ours needs not; "cudnn_prepacked" is its layer alone, on a PackedSequence."""
+    """The calls to time. With lengths cuDNN packs and pads, as ours needs not; "cudnn_prepacked" is its layer on a PackedSequence."""
     variants = {
         name: _Variant(lambda x, layer=layer: _apply(layer, x, None, lengths)[0], x, layer)
         for name, layer in zip(("ours", "cudnn"), (ours, theirs), strict=True)
@@ -466,6 +472,28 @@ def _variants(ours: nn.RNNBase, theirs: nn.RNNBase, x: Tensor, lengths: Tensor |
         data = packed.data.requires_grad_()
         variants["cudnn_prepacked"] = _Variant(lambda data: theirs(PackedSequence(data, *packed[1:]))[0].data, data, theirs)
     return variants
+
+
+def _replayed(ours: nn.RNNBase, variants: dict[str, _Variant], x: Tensor, lengths: Tensor | None) -> dict:
+    """`_alternately` of CUDA graphs, with the ratio for each phase if both were captured; "failed" has the reasons of what was not.
+
+    A graph cannot copy lengths from the CPU: ours get them on the device, cuDNN a PackedSequence that was made before.
+    """
+    if lengths is not None:
+        given = lengths.to(DEVICE.place)
+        packed = variants["cudnn_prepacked"]
+        variants = {"ours": _Variant(lambda x: ours(x, lengths=given)[0], x, ours), "cudnn": packed}
+    calls, failed = {}, {}
+    for label, variant in variants.items():
+        try:
+            calls[label] = {phase: DEVICE.captured(call) for phase, call in _phases(variant).items()}
+        except RuntimeError as error:
+            failed[label] = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:300]}"
+    timed = _alternately(calls) if calls else {}
+    for times in timed.values():
+        if not failed:
+            times["ratio"] = times["cudnn"]["ms"] / times["ours"]["ms"]
+    return timed | {"failed": failed}
 
 
 def _flashrnn_problem() -> str | None:
@@ -508,7 +536,7 @@ def _phases(variant: _Variant) -> dict[str, Callable[[], object]]:
 
 
 def _alternately(calls: dict[str, dict[str, Callable[[], object]]]) -> dict[str, dict[str, dict]]:
-    """By phase and variant: the median in milliseconds, that of each block, and the host's. Their blocks alternate."""
+    """For each phase and variant the median in milliseconds, that of each block, and the host's. The variants' blocks alternate."""
     report = {}
     for phase in next(iter(calls.values())):
         counts, times, issued = {}, {label: [] for label in calls}, {label: [] for label in calls}
@@ -533,7 +561,7 @@ def _alternately(calls: dict[str, dict[str, Callable[[], object]]]) -> dict[str,
 
 
 def _difference(variants: dict[str, _Variant]) -> dict[str, float | None]:
-    """Of ours from cuDNN's, relative: the output, and the worst gradient."""
+    """The relative difference of ours from cuDNN's: of the output, and of the worst gradient."""
     pairs = {}
     for label in ("ours", "cudnn"):
         output = variants[label].call(variants[label].x)

@@ -67,8 +67,8 @@ INSTRUCTIONS = {
     "gru": {"forward": 110, "backward": 200},
     "rnn_tanh": {"forward": 50, "backward": 45},
 }
-"""That a lane issues for one hidden unit of one row, of the cells that are modelled: the time loop of the resident kernels, as compiled for
-sm_90 by Triton 3.9."""
+"""Instructions that a lane issues for one hidden unit of one row, in the time loop of the resident kernels as compiled for sm_90 by Triton
+3.9."""
 
 # Words in the sentences of SST-2's validation set: the shortest, the deciles, the longest.
 _SST2_WORDS = (2, 9, 11, 14, 16, 19, 21, 24, 27, 32, 47)
@@ -170,9 +170,9 @@ class Exchange:
     program: float
     """Loads and stores of one program."""
     launch: float
-    """Of all that run at once."""
+    """Loads and stores of all programs that run at once."""
     memory: float
-    """That the exchanged tensor takes: two steps of it."""
+    """Size of the exchanged tensor: two steps of it."""
 
 
 def exchange(layer: Layer, plan: Launch, direction: str) -> Exchange:

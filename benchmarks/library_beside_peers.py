@@ -2,9 +2,9 @@
 
     python benchmarks/library_beside_peers.py --output benchmarks/results/MACHINE --threads 2
 
-writes library_beside_peers.json there, and prints a line a case: milliseconds of a training step, the loop's and the peer's time over ours,
-and the share of one large torch.mm's rate that our matrix products reach. Peers are packages that pip has; one that is not installed is
-left out. What they compute is compared in tests/cells/test_library_peers.py; here they have weights of their own.
+writes library_beside_peers.json there, and prints a line for each case: milliseconds of a training step, the loop's and the peer's time
+over ours, and the share of one large torch.mm's rate that our matrix products reach. Peers are packages that pip has; one that is not
+installed is left out. What they compute is compared in tests/cells/test_library_peers.py; here they have weights of their own.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def training_step(layer: nn.Module, x: Tensor) -> None:
 
 
 def peer_of(case: OwnCase) -> nn.Module | None:
-    """None where there is none, or where its package is not installed."""
+    """The cell's peer; None where there is none, or where its package is not installed."""
     try:
         return PEERS[case.cell][1](case.size) if case.cell in PEERS else None
     except ImportError:

@@ -87,7 +87,7 @@ class GRU(nn.Module):
 
 
 def arguments(given: list[str]) -> list[str]:
-    """Of `sstkern`, with all cells where none is given."""
+    """The arguments of `sstkern bench`, with all cells where none is given."""
     chosen = [] if "--cell" in given else [part for cell in CELLS for part in ("--cell", cell)]
     return ["bench", *chosen, *given]
 

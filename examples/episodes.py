@@ -52,7 +52,7 @@ class Agent(nn.Module):
         return self.headed(*self.memory(self.encoder(observations).tanh(), state, resets=starts))
 
     def stepped(self, observations: Tensor, state: tuple[Tensor, Tensor], starts: Tensor):
-        """The same, as it is done without resets: a call for each time step, the states masked before it."""
+        """The same without resets: a call for each time step, the states masked before it."""
         found = []
         for features, start in zip(self.encoder(observations).tanh(), starts, strict=True):
             state = tuple(part * ~start[None, :, None] for part in state)

@@ -1,11 +1,11 @@
-"""Fused recurrent layers for PyTorch: torch.nn's LSTM, GRU and RNN with the same numbers, faster, and with variable lengths."""
+"""Fused recurrent layers for PyTorch: any cell by `fuse`, and torch.nn's LSTM, GRU and RNN, with lengths and resets."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sstkern import functional, operators
+from sstkern import functional, operators, renamed
 from sstkern.conversion import convert
 from sstkern.engines import backend
 from sstkern.fuse import fuse
@@ -26,14 +26,14 @@ __all__ = [
     "convert",
     "functional",
     "fuse",
-    "load",
     "operators",
     "stack",
 ]
 
 
 def load(path: str | Path) -> TextClassifier:
-    """The trained classifier that `sstkern train` left in the folder `path`. Needs the [train] extra."""
-    from sstkern.text.checkpoint import load_model
+    """Deprecated: `sstkern.text.load_classifier`."""
+    from sstkern.text import load_classifier
 
-    return load_model(path)
+    renamed.warn("sstkern.load", "sstkern.text.load_classifier")
+    return load_classifier(path)

@@ -75,7 +75,7 @@ class GrowingFile:
 
 @contextmanager
 def _naming(path: Path) -> Iterator[None]:
-    """An OSError names the file that was to be written: a full disk's names none, others a partial one."""
+    """Makes an OSError name the file that was to be written. A full disk's names none, others name the partial file."""
     try:
         yield
     except OSError as error:

@@ -35,7 +35,7 @@ def _layer_gradient(ctx, grad_output, grad_hx, _grad_saved):
 
 
 Gradients = tuple[Tensor | None, list[Tensor | None], list[Tensor | None]]
-"""Of x, the weights and the states."""
+"""The gradients of x, of the weights and of the states."""
 
 
 @one_thread
@@ -81,7 +81,8 @@ def _run_backward(call, x, weights, hx, others, grad_output, grad_hx, needs: lis
 
 
 def saved_tensors(ctx, call: tuple[str, bool, bool], weights: int, states: int) -> Sequence[Tensor]:
-    """What a function of the call saved: x, so many weights and states, then the output or nothing else that a caller can change."""
+    """The tensors that a call saved: x, so many weights and states, then the output, if it was saved; nothing else of them can a caller
+    change."""
     try:
         return ctx.saved_tensors
     except RuntimeError as error:

@@ -1,5 +1,8 @@
-"""Checkpoints under the name they had first; they are in `sstkern.text.checkpoint`."""
+"""Deprecated: `sstkern.text.checkpoint`."""
 
+from sstkern import renamed
 from sstkern.text.checkpoint import TextClassifier, TrainingOptions
 
 __all__ = ["TextClassifier", "TrainingOptions"]
+
+renamed.warn("sstkern.checkpoint", "sstkern.text.checkpoint")

@@ -29,7 +29,7 @@ class Command(TyperCommand):
     """A command that runs once its options are known to be right, one by one and together."""
 
     before: ClassVar[Callable[[], None]] = staticmethod(lambda: None)
-    """Called first, once they are."""
+    """Checks the options together, before the command runs."""
 
     def invoke(self, ctx: typer.Context) -> Any:
         if check := CHECKS.get(self.name or ""):
@@ -88,14 +88,15 @@ Engine = Literal["cpu", "triton", "reference"]
 
 # What can be given again; typer takes no list of Literal.
 BENCH_CELLS = ("lstm", "gru", "rnn")
+GRADCHECK_CELLS = ("lstm", "gru", "rnn_tanh", "rnn_relu")
 LIBRARY_CELLS = (
     *("layer_norm_lstm", "peephole_lstm", "coupled_lstm", "multiplicative_lstm", "zoneout_lstm", "recurrent_dropout_lstm", "slstm"),
     *("min_lstm", "nas", "layer_norm_gru", "cho_gru", "light_gru", "dreamer_gru", "augru", "zoneout_gru", "recurrent_dropout_gru"),
     *("mgu", "min_gru", "indrnn", "recurrent_highway", "cfc"),
 )
-"""Of sstkern.cells, which torch has to be there for."""
+"""The names of sstkern.cells.LIBRARY, which needs torch; help does not wait for that."""
 MULTIPLES = {"slstm": 4}
-"""Of what the hidden size has to be a multiple, where not every one will do."""
+"""Cells whose hidden size has to be a multiple of a number, and that number."""
 _OF_THE_LIBRARY = f"one of sstkern.cells such as {LIBRARY_CELLS[0]}"
 Phase = Enum("Phase", {name: name for name in ("inference", "training")}, type=str)
 Peer = Enum("Peer", {name: name for name in ("loop", "compiled_step", "torchscript", "compiled_loop", "scan")}, type=str)
@@ -127,7 +128,7 @@ for command in COMMANDS:
 @app.command()
 def gradcheck(
     cell: Annotated[
-        str, typer.Option(help=f"Recurrent cell: lstm, gru, rnn_tanh, rnn_relu, {_OF_THE_LIBRARY}, or module:Class for one of your own.")
+        str, typer.Option(help=f"Recurrent cell: {', '.join(GRADCHECK_CELLS)}, {_OF_THE_LIBRARY}, or module:Class for one of your own.")
     ] = "lstm",
     engine: Annotated[Engine, typer.Option(help="Engine whose kernels are checked.")] = "cpu",
     dtype: Annotated[
@@ -138,7 +139,7 @@ def gradcheck(
     layers: Annotated[int, typer.Option(help="Stacked layers.", min=1)] = 1,
     steps: Annotated[int, typer.Option(help="Time steps.", min=1)] = 5,
     batch: Annotated[int, typer.Option(help="Sequences.", min=1)] = 3,
-    seed: Annotated[int, typer.Option(help="Decides all numbers.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of all random numbers.")] = 0,
     plot: Annotated[Path | None, typer.Option(help="PNG file for the errors over the time steps.", show_default="none")] = None,
 ) -> None:
     """Check every gradient of a layer, one direction and both, with and without lengths, against what it should be."""
@@ -193,9 +194,9 @@ def _fused(name: str, both: bool, input_size: int, hidden_size: int, layers: int
     cells = [own_cell(name, input_size, hidden_size) for _ in range(1 + both)]
     layer = sstkern.fuse(*cells).to(device)
     for cell in cells:
-        cell.input_size = input_size  # by which the check makes inputs
+        cell.input_size = input_size  # the check makes inputs of this width
         for parameter in cell.parameters():
-            if not parameter.any():  # where all weights of a product are 0 nothing could be wrong behind it
+            if not parameter.any():  # behind a product whose weights are all 0 no error would show
                 torch.nn.init.uniform_(parameter, -0.5, 0.5)
     return layer
 
@@ -236,7 +237,7 @@ def bench(
     ] = None,
     dtype: Annotated[
         list[Dtype] | None,
-        typer.Option(help="Of input and weights; can be given again.", show_default="float32 and bfloat16, of --memory all"),
+        typer.Option(help="Number format of input and weights; can be given again.", show_default="float32 and bfloat16, of --memory all"),
     ] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads of every engine.", min=1, show_default="PyTorch's choice")] = None,
     seconds: Annotated[float, typer.Option(help="Time for a case; a case whose calls are slow takes longer.", min=0.001, max=3600)] = 6.0,
@@ -267,7 +268,7 @@ def bench(
     compiled: Annotated[bool, typer.Option("--compile", help="Also time torch.compile of torch.nn's layers, short ones.")] = False,
     input_size: Annotated[int | None, typer.Option(help="Features of the input of fused cells.", min=1, show_default="H")] = None,
     peer: Annotated[
-        list[Peer] | None, typer.Option(help="What fused cells are timed beside; can be given again.", show_default="all")
+        list[Peer] | None, typer.Option(help="Other way to run a fused cell, timed beside ours; can be given again.", show_default="all")
     ] = None,
     compile_limit: Annotated[
         float, typer.Option(help="Seconds after which a peer that compiles is given up.", min=0.001, max=86400)
@@ -296,6 +297,7 @@ def bench(
     from sstkern.bench import cases, own_cases, show, ways
     from sstkern.bench import widths as widening
 
+    # The function is long by its options, which typer reads from its signature.
     if threads is not None:
         torch.set_num_threads(threads)
     threads = torch.get_num_threads()
@@ -335,7 +337,7 @@ def _check_bench(ctx: typer.Context) -> None:
     """BadParameter or ValueError for options that are wrong together."""
     given = ctx.params
     runs = {f"--{name}": given[name] for name in ("growth", "skewed", "resets", "callers", "widths", "memory")}
-    shapes = [parse_shape(text) for text in given["shape"] or ()]
+    shapes = [_parsed(text) for text in given["shape"] or ()]
     if _are_fused(given["cell"] or ()):
         for cell, (_, _, size) in product(given["cell"], shapes):
             _check_hidden_size("--shape", cell, size)
@@ -358,9 +360,19 @@ def _check_bench(ctx: typer.Context) -> None:
         _check_shape_of_widths(shapes)
 
 
+def _parsed(text: str) -> Shape:
+    try:
+        return parse_shape(text)
+    except ValueError as error:
+        raise typer.BadParameter(f"--{error}") from error
+
+
 def _check_gradcheck(ctx: typer.Context) -> None:
-    """BadParameter for options that are wrong together."""
-    _check_hidden_size("--hidden-size", ctx.params["cell"], ctx.params["hidden_size"])
+    """BadParameter for options that are wrong, together or by themselves."""
+    name = ctx.params["cell"]
+    if ":" not in name and name not in (*GRADCHECK_CELLS, *LIBRARY_CELLS):
+        raise _unknown_cell(name, GRADCHECK_CELLS)
+    _check_hidden_size("--hidden-size", name, ctx.params["hidden_size"])
 
 
 def _check_hidden_size(option: str, cell: str, size: int) -> None:
@@ -374,11 +386,15 @@ def _are_fused(names: list[str]) -> bool:
     fused = [":" in name or name in LIBRARY_CELLS for name in names]
     unknown = [name for name, is_fused in zip(names, fused, strict=True) if not is_fused and name not in BENCH_CELLS]
     if unknown:
-        known = ", ".join([*BENCH_CELLS, *LIBRARY_CELLS])
-        raise typer.BadParameter(f"--cell: '{unknown[0]}' is unknown; there are {known}, or module:Class for your own")
+        raise _unknown_cell(unknown[0], BENCH_CELLS)
     if any(fused) and not all(fused):
         raise typer.BadParameter("--cell: fused cells, of sstkern.cells or your own, are timed without torch.nn's, which have other peers")
     return any(fused)
+
+
+def _unknown_cell(name: str, built_in: tuple[str, ...]) -> typer.BadParameter:
+    known = ", ".join([*built_in, *LIBRARY_CELLS])
+    return typer.BadParameter(f"--cell: '{name}' is unknown; there are {known}, or module:Class for your own")
 
 
 def _refuse(given: dict[str, Any], why: str) -> None:
@@ -460,6 +476,6 @@ def _values(given: list[Enum] | None) -> list[str]:
 
 
 CHECKS: dict[str, Callable[[typer.Context], None]] = {"train": check_train, "gradcheck": _check_gradcheck, "bench": _check_bench}
-"""Of options together, and of what a program may be given too; both without torch."""
+"""Checks of a command's options together, and of what a program may be given too; none needs torch."""
 for registered in app.registered_commands:
     registered.cls = Command

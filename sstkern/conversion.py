@@ -100,7 +100,7 @@ def _convert(module: nn.Module, to: str) -> None:
 
 
 def _other(module: nn.Module, kind: Any, to: str) -> type | None:
-    """The class that takes the place of the module's, which is `kind` but for parametrizations; None if it is nobody's business."""
+    """The class that takes the place of the module's, which is `kind` but for parametrizations; None for what is no recurrent layer."""
     if issubclass(kind, _Own):
         return kind.original
     base = next((base for base in kind.__mro__ if base in _KINDS[to]), None)
@@ -147,7 +147,8 @@ def _calls_super(kind: type, base: type) -> bool:
 
 
 class _Own:
-    """Comes before somebody's own subclass, `original`, in the class that `convert` makes of it, which no name leads to."""
+    """The first base of the class that `convert` makes of somebody's own subclass, `original`. No name leads to that class: pickle and copy
+    are told how to make it."""
 
     original: type
 

@@ -1,5 +1,6 @@
 """What this installation has, what it lacks, and how to get it."""
 
+import importlib
 import importlib.util
 import platform
 from importlib.metadata import PackageNotFoundError, version
@@ -10,10 +11,12 @@ from sstkern.engines import extension_problem, interpreting, triton_problem
 from sstkern.program import cache, compiler
 
 TRAIN = ("accelerate", "huggingface_hub", "matplotlib", "pooch", "rich", "safetensors", "tensorboard", "tokenizers", "tqdm", "typer")
+STUDY = (*TRAIN, "jinja2", "latex2mathml", "markdown_it", "mdit_py_plugins")
+BENCH = ("matplotlib", "onnx", "onnxruntime", "openvino", "pytest_benchmark", "rich", "typer")
 
 
 def report() -> list[tuple[str, str]]:
-    """Pairs of a heading and what was found."""
+    """Headings, each with what was found."""
     problem = extension_problem()
     return [
         ("sstkern", version_or_advice("sstkern")),
@@ -27,9 +30,9 @@ def report() -> list[tuple[str, str]]:
         ("GPU", torch.cuda.get_device_name() if torch.cuda.is_available() else "none that torch can use"),
         ("GPU engine", triton_problem() or "ready"),
         *_schedules(),
-        ("training", _extra("train", TRAIN)),
-        ("study", _extra("study", (*TRAIN, "jinja2", "latex2mathml", "markdown_it", "mdit_py_plugins"))),
-        ("benchmarks", _extra("bench", ("matplotlib", "onnx", "onnxruntime", "openvino", "pytest_benchmark", "rich", "typer"))),
+        ("training", _extra("train", TRAIN, "sstkern.text.trainer")),
+        ("study", _extra("study", STUDY, "sstkern.text.study.study")),
+        ("benchmarks", _extra("bench", BENCH, "sstkern.bench.show")),
     ]
 
 
@@ -74,6 +77,14 @@ def _fused_cells() -> str:
         return f"plain PyTorch: {error}"
 
 
-def _extra(name: str, packages: tuple[str, ...]) -> str:
+def _extra(name: str, packages: tuple[str, ...], module: str) -> str:
+    """Whether the extra's packages are there, and `module`, which uses them, can be imported: a package may be there and broken."""
+    remedy = f"get them with 'pip install \"sstkern[{name}]\"'"
     missing = [package for package in packages if importlib.util.find_spec(package) is None]
-    return f"lacks {', '.join(missing)}; get them with 'pip install \"sstkern[{name}]\"'" if missing else "ready"
+    if missing:
+        return f"lacks {', '.join(missing)}; {remedy}"
+    try:
+        importlib.import_module(module)
+    except Exception as error:  # a broken package raises anything
+        return f"cannot be imported: {type(error).__name__}: {error}; {remedy}"
+    return "ready"

@@ -107,7 +107,7 @@ def own_method(cell: nn.Module) -> Callable[[int, Tensor], Structure] | None:
 
 
 def _called(method: Callable[..., Structure], batch_size: int, like: Tensor) -> Structure:
-    """As Keras calls get_initial_state, by names; of dtype and device where it takes them."""
+    """Calls get_initial_state as Keras does, by names, and with dtype and device where it takes them."""
     function = getattr(method, "__func__", method)
     # torch.compile warns of what remembers, and traces once anyway; an object that can be called may not be hashable.
     remembers = isinstance(function, FunctionType) and not torch.compiler.is_dynamo_compiling()

@@ -43,22 +43,29 @@ def lstm(
 ) -> tuple[Input, tuple[Tensor, Tensor]]:
     """A long short-term memory, as torch.nn.LSTM computes it.
 
-    input: (T, B, I), with batch_first (B, T, I), unbatched (T, I), or a PackedSequence. weights: for each layer and direction
-    weight_ih (4H, I or DP), weight_hh (4H, P), with bias bias_ih (4H,) and bias_hh (4H,), with a projection weight_hr (P, H), in that
-    order, as torch.nn.LSTM's `_flat_weights`. hx: h_0 (L * D, B, P) and c_0 (L * D, B, H); zeros by default. lengths: B integers from 0
-    to T, in any order; what input holds past a length is never read. dropout: between layers, when training. recompute: keep the states of
-    some time steps only for the backward, which computes the gates again (docs/memory.md).
-
-    resets: bool (T, B), with batch_first (B, T), unbatched (T,), packed or nested where the input is: True at step t where a sequence
-    begins anew with it. The forward direction's state before t is then reset_to, as hx or with a batch of 1, zeros by default; at step 0
-    in place of hx. The other direction begins anew at t - 1 in the same way (docs/episodes.md).
+    Args:
+        input: (T, B, I), with batch_first (B, T, I), unbatched (T, I), a PackedSequence or a jagged nested tensor.
+        weights: for each layer and direction weight_ih (4 * H, I or D * P), weight_hh (4 * H, P), with bias bias_ih (4 * H,) and bias_hh
+            (4 * H,), with a projection weight_hr (P, H), in that order, as torch.nn.LSTM's `_flat_weights`.
+        hx: h_0 (L * D, B, P) and c_0 (L * D, B, H); zeros by default.
+        lengths: B integers from 0 to T, in any order; what input holds past a length is never read.
+        bias: whether the weights have the two biases.
+        num_layers: how many layers the weights are of.
+        dropout: the probability with which a number between two layers becomes 0, when training.
+        training: whether dropout drops.
+        bidirectional: whether each layer has both directions.
+        batch_first: whether a padded input and output are (B, T, ...).
+        recompute: keep the states of some time steps only for the backward, which computes the gates again (docs/memory.md).
+        resets: bool (T, B), with batch_first (B, T), unbatched (T,), packed or nested where the input is: True at step t where a sequence
+            begins anew with t. Backward directions begin anew with t - 1 (docs/episodes.md).
+        reset_to: the states that sequences begin anew with, as hx, or of a batch of 1; zeros by default.
+        return_states: whether a third result is the states after every step: h (T, L * D, B, P) and c (T, L * D, B, H) whatever
+            batch_first, unbatched without B, zero past a length.
 
     Returns the output (T, B, D * P) in the form of the input, zero past a length, and (h_n, c_n), the states after each sequence's last
-    step, shaped like hx. With return_states a third result is the states after every step, as (h_n, c_n) with time in front, (T, L * D, B,
-    P) and (T, L * D, B, H) whatever batch_first, unbatched without B, zero past a length. Raises ValueError, TypeError or RuntimeError, as
-    torch.nn.LSTM does, naming the argument.
+    step, shaped like hx. Raises ValueError, TypeError or RuntimeError, as torch.nn.LSTM does, naming the argument.
 
-    An input or a weight with a __torch_function__ of its own is given this function, as torch.overrides says.
+    An input or a weight with a `__torch_function__` of its own is given this function, as torch.overrides says.
     """
     return layer(
         CELLS["lstm"],
@@ -178,9 +185,14 @@ def cell_step(
 ) -> tuple[Tensor, ...]:
     """One time step of a cell, as torch.nn's LSTMCell, GRUCell and RNNCell compute it.
 
-    cell: "lstm", "gru", "rnn_tanh", "rnn_relu", another registered one's name, or a definition. input: (B, I) or (I,). hx: the cell's
-    states, (B, H) or (H,) each; zeros by default. weights: weight_ih (G*H, I), weight_hh (G*H, H), with bias bias_ih, bias_hh (G*H,), and
-    the cell's own parameters. Returns the new states, h first. Raises as torch.nn's cells do.
+    Args:
+        cell: "lstm", "gru", "rnn_tanh", "rnn_relu", another registered one's name, or a definition.
+        input: (B, I) or (I,).
+        hx: the cell's states, (B, H) or (H,) each; zeros by default.
+        weights: weight_ih (G * H, I), weight_hh (G * H, H), with bias bias_ih and bias_hh (G * H,), and the cell's own parameters.
+        bias: whether the weights have the two biases.
+
+    Returns the new states, h first. Raises as torch.nn's cells do.
     """
     if has_torch_function_unary(input) or has_torch_function(weights):
         return handle_torch_function(cell_step, (input, *weights), cell, input, hx, weights, bias)
@@ -258,7 +270,7 @@ def as_hx(states: Sequence[Tensor]) -> Any:
 
 
 def _check_cell_states(cell: Cell, input: Tensor, hx: Sequence[Tensor], hidden_size: int) -> None:
-    """In a cell's own shapes, which have one dimension less than a layer's."""
+    """Checks states in a cell's own shapes, which have one dimension less than a layer's."""
     _check_number_of_states(cell, hx)
     shape = (*input.shape[:-1], hidden_size)
     for name, state in zip(cell.states, hx, strict=True):

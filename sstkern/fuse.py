@@ -26,7 +26,7 @@ from sstkern.structure import Returns, Structure, described, flatten, mapped
 
 
 class NotFused(RuntimeError):
-    """With strict=True: why a cell cannot be run as a program."""
+    """Raised with strict=True, with the reason why a cell cannot be run as a program."""
 
 
 def fuse(
@@ -90,7 +90,7 @@ def _check_cell(cell: object, name: str) -> None:
 
 
 class Direction:
-    """How one cell is run over sequences, in one direction, and whether as a program."""
+    """One direction of a layer: how its cell is run over sequences, and whether as a program."""
 
     def __init__(self, returns: Returns, initial_state: Initial | None, reverse: bool, recompute: bool, strict: bool):
         self.returns, self.initial_state, self.reverse = returns, initial_state, reverse
@@ -248,7 +248,7 @@ class Direction:
         if unpacked and hx is None and first_states.is_guess(cell, self.initial_state):
             raise ValueError(
                 f"hx: {type(cell).__name__} was given zeros of its hidden_size, one Tensor, as its state, and {error}; if its state is "
-                "another one, give hx, or initial_state to fuse"
+                "another one, give hx, or initial_state to fuse, or the cell a get_initial_state"
             ) from error
         if unpacked or (self.strict and isinstance(error, Failed)):  # where it is not strict, the error of stepping it tells more
             rows = inputs if batch.packed else mapped(inputs, lambda tensor: tensor.flatten(0, 1))
@@ -262,7 +262,7 @@ class Direction:
             raise NotFused(f"{type(cell).__name__} cannot be run as a program: {reason}")
 
     def refused(self, cell: nn.Module, reason: str) -> None:
-        """`unfused`, and says it at once."""
+        """`unfused`, with the warning at once."""
         self.unfused(cell, reason)
         self._warn(cell)
 
@@ -359,7 +359,7 @@ class FusedLayer(nn.Module):
 
 
 def _every(state: Tensor, batch: Batch) -> Any:
-    """All of a state, (T, B, ...) or (N, ...), in the caller's form."""
+    """A state after every step, (T, B, ...) or (N, ...), in the caller's form."""
     if batch.packed:
         return batch.restore(state)
     return state if batch.batched else state.squeeze(1)
@@ -410,13 +410,13 @@ class Fused(FusedLayer):
         return [(self._direction, self.cell)]
 
     def train(self, mode: bool = True) -> Fused:
-        """Also of the cell itself, which is no child."""
+        """Sets the mode of the cell itself too, which is no child."""
         self.cell.train(mode)
         self.training = mode
         return self
 
     def apply(self, fn: Callable[[nn.Module], None]) -> Fused:
-        """Also to the cell itself."""
+        """Applies `fn` to the cell itself too."""
         self.cell.apply(fn)
         fn(self)
         return self
@@ -428,7 +428,7 @@ class Fused(FusedLayer):
 
     @property
     def _version(self) -> int:  # type: ignore[override]
-        """Of the state_dict's form."""
+        """The version of the state_dict's form."""
         return self.cell._version
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
@@ -438,7 +438,7 @@ class Fused(FusedLayer):
         self.cell._load_from_state_dict(*arguments)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Of a copy, whose cell may have been copied in a way of its own."""
+        """Restores a copy, whose cell may have been copied in a way of its own."""
         super().__setstate__(state)
         private.share_members(self, self.cell)
 
@@ -450,7 +450,7 @@ class Fused(FusedLayer):
 
 
 def _pair(states: Structure | None, name: str) -> Structure:
-    """Of each direction one; raises TypeError for something else."""
+    """A state for each direction; raises TypeError for what is no pair."""
     if states is None:
         return (None, None)
     if not isinstance(states, tuple | list) or len(states) != 2:

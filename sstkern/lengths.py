@@ -18,7 +18,7 @@ from sstkern.structure import Structure, of_parts
 Lengths = Tensor | Sequence[int]
 Resets = Tensor | PackedSequence
 ALL_ROWS = -1
-"""As a number of rows to save: as many as x has."""
+"""Stands for a number of rows to save: as many as x has."""
 
 
 class Batch(NamedTuple):
@@ -44,7 +44,7 @@ class Batch(NamedTuple):
         return self.x.size(1) if self.lengths is None else self.lengths.size(0)
 
     def padded(self) -> "Batch":
-        """The same, with x padded: for what knows no packed one."""
+        """The same batch with x padded, for what takes no packed one."""
         if not self.packed:
             return self
         assert self.lengths is not None
@@ -53,14 +53,14 @@ class Batch(NamedTuple):
 
 
 def alone(lengths: Tensor) -> Tensor:
-    """Of an operator's lengths those of the sequences, (B,)."""
+    """The lengths of the sequences, (B,), from an operator's `lengths`."""
     if lengths.dtype == torch.bool:
         return lengths.new_full(lengths.shape[:1], lengths.size(1), dtype=torch.int64)
     return lengths[:, 0] if lengths.dim() == 2 else lengths
 
 
 def beginnings(lengths: Tensor | None) -> Tensor | None:
-    """Of an operator's lengths at which steps sequences begin anew, bool (T, B); None where none does."""
+    """The steps at which sequences begin anew, bool (T, B), from an operator's `lengths`; None where none does."""
     if lengths is None or lengths.dim() == 1:
         return None
     return lengths.t() if lengths.dtype == torch.bool else lengths[:, 1:].t() != 0
@@ -210,12 +210,12 @@ def check_values(lengths: Tensor, steps: int) -> None:
 
 
 def check_later(lengths: Tensor, steps: int) -> None:
-    """The same without a look at the values: in a compiled graph, or on a GPU when it comes to it. RuntimeError there."""
+    """As `check_values`, without a look now: a compiled graph checks them when it runs, a GPU when it comes to it. RuntimeError there."""
     private.assert_later(((lengths >= 0) & (lengths <= steps)).all(), f"sstkern: lengths have to be from 0 to {steps}")
 
 
 def check_packed(lengths: Tensor | None, rows: int) -> Tensor:
-    """Those of the sequences, (B,); raises ValueError unless they are those of a packed x of so many rows."""
+    """The lengths of the sequences, (B,); raises ValueError unless they are those of a packed x of so many rows."""
     if lengths is None:
         raise ValueError("lengths: a packed x, (N, I), needs them")
     lengths = alone(lengths)
@@ -239,7 +239,7 @@ def batch_sizes(lengths: Tensor) -> Tensor:
 
 
 def packed_rows(sizes: Tensor) -> tuple[Tensor, Tensor]:
-    """Of each row of a packed x: its step and its sequence; int64 (N,) both."""
+    """The step and the sequence of each row of a packed x; int64 (N,) both."""
     step = torch.repeat_interleave(torch.arange(len(sizes), device=sizes.device), sizes)
     first = sizes.cumsum(0) - sizes
     return step, torch.arange(len(step), device=sizes.device) - first[step]

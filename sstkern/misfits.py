@@ -57,7 +57,7 @@ def of_step(cell: nn.Module, failed: StepFailed, told: bool) -> TypeError | Valu
 
 
 def of_arguments(cell: nn.Module, input: Structure, state: Structure | None) -> TypeError | ValueError | None:
-    """What contradicts what the cell says of itself, of the tensors (B, ...) of a step that failed. state: the caller's, if any."""
+    """The error for tensors (B, ...) of a failed step that contradict what the cell says of itself. state: the caller's, if any."""
     if reason := _dtype_or_device(cell, input, state):
         return ValueError(reason)
     size = getattr(cell, "input_size", None)
@@ -68,7 +68,7 @@ def of_arguments(cell: nn.Module, input: Structure, state: Structure | None) -> 
 
 
 def of_state(cell: nn.Module, state: Structure) -> TypeError | ValueError | None:
-    """As `of_arguments`, of the caller's state (B, ...) alone."""
+    """As `of_arguments`, for the caller's state (B, ...) alone."""
     like = flatten(state)[0]
     batch = like.size(0)
     expected, source = None, "get_initial_state"

@@ -1,5 +1,8 @@
-"""The classifiers under the name they had first; they are in `sstkern.text.models`."""
+"""Deprecated: `sstkern.text.models`."""
 
+from sstkern import renamed
 from sstkern.text.models import Classifier, ModelConfig
 
 __all__ = ["Classifier", "ModelConfig"]
+
+renamed.warn("sstkern.models", "sstkern.text.models")

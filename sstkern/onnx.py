@@ -27,7 +27,7 @@ def reordered(cell: Cell, tensor: Tensor) -> Tensor:
 
 
 def attributes(cell: Cell, directions: int) -> dict[str, Any]:
-    """That the operator needs to compute what the cell does."""
+    """The attributes that make the operator compute what the cell does."""
     if cell.torch_options:
         return {"activations": [cell.torch_options["nonlinearity"].capitalize()] * directions}
     # The GRU's reset gate scales the product with weight_hh, as in torch, not what is multiplied.

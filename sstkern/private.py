@@ -96,7 +96,7 @@ _REVERSE = (torch._C._functorch.TransformType.Grad, torch._C._functorch.Transfor
 
 @constant
 def forward_transform_active() -> bool:
-    """Within transforms, whether any is neither grad (vjp and jacrev are that too) nor vmap. torch.func does not tell which they are."""
+    """Whether a transform is active that is neither grad (as vjp and jacrev are) nor vmap. torch.func does not tell which they are."""
     return any(interpreter.key() not in _REVERSE for interpreter in torch._C._functorch.get_interpreter_stack())
 
 
@@ -122,7 +122,7 @@ def gradients_in_batch(tensor: Tensor) -> Tensor:
 
 
 def as_batch_of_gradients(tensor: Tensor) -> Tensor:
-    """The way back."""
+    """The inverse of `gradients_in_batch`."""
     return torch._add_batch_dim(tensor, 0, 1)
 
 
@@ -149,7 +149,7 @@ def changed_places(ctx: Any, count: int) -> Iterator[int]:
 
 
 after_backward = torch.autograd.Variable._execution_engine.queue_callback
-"""Called in a backward: calls a function when all of it is done. In public there is a hook of each gradient."""
+"""Calls a function when all of a backward is done. In public there is a hook of each gradient only."""
 
 
 def assert_later(condition: Tensor, message: str) -> None:
@@ -159,8 +159,8 @@ def assert_later(condition: Tensor, message: str) -> None:
 
 
 def ragged_dimension(nested: Any) -> int:
-    """Of a jagged nested tensor, the dimension in which its parts differ. In public only the shape tells, in which that size is symbolic;
-    in a compiled graph others are too."""
+    """The dimension in which the parts of a jagged nested tensor differ. In public only the shape tells, in which that size is symbolic; in
+    a compiled graph other sizes are symbolic too."""
     return nested._ragged_idx
 
 
@@ -201,7 +201,7 @@ def functional(function: Any) -> Any:
 
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-"""Of a module. In public hooks are registered, not found."""
+"""Names of the hooks of a module. In public hooks are registered, not found."""
 
 COMPILED = "_compiled_call_impl"
 """What module.compile() has set."""

@@ -38,7 +38,7 @@ def layer(
 
 
 def _check(lengths: Tensor | None, x: Tensor) -> None:
-    """As the engines do: on a GPU without waiting for it."""
+    """Checks the lengths as the engines do: on a GPU without waiting for it."""
     if x.dim() == 2:
         check_packed(lengths, x.size(0))
     elif lengths is not None and lengths.device.type == "cpu":
@@ -52,16 +52,16 @@ class _Call(NamedTuple):
     has_bias: bool
     reverse: bool
     weights: int
-    """How many of the tensors that follow x."""
+    """How many of the tensors that follow x are weights."""
     states: int
-    """Of the cell: as many first states follow the weights, and as many again that sequences begin anew with, or none."""
+    """How many states the cell has: so many first states follow the weights, and as many that sequences begin anew with, or none."""
 
 
 class _Chunk(NamedTuple):
     """Some time steps of one direction, as the operator takes them: a reversed direction's are turned around."""
 
     span: slice
-    """Of the first dimension of x."""
+    """The chunk's place along the first dimension of x."""
     lengths: Tensor | None
     order: Tensor | None = None
     """Where each row of the turned chunk is in it; None without turning."""
@@ -75,7 +75,7 @@ class _Chunk(NamedTuple):
 
 
 def _chunks(x: Tensor, lengths: Tensor | None, call: _Call) -> Iterator[_Chunk]:
-    """In the order of the recurrence."""
+    """The chunks, in the order of the recurrence."""
     steps = _steps(x, lengths)
     size = max(SHORTEST, math.isqrt(steps))
     begins = range(0, steps, size)
@@ -110,13 +110,13 @@ def _marks(marks: Tensor, begin: int, end: int, lengths: Tensor, mine: Tensor, r
 
 
 def _turned_padded(steps: int, valid: int | Tensor, device: torch.device) -> Tensor:
-    """Of a chunk (steps, B, features) the step that each step's row comes from, (steps, B) or (steps, 1)."""
+    """For each step of a padded chunk (steps, B, features) the step that its row comes from, (steps, B) or (steps, 1)."""
     step = torch.arange(steps, device=device)[:, None]
     return torch.where(step < valid, valid - 1 - step, step)
 
 
 def _turned_packed(lengths: Tensor, device: torch.device) -> Tensor:
-    """Of a packed chunk the row that each row comes from, (N,)."""
+    """For each row of a packed chunk the row that it comes from, (N,)."""
     sizes = batch_sizes(lengths)
     step, sequence = packed_rows(sizes)
     return ((sizes.cumsum(0) - sizes)[lengths[sequence] - 1 - step] + sequence).to(device)
@@ -220,7 +220,7 @@ def _chunked_backward(
 
 
 def _added(total: Tensor | None, part: Tensor) -> Tensor:
-    """In float32 at least: the gradients of many chunks are added."""
+    """The sum, in float32 at least: the gradients of many chunks are added."""
     part = part if part.dtype == torch.float64 else part.float()
     return part if total is None else total.add_(part)
 

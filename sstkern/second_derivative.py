@@ -124,7 +124,7 @@ def _sum(terms: Sequence[Sequence[Tensor]]) -> Tensor | None:
 
 
 def _gradients(outputs: Sequence[Tensor], groups: Sequence[Gradients], grads: Sequence[Tensor], create_graph: bool) -> list[Gradients]:
-    """Of each group's tensors, None where nothing depends on one."""
+    """The gradients of each group's tensors, None where nothing depends on one."""
     wanted = [tensor for tensor in chain(*groups) if tensor is not None and tensor.requires_grad]
     found = iter(torch.autograd.grad(outputs, wanted, grads, create_graph=create_graph, allow_unused=True) if wanted else ())
     return [[next(found) if tensor is not None and tensor.requires_grad else None for tensor in group] for group in groups]

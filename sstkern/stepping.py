@@ -94,7 +94,7 @@ class _Step:
         return unflatten(self.state, leaves)
 
     def first(self, rows: Tensors) -> tuple[Tensors, Tensors]:
-        """Without a state before."""
+        """The first step, without a state before it."""
         output, self.state = split_first_result(self._called(rows), self.returns)
         return self._results(rows, output, flatten(self.state))
 

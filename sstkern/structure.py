@@ -52,7 +52,7 @@ def of_parts(structure: Structure, parts: list[Structure]) -> Structure:
 
 
 def names(structure: Structure, name: str) -> list[str]:
-    """Of the leaves, as Python indexes them: `hx[0]`, `hx[1][0]`."""
+    """The names of the leaves, as Python indexes them: `hx[0]`, `hx[1][0]`."""
     if not isinstance(structure, tuple | list):
         return [name]
     return [found for place, part in enumerate(structure) for found in names(part, f"{name}[{place}]")]
@@ -68,7 +68,7 @@ def same(a: Structure, b: Structure) -> bool:
 
 
 def described(structure: Structure) -> str:
-    """In words: `(Tensor, [Tensor])`."""
+    """The structure in words: `(Tensor, [Tensor])`."""
     if isinstance(structure, list):
         return f"[{', '.join(map(described, structure))}]"
     if isinstance(structure, tuple):

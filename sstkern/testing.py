@@ -26,7 +26,7 @@ from sstkern.structure import Structure, mapped
 STEP = 1e-6  # of the central differences; their error in float64 is then about 1e-10
 NUMERICAL_BOUND = 1e-6
 EXACT_BOUND = 1e-12  # against another float64 computation of the same
-SHAKES = 3  # of the numbers' last places, to see what hangs on them
+SHAKES = 3  # of the numbers' last places, to see what depends on them
 SHAPES = ((1, 1), (5, 3))  # time steps and batch
 _OURS = (modules.Recurrent, modules.RecurrentCell)
 
@@ -88,7 +88,7 @@ class Report:
         return sorted((row for row in self.rows if not row.ok), key=lambda row: -row.excess)
 
     def worst(self) -> list[Row]:
-        """Of each tensor, dtype and kind of comparison the row that is farthest from its bound."""
+        """For each tensor, dtype and kind of comparison the row that is farthest from its bound."""
         found: dict[tuple, Row] = {}
         for row in self.rows:
             key = row.tensor, row.dtype, row.against
@@ -103,7 +103,7 @@ class Report:
 
 
 def assert_gradients(function: Callable[..., Any], *inputs: Any, **options: Any) -> None:
-    """`gradcheck` for a test. Raises AssertionError with the wrong gradients, the worst first, and the table."""
+    """Runs `gradcheck` in a test. Raises AssertionError with the wrong gradients, the worst first, and the table."""
     report = gradcheck(function, *inputs, **options)
     if not report.ok:
         wrong = "\n".join(map(str, report.wrong[:10]))
@@ -175,7 +175,7 @@ class _Case:
     keywords: Mapping[str, Any]
     steps: int = 1
     time_dim: int | None = None
-    """Of the first input and the first result."""
+    """The dimension of time of the first input and the first result."""
     padding: Tensor | None = None
     """bool, the positions of the first input that no result may depend on."""
 
@@ -231,7 +231,7 @@ def _has(function: object, *sizes: str) -> bool:
 
 
 def _like_states_of(layer: FusedLayer, x: Tensor, random: Callable[..., Tensor]) -> Structure:
-    """In the structure of the states that the layer has without any."""
+    """Random states in the structure of those that the layer begins with by itself."""
     with torch.no_grad():
         _, hx_n = _in_dtype(layer, torch.float64)(x)
     return mapped(hx_n, lambda state: random(*state.shape))
@@ -244,7 +244,7 @@ def _first_states(module: Any, batch: int, random: Callable[..., Tensor]) -> Ten
 
 
 def _state_sizes(module: Any, output_size: int) -> list[int]:
-    """Of somebody's own layer or cell, one state."""
+    """The widths of a layer's or cell's states; one state for somebody's own."""
     cell = _cell_of(module)
     return [output_size] if cell is None else cell.state_sizes(module.hidden_size, output_size)
 
@@ -299,7 +299,7 @@ class _Check:
         return {}
 
     def uncertainty(self, exact: Mapping[str, Tensor]) -> dict[str, float]:
-        """How much of each tensor's norm, at least eps, hangs on the last place of the numbers: what they add up to may be nearly 0."""
+        """How much of each tensor's norm depends on the last place of the numbers, at least eps: what they add up to may be nearly 0."""
         eps = torch.finfo(self.dtype).eps
         found = dict.fromkeys(exact, eps)
         for draw in range(SHAKES):
@@ -381,7 +381,7 @@ class _Check:
         return [value.to(dtype).to(result.device, result.dtype) for value, result in zip(values, results, strict=True)]
 
     def numerical(self, found: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor, float]]:
-        """Of each tensor the gradient found, the central differences, NaN in both where it was not varied, and the bound."""
+        """For each tensor the gradient found, the central differences, NaN in both where it was not varied, and the bound."""
         arguments, named = self.tensors(self.function, self.dtype, self.dtype, spoiled=False)
 
         def weighted() -> list[Tensor]:
@@ -495,7 +495,7 @@ def _in_dtype(function: Callable[..., Any], dtype: torch.dtype) -> Callable[...,
 
 
 def _names(function: Callable[..., Any], count: int) -> list[str]:
-    """Of the arguments, as the function calls them."""
+    """The names of the arguments, as the function calls them."""
     try:
         parameters = list(inspect.signature(function.forward if isinstance(function, nn.Module) else function).parameters.values())
     except (TypeError, ValueError):

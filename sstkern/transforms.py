@@ -32,10 +32,10 @@ class Call(ABC):  # no NamedTuple: vmap would look for dimensions in it
     """A layer's call without its tensors: inputs, weights and states, in that order. The results are outputs, then the last states."""
 
     inputs: int
-    """How many."""
+    """How many inputs there are."""
     weights: int
     states: int
-    """That are given: as many as there are last ones, or as many again that sequences begin anew with."""
+    """How many states are given: as many as there are last ones, or twice as many, with those that sequences begin anew with."""
     last: int
     outputs: int
     of_states: int
@@ -43,7 +43,7 @@ class Call(ABC):  # no NamedTuple: vmap would look for dimensions in it
     packed: bool
     """Whether inputs and outputs are (N, ...): they are padded for the engine."""
     needs: tuple[bool, ...] = ()
-    """For every tensor whether its gradient is wanted."""
+    """Whether each tensor's gradient is wanted."""
     groups: int | None = None
     """Shares of the batch that have weight gradients of their own."""
 
@@ -65,12 +65,12 @@ class Call(ABC):  # no NamedTuple: vmap would look for dimensions in it
 
     @property
     def dims(self) -> Dims:
-        """Of every tensor, and then of the gradient of every result, the dimension of the batch."""
+        """The dimension of the batch in every tensor, and then in the gradient of every result."""
         return (BATCH,) * self.inputs + (None,) * self.weights + (self.of_states,) * self.states + self.of_results
 
     @property
     def of_results(self) -> tuple[int, ...]:
-        """The same of every result."""
+        """The dimension of the batch in every result."""
         return (BATCH,) * self.outputs + (self.of_states,) * self.last
 
 
@@ -82,7 +82,7 @@ def run(call: Call, lengths: Tensor | None, tensors: Sequence[Tensor]) -> tuple[
 def gradients_of(
     call: Call, lengths: Tensor | None, tensors: Sequence[Tensor], grads: Sequence[Tensor], needs: Sequence[bool]
 ) -> list[Tensor | None]:
-    """Of every tensor the gradient, where it is needed; `grads` are those of the results."""
+    """The gradient of every tensor, where it is needed; `grads` are those of the results."""
     return _gradients(replace(call, needs=tuple(needs)), lengths, [*tensors, *grads])
 
 
@@ -342,8 +342,8 @@ def gradients(
     grads: Sequence[Tensor],
     needs: Sequence[bool],
 ) -> list[Tensor | None]:
-    """Of x, every weight and every state, where they are needed; `grads` are those of the output, of the last states, and of those of
-    every step, if there are any."""
+    """The gradients of x, every weight and every state, where they are needed; `grads` are those of the output, of the last states, and of
+    those of every step, if there are any."""
     call, grads = _with_grads(cell, x, weights, hx, has_bias, bidirectional, grads)
     return gradients_of(call, lengths, [x, *weights, *hx], grads, needs)
 

@@ -42,13 +42,13 @@ def projected(cell: Cell, weights: Sequence[Tensor], has_bias: bool, bidirection
 
 
 def weight_names(cell: Cell, count: int, has_bias: bool, bidirectional: bool) -> list[str]:
-    """Of `count` weights of all directions, as a layer's parameters are named, without the layer."""
+    """The names of `count` weights of all directions, as a layer's parameters are named, without the layer."""
     suffixes = ["", "_reverse"] if bidirectional else [""]
     return [name + suffix for suffix in suffixes for name in _names(cell, count // len(suffixes), has_bias)]
 
 
 def _names(cell: Cell, count: int, has_bias: bool) -> list[str]:
-    """Of the `count` weights of one direction."""
+    """The names of the `count` weights of one direction."""
     projected = count > len(cell.weights(has_bias, False))
     return [weight.name for weight in cell.weights(has_bias, projected)]
 

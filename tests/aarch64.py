@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "build" / "aarch64"
 QEMU, PREFIX = "qemu-aarch64-static", "aarch64-linux-gnu-"
 PROGRAMS = {"c++": "g++", "g++": "g++", "cc": "gcc", "nm": "nm", "objdump": "objdump", "readelf": "readelf"}
-"""That begin with the prefix, by the names that the emulated Python knows them by: this machine's, which need not be emulated."""
+"""Programs that begin with the prefix, by the names that the emulated Python knows. They are this machine's, which need not be emulated."""
 CPU = "neoverse-n1"  # Graviton 2 and Ampere Altra: NEON, no SVE, no bfloat16
 DEBIAN = ("python3", "libpython3-dev", "libstdc++6")
 TAGS = ("manylinux_2_28_aarch64", "manylinux_2_27_aarch64", "manylinux2014_aarch64")

@@ -54,12 +54,12 @@ def _padding(cell: nn.Module, input: Any, state: Any, returns: str) -> Tensor:
 
 
 def wanted(cell: nn.Module, input: Any, hx: Any) -> list[Tensor]:
-    """All that has a gradient: inputs, states, parameters, each once."""
+    """All tensors that have a gradient: inputs, states, parameters, each once."""
     return [tensor for tensor in [*flatten(input), *flatten(hx), *cell.parameters()] if tensor.requires_grad]
 
 
 def gradients_of(results: list[Tensor], tensors: list[Tensor]) -> list[Tensor]:
-    """Of a random weighting. A result that depends on none of the tensors counts as one that has the gradient 0."""
+    """Gradients of a random weighting of the results. Where it depends on none of the tensors the gradient is 0."""
     return gradients([result if result.requires_grad else result.detach().requires_grad_() for result in results], tensors)
 
 

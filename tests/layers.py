@@ -86,7 +86,7 @@ def with_lengths(layer: nn.RNNBase) -> nn.RNNBase:
 
 
 def gradients(results: list[Tensor], inputs: list[Tensor], seed: int = 0) -> list[Tensor]:
-    """Of a random weighting of all results, the same for the same shapes and seed."""
+    """Gradients of a random weighting of all results, the same for the same shapes and seed."""
     generator = torch.Generator().manual_seed(seed)
     weights = [torch.randn(result.shape, generator=generator, dtype=torch.float64).to(result.dtype) for result in results]
     return list(torch.autograd.grad(results, inputs, weights, materialize_grads=True))

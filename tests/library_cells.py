@@ -14,11 +14,11 @@ from sstkern.structure import Structure, mapped
 
 INPUT, HIDDEN = 3, 4
 OPTIONS = {"slstm": {"heads": 2}, "cfc": {"backbone_size": 5}, "recurrent_highway": {"depth": 2}}
-"""That keep a cell tiny."""
+"""Options that keep a cell tiny."""
 
 
 def made(name: str, **options: Any) -> LibraryCell:
-    """In float64 and evaluation mode, no parameter at a special value such as 0."""
+    """A cell in float64 and evaluation mode, with no parameter at a special value such as 0."""
     torch.manual_seed(0)
     cell = LIBRARY[name](INPUT, HIDDEN, **(OPTIONS.get(name, {}) | options)).double().eval()
     with torch.no_grad():

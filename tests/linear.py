@@ -15,7 +15,7 @@ MOST = 1.02
 
 
 class Counted(private.DispatchMode):
-    """How many operators run, and how many bytes they allocate."""
+    """Counts the operators that run and the bytes that they allocate."""
 
     def __init__(self) -> None:
         super().__init__()

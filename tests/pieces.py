@@ -40,7 +40,7 @@ def of_layer(layer: nn.RNNBase) -> Case:
 
 
 def of_cell(cell: nn.Module, widths: Sequence[int], reverse: bool = False, **options) -> Case:
-    """Of an own cell whose state is a tensor, or a tuple of them, of these widths."""
+    """The case of an own cell whose state is a tensor, or a tuple of them, of these widths."""
     layer = sstkern.fuse(cell, reverse=reverse, **options)
 
     def given(states):

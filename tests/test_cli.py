@@ -84,7 +84,8 @@ def started(arguments: tuple[str, ...]) -> subprocess.CompletedProcess[str]:
             2,
             "--hidden-size: for slstm, expected a multiple of 4 as the hidden size",
         ),
-        (("bench", "--shape", "1,2"), 1, "sstkern: shape: expected three positive integers B,T,H"),
+        (("bench", "--shape", "1,2"), 2, "--shape: expected three positive integers B,T,H"),
+        (("gradcheck", "--cell", "lst"), 2, "--cell: 'lst' is unknown; there are lstm, gru, rnn_tanh, rnn_relu, layer_norm_lstm, "),
         (("bench", "--growth", "--memory"), 2, "--growth: has shapes of its own, and is not for --memory"),
         (("bench", "--widths", "--shape", "1,2,100"), 2, "--shape: with --widths, expected a multiple of 64 from 128 on as H, got 100"),
         (("doctor",), 1, "sstkern: torch is not installed"),
@@ -208,7 +209,6 @@ def test_the_gradients_of_a_cell_of_one_s_own_are_checked(own_cells):
 @pytest.mark.parametrize(
     ("cell", "options", "message"),
     [
-        ("lst", (), "cell: 'lst' is unknown; there are lstm, gru, rnn_tanh, rnn_relu, layer_norm_lstm, "),
         (":Leaky", (), "cell: ':Leaky' is unknown"),
         ("no_such_module:Leaky", (), "cell: no_such_module cannot be imported: No module named 'no_such_module'"),
         ("own_cells_of_a_test:None_", (), "cell: the module own_cells_of_a_test has no None_"),

@@ -1,13 +1,17 @@
 """The report on an installation."""
 
 import importlib.util
+import os
 import platform
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
+import sstkern
 from sstkern import doctor, engines
 from sstkern.engines import cpu
 from sstkern.engines.triton import device
@@ -94,3 +98,17 @@ def test_what_an_extra_lacks_is_named(monkeypatch: pytest.MonkeyPatch):
 def test_a_missing_package_says_how_to_get_it():
     assert doctor.installed_version("no-such-package") is None
     assert doctor.version_or_advice("no-such-package") == "not installed; get it with 'pip install no-such-package'"
+
+
+def test_the_doctor_sees_a_package_that_is_there_and_broken(tmp_path: Path):
+    (tmp_path / "tensorboard").mkdir()
+    (tmp_path / "tensorboard" / "__init__.py").write_text("raise AttributeError('made for another numpy')")
+    ran = subprocess.run(
+        [sys.executable, "-m", "sstkern", "doctor"],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ | {"PYTHONPATH": f"{tmp_path}:{Path(sstkern.__file__).parents[1]}"},
+    )
+    (line,) = (line for line in ran.stdout.splitlines() if line.startswith("training: "))
+    assert line.startswith("training: cannot be imported: AttributeError: made for another numpy; get them with")

@@ -47,7 +47,7 @@ def measure(case: Case, threads: int, seconds: float) -> dict:
 
 
 def calls_per_second(prepared: Prepared, callers: int, threads: int, seconds: float) -> float:
-    """Of all callers together, each of which calls again and again, where torch is allowed so many threads."""
+    """The calls a second of all callers together. Each calls again and again; torch is allowed so many threads."""
     start, end = threading.Barrier(callers + 1), threading.Event()
 
     def call() -> int:

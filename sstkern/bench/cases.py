@@ -11,7 +11,7 @@ from sstkern.bench.shapes import Shape
 from sstkern.cells import CELLS, Cell
 
 LAYERS: dict[str, Cell] = {}
-"""torch.nn's layers, ours under the same names beside them; of a layer with several cells the first, its default."""
+"""torch.nn's layers, whose names ours have too; for a layer with several cells the first, its default."""
 for _cell in CELLS.values():
     if _cell.torch_class:
         LAYERS.setdefault(_cell.torch_class, _cell)
@@ -116,7 +116,7 @@ class Case:
 
     @property
     def flops(self) -> int:
-        """Of the matrix products on valid tokens; backward has two for every one forward."""
+        """Operations of the matrix products on valid tokens; a backward has two for every one of the forward."""
         return self.tokens * 2 * self.gate_rows * 2 * self.size * (3 if self.training else 1)
 
     @property

@@ -20,7 +20,7 @@ _STYLES = {"full": "o-", "sst2": "x--"}
 
 
 def ratios(rows: list[dict], folder: Path) -> list[Path]:
-    """How many times as long as ours the best peer takes: a picture a dtype, a panel a phase and kind of lengths, a line a shape."""
+    """The best peer's time over ours: a picture for each dtype, a panel for each phase and kind of lengths, a line for each shape."""
     return [_ratios(of_dtype, folder / f"ratios-{dtype}.png") for dtype, of_dtype in _by_dtype(rows)]
 
 
@@ -41,7 +41,8 @@ def _ratios(rows: list[dict], path: Path) -> Path:
 
 
 def memory(rows: list[dict], folder: Path) -> list[Path]:
-    """Memory of a training step: a picture a dtype, a panel a cell and kind of lengths, a line a shape, a dot an engine."""
+    """Memory of a training step: a picture for each dtype, a panel for each cell and kind of lengths, a line for each shape, a dot for each
+    engine."""
     return [_memory(of_dtype, folder / f"memory-{dtype}.png") for dtype, of_dtype in _by_dtype(rows)]
 
 
@@ -59,7 +60,7 @@ def _memory(rows: list[dict], path: Path) -> Path:
 
 
 def own_cells(rows: list[dict], path: Path) -> Path:
-    """How many times as long as ours each other way takes: a panel a phase and shape, a line a cell."""
+    """Each other way's time over ours: a panel for each phase and shape, a line for each cell."""
     rows = [row | {"shape": shape(row)} for row in rows]
     peers = [name for name in dict.fromkeys(name for row in rows for name in row["engines"]) if name != OURS]
 
@@ -75,7 +76,7 @@ def own_cells(rows: list[dict], path: Path) -> Path:
 
 
 def fastest_of_own_cells(rows: list[dict], path: Path) -> Path:
-    """How many times as long as ours the fastest other way takes: a panel a phase, a line a cell, a color a shape."""
+    """The fastest other way's time over ours: a panel for each phase, a line for each cell, a color for each shape."""
     rows = [row | {"shape": shape(row)} for row in rows]
     shapes = _distinct(rows, "shape")
 
@@ -91,7 +92,7 @@ def fastest_of_own_cells(rows: list[dict], path: Path) -> Path:
 
 
 def _scatter(panel: Axes, rows: list[dict], ratios: list, heights: list, color: str, label: str) -> None:
-    """A dot a row, hollow where it was discarded; that of the legend is filled."""
+    """A dot for each row, hollow where the row was discarded; the legend's is filled."""
     colors = [color if row["discarded"] is None else "none" for row in rows]
     panel.scatter(ratios, heights, s=28, c=colors, edgecolors=color, zorder=3)
     panel.scatter([], [], s=28, color=color, label=label)
@@ -134,7 +135,7 @@ def _panels(
 
 
 def growth(rows: list[dict], folder: Path) -> list[Path]:
-    """Time per valid token over every size: a picture a cell and phase, a panel an axis."""
+    """Time per valid token over every size: a picture for each cell and phase, a panel for each axis."""
     found = []
     for cell in _distinct(rows, "cell"):
         for phase in _distinct(rows, "phase"):
@@ -172,7 +173,7 @@ def _growth(rows: list[dict], title: str, path: Path) -> Path:
 
 
 def widths(rows: list[dict], path: Path) -> Path:
-    """The rate over the hidden size: a panel a phase, a line a cell; thin: what is expected between multiples of 64."""
+    """The rate over the hidden size: a panel for each phase, a line for each cell; thin lines: what is expected between multiples of 64."""
     phases = _distinct(rows, "phase")
     figure = Figure(figsize=(max(6.5, 1 + 5.5 * len(phases)), 4.6), layout="constrained")
     (panels,) = figure.subplots(1, len(phases), sharey=True, squeeze=False)

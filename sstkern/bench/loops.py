@@ -12,7 +12,7 @@ from sstkern.program.layer import Programs
 from sstkern.structure import Structure, flatten, mapped, split_first_result, split_result
 
 Read = Callable[[Any], tuple[Tensor, Structure]]
-"""Makes of what a cell returned its output and its new state."""
+"""Takes what a cell returned, and gives its output and its new state."""
 
 
 class Loop:
@@ -51,7 +51,7 @@ class Loop:
 
 
 def read_state(result: Structure) -> tuple[Tensor, Structure]:
-    """Of a cell that returns its new state, whose first tensor is the output."""
+    """The output and state of a cell that returns its new state, whose first tensor is the output."""
     output = result
     while not isinstance(output, Tensor):
         output = output[0]
@@ -59,7 +59,7 @@ def read_state(result: Structure) -> tuple[Tensor, Structure]:
 
 
 def read_pair(result: tuple[Tensor, Structure]) -> tuple[Tensor, Structure]:
-    """Of a cell that returns an output and its new state."""
+    """The output and state of a cell that returns both."""
     output, state = result
     return output, state
 

@@ -81,7 +81,7 @@ def _reset_peak() -> int:
 
 
 def _peak() -> int:
-    """Not ru_maxrss, which nothing resets: importing torch may have peaked higher than what is to be measured."""
+    """The peak of this process. Not ru_maxrss, which nothing resets: importing torch may have peaked higher than what is to be measured."""
     return int(re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
 
 

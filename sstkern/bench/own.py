@@ -50,7 +50,7 @@ def run(
 
 
 def summary(rows: Iterable[Row]) -> list[dict]:
-    """Of each cell, and of all together where there are several."""
+    """The figures of each cell, and of all together where there are several."""
     rows = list(rows)
     several = len({row["cell"] for row in rows}) > 1
     together = report.summary([row | {"cell": ALL} for row in rows], _GROUPS) if several else []

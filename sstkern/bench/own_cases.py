@@ -25,7 +25,7 @@ class OwnCase(Case):
     """A cell of input_size and hidden_size, on one batch of full lengths in float32."""
 
     input_size: int | None = None
-    """As `size`, the hidden_size, where it is None."""
+    """None for `size`, the hidden_size."""
 
     def __post_init__(self) -> None:
         self._check_sizes()
@@ -45,7 +45,7 @@ class OwnCase(Case):
 
     @cached_property
     def flops(self) -> int | None:  # type: ignore[override]
-        """Of the matrix products of its program; None where it has none, which is told where it is run."""
+        """Operations of the matrix products of the cell's program; None where it has no program, which is told where it is run."""
         try:
             cell, rows = self.make(), torch.zeros(1, self.width)
             captured = Programs().of_call(cell, rows, first_states.first_state(cell, None, 1, rows), 1, "auto")
@@ -68,7 +68,7 @@ class OwnProblem(Problem):
         return cls(case, threads, x, None, torch.ones(()), case.make().state_dict())
 
     def loop(self) -> Loop:
-        """Of a new cell."""
+        """The loop of a new cell."""
         cell = self.case.make()
         cell.load_state_dict(self.state)
         return Loop(cell, self.x)
@@ -103,7 +103,7 @@ class OwnProblem(Problem):
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """In evaluation mode within, and as it was afterwards."""
+    """Puts a module into evaluation mode within the block."""
     modes = [(part, part.training) for part in module.modules()]
     module.eval()
     try:

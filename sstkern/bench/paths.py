@@ -18,7 +18,7 @@ from sstkern.bench.cases import LAYERS, LENGTHS, Case
 
 STEPS = (250, 500, 1000, 2000)
 MOST = 2.3
-"""How many times the time twice the steps may take."""
+"""The largest factor by which twice the steps may take longer."""
 BASE = Case("LSTM", batch=4, steps=STEPS[0], size=24, training=True)
 STACK = {"num_layers": 2, "bidirectional": True}
 
@@ -64,7 +64,7 @@ class Way:
     engine: str | None = None
     """The one that is forced."""
     options: tuple[tuple[str, object], ...] = ()
-    """Of the layer."""
+    """Options of the layer."""
     lengths: bool = True
     """Whether it has them."""
 

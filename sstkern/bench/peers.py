@@ -41,7 +41,8 @@ class Problem:
     """(T, B, size), or of a packed case (tokens, size): the valid steps alone, as a PackedSequence has them."""
     lengths: Tensor | None
     grad: Tensor
-    """Of the output, or one number for all of it; 0 past a length, so that engines that know no lengths compute the same gradients."""
+    """The gradient of the output, or one number for all of it. It is 0 past a length, so that engines that know no lengths compute the same
+    gradients."""
     state: Mapping[str, Tensor]
     """A layer's parameters, by torch.nn's names."""
 
@@ -82,7 +83,7 @@ class Prepared:
     run: Callable[[], Any]
     training: bool
     read: Callable[[Any], list[Tensor]] = lambda results: results
-    """Makes of what `run` returned the output and, in training, the gradients of x and of the weights."""
+    """Takes what `run` returned, and gives the output and, in training, the gradients of x and of the weights."""
     context: Callable[[], AbstractContextManager] = nullcontext
     """What `run` must be called in. Entered once for many calls, so that its own time does not count."""
     notes: dict[str, Any] = field(default_factory=dict)
@@ -140,12 +141,12 @@ def sstkern_padded(problem: Problem) -> Prepared:
 
 
 def _rows(problem: Problem) -> tuple[Tensor, Tensor]:
-    """Of each row of a packed x: its step and its sequence."""
+    """The step and the sequence of each row of a packed x."""
     return packed_rows(batch_sizes(problem.lengths))
 
 
 def _read_rows(prepared: Prepared, rows: Callable[[Tensor], Tensor]) -> Prepared:
-    """The same, but `rows` makes packed ones of the output and of the gradient of x."""
+    """The same call, whose output and gradient of x `rows` packs."""
     prepared.read = lambda results: [*map(rows, results[:2]), *results[2:]]
     return prepared
 
@@ -191,7 +192,7 @@ def _call(problem: Problem, layer: torch.nn.Module) -> Callable[[Tensor], Tensor
 
 
 def _of_engine(engine: str, problem: Problem, layer: torch.nn.Module, call: Callable[[Tensor], Tensor]) -> Prepared:
-    """Of a layer of ours. Fails where the engine cannot run, rather than timing the slow reference engine in its place."""
+    """A call of a layer of ours. It fails where the engine cannot run, rather than timing the slow reference engine in its place."""
     prepared = of_module(problem, layer, call)
     prepared.context = lambda: sstkern.backend(engine)
     return prepared
@@ -297,7 +298,7 @@ PACKED_ENGINES = (
     Engine("sstkern_padded", sstkern_padded),
     Engine("torch_packed", torch_of_packed),
 )
-"""For cases whose sequences are packed: ours in every form that has lengths, and torch.nn's in the only one."""
+"""Engines for packed sequences: ours in every form that has lengths, and torch.nn's in the only one it has."""
 TORCH = ("torch", "torch_no_onednn", "torch_packed")
 """The engines that torch.nn is, whatever is installed beside it."""
 

@@ -69,7 +69,7 @@ def _deciding(engines: Mapping[str, dict], best: float) -> dict[str, dict]:
 
 
 def disturbed(engines: Mapping[str, dict]) -> str | None:
-    """Why ratios of these engines' times are no good: which of them were disturbed."""
+    """Why ratios of these engines' times mean nothing: which of them were disturbed."""
     apart = {name: found for name, found in engines.items() if found["disturbed"]}
     told = [f"{name} {found['alone_ms']:.4g} ms alone, {found['ms']:.4g} ms among the others" for name, found in apart.items()]
     return "; ".join(told) or None
@@ -109,7 +109,7 @@ def write(report: dict, folder: Path) -> None:
 
 
 def as_csv(rows: Iterable[Row]) -> str:
-    """A line a case: milliseconds of every engine, then the figures."""
+    """A line for each case: milliseconds of every engine, then the figures."""
     rows = list(rows)
     names = list(dict.fromkeys(name for row in rows for name in [*row["engines"], *row["left_out"]]))
     file = io.StringIO()
@@ -191,7 +191,7 @@ _GROUPS: dict[str, Ratio] = {
 
 
 def tables(report: dict) -> list[Any]:
-    """What rich prints: a line a case, then the summary."""
+    """What rich prints: a line for each case, then the summary."""
     summed = [_summary_table(report["summary"])] if report["summary"] else []
     return [_cases_table(report["rows"]), *_compile_table(report["rows"]), *summed, *reasons(report["rows"])]
 
@@ -228,7 +228,7 @@ def _cases_table(rows: list[Row]) -> Any:
 
 
 def _compile_table(rows: list[Row]) -> list[Any]:
-    """Of the rows with an engine that compiles, if there are any."""
+    """The table of how long engines took to compile; empty where none did."""
     from rich.table import Table
 
     def seconds(row: Row) -> dict[str, float]:

@@ -22,7 +22,7 @@ SHAPES: tuple[Shape, ...] = ((128, 128, 256), (64, 128, 128), (32, 128, 64), (16
 WITHOUT = "without resets"
 """Ours, of whole sequences: what resets cost."""
 Way = Callable[[Tensor], Tensor]
-"""Of x (T, B, I) the output (T, B, H)."""
+"""Takes x (T, B, I) and gives the output (T, B, H)."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def problem(shape: Shape) -> tuple[nn.LSTM, Tensor, Tensor]:
 
 
 def ways(layer: nn.LSTM, resets: Tensor) -> tuple[dict[str, tuple[nn.Module, Way]], dict[str, str]]:
-    """Of each way the module with its parameters and how it is called; and why others are left out."""
+    """Each way's module and how it is called; and why other ways are left out."""
     found: dict[str, tuple[nn.Module, Way]] = {}
     left_out = {}
     for name, make in WAYS.items():
@@ -90,7 +90,7 @@ def _sb3(layer: nn.LSTM, resets: Tensor) -> tuple[nn.Module, Way]:
 
 
 def _cleanrl(layer: nn.LSTM, resets: Tensor) -> tuple[nn.Module, Way]:
-    """As Agent.get_states of its ppo_atari_lstm.py, which is a script, no package."""
+    """The way of Agent.get_states in CleanRL's ppo_atari_lstm.py, which is a script, no package."""
     copy, done = _copy(layer, nn.LSTM), resets.float()
 
     def run(x: Tensor) -> Tensor:

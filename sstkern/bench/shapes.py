@@ -3,7 +3,7 @@
 Shape = tuple[int, int, int]
 """B sequences, T time steps, H units, as many as input features."""
 WHOLE = 64
-"""Its multiples, as H, are whole tiles with every instruction set."""
+"""Hidden sizes that are a multiple of it have whole tiles with every instruction set."""
 
 
 def parse_shape(text: str) -> Shape:

@@ -1,5 +1,6 @@
 """Runs on the terminal: progress while they last, then tables, and pictures beside the figures' files."""
 
+import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -60,7 +61,7 @@ def own_cells(
 
 
 def _pictures(rows: list[dict], plot: Path) -> list[Path]:
-    """Of every other way, and beside it of the fastest."""
+    """Pictures of every other way, and of the fastest one."""
     return [charts.own_cells(rows, plot), charts.fastest_of_own_cells(rows, plot.with_name(f"{plot.stem}-fastest{plot.suffix}"))]
 
 
@@ -72,8 +73,8 @@ def _swept(
 ) -> bool:
     """Whether all that is wanted was measured. parts, files: what is printed of its rows, and what is left of them."""
     console = _console()
-    with _progress(wanted) as tell:
-        found = run(tell)
+    with _progress(wanted) as shown:
+        found = run(shown if shown.drawn else _Lines(len(wanted)))
     for part in parts(found["rows"]):
         console.print(part)
     _tell_files(console, files(found["rows"]))
@@ -254,13 +255,28 @@ class _Shown:
         self._item = str(item)
         self._bar.update(self._task, completed=next(self._done), description=self._item, refresh=True)
 
+    @property
+    def drawn(self) -> bool:
+        return not self._bar.disable
+
     def doing(self, what: str) -> None:
         self._bar.update(self._task, description=f"{self._item}: {what}", refresh=True)
 
 
+class _Lines:
+    """What to call before each of the items where nothing can be drawn, as in a log: a sweep takes minutes."""
+
+    def __init__(self, total: int):
+        self._total, self._count = total, 0
+
+    def __call__(self, item: Any) -> None:
+        self._count += 1
+        print(f"{self._count}/{self._total}: {item}", file=sys.stderr, flush=True)
+
+
 @contextmanager
 def _progress(items: Sequence[Any]) -> Iterator[_Shown]:
-    """On stderr, where that is a terminal: stdout has the tables, which may go into a file."""
+    """Shows progress on stderr, if that is a terminal: stdout has the tables, which may go into a file."""
     console = Console(markup=False, stderr=True)
     columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
     # Drawn only between items, and between what is done for one: a thread that draws would take time from what is measured.

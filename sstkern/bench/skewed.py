@@ -35,7 +35,7 @@ def measure(case: Case, threads: int, seconds: float) -> dict:
 
 
 def over_ours(engines: Mapping[str, dict], figure: str) -> dict[str, float]:
-    """The peer's figure / that of each of ours; of none where the peer did not run, nor of one that is 0."""
+    """The peer's figure over that of each of ours, but for those that are 0; empty where the peer did not run."""
     peer = engines.get(PEER)
     return {name: peer[figure] / found[figure] for name, found in engines.items() if peer and name != PEER and found[figure]}
 

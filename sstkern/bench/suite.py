@@ -14,7 +14,8 @@ Tell = Callable[[Any], None]
 Doing = Callable[[str], None]
 """What is done for the item that was told, which may take minutes."""
 ATTEMPTS = 3
-"""How often a case is timed whose engines something disturbs; the last attempt is reported."""
+"""How often a case is timed at most. If the solo and the interleaved timing differ too much, it is timed again; the last attempt is
+reported."""
 
 
 def measure(case: Case, engines: Sequence[Engine], threads: int, seconds: float) -> dict:

@@ -11,7 +11,7 @@ Block = Callable[[float], list[float]]
 SETTLE = 0.02
 """Seconds of sleep before a block: another engine's threads may still spin."""
 TOLERANCE = 0.1
-"""How far an engine's time alone and its time among the others may be apart; beyond it they disturb each other, or something else does."""
+"""How far the solo and the interleaved timing of an engine may differ. Beyond it something disturbed them, and the case is repeated."""
 _MOST_ROUNDS = 6
 
 

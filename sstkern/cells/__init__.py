@@ -1,6 +1,6 @@
 """The cells: what each of them is, by the name under which the operators know it; and the library of cells from the literature.
 
-`CELLS` has the declarations of the cells whose kernels are written by hand. The library's cells, `LayerNormLSTMCell` and the others whose
+`CELLS` has the definitions of the cells whose kernels are written by hand. The library's cells, `LayerNormLSTMCell` and the others whose
 names end in Cell, are modules for `sstkern.fuse`; they are imported when one of them is first asked for.
 """
 

@@ -11,7 +11,7 @@ from torch.nn import init
 States = tuple[Tensor, ...]
 Parameters = tuple[Tensor, ...]
 Shape = tuple[str, ...]
-"""In the sizes of a layer: I input_size, H hidden_size, P the width of h (proj_size, or H without a projection), G*H a row of each gate."""
+"""Sizes by name: I input_size, H hidden_size, P the width of h (proj_size, or H without a projection), G*H a row of each gate."""
 SIZES = ("I", "H", "P", "G*H")
 
 
@@ -28,7 +28,7 @@ class Weight:
     name: str
     shape: Shape
     initialise: Callable[[Tensor, int], None] = uniform
-    """Called with the parameter, to be filled in place, and hidden_size."""
+    """Fills the parameter, its first argument, in place; the second one is hidden_size."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ PROJECTION = Stage("weight_hr", "new h", ("P", "H"), optional=True)
 class Cell:
     """A recurrent cell; B batch, G the number of gates, and the sizes of `Shape`.
 
-    step(gates_x, gates_h, states, parameters) -> states does one time step. gates_x and gates_h are (B, G*H): the input's and the
+    step(gates_x, gates_h, states, parameters) -> states does one time step. gates_x and gates_h are (B, G * H): the input's and the
     state's part of the gates before their activation, biases included, kept apart because some cells (GRU) do not simply add them.
     states[0] is h (B, P), which the recurrent product multiplies and the layer outputs; the others are (B, H). parameters are the cell's
     own. With a projection the step returns h (B, H), which the projection then makes (B, P).
@@ -100,7 +100,7 @@ class Cell:
         )
 
     def _names(self) -> tuple[str, ...]:
-        """Of the own parameters and what every layer has."""
+        """The names of the cell's own parameters and of those that every layer has."""
         return ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr", *(parameter.name for parameter in self.parameters))
 
     @property
@@ -120,7 +120,7 @@ class Cell:
         return {"nonlinearity": nonlinearity} if nonlinearity else {}
 
     def weights(self, bias: bool, projected: bool) -> tuple[Weight, ...]:
-        """Of one direction, in the operators' order: weight_ih, weight_hh, bias_ih?, bias_hh?, weight_hr?, the cell's own parameters.
+        """The weights of one direction, in the operators' order: weight_ih, weight_hh, bias_ih?, bias_hh?, weight_hr?, the cell's own.
 
         Raises KeyError for a projection that the cell does not have.
         """
@@ -129,7 +129,7 @@ class Cell:
     def shapes(
         self, bias: bool, projected: bool, *, input_size: int, hidden_size: int, output_size: int | None = None
     ) -> dict[str, tuple[int, ...]]:
-        """`weights` by name, in numbers. output_size: the width of h where it is projected."""
+        """The shapes of `weights` by name, in numbers. output_size: the width of h where it is projected."""
         width = hidden_size if output_size is None else output_size
         sizes = dict(zip(SIZES, (input_size, hidden_size, width, len(self.gates) * hidden_size), strict=True))
         return {weight.name: tuple(sizes[size] for size in weight.shape) for weight in self.weights(bias, projected)}

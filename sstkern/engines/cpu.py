@@ -30,7 +30,8 @@ def load() -> str | None:
 
 
 def _release(version: str) -> str:
-    """Without what follows the plus: builds of one release for CUDA, ROCm and CPUs alone have the same C++ interface for CPU tensors."""
+    """The version without what follows the plus: builds of one release for CUDA, ROCm and CPUs alone have the same C++ interface for CPU
+    tensors."""
     return version.partition("+")[0]
 
 
@@ -55,7 +56,7 @@ class Kernels(NamedTuple):
 
     gates: int
     states: int
-    """Beside h."""
+    """How many states there are beside h."""
     parameters: int
     saves: int
     """Vectors of H that a forward step saves for the backward."""
@@ -68,7 +69,7 @@ _found: dict[str, Kernels] = {}
 
 
 def kernels(name: str) -> Kernels | None:
-    """Of the cell `name`, for the instruction set of this process; None where the loaded extension has none."""
+    """The kernels of the cell `name`, for the instruction set of this process; None where the loaded extension has none."""
     if name not in _found and (numbers := _numbers(name)):
         gates, states, parameters, saves, same_gate_gradients, projects = numbers
         _found[name] = Kernels(gates, states, parameters, saves, bool(same_gate_gradients), bool(projects))

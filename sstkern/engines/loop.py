@@ -17,7 +17,7 @@ Tensors = tuple[Tensor, ...]
 Parts = Tensor | Tensors
 """Rows (N, ...), or several of them that go together; or what these have at one step, (rows, ...)."""
 Step = Callable[[Any, Tensors], tuple[Tensors, Tensors]]
-"""Of the rows of a step and the states before it: results, the output and perhaps more, and the states after it."""
+"""One time step: takes the rows of a step and the states before it; gives results, the output first, and the states after it."""
 
 
 def recurrence(step: Step, rows: Parts, states: States, reverse: bool) -> Tensors:
@@ -41,7 +41,7 @@ def _each(rows: Parts, sizes: list[int]) -> Any:
 
 
 class MaskedStates:
-    """Of all sequences at every step: one outside its steps keeps its own, so a reversed sequence starts at its own last step.
+    """The states of all sequences at every step. One outside its steps keeps its own, so a reversed sequence starts at its own last step.
 
     valid: bool (T, B), the steps that sequences have.
     """
@@ -59,7 +59,7 @@ class MaskedStates:
         self.states = tuple(_where(valid, new, old) for new, old in zip(stepped, self.states, strict=True))
 
     def joined(self, results: Tensors) -> Tensor:
-        """Of all steps, zero where a sequence has no such step."""
+        """The results of all steps, zero where a sequence has no such step."""
         return _where(self.valid.flatten(), cat(results), 0)
 
     def last(self) -> Tensors:
@@ -72,7 +72,7 @@ def _where(valid: Tensor, new: Tensor, old: Tensor | int) -> Tensor:
 
 
 class PackedStates:
-    """Of the sequences that have a step, which come first, so that neither time nor memory goes to the others.
+    """The states of the sequences that have a step. These come first, so that neither time nor memory goes to the others.
 
     sizes: how many sequences have each step; they fall.
     """
@@ -97,7 +97,7 @@ class PackedStates:
         self.states = stepped
 
     def joined(self, results: Tensors) -> Tensor:
-        """Of all steps."""
+        """The results of all steps."""
         return cat(results)
 
     def last(self) -> Tensors:
@@ -134,7 +134,7 @@ class CutStates:
         self.whole.after(t, stepped)
 
     def joined(self, results: Tensors) -> Tensor:
-        """Of all steps."""
+        """The results of all steps."""
         return self.whole.joined(results)
 
     def last(self) -> Tensors:

@@ -21,7 +21,7 @@ from sstkern.engines.tangents import with_tangents
 from sstkern.weights import Weights, by_direction
 
 Linear = Callable[[Tensor, Tensor, Tensor | None], Tensor]
-"""As torch's: rows (N, M), weight (K, M), bias (K,), to (N, K)."""
+"""As torch.nn.functional.linear: rows (N, M), weight (K, M), bias (K,), to (N, K)."""
 
 
 def layer(

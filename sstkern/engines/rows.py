@@ -64,7 +64,7 @@ class Rows:
         return padded.masked_fill(~self.valid.reshape(*self.valid.shape, *[1] * (padded.dim() - 2)), 0)
 
     def restored(self, rows: Tensor) -> Tensor:
-        """The way back; zeros past the lengths."""
+        """The inverse of `of`: the caller's form, zero past the lengths."""
         if not self.padded:
             return rows
         if self.places is not None:
@@ -81,7 +81,7 @@ class Rows:
         return CutStates(self._whole(hx, reverse), tuple(anew), self._cuts(self.beginnings, reverse))
 
     def _whole(self, hx: Sequence[Tensor], reverse: bool) -> MaskedStates | PackedStates:
-        """Of sequences that are not cut."""
+        """The states of sequences that do not begin anew."""
         if self.valid is not None:
             return MaskedStates(tuple(hx), self.valid)
         first = hx if self.order is None else [state.index_select(0, self.order) for state in hx]

@@ -15,7 +15,8 @@ from sstkern import engines, private
 def with_tangents(
     inputs: Sequence[Tensor], weights: Sequence[Tensor], hx: Sequence[Tensor]
 ) -> tuple[Sequence[Tensor], Sequence[Tensor], Sequence[Tensor]]:
-    """The same tensors, in forward mode each with a tangent, zeros where it had none; not the matrices, whose products are no slower."""
+    """The same tensors. In forward mode each has a tangent, zeros where it had none, but for the matrices, whose products are no slower
+    without."""
     if torch.compiler.is_compiling() or not engines.in_forward_mode([*inputs, *weights, *hx]) or not private.takes_tangents():
         return inputs, weights, hx
     vectors = [weight if weight.dim() > 1 else _with_tangent(weight) for weight in weights]

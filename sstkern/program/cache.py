@@ -23,7 +23,7 @@ from sstkern.program.compiler import FLAGS, CannotCompile, Compiler, compiled, f
 _TOKEN = secrets.token_hex(8)
 _OTHER_FOLDER = "SSTKERN_CACHE can name another folder"
 _known: dict[tuple[str, str], Path] = {}
-"""Of the latest texts, the libraries that were checked: to check one takes a millisecond."""
+"""The checked libraries of the latest texts: to check one takes a millisecond."""
 _MOST_KNOWN = 256
 _locks: set[int] = set()
 """Descriptors of this process's lock files, open while a thread has or awaits the lock."""
@@ -93,7 +93,7 @@ def _library(source: str, level: str) -> Path:
 
 
 def _key(source: str, level: str, compiler: Compiler) -> str:
-    """Of all that a library is made from."""
+    """A hash of all that a library is made from."""
     parts: list[str | bytes] = [source, level, *compiler.identity, *FLAGS, platform.machine(), _package_version()]
     folder, found = headers(), hashlib.sha256()
     for header in sorted(folder.rglob("*.h")):
@@ -243,7 +243,7 @@ def _make(folder: _Folder, key: str, compiler: Compiler, source: str) -> None:
 
 
 def _in_a_forked_child() -> None:
-    """Its parent's locks end with its parent, and so does a folder of its parent alone."""
+    """Forgets the parent's locks, which end with the parent, and a folder that is the parent's alone."""
     while _locks:
         os.close(_locks.pop())
     _known.clear()

@@ -56,7 +56,7 @@ def run(
 
 
 def _kinds(tensors: Structure, lead: int) -> Structure:
-    """Of a step's rows of each, in what a constant function can be given. len(range(size)) has a dynamic size for what it is now."""
+    """The Specs of a step's rows, as a constant function can be given them. len(range(size)) makes a dynamic size the number it is now."""
 
     def kind(tensor: Tensor) -> dict:
         shape = tuple([len(range(size)) for size in tensor.shape[lead:]])
@@ -117,7 +117,7 @@ def _characters(structure: Structure) -> Iterator[str]:
 
 
 def _structure(form: str) -> Structure:
-    """The way back, with None in place of tensors."""
+    """The inverse of `_form`, with None in place of tensors."""
     open_ones: list[list] = [[]]
     for character in form:
         if character in "([":

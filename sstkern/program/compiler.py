@@ -148,7 +148,7 @@ def _run(command: list[str], folder: Path, seconds: float) -> str:
 
 
 def _put_off_ctrl_c() -> Callable[[], None]:
-    """Until what it returns is called, which lets happen what came: in the middle of Popen it would leave a process that nobody knows."""
+    """Puts Ctrl-C off until the returned function is called: in the middle of Popen it would leave a process that nobody knows."""
     handler = signal.getsignal(signal.SIGINT)
     if threading.current_thread() is not threading.main_thread() or not callable(handler):
         return lambda: None

@@ -150,7 +150,7 @@ class _Reverse:
             self.found.setdefault(value, []).append(gradient)
 
     def _summed(self, gradient: Value, like: Value) -> Value:
-        """Over what was spread. A sum is negated rather than each of its parts."""
+        """Sums a gradient over what was spread. A sum is negated rather than each of its parts."""
         node = self.build.nodes[gradient.place] if gradient.kind == "v" else None
         if node is not None and node.operation == "neg":
             return self.build.node("neg", self._summed(node.values()[0], like))
@@ -166,7 +166,7 @@ class _Reverse:
         return self._sum(parts) if parts else None
 
     def _joined(self, cut: tuple, found: dict[int, list[Value]]) -> Value:
-        """The gradient of what was cut into chunks; 0 for a chunk that nothing hangs on."""
+        """The gradient of what was cut into chunks; 0 for a chunk that nothing depends on."""
         dim, parts = cut
         sums = {index: self._sum(gradients) for index, gradients in found.items()}
         some = next(iter(sums.values()))
@@ -223,7 +223,7 @@ class _Reverse:
         return lost
 
     def _saved(self, outputs: Sequence[Value], before: Sequence[Value], more: Collection[Value] = ()) -> list[Value]:
-        """Of the forward's results that the gradients are computed from, those that cost more to compute again than to keep."""
+        """The forward's results to save: those that the gradients are computed from, and that cost more to compute again than to keep."""
         nodes = self.build.nodes
         used = needed(nodes, (*outputs, *before))
         wanted = {*outputs, *before, *more, *(value for place in used if place >= self.forward_nodes for value in read(nodes[place]))}

@@ -28,7 +28,7 @@ from sstkern.program.windows import NotLowered
 
 
 def _or_reason(make: Callable[..., Prepared]) -> Callable[..., Prepared]:
-    """Remembers too why there is none: to compile what cannot be takes as long each time."""
+    """Remembers the result, and why there is none: to compile what cannot be compiled takes as long each time."""
 
     @lru_cache(maxsize=256)
     def found(*arguments: Any) -> Prepared | Exception:
@@ -131,7 +131,7 @@ class Layer:
         lengths: Tensor | None,
         saved_rows: int | None,
     ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        """As `run.forward_and_saved`, with saved_rows rows of what is saved; nothing is with None."""
+        """As `run.forward_and_saved`, with `saved_rows` rows of what is saved; None saves nothing."""
         found, count = self._compiled(saved_rows is not None), len(self.program.outputs)
         if self.narrow is None or self.narrow_program is None:
             outputs, last, _ = found(inputs, parameters, hx, lengths, call, call.reverse, saved_rows)

@@ -291,7 +291,7 @@ class _Emitter:
 
 
 class _Core(_Emitter):
-    """Of the loop over time steps."""
+    """The kernel of the loop over time steps."""
 
     def __init__(self, found: Code):
         super().__init__(found, "core")
@@ -421,8 +421,8 @@ def _stacks(parts: Sequence[Attached]) -> list[list[Attached]]:
 
 
 class _Rows(_Emitter):
-    """Of a stage before or after the loop, for all rows at once; its products are there when it begins. A stage in two parts has two
-    launches of the kernel."""
+    """The kernel of a stage before or after the loop, for all rows at once; its products are there when it begins. A stage in two parts has
+    two launches of the kernel."""
 
     def __init__(self, found: Code, phase: int, place: int, stage: Stage):
         super().__init__(found, f"{'before' if phase == BEFORE else 'after'}_{place}")

@@ -178,7 +178,7 @@ def _clamp(call: Call, a: Value, y: Value) -> Value:
 
 
 _SIXTH = 0.16666667163372040
-"""As PyTorch has it in the derivative of hardsigmoid: float32's, in every dtype."""
+"""A sixth as PyTorch has it in the derivative of hardsigmoid: float32's, in every dtype."""
 
 
 def _hardsigmoid(call: Call, a: Value, y: Value) -> Value:
@@ -219,7 +219,7 @@ def _amax(call: Call, a: Value, y: Value) -> Value:
 
 
 def _max(call: Call, a: Value, y: Value) -> Value:
-    """All for the first that is the largest, or is NaN."""
+    """Gives all of the gradient to the first that is the largest, or is NaN."""
     largest = call.do("logical_or", call.do("eq", a, y), call.do("isnan", a))
     before = call.do("cumsum", _one_where(call, largest, a), attributes=(False,))
     return call.where(call.do("logical_and", largest, call.do("eq", before, 1)))
@@ -291,4 +291,4 @@ RULES: dict[str, Rule] = {
     "product": lambda call: (call.do("transposed_product", call.gradient, call.arguments[1]), None),
     **dict.fromkeys((*_CONSTANT, "detach", "full", "count"), _none),
 }
-"""`chunk` has none: `derive` puts the gradients of all chunks together."""
+"""The rule of each operation. `chunk` has none: `derive` puts the gradients of all chunks together."""

@@ -205,7 +205,7 @@ class Builder:
         return self._known[key]
 
     def program(self, outputs: Sequence[Value], next_states: Sequence[Value]) -> Program:
-        """Without what neither an output nor a state needs."""
+        """The program, without nodes that neither an output nor a state needs."""
         inputs, states, parameters = (tuple(self.dimensions[kind]) for kind in "xhp")
         return Program(inputs, states, parameters, *rewritten(self.nodes, outputs, next_states, {}))
 

@@ -18,14 +18,15 @@ from torch.nn import functional as F
 from sstkern.program.values import Node, Number, Size, Value
 
 CHEAP, COSTLY, PRODUCT = 1.0, 8.0, 1e6
-"""Of computing an element again in the backward: by the processor's own instructions, by a polynomial (exp, tanh), by a matrix product."""
+"""Costs of computing an element again in the backward: by the processor's own instructions, by a polynomial (exp, tanh), by a matrix
+product."""
 PRODUCTS = ("product", "transposed_product")
 SUMS = ("sum", "mean")
 REDUCTIONS = (*SUMS, "amax", "max", "cumsum")
 """Along the last dimension of a row, which stays, of width 1; `cumsum` keeps its width. All that are the largest share the gradient of
 `amax`; the first of them has that of `max`."""
 STORED = 4.0
-"""Of storing an element in the forward and loading it in the backward instead."""
+"""Cost of storing an element in the forward and loading it in the backward instead."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ def _cat(*given: Any) -> Tensor:
 
 
 def _cut(v: Tensor, *given: Any) -> Tensor:
-    """Of what has the width of all parts, the place of one of them."""
+    """One part, by its place, of what has the width of all parts."""
     *parts, dim, index = given
     return v.narrow(dim, sum(part.size(dim) for part in parts[:index]), parts[index].size(dim))
 
@@ -89,7 +90,7 @@ def _cumsum(v: Tensor, back: bool) -> Tensor:
 
 
 def divisor(width: int, less: Any) -> int:
-    """Of a mean."""
+    """The number that a sum over `width` numbers is divided by: `less` fewer."""
     return max(0, width - less)
 
 

@@ -40,7 +40,7 @@ class Programs:
         return vars(Programs())
 
     def of_call(self, cell: nn.Module, inputs: Structure, state: Structure | None, lead: int, returns: Returns) -> Captured:
-        """`find` for tensors, whose first dimensions, `lead` of an input, count rows."""
+        """`find` for tensors, whose first `lead` dimensions count rows."""
         self.last = self.find(cell, _specs(inputs, lead, cell), None if state is None else _specs(state, 1, cell), returns)
         return self.last
 
@@ -97,14 +97,14 @@ def _key(specs: Structure | None) -> Any:
 
 
 def _key_of(tensors: Structure, lead: int) -> Any:
-    """`_key` of their Specs, where autocast casts none: to make those takes longer."""
+    """The `_key` of the tensors' Specs, where autocast casts none; to make the Specs first takes longer."""
     if isinstance(tensors, Tensor):
         return tensors.shape[lead:], tensors.dtype, tensors.device
     return type(tensors), *[_key_of(part, lead) for part in tensors]
 
 
 def _specs(tensors: Structure, lead: int, cell: nn.Module) -> Structure:
-    """Of a step's rows of each tensor, whose first `lead` dimensions count rows."""
+    """The Specs of a step's rows of each tensor, whose first `lead` dimensions count rows."""
 
     def spec(tensor: Tensor) -> Spec:
         dtype = cast_dtype(cell) if is_cast(tensor) else None
@@ -124,7 +124,7 @@ def cast_dtype(cell: nn.Module) -> torch.dtype | None:
 
 
 def kinds(captured: Captured) -> Leaves:
-    """Of what the program takes."""
+    """The kinds of what the program takes."""
     return Leaves(
         tuple(Kind(part.shape, part.dtype) for part in (*flatten(captured.input), *captured.draws)),
         tuple(Kind(spec.shape, spec.dtype) for spec in flatten(captured.state)),

@@ -35,7 +35,7 @@ class Row(NamedTuple):
 
 
 class Vector(NamedTuple):
-    """As `Row`, of a vector."""
+    """A vector, described as in `Row`."""
 
     vector: int
     start: int
@@ -103,7 +103,7 @@ class LoopText(ABC):
 
     @abstractmethod
     def number(self, place: int) -> str:
-        """Of the call."""
+        """A number of the call."""
 
     @abstractmethod
     def size(self, start: int) -> str:
@@ -115,7 +115,7 @@ class LoopText(ABC):
 
     @abstractmethod
     def sums(self, place: int, gate: int) -> str:
-        """Of the loop's product number `place`."""
+        """The sums of the loop's product number `place`."""
 
     @abstractmethod
     def vector(self, vector: Vector, boolean: bool) -> str: ...
@@ -152,7 +152,7 @@ class LoopText(ABC):
         self._store()
 
     def live(self) -> int:
-        """How many values are alive at once at most, if each is computed as late as it stands."""
+        """The largest number of values that are alive at once, if each is computed as late as it stands."""
         last: dict[str, int] = {}
         for place, line in enumerate(self.lines):
             for word in (line.name, *_variables(line.text)):
@@ -216,7 +216,7 @@ class LoopText(ABC):
         return self.condition(number) if self._is_mask(window) else number
 
     def _count(self, node: Node) -> str:
-        """A width less some, a size like those of windows."""
+        """A width minus a number: a size, like those of windows."""
         (of,), (less,) = node.values(), node.attributes
         count = divisor(self.values.kinds[of].shape[-1], less)
         return self.size(self.arguments.start(("count", count), count))
@@ -237,7 +237,7 @@ class LoopText(ABC):
         return next((part for part in self.loop.attached if part.value == window.base), None)
 
     def _of_parameter(self, value: Value, result: Value, window: Window) -> str:
-        """What has no rows, as an operand of a window of `result`."""
+        """A value without rows, as an operand of a window of `result`."""
         boolean = self.values.kinds[value].dtype == torch.bool
         if self.values.width(value) == 1:
             one = Vector(self.arguments.vector(value, None), -1, True)
@@ -304,7 +304,7 @@ class LoopText(ABC):
         return self.call(operation, numbers + ([self._number(part) for part in attributes] if operation in _ATTRIBUTES else []))
 
     def _as_numbers(self, arguments: list[str], masks: list[bool], keep: bool = False) -> list[str]:
-        """Masks among numbers are 0 and 1; all of them are masks, and stay so, with `keep`."""
+        """Masks among numbers become 0 and 1. With `keep` all are masks, and stay so."""
         if keep:
             return [self.spread(argument, True) for argument in arguments]
         given = zip(arguments, masks, strict=True)

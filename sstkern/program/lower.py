@@ -1,7 +1,7 @@
 """A program as loops over units and matrix products between them: what the CPU engine runs, and what `cpp` writes the loops' code of.
 
 Three *phases* run one after the other: before the loop over time steps, for all rows at once, what matrix products without a state are made
-from; the loop; after it, for all rows, matrix products that no state hangs on, and what follows. What is computed unit by unit is done in
+from; the loop; after it, for all rows, matrix products that no state depends on, and what follows. What is computed unit by unit is done in
 the loop wherever that is possible: its numbers are in registers there.
 
 A phase has *stages*: products, and loops over the units of windows of one width. What a stage reads is complete when it begins; what one
@@ -125,7 +125,7 @@ class Stage:
 
 
 class Wanted(NamedTuple):
-    """Of a derivative: a sum over rows."""
+    """A sum over rows that a derivative wants."""
 
     parameter: int
     left: Value
@@ -174,7 +174,7 @@ class Lowered:
 
 @lru_cache(maxsize=512)
 def lowered(program: Program, leaves: Leaves, outputs: tuple[Value, ...], sums: tuple[Wanted, ...] = ()) -> Lowered:
-    """For tensors of these kinds. Raises NotLowered, with the reason, for what this cannot express."""
+    """The program lowered for tensors of these kinds. Raises NotLowered, with the reason, for what this cannot express."""
     plain: set[Value] = set()
     while True:
         found = _Lowering(program, leaves, outputs, sums, plain)
@@ -237,7 +237,7 @@ class _Lowering:
     # Products and phases
 
     def _never_attached(self) -> set[Value]:
-        """Products whose columns are no windows of one width that something is computed with."""
+        """Products that no loop reads gate by gate: nothing reads them, or their columns are no windows of one width."""
         values = self.values
         read = {
             window.base
@@ -250,7 +250,7 @@ class _Lowering:
         return {value for value in self.used if values.is_product(value) and (value not in read or not self._gates(value))}
 
     def _gates(self, product: Value) -> int:
-        """Of how many windows of one width its columns are; 0 where they are not."""
+        """The number of windows of one width that a product's columns are; 0 where they are not."""
         windows = self.values.windows(product)
         alone = self.values.width(product) == self.values.kinds[product].shape[-1]
         return len(windows) if alone and len({window.width for _, window in windows}) == 1 else 0
@@ -274,8 +274,8 @@ class _Lowering:
         return {value: BEFORE if value in before - stateful else AFTER if value in after else CORE for value in self.used}
 
     def _late_only(self, given: Sequence[Value], after: set[Value]) -> set[Value]:
-        """Of these, what only that is computed with which comes after the loop, or a sum over rows, of inputs and of what is kept for all
-        time steps anyway."""
+        """Of the given values, those that only phases after the loop and sums over rows compute with, and that follow from inputs and from
+        what is kept for all time steps anyway."""
         summed = {part.left for part in self.wanted if part.right is None}
         ends = {*self.outputs, *(value for part in self.wanted if part.right is not None for value in (part.left, part.right))}
         users: dict[Value, list[Value]] = {}
@@ -327,9 +327,9 @@ class _Lowering:
         self.order: list[Window] = []
         self.readers: dict[Window, list[Window]] = {}
         self.stores: dict[Window, list[tuple[int, Memory]]] = {}
-        """With the phase that a store is done in."""
+        """The places that windows are stored to, with the phase of each store."""
         self.operands: dict[Value, list[tuple[Memory, Value]]] = {}
-        """Of products and moves: where each is, and what."""
+        """The operands of products and moves: where each is, and what."""
         self.copies: dict[Value, int] = {}
         self._known: set[Window] = set()
         after = [self._slot("n", place, Value("h", place)) for place in range(len(self.program.states))]
@@ -430,7 +430,7 @@ class _Lowering:
         return self.homes[leaf].slot
 
     def _home(self, base: Value) -> Memory:
-        """Of what is made: where it is put anyway, as an output or beside others; else a slot of its own."""
+        """The memory of a value: where it is put anyway, as an output or beside others; else a slot of its own."""
         if base not in self.homes:
             anyway = [target for phase, target in self.stores.get(self._whole(base), ()) if phase == self.phase.get(base)]
             given = [target for target in (*self.results.get(base, ()), *anyway) if self.slots[target.slot].kind != "n"]
@@ -441,7 +441,7 @@ class _Lowering:
         return Window(base, 0, self.values.width(base))
 
     def _keep(self, slot: int) -> None:
-        """Rows of one time step are gone in another phase: those of all are kept."""
+        """Keeps rows of all time steps: those of one are gone in another phase."""
         if self.slots[slot].kind == "l":
             self.slots[slot] = self.slots[slot]._replace(kind="r")
 
@@ -533,7 +533,7 @@ class _Lowering:
         return found
 
     def _deadlines(self) -> dict[tuple[Window, int], int]:
-        """Of what products and moves read, with the phase: the last stage that may store it."""
+        """For what products and moves read, with the phase: the last stage that may store it."""
         found: dict[tuple[Window, int], int] = {}
         for made, stage in self.made.items():
             if self.values.is_product(made) and self._ahead(made):
@@ -547,7 +547,7 @@ class _Lowering:
         return found
 
     def _last(self, window: Window, ends: dict[tuple[Window, int], int]) -> int:
-        """As late as its readers allow: what is computed late is not stored in between."""
+        """The stage to compute a window in: as late as its readers allow, since what is computed late is not stored in between."""
         assert window.base is not None
         phase = self.phase[window.base]
         stages = [
@@ -626,7 +626,7 @@ class _Lowering:
                 self._reach_from(window, theirs)
 
     def _reach(self, window: Window) -> None:
-        """Gives what is put to memory a place that its readers reach."""
+        """Gives each window that is put to memory a place that its readers reach."""
         assert window.base is not None
         if readers := self.readers.get(window, ()):
             home = self._home(window.base)
@@ -689,7 +689,7 @@ class _Lowering:
         return Lowered(self.values, self.slots, phases, memory, copies, self.weights, self.fixed, self.sums)
 
     def memory_of(self, made: Value) -> Memory:
-        """Where what is made lies, if it does."""
+        """The place of what is made, if it lies in memory."""
         return self.targets.get(made) or self._home(made)
 
     def _add_made(self, stage: Stage, made: Value) -> None:

@@ -23,9 +23,9 @@ from sstkern.program.prepared import Prepared
 from sstkern.program.values import Value
 
 _KINDS = {letter: place for place, letter in enumerate("xhnorl")}
-"""As csrc/program.h numbers kinds of slots."""
+"""Kinds of slots, numbered as in csrc/program.h."""
 _REDUCTIONS = ("sum", "amax", "max", "cumsum", "cumsum_back")
-"""As csrc/kernels/kernels.h numbers them."""
+"""Reductions, numbered as in csrc/kernels/kernels.h."""
 _RUN = torch.ops.sstkern.run_program.default
 
 
@@ -60,7 +60,7 @@ def _forget(handle: int) -> None:
 
 
 def _description(found: Lowered, written: Code, outputs: int, numbers: int, rows_only: tuple[set[int], set[int]]) -> list[int]:
-    """As csrc/program.cpp reads it."""
+    """The description that csrc/program.cpp reads."""
     program = found.values.program
     only = {"x": rows_only[0], "o": rows_only[1]}
     numbers_of = [len(program.inputs), len(program.states), outputs, len(found.weights), len(written.vectors), numbers, len(found.slots)]

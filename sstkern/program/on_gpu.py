@@ -32,7 +32,7 @@ class Compiled(Prepared):
     """A program that the Triton engine runs; its kernels are compiled when they are first launched."""
 
     precision = staticmethod(Device.product_precision)
-    """Of float32 products, from the device and the dtype."""
+    """The precision of float32 products, from the device and the dtype."""
 
     def prepare(self, found: Lowered, rows_only: tuple[set[int], set[int]]) -> None:
         self.found, self.rows_only = found, rows_only
@@ -42,7 +42,7 @@ class Compiled(Prepared):
         self.sizes = _sizes(self.code)
         self.operands = _operands(self.code)
         self.launches: dict[tuple, launch.StepLaunch] = {}
-        """Those that were compiled before, to see whether they spill."""
+        """Launches that were compiled before, to see whether they spill."""
         self._tables: dict[torch.device, dict[str, Tensor]] = {}
 
     def run(self, *arguments: Any) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
@@ -55,7 +55,7 @@ class Compiled(Prepared):
         layers.runs["backward" if backward else "forward"] += 1
 
     def parts(self, kernel: Kernel) -> tuple[launch.Part, ...]:
-        """As `launch` asks for them."""
+        """The kernel's parts as `launch` asks for them."""
         works = [self.code.works[place] for place in kernel.works]
         return tuple(
             launch.Part(
@@ -78,7 +78,7 @@ class Compiled(Prepared):
 
 
 class CompiledLayer(Compiled):
-    """Of a built-in layer, whose float32 is that of the others."""
+    """A built-in layer compiled, whose float32 is that of the others."""
 
     precision = staticmethod(Device.precision)
 
@@ -116,7 +116,7 @@ def _operands(found: Code) -> set[int]:
 
 
 def _places(move) -> list[list[list[int]]]:
-    """For each source a table: of each number of the target the places in that source, one after the other, -1 where there is none."""
+    """For each source a table: for each number of the target its places in that source, one after the other, -1 where there is none."""
     first, found = 0, []
     for _, width in move.sources:
         inside = [[place - first for place in of if first <= place < first + width] for of in move.places]
@@ -221,13 +221,13 @@ class _Call:
 
     @cached_property
     def starts_anew(self) -> Tensor | None:
-        """Of each slot whether its sequence begins anew with its first step, bool (B, 1); None where the layer begins with the last one."""
+        """Whether each slot's sequence begins anew with its first step, bool (B, 1); None where the layer begins with the last one."""
         if self.marks is None or not self.T or self.reverse != self.backward:
             return None
         return rows_of.starting(self.marks, self.rows)[:, None]
 
     def first_gradients(self, last: Sequence[Tensor]) -> list[Tensor]:
-        """Those of the first states, then those of what sequences begin anew with."""
+        """The gradients of the first states, then those of what sequences begin anew with."""
         start, anew = self.starts_anew, [state[2] for state in self.states]
         if start is None:
             return [*last, *anew]
@@ -237,15 +237,15 @@ class _Call:
     # Rows
 
     def by_slot(self, state: Tensor) -> Tensor:
-        """In the order of the slots."""
+        """The state in the order of the slots."""
         return state if self.rows is None else state[self.rows.order.long()]
 
     def back(self, state: Tensor) -> Tensor:
-        """In the order of the batch."""
+        """The state in the order of the batch."""
         return state.clone() if self.rows is None else state[self.rows.slot]
 
     def filled(self, numbers: Sequence[float]) -> Tensor:
-        """Without a copy from the host, which a CUDA graph could not have."""
+        """A tensor of the numbers, without a copy from the host, which a CUDA graph could not have."""
         found = torch.empty(max(1, len(numbers)), dtype=self.real, device=self.place)
         for place, number in enumerate(numbers):
             found[place].fill_(number)
@@ -413,7 +413,7 @@ class _Call:
         return plan
 
     def chosen(self, kernel: Kernel, forced: str | None) -> launch.StepLaunch:
-        """By the launch table, and by what the compiler says of its choice."""
+        """The launch, by the launch table and by what the compiler says of its choice."""
         plan = choose_step(self.device.card, self.step, forced)
         if self.device.stack is None or plan.schedule == "stepwise":
             return plan
@@ -424,7 +424,7 @@ class _Call:
         return self.compiled.launches[key]
 
     def stack(self, asked: Callable[..., int], kernel: Kernel, plan: launch.StepLaunch) -> int:
-        """As `Device.stack` says, most where the loop's kernel does not compile."""
+        """Bytes of stack, as `Device.stack` says; as many as can be where the loop's kernel does not compile."""
         grid, arguments = next(self.launches(kernel, plan, self.of_loop(kernel, plan)))
         try:
             return asked(getattr(self.compiled.kernels, kernel.name), grid, arguments, _options(plan))

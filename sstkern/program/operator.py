@@ -68,7 +68,7 @@ def layer(
 
 
 def _transformed(call: Call, inputs, parameters, hx, lengths: Tensor | None) -> tuple[list[Tensor], list[Tensor]]:
-    """Within transforms, or in forward mode, which comes from plain PyTorch."""
+    """`layer` within transforms, or in forward mode, which comes from plain PyTorch."""
     if operators.autocasting(inputs[0]):  # the operator does this by itself
         with torch.autocast(inputs[0].device.type, enabled=False):
             inputs, parameters, hx = map(operators.autocast, (inputs, parameters, hx))
@@ -199,7 +199,7 @@ def _run(call: Call, inputs, parameters, hx, lengths: Tensor | None, saved_rows:
 
 
 def _results(call: Call, inputs, parameters, hx, lengths: Tensor | None, saved_rows: int | None):
-    """By an engine where one can, which gives new tensors, else in plain PyTorch."""
+    """The results, by an engine where one can run it, which gives new tensors; else in plain PyTorch."""
     given = [*inputs, *parameters, *hx]
     if name := engine.wanted(given):
         try:
@@ -218,7 +218,7 @@ def _all_rows(call: Call, x: Tensor) -> int:
 
 
 def _filled(tensor: Tensor, rows: int) -> Tensor:
-    """With zeros up to a number of rows."""
+    """The tensor with zeros behind it, up to a number of rows."""
     return torch.cat([tensor, tensor.new_zeros(rows - tensor.size(0), *tensor.shape[1:])]) if tensor.size(0) < rows else tensor
 
 
@@ -254,7 +254,7 @@ def _run_backward(
 
 
 def _gradients_of(call: Call, inputs, parameters, hx, lengths: Tensor | None, saved, grad_outputs, grad_hx, needs, groups):
-    """As `_results`."""
+    """The gradients, by an engine or in plain PyTorch as `_results`."""
     tensors, given = (inputs, parameters, hx, lengths), [*inputs, *parameters, *hx, *grad_outputs, *grad_hx]
     if name := engine.wanted(given):
         try:
@@ -275,7 +275,7 @@ def _gradients_of(call: Call, inputs, parameters, hx, lengths: Tensor | None, sa
 
 
 def _of_each_group(call: Call, inputs, parameters, hx, lengths: Tensor | None, grad_outputs, grad_hx, needs, groups: int):
-    """In plain PyTorch, a group after the other."""
+    """The gradients in plain PyTorch, a group after the other."""
     plain = replace(_of_program(call, inputs, parameters, hx), needs=tuple(needs), groups=groups)
     if plain.packed:
         raise NotImplementedError("sstkern::program_backward: groups of packed sequences need a fused engine; pad them")
@@ -286,7 +286,7 @@ def _of_each_group(call: Call, inputs, parameters, hx, lengths: Tensor | None, g
 
 
 def _plain_gradients(call: Call, inputs, parameters, hx, lengths: Tensor | None, grad_outputs, grad_hx, needs) -> list[Tensor]:
-    """Those that are needed, by autograd through plain PyTorch."""
+    """The gradients that are needed, by autograd through plain PyTorch."""
     plain = replace(_of_program(call, inputs, parameters, hx), needs=tuple(needs))
     return list(transforms.plain_gradients(plain, lengths, *inputs, *parameters, *hx, *grad_outputs, *grad_hx))
 
@@ -345,7 +345,7 @@ def _forward_gradient(ctx, grad_outputs, grad_hx, _grad_saved):
 
 @one_thread
 def _given_gradients(ctx, inputs, parameters, hx, lengths, saved, grad_outputs, grad_hx, wanted) -> Sequence[Tensor | None]:
-    """Of inputs, parameters and states, where some of the results may have no gradient."""
+    """The gradients of inputs, parameters and states, where some of the results may have no gradient."""
     with engines.forcing(ctx.forced):
         return _gradients_by_engine(ctx, inputs, parameters, hx, lengths, saved, grad_outputs, grad_hx, wanted)
 
@@ -416,7 +416,7 @@ def _undifferentiated_backward(call, inputs, parameters, hx, lengths, saved, gra
 
 
 def _nothing(fields: Sequence) -> list:
-    """As gradients of what is no tensor: torch wants None, and an empty list for one."""
+    """The gradients of arguments that are no tensors: torch wants None, and an empty list for a list."""
     return [[] if isinstance(field, list | tuple) and not field else None for field in fields]
 
 

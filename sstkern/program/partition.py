@@ -12,8 +12,8 @@ from sstkern.program.language import OPERATIONS, PRODUCTS
 
 @dataclass(frozen=True)
 class Parts:
-    """Places of nodes. before: what no state has a part in, for all rows at once. core: what the next states hang on besides, step by step.
-    after: what only outputs hang on, for all rows at once.
+    """Places of nodes. before: what no state has a part in, for all rows at once. core: what else the next states depend on, step by step.
+    after: what only outputs depend on, for all rows at once.
 
     to_core: the values that a step of the core takes, of inputs or computed before. from_core: those of the core, or states, that are
     needed for all rows, by `after` or as outputs.
@@ -28,7 +28,7 @@ class Parts:
 
 @lru_cache(maxsize=512)
 def partition(program: Program, outputs: tuple[Value, ...]) -> Parts:
-    """For those of the outputs that are wanted."""
+    """The parts of a program, for the outputs that are wanted."""
     nodes = program.nodes
     rows: set[Value] = {Value("x", place) for place in range(len(program.inputs))}
     for place, node in enumerate(nodes):  # what follows from parameters only has no rows to cut by steps
@@ -59,8 +59,8 @@ def _distinct(values) -> tuple[Value, ...]:
 
 
 def stages(program: Program, core: Sequence[int]) -> dict[int, int]:
-    """Of each product in the core its stage: 0 where its operand is there when the step begins, else one more than the last product it
-    hangs on."""
+    """The stage of each product in the core: 0 where its operand is there when the step begins, else one more than that of the last product
+    it depends on."""
     depth: dict[Value, int] = {}
     found = {}
     for place in core:

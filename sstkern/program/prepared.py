@@ -116,7 +116,7 @@ class Prepared:
         return [*(Value("p", place) for place in range(len(self.program.parameters))), *(Value("v", place) for place in self.fixed)]
 
     def _known(self, parameters: Sequence[Tensor], call: Call) -> list[Any]:
-        """Of the values, in that order."""
+        """The values, in that order."""
         known: dict[Value, Any] = {Value("p", place): tensor for place, tensor in enumerate(parameters)}
         for place in self.fixed:
             node = self.program.nodes[place]
@@ -148,7 +148,7 @@ def _parts(node):
 
 
 def _dimensions(kinds: Sequence[Kind]) -> list[int] | None:
-    """Of each one's rows; None where all are vectors, which need not be made flat."""
+    """How many dimensions each one's rows have; None where all are vectors, which need not be made flat."""
     found = [len(kind.shape) for kind in kinds]
     return None if all(count == 1 for count in found) else found
 
@@ -167,7 +167,7 @@ def _flat(tensors: Sequence[Tensor], dimensions: Sequence[int]) -> list[Tensor]:
 
 
 def _shaped(tensors: Sequence[Tensor], shapes: Sequence[tuple[int, ...]], leading: int | None = None) -> list[Tensor]:
-    """The way back. leading: how many dimensions stand before the row's; all but one by default."""
+    """The inverse of `_flat`. leading: how many dimensions stand before the row's; all but one by default."""
     return [
         tensor if tensor.dim() == len(shape) + (tensor.dim() - 1 if leading is None else leading) else _reshaped(tensor, shape, leading)
         for tensor, shape in zip(tensors, shapes, strict=True)

@@ -217,7 +217,7 @@ def _check_saved(program: _Program, saved: Sequence[Tensor]) -> None:
 
 
 def _there(gradients: Iterable[Tensor | None]) -> list[Tensor]:
-    """Those that are needed."""
+    """The gradients that are needed."""
     return [gradient for gradient in gradients if gradient is not None]
 
 

@@ -142,7 +142,7 @@ def reached(call: Call, inputs: Sequence[Tensor], parameters: Sequence[Tensor], 
 
 
 def reached_by(derivative: Derivative, parameters: int, states: int) -> list[bool]:
-    """`reached`, of inputs, so many parameters and so many states."""
+    """`reached`, by inputs, so many parameters and so many states."""
     of_parameters = {part.parameter for part in derivative.sums}
     return [*(place is not None for place in derivative.inputs), *(place in of_parameters for place in range(parameters)), *[True] * states]
 
@@ -178,12 +178,12 @@ _NARROW = {torch.bfloat16, torch.float16}
 
 
 def wide(tensor: Tensor, call: Call) -> Tensor:
-    """As `widened` has it."""
+    """The tensor in the dtype that `widened` has."""
     return tensor.float() if call.narrow is not None and tensor.dtype in _NARROW else tensor
 
 
 def kept_kinds(call: Call, kinds: Leaves) -> tuple[Kind, ...]:
-    """Of what `forward_and_saved` saves."""
+    """The kinds of what `forward_and_saved` saves."""
     call, kinds = widened(call, kinds)
     return result_kinds(replace(call.program, outputs=derive(call.program, kinds, call.recompute).kept), kinds)
 

@@ -14,7 +14,7 @@ from sstkern.program.graph import Node, Program, Value
 from sstkern.program.language import OPERATIONS, resolved
 
 ROWS = 3
-"""Of the tensors that stand for any number of rows."""
+"""Rows of the tensors that stand for any number of rows."""
 
 
 class Kind(NamedTuple):
@@ -25,7 +25,7 @@ class Kind(NamedTuple):
 
 
 def row_kind(tensor: Tensor, lead: int) -> Kind:
-    """Of a tensor of rows, whose first `lead` dimensions count the rows."""
+    """The kind of a tensor of rows, whose first `lead` dimensions count the rows."""
     return Kind(tuple(map(int, tensor.shape[lead:])), tensor.dtype)
 
 
@@ -69,7 +69,7 @@ def example(kind: Kind) -> Tensor:
 
 
 class _AnyNumbers(Sequence[float]):
-    """For what a call gives: shapes and dtypes do not depend on it."""
+    """Stands for a call's numbers: shapes and dtypes do not depend on them."""
 
     def __len__(self) -> int:
         return 0
@@ -83,7 +83,7 @@ _ANY_NUMBERS = _AnyNumbers()
 
 @lru_cache(maxsize=1024)
 def result_kinds(program: Program, leaves: Leaves) -> tuple[Kind, ...]:
-    """Of the outputs."""
+    """The kinds of the outputs."""
     with private.untraced(), torch.no_grad():
         found = Examples(leaves)
         for place, node in enumerate(program.nodes):

@@ -60,7 +60,7 @@ class Values:
         self._widths = {value: math.prod(kind.shape) for value, kind in self.kinds.items()}
         self.dtype = self._dtype()
         self.biases = self._biases(alone)
-        """Of products, the vector that is added and nothing else is done with: their sums then begin with it."""
+        """For products, the vector that is added and used for nothing else: their sums then begin with it."""
         self.cuts: dict[Value, set[int]] = {}
 
     def _rows(self) -> set[Value]:
@@ -84,7 +84,7 @@ class Values:
         return dtypes.pop()
 
     def _biases(self, alone: Collection[Value]) -> dict[Value, tuple[Value, Value]]:
-        """Of each sum of a product and a vector: both. alone: products that keep theirs apart."""
+        """Each sum of a product and a vector, with both. alone: products that keep theirs apart."""
         found = {}
         for place, node in enumerate(self.program.nodes):
             if node.operation != "add" or len(node.values()) != 2:
@@ -99,7 +99,7 @@ class Values:
         return self.program.nodes[value.place] if value.kind == "v" else None
 
     def operation(self, value: Value) -> str:
-        """Of a node's result; "" for inputs, states and parameters, and for what follows from parameters only."""
+        """The operation of a node's result; "" for inputs, states and parameters, and for what follows from parameters only."""
         return self.program.nodes[value.place].operation if value.kind == "v" and value in self.rows else ""
 
     def width(self, value: Value) -> int:
@@ -243,7 +243,7 @@ class Values:
         return [(0, Window(self._rows_of(value)[0], 0, self.width(value)))] if len(moved) <= 1 else None
 
     def parts(self, value: Value) -> list[tuple[int, Window]] | None:
-        """Of what only puts windows of others together: those, with their places. None for what is computed."""
+        """The windows that a value puts together, with their places; None for what is computed."""
         if value not in self._parts:
             self._parts[value] = self._found_parts(value)
         return self._parts[value]
@@ -323,7 +323,8 @@ class Values:
         return found
 
     def places(self, value: Value) -> list[list[int]]:
-        """Of what is moved: for each of its numbers the places in the rows of its arguments, one after the other, that it is the sum of."""
+        """For each number of what is moved, the places of the numbers that it is the sum of, in the rows of its arguments, one row after
+        the other."""
         arguments = self.arguments(value)
         node = self.node(value)
         assert node is not None

@@ -11,7 +11,7 @@ from sstkern.program.shapes import Examples, Leaves
 
 
 def flops_of_products(program: Program, leaves: Leaves) -> int:
-    """Of the matrix products of one step of one sequence: two for every multiplication. Everything else of a step is not counted."""
+    """Operations of the matrix products of one step of one sequence: two for every multiplication. All else of a step is not counted."""
     count = 0
     with private.untraced(), torch.no_grad():
         found = Examples(leaves)

@@ -49,7 +49,7 @@ class AffixVocabulary(Vocabulary):
         return len(self.tokens) + len(self.affixes)
 
     def encode(self, sentence: str) -> list[list[int]]:  # type: ignore[override]  # a token has several ids
-        """For each of the sentence's tokens 1 + 8 ids, filled up with those of padding."""
+        """1 + 8 ids for each of the sentence's tokens, filled up with those of padding."""
         return [self._rows.get(token) or self._row(PAD, token) for token in sentence.split()]
 
     def _row(self, word: int, token: str) -> list[int]:

@@ -135,12 +135,6 @@ class Batches:
         shares = (group[min(rank, len(group) - 1) :: world_size] for group in groups[start:])
         return (collate(self.encoded, self.labels, share.tolist()) for share in shares)
 
-    def padding_share(self, number: int = 0) -> float:
-        """The share of an epoch's entries of `ids` that is padding, from 0 to 1, on one rank."""
-        groups = self._groups(number, self.batch_size)
-        entries = sum(len(group) * max(1, int(self._lengths[group].max())) for group in groups)
-        return (entries - int(self._lengths.sum())) / max(1, entries)
-
     def _groups(self, number: int, size: int) -> list[np.ndarray]:
         """The positions that each step takes, `size` or, in one group, fewer; sorted by length in each group."""
         total = len(self.encoded)

@@ -88,9 +88,9 @@ class Resumable(NamedTuple):
 
     state: TrainingState
     average: Mapping[str, Tensor]
-    """Of the weights that are trained, which is the model to use."""
+    """The running average of the trained weights, which is the model to use."""
     optimizer: Mapping[str, Tensor]
-    """Its moments."""
+    """The optimizer's moments."""
     processes: Mapping[str, Tensor]
     """What each process holds, a row each."""
 

@@ -95,7 +95,7 @@ def train(
         float, typer.Option(help="Share of the target that is spread over all labels.")
     ] = TrainingOptions.label_smoothing,
     patience: Annotated[int, typer.Option(help="Epochs without a better accuracy before training stops.")] = TrainingOptions.patience,
-    seed: Annotated[int, typer.Option(help="Decides initial weights, order of batches and dropout.")] = TrainingOptions.seed,
+    seed: Annotated[int, typer.Option(help="Seed of initial weights, order of batches and dropout.")] = TrainingOptions.seed,
     threads: Annotated[
         int | None, typer.Option(help="CPU threads of a process.", show_default="PyTorch's choice")
     ] = TrainingOptions.threads,
@@ -115,6 +115,7 @@ def train(
     from sstkern.text import folders
     from sstkern.text.trainer import Run
 
+    # The function is long by its options, which typer reads from its signature.
     values = _values(ctx)
     if resume:
         given, folder = _given(ctx, values), output or folders.newest(cell)
@@ -143,7 +144,7 @@ def _values(ctx: typer.Context) -> dict[str, Any]:
 
 
 def _given(ctx: typer.Context, values: dict[str, Any]) -> dict[str, Any]:
-    """Those of the command line."""
+    """The values that the command line gives."""
     return {name: value for name, value in values.items() if ctx.get_parameter_source(name).name == "COMMANDLINE"}
 
 
@@ -158,7 +159,7 @@ def _train(run: Any, compare: bool) -> None:
             run.accelerator.print(line)  # on the main process only
 
     parameters = sum(parameter.numel() for parameter in run.classifier.model.parameters())
-    tell(f"data: {run.data.description}")
+    tell(f"data: {_briefly(run.data.description)}")
     tell(
         f"{len(run.data.train):,} sentences to train on, {len(run.data.valid):,} to validate on, "
         f"{len(run.classifier.vocabulary):,} tokens, {parameters:,} parameters on {run.accelerator.device}"
@@ -172,6 +173,9 @@ def _train(run: Any, compare: bool) -> None:
         else:
             tell(f"interrupted at step {run.state.step}; no model was saved")
         raise typer.Exit(128 + (run.stopped_by or signal.SIGINT))
+    if run.state.epoch < run.options.epochs:
+        patience = run.options.patience
+        tell(f"stopped after {run.state.epoch} of {run.options.epochs} epochs: no better accuracy in the last {patience} (--patience)")
     if not exists(run.output / "best"):
         tell("the best model was not saved, only last is there" if exists(run.output / "last") else "no model was saved")
     elif run.data.valid:
@@ -199,6 +203,13 @@ def _train(run: Any, compare: bool) -> None:
     end_training(run.accelerator)
     if not run.saved:
         raise typer.Exit(1)
+
+
+def _briefly(description: str) -> str:
+    """The description without why there is no SST-2, which a warning has told."""
+    from sstkern.text.sst2 import DEMO
+
+    return description.partition(": ")[0] if description.startswith(DEMO) else description
 
 
 def _is_there(path: Path) -> bool:
@@ -368,4 +379,4 @@ def _device() -> str:
 
 
 COMMANDS = (train, evaluate, predict, study)
-"""In the order in which `sstkern --help` lists them."""
+"""The commands, in the order in which `sstkern --help` lists them."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
-from sstkern.text import Examples, load, read_tsv
+from sstkern.text import Examples, load_examples, read_tsv
 from sstkern.text.checkpoint import TrainingOptions
 from sstkern.text.sst2 import DEMO
 
@@ -23,9 +23,9 @@ class Data:
     @classmethod
     def load(cls, options: TrainingOptions, accelerator: Accelerator) -> "Data":
         # The main process first: a download happens once, and one that fails is tried and warned about once.
-        found = load(options.data) if accelerator.is_main_process else None
+        found = load_examples(options.data) if accelerator.is_main_process else None
         (description,) = broadcast_object_list([found and found[2]])
-        train, valid, _ = found or load("demo" if description.startswith(DEMO) else options.data)
+        train, valid, _ = found or load_examples("demo" if description.startswith(DEMO) else options.data)
         if options.valid == "none":
             valid = Examples([], [])
             description += ", without validation"

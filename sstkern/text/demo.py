@@ -1,4 +1,4 @@
-"""Made-up reviews whose label hangs on the order of the words, for trying a model without data."""
+"""Made-up reviews whose label depends on the order of the words, for trying a model without data."""
 
 import random
 

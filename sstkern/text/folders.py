@@ -119,7 +119,7 @@ def _folder(cell: str, number: int) -> Path:
 
 
 def _numbers(cell: str) -> Iterator[int]:
-    """Of what is there under a name of a run of the cell."""
+    """The numbers of what is there under a name of a run of the cell."""
     for path in RUNS.iterdir() if RUNS.is_dir() else ():
         if path.name == cell:
             yield 1

@@ -78,7 +78,7 @@ class TrainingOptions:
     """How to train (see :mod:`sstkern.text.trainer`).
 
     Attributes:
-        data: a folder with train.tsv and dev.tsv, or ``demo``; None is SST-2 (see :func:`sstkern.text.load`).
+        data: a folder with train.tsv and dev.tsv, or ``demo``; None is SST-2 (see :func:`sstkern.text.load_examples`).
         valid: a TSV file to validate on instead of the data's own dev.tsv; ``none`` validates on nothing, and the model is that of
             the last epoch.
         vectors: pretrained word vectors: GloVe's, as :func:`sstkern.text.read_glove` takes them, or a transformer's, as

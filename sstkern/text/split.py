@@ -76,7 +76,7 @@ def _whole(phrases: Sequence[list[str]]) -> list[int]:
 
 
 def _occurring(wanted: Iterable[tuple[str, ...]], sentences: Iterable[list[str]]) -> set[tuple[str, ...]]:
-    """Those of the wanted phrases that stand inside one of the sentences."""
+    """The wanted phrases that stand inside one of the sentences."""
     among = set(wanted)
     return {run for sentence in sentences for run in _runs(sentence) if run in among}
 

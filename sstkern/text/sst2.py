@@ -19,7 +19,7 @@ DEMO = "generated demo sentences"
 logger = logging.getLogger(__name__)
 
 
-def load(data: str | Path | None = None) -> tuple[Examples, Examples, str]:
+def load_examples(data: str | Path | None = None) -> tuple[Examples, Examples, str]:
     """The training examples, the development examples, and a plain description of where they came from.
 
     Args:

@@ -55,6 +55,10 @@ class Speed:
         return round(self._tokens * self._processes / self.seconds)
 
 
+ROUNDS, STEPS = 6, 8
+"""At most: rounds in which each layer has its turn, and steps of a turn."""
+
+
 @dataclass(frozen=True)
 class Throughput:
     """Valid tokens a second in training; ``torch`` is None where there is nothing to compare with.
@@ -71,12 +75,10 @@ def measure_throughput(
     classifier: TextClassifier,
     batches: Batches,
     seconds: float = math.inf,
-    rounds: int = 6,
-    steps: int = 8,
 ) -> Throughput | None:
     """Measure training steps of a new model of a classifier's kind, with our recurrent layers and with torch.nn's.
 
-    The layers take turns, ``rounds`` times ``steps`` steps each on the same batches; the median counts. torch.nn's
+    The layers take turns, `ROUNDS` times `STEPS` steps each on the same batches; the median counts. torch.nn's
     runs both on packed and on padded sequences, where it computes steps that do not count, and its faster way counts.
 
     Args:
@@ -85,8 +87,6 @@ def measure_throughput(
         batches: to train on.
         seconds: the longest it may take, up to the step under way, as the main process says; with less time there are fewer and shorter
             rounds.
-        rounds: at most.
-        steps: of a layer in a round, at most.
 
     Returns:
         None where the time is too short for a single round.
@@ -124,9 +124,9 @@ def measure_throughput(
     if (began := clock()) + len(models) * longest <= seconds:
         take_turns(0, 1)
         now = clock()
-        steps = max(1, int(min(steps, (seconds - now) / (rounds * (now - began)))))
+        steps = max(1, int(min(STEPS, (seconds - now) / (ROUNDS * (now - began)))))
         expected = steps * (now - began)
-        while len(found) < rounds and (began := clock()) + expected <= seconds:
+        while len(found) < ROUNDS and (began := clock()) + expected <= seconds:
             found.append(take_turns(len(found), steps))
             expected = clock() - began
     if not found:

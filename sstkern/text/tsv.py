@@ -32,7 +32,7 @@ class Examples:
         return len(self.sentences)
 
     def pick(self, indices: Iterable[int]) -> Examples:
-        """Those at the positions `indices`, in that order."""
+        """The examples at the positions `indices`, in that order."""
         chosen = list(indices)
         return Examples([self.sentences[i] for i in chosen], [self.labels[i] for i in chosen], self.names)
 

@@ -11,7 +11,7 @@ from sstkern.bench.own_cases import OwnCase
 
 @pytest.fixture
 def figures(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
-    """Those that are saved."""
+    """The figures that are saved."""
     saved: list[Figure] = []
     save = Figure.savefig
     monkeypatch.setattr(Figure, "savefig", lambda self, *rest, **options: (saved.append(self), save(self, *rest, **options))[1])

@@ -53,6 +53,7 @@ def test_growth_and_memory_run_instead_of_the_cases(tmp_path: Path, monkeypatch:
     assert grown.exit_code == 0, grown.output
     result = call("--memory", "--cell", "lstm", "--shape", "2,3,4", "--lengths", "full", "--dtype", "float16", "--output", tmp_path)
     assert result.exit_code == 0, result.output
+    assert result.stderr == "1/1: LSTM B2 T3 H4 training full float16\n"
     assert {path.name for path in tmp_path.iterdir()} == {"growth.json", "growth-lstm-inference.png", "memory.json", "memory-float16.png"}
     assert ["LSTM", "2,3,4", "full", "float16", "3.0", "3.0"] in [line.replace("│", " ").split() for line in result.stdout.splitlines()]
 
@@ -269,11 +270,10 @@ def test_the_compiler_is_asked_only_when_told(tmp_path: Path, monkeypatch: pytes
     assert asked == ["openvino", "torch_compile"]
 
 
-def test_wrong_options_are_one_line_or_a_usage_error(tmp_path: Path):
+def test_wrong_options_are_usage_errors(tmp_path: Path):
     result = call("--shape", "2,3", "--output", tmp_path)
-    assert (result.exit_code, result.stderr) == (
-        1,
-        "sstkern: shape: expected three positive integers B,T,H, as in 32,20,128, got '2,3'\n",
-    )
+    assert result.exit_code == 2
+    said = "--shape: expected three positive integers B,T,H, as in 32,20,128, got '2,3'"
+    assert said in " ".join(result.stderr.replace("│", " ").split())
     assert call("--cell", "tree").exit_code == 2
     assert call("--threads", "0").exit_code == 2

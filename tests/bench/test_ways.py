@@ -18,7 +18,7 @@ def problem(cell: str, training: bool) -> OwnProblem:
 
 @pytest.fixture
 def uncompiled(monkeypatch: pytest.MonkeyPatch):
-    """As torch.compile traces it, without the C++ compiler, which takes half a minute."""
+    """torch.compile with its trace alone, without the C++ compiler, which takes half a minute."""
     compile = torch.compile
     monkeypatch.setattr(torch, "compile", lambda function, **options: compile(function, **{"backend": "eager"} | options))
     yield

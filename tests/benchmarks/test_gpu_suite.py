@@ -60,6 +60,15 @@ class TestPlan:
         assert [tuple(point.values()) for point in ranked[:3]] == [("a0", "b0"), ("a0", "b1"), ("a1", "b0")]
         assert tuple(ranked[-1].values()) == ("a2", "b1")
 
+    def test_what_takes_three_minutes(self):
+        plan = gpu.quick_plan()
+        kernels = [{(job["cell"], job["schedule"]) for job in of.checks if job["job"] == "check"} for of in (plan, gpu.full_plan())]
+        assert kernels[0] == kernels[1]
+        assert len(plan.points) == 36
+        assert {job["dtype"] for job in plan.points} == {"bfloat16", "tf32"}
+        assert plan.points[0] == gpu.full_plan().points[0]
+        assert {gpu._label(job) for job in plan.compiles} == {gpu._label(job) for job in gpu._compiles(list(map(gpu._point, plan.points)))}
+
     def test_points_that_differ_in_time_steps_share_their_kernels(self):
         plan = gpu.full_plan()
         assert len(plan.compiles) == len(plan.points) / 2
@@ -140,6 +149,7 @@ class TestReport:
             for i, ratio in enumerate(ratios)
         ]
         lines = gpu.table({"checks": [], "points": points, "flashrnn": [], "left_out": ["point"]}).splitlines()
+        assert lines[0].startswith("cuDNN / ours as Python issues them")
         assert lines[2].split() == ["GRU", "tf32", "padded", "3", *["2.00", "0.50", "8.00", "2", "1"] * 2]
         assert lines[-1] == "; ".join(
             [
@@ -148,6 +158,18 @@ class TestReport:
                 "1 left out for lack of time",
             ]
         )
+
+    def test_what_was_timed_in_graphs_leads_the_table(self):
+        timed = {phase: {"ratio": 4.0} for phase in gpu.PHASES} | {"failed": {}}
+        refused = {phase: {"ours": {"ms": 1.0}} for phase in gpu.PHASES} | {"failed": {"cudnn": "RuntimeError: no"}}
+        point = {"cell": "lstm", "dtype": "tf32", "ok": True} | TIMED | {"padded_graph": timed, "lengths_graph": refused}
+        lines = gpu.table({"checks": [], "points": [point, point], "flashrnn": [], "left_out": []}).splitlines()
+        assert lines[0].startswith("cuDNN / ours in CUDA graphs")
+        assert lines[2].split() == ["LSTM", "tf32", "padded", "2", *["4.00", "4.00", "4.00", "2", "0"] * 2]
+        assert lines[3] == "not captured: cudnn in 2 cases, the first for RuntimeError: no"
+        assert lines[4].startswith("cuDNN / ours as Python issues them")
+        assert [line.split()[2] for line in lines[6:8]] == ["padded", "lengths"]
+        assert gpu._outcome(point).startswith("padded in a graph 4.00x, 4.00x with backward; padded 2.00x")
 
 
 FLASHRNN = '''
@@ -234,6 +256,13 @@ class TestDryRun:
         (check,) = (check for check in report["checks"] if check["job"] == "resets_check")
         assert 1e-9 < check["errors"]["backward"] < 1e-5
 
+    def test_every_point_is_timed_in_graphs_too(self, report: dict):
+        (point,) = report["points"]
+        for variant in ("padded_graph", "lengths_graph"):
+            assert point[variant]["failed"] == {}
+            for times in (point[variant][phase] for phase in gpu.PHASES):
+                assert times["ratio"] == times["cudnn"]["ms"] / times["ours"]["ms"]
+
     def test_flashrnn_is_timed_where_it_can_be_imported(self, report: dict):
         assert report["environment"]["flashrnn"] == "importable"
         times = report["flashrnn"][0]["padded"]["forward_backward"]
@@ -257,9 +286,15 @@ def test_a_dry_run_of_own_cells(tmp_path: Path):
     assert 1e-9 < report["checks"][0]["4"]["ours"]["backward"] < 1e-5
     lstm, normalised = report["own_cells"]
     assert lstm["failed"] == normalised["failed"] == {}
-    assert set(lstm["times"]["forward_backward"]) - set(normalised["times"]["forward_backward"]) == {"hand_written", "cudnn"}
+    assert set(lstm["times"]["forward_backward"]) - set(normalised["times"]["forward_backward"]) == {
+        "hand_written",
+        "cudnn",
+        "hand_written_graph",
+        "cudnn_graph",
+    }
     for times in (*lstm["times"].values(), *normalised["times"].values()):
         assert {"loop", "compiled_step", "compiled_step_graph", "scan", "ours_graph"} < set(times)
-        for of_way in times.values():
-            assert of_way["ratio"] == of_way["ms"] / times["ours"]["ms"]
+        for name, of_way in times.items():
+            ours = "ours_graph" if name.endswith("_graph") and name != "ours_graph" else "ours"
+            assert of_way["ratio"] == of_way["ms"] / times[ours]["ms"]
     assert "time / ours: forward: " in ran.stdout

@@ -18,7 +18,7 @@ def workers():
 
 
 def results(workers: Workers, jobs: list[dict], count: int = 1, seconds: float = 60, job_seconds: float = 30) -> dict[int, dict]:
-    """By the job's number, which is added here."""
+    """The results by the job's number, which is added here."""
     numbered = [job | {"number": i} for i, job in enumerate(jobs)]
     return {job["number"]: result for job, result in workers.run(numbered, count, time.monotonic() + seconds, job_seconds)}
 

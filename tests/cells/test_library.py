@@ -165,7 +165,7 @@ BEGINNINGS: dict[str, dict[str, Check]] = {
 
 
 def falls(bias: Tensor) -> bool:
-    """From 5 to -7 along each head."""
+    """Whether a bias falls from 5 to -7 along each head."""
     return torch.equal(bias[:, [0, -1]], torch.tensor([[5.0, -7.0]] * 4)) and bool((bias.diff() < 0).all())
 
 

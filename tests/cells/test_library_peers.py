@@ -53,7 +53,7 @@ def loop(step: Callable, x: Any, state: Any) -> list[Tensor]:
 
 
 def of_torchrecurrent(name: str, **tensors: Tensor) -> nn.Module:
-    """Its cell, with zeros for the biases that ours does not have twice."""
+    """The peer's cell, with zeros for the biases that ours does not have twice."""
     peer = getattr(torchrecurrent, name)(INPUT, HIDDEN)
     rest = {key: torch.zeros_like(tensor) for key, tensor in peer.state_dict().items() if key not in tensors}
     assert all(re.match("bias_", key) for key in rest)

@@ -11,7 +11,8 @@ from sstkern.program import cache, compiler
 KERNELS = Path(__file__).parents[2] / "csrc" / "kernels"
 TYPES = {"float": np.float32, "double": np.float64}
 COUNTS = {np.float32: (1, 4), np.float64: (2, 4)}
-"""Of vectors side by side. Four are one unrolled loop more, or less, for either type: each function costs the compiler 30 ms a count."""
+"""How many vectors side by side. Four are one unrolled loop more, or less, for either type: each function costs the compiler 30 ms a count.
+"""
 _SAME_NAME = (
     "neg abs sign reciprocal sqrt rsqrt relu floor ceil round trunc exp expm1 log log1p sin cos tan atan sinh cosh asinh erf sigmoid "
     "tanh silu mish log_sigmoid hardsigmoid hardswish gelu gelu_tanh"
@@ -51,7 +52,7 @@ EXPRESSIONS = {
     "number_where": "where<T>(lt<T>(x, y), n, y)",
     "where_mask": "numbers<T>(where<T>(lt<T>(x, y), truth<T>(y), isnan<T>(x)))",
 }
-"""Of Vectors x and y and a number n. What gives a mask is made 0 and 1."""
+"""Expressions of Vectors x and y and a number n. A mask is made 0 and 1."""
 
 _UNIT = """
 #define SSTKERN_CELL_LIBRARY

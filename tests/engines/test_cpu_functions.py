@@ -86,14 +86,14 @@ def functions(request: pytest.FixtureRequest) -> Functions:
 
 
 def of_torch(function: Callable[..., torch.Tensor], *arrays: np.ndarray) -> np.ndarray:
-    """In the dtype of the arrays."""
+    """The function's result in the dtype of the arrays."""
     with np.errstate(all="ignore"):
         tensors = [torch.from_numpy(array) for array in arrays]
         return function(*tensors).to(tensors[0].dtype).numpy()
 
 
 def truth(name: str, x: np.ndarray) -> np.ndarray:
-    """In float64, where PyTorch's is not always right: of the smallest numbers, and just below where the result is infinite."""
+    """The result in float64. PyTorch's is not always right: for the smallest numbers, and just below where the result is infinite."""
     with np.errstate(all="ignore"):
         if name in ("log1p", "sinh", "cosh"):
             return getattr(np, name)(x.astype(np.float64))

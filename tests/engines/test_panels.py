@@ -81,7 +81,7 @@ def test_a_vector_is_cut_off_after_any_lane(level: str, kind: str, library):
 
 
 def begins(kernels: ctypes.CDLL, vectors: int, tile: tuple[int, int], threads: int) -> list[int]:
-    """Of each panel the first vector, and the end."""
+    """The first vector of each panel, and the end."""
     at = (ctypes.c_int64 * (vectors + 2))()
     count = kernels.begins(ctypes.c_int64(vectors), *tile, ctypes.c_int64(threads), at)
     return list(at[: count + 1])

@@ -43,7 +43,7 @@ def ended(process: int) -> None:
 
 
 def number(path: Path) -> int:
-    """Of a process that has written it down."""
+    """The number of a process that has written it down."""
     wait_until(lambda: path.exists() and path.read_text().endswith("\n"))
     return int(path.read_text())
 

@@ -6,7 +6,7 @@ import pytest
 
 @pytest.fixture
 def ctrl_c() -> Iterator[None]:
-    """As on a terminal: a shell starts what runs in the background without it."""
+    """Lets Ctrl-C work as on a terminal: a shell starts what runs in the background without it."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)

@@ -32,7 +32,7 @@ class Along(nn.Module):
 
 
 def along(function: Callable[[Tensor], Tensor], *rows: Tensor) -> Tensor:
-    """Of some rows, as the sequences of one step."""
+    """The function along some rows, which are the sequences of one step."""
     layer = sstkern.fuse(Along(function), returns="output_and_state", initial_state=1, strict=True)
     before = cpu_runs()["forward"]
     output, _ = layer(rows[0][None] if len(rows) == 1 else tuple(row[None] for row in rows))

@@ -21,7 +21,7 @@ from sstkern.program.values import Value
 
 
 def codes(name: str, input_size: int, hidden_size: int, dtype: torch.dtype = torch.float64) -> tuple[Code, Code]:
-    """Of the step and its derivative."""
+    """The code of the step and of its derivative."""
     program, leaves = captured(name, input_size, hidden_size, dtype)
     derivative = derive(program, leaves)
     backward, of_backward = derivative.backward, leaves_of_backward(program, leaves, derivative)
@@ -126,7 +126,7 @@ class Scaled(nn.Module):
 
 @pytest.fixture
 def libraries(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[], int]:
-    """How many were compiled."""
+    """Counts the libraries that were compiled."""
     monkeypatch.setenv("SSTKERN_CACHE", str(tmp_path))
     monkeypatch.setattr(cache, "_known", {})
     engine.forget()

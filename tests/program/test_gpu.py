@@ -22,7 +22,7 @@ FUSED = [name for name, entry in ZOO.items() if entry.unfused is None]
 
 
 def codes(name: str, input_size: int, hidden_size: int, dtype: torch.dtype = torch.float64) -> tuple[Code, Code]:
-    """Of the step and its derivative."""
+    """The code of the step and of its derivative."""
     program, leaves = captured(name, input_size, hidden_size, dtype)
     derivative = derive(program, leaves)
     both = (program, leaves), (derivative.backward, leaves_of_backward(program, leaves, derivative))
@@ -67,7 +67,7 @@ def test_elementwise_units_do_not_meet():
 
 
 def parts(text: str) -> list[str]:
-    """Of a module's kernels: between two of them all programs have met."""
+    """A module's kernels cut where all programs have met."""
     return re.split(r"if STAGE[^:]*:\n|\ndef ", text)
 
 

@@ -27,13 +27,13 @@ def backward(name: str) -> Lowered:
 
 
 def shape_of(found: Lowered, loop: Loop) -> tuple[int, list[tuple[int, int, str, bool]]]:
-    """Its width, and of each attached product: gates, depth, what its operand is, whether it is made ahead."""
+    """A loop's width, and for each attached product: gates, depth, what its operand is, whether it is made ahead."""
     of = [(part.gates, part.product.depth, found.slots[part.product.operand.slot].kind, part.ahead) for part in loop.attached]
     return loop.width, of
 
 
 def shapes(found: Lowered, phase: int) -> list[list[tuple[int, list]]]:
-    """Of the loops of each stage."""
+    """The shapes of the loops of each stage."""
     return [[shape_of(found, loop) for loop in stage.loops] for stage in found.phases[phase]]
 
 

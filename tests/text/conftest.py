@@ -3,7 +3,7 @@ from typing import NamedTuple
 
 import pytest
 
-from sstkern.text import Examples, load
+from sstkern.text import Examples, load_examples
 
 
 class Corpus(NamedTuple):
@@ -15,5 +15,5 @@ class Corpus(NamedTuple):
 @pytest.fixture(scope="session", params=["demo", "sst2"] if os.environ.get("SSTKERN_DATA") else ["demo"])
 def corpus(request: pytest.FixtureRequest) -> Corpus:
     """The demo and, where SSTKERN_DATA says where it is, SST-2."""
-    train, dev, _ = load("demo" if request.param == "demo" else None)
+    train, dev, _ = load_examples("demo" if request.param == "demo" else None)
     return Corpus(request.param, train, dev)

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 import sstkern
-from sstkern.text import Subwords, Vocabulary, checkpoint
+from sstkern.text import Subwords, Vocabulary, checkpoint, load_classifier
 from sstkern.text.checkpoint import TextClassifier, TrainingOptions, TrainingState, load_model
 from sstkern.text.models import Classifier, ModelConfig
 
@@ -70,7 +70,7 @@ def test_what_was_saved_is_loaded(tmp_path):
 
 def test_load_is_lazy(tmp_path):
     save(tmp_path)
-    assert isinstance(sstkern.load(tmp_path), TextClassifier)
+    assert isinstance(load_classifier(tmp_path), TextClassifier)
     code = "import sys, sstkern; sys.exit('sstkern.text.checkpoint' in sys.modules or 'sstkern.text' in sys.modules)"
     environment = os.environ | {"PYTHONPATH": str(Path(sstkern.__file__).parents[1])}
     assert subprocess.run([sys.executable, "-c", code], env=environment, check=False).returncode == 0
@@ -138,7 +138,7 @@ def test_a_run_means_its_best_model_or_else_its_last(tmp_path):
     assert seed_of(tmp_path) == 0
     save(tmp_path / "best", seed=1)
     assert seed_of(tmp_path) == 1
-    assert sstkern.load(tmp_path).predict(TEXTS) == make(1).predict(TEXTS)
+    assert load_classifier(tmp_path).predict(TEXTS) == make(1).predict(TEXTS)
 
 
 def test_predictions_are_in_the_texts_order_with_the_labels_own_probability():

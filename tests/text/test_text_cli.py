@@ -14,8 +14,7 @@ import torch
 from commands import call, start, told
 from typer.testing import Result
 
-import sstkern
-from sstkern.text import checkpoint, cli
+from sstkern.text import checkpoint, cli, load_classifier, sst2
 from sstkern.text.throughput import Throughput
 from sstkern.text.trainer import Run
 
@@ -54,6 +53,28 @@ def test_training_ends_with_the_accuracy_the_files_and_the_speeds(trained):
     assert re.fullmatch(r"(sstkern [\d,]+ tokens/s, torch.nn )?[\d,]+ tokens/s( \(x \d+\.\d\d\))?, measured in this run", speed)
     assert {path.name for path in run.iterdir()} == {"best", "last", "metrics.jsonl", "tensorboard", "training.png"}
     assert (run / "training.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_early_stopping_is_told(trained, tmp_path: Path):
+    data, _, _ = trained
+    sizes = ("--hidden-size", "2", "--embedding-size", "2", "--lr", "1e-9")  # which learns nothing: the accuracy stays
+    result = call("train", "--data", data, *sizes, "--epochs", "9", "--patience", "2", "--no-compare", "--output", tmp_path / "run")
+    assert result.exit_code == 0, result.output
+    assert "stopped after 3 of 9 epochs: no better accuracy in the last 2 (--patience)" in result.stdout.splitlines()
+
+
+def test_why_there_is_no_sst2_is_told_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture):
+    def unavailable(*arguments, **options):
+        raise sst2.UnavailableError("no network")
+
+    monkeypatch.delenv("SSTKERN_DATA", raising=False)
+    monkeypatch.setattr(sst2, "fetch", unavailable)
+    sizes = ("--cell", "average", "--embedding-size", "2", "--epochs", "1")
+    result = call("train", *sizes, "--no-compare", "--output", tmp_path / "run")
+    assert result.exit_code == 0, result.output
+    assert "data: generated demo sentences, not SST-2" in result.stdout.splitlines()
+    assert "no network" not in result.stdout
+    assert "using generated demo sentences, not SST-2: no network" in caplog.text
 
 
 def test_the_comparison_has_a_tenth_of_the_time_and_can_be_left_out(trained, tmp_path, monkeypatch):
@@ -105,7 +126,7 @@ def test_evaluation_is_that_of_the_training(trained):
 def test_prediction_of_arguments_and_of_lines(trained):
     _, run, _ = trained
     texts = ["not bad", "bad", "good", "not good", ""]
-    expected = [f"{label}\t{probability:.4f}" for label, probability in sstkern.load(run).predict(texts)]
+    expected = [f"{label}\t{probability:.4f}" for label, probability in load_classifier(run).predict(texts)]
     assert [line[0] for line in expected[:4]] == ["1", "0", "1", "0"]
     assert call("predict", "--model", run, *texts).stdout.splitlines() == expected
     assert call("predict", "--model", run, text="".join(f"{text}\n" for text in texts)).stdout.splitlines() == expected
@@ -170,7 +191,7 @@ def test_nothing_to_predict_is_told_unless_it_is_an_empty_file(trained):
 
 def test_an_explanation_is_a_line_a_token_below_the_answer(trained):
     _, run, _ = trained
-    explained = sstkern.load(run).explain("not bad")
+    explained = load_classifier(run).explain("not bad")
     assert all(value > 0 for _, value in explained)
     answer, *tokens, empty = call("predict", "--model", run, "--explain", "not bad", "").stdout.splitlines()
     assert answer.startswith("1\t0.")
@@ -184,7 +205,7 @@ def test_training_on_pretrained_vectors(trained, tmp_path, monkeypatch):
     Path("vectors.txt").write_text("good 1 2\nbad 3 4\n")
     arguments = ("--data", trained[0], "--vectors", "vectors.txt", "--no-affixes", "--epochs", "1", "--output", "run")
     assert call("train", "--frozen", "--hidden-size", "4", *arguments).exit_code == 0
-    classifier = sstkern.load("run")
+    classifier = load_classifier("run")
     assert classifier.options.vectors == str(tmp_path / "vectors.txt")
     assert (classifier.model.config.frozen, classifier.model.config.embedding_size) == (True, 2)
     line = told(call("train", "--resume", *arguments, "--embedding-size", "3"))

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import sstkern
-from sstkern.text import Batch, Vocabulary, checkpoint, collate, data, demo, load, load_vectors, trainer
+from sstkern.text import Batch, Vocabulary, checkpoint, collate, data, demo, load_examples, load_vectors, trainer
 from sstkern.text.checkpoint import TrainingOptions, load_model
 from sstkern.text.models import Classifier, ModelConfig
 from sstkern.text.trainer import Run, evaluate
@@ -30,7 +30,7 @@ TIMES = ("tokens_per_second", "seconds")
 @pytest.fixture(autouse=True)
 def little_data_many_lines_and_no_plot(monkeypatch):
     monkeypatch.setattr(trainer, "plot_training", lambda *_: None)
-    monkeypatch.setattr(data, "load", lambda data: SMALL if data == "demo" else load(data))
+    monkeypatch.setattr(data, "load_examples", lambda data: SMALL if data == "demo" else load_examples(data))
     monkeypatch.setattr(trainer, "STEPS_PER_LINE", 3)
 
 
@@ -185,7 +185,7 @@ def test_resuming_names_what_has_changed(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="holds no checkpoint"):
         Run.resume(tmp_path / "other")
     with monkeypatch.context() as patch:
-        patch.setattr(data, "load", lambda _: (*demo(400, 100), "other sentences"))
+        patch.setattr(data, "load_examples", lambda _: (*demo(400, 100), "other sentences"))
         with pytest.raises(ValueError, match=r"the data is not what the run in .* was started with: other sentences"):
             Run.resume(tmp_path / "run")
     run.state.processes = 2
@@ -505,7 +505,7 @@ def test_batches_that_do_not_fit_are_told_with_their_sizes(tmp_path, monkeypatch
 def test_training_learns(tmp_path):
     """A few thousand sentences of SST-2 where they are, the demo elsewhere: well above chance, by the model saved."""
     source, wanted = (None, 0.65) if os.environ.get("SSTKERN_DATA") else ("demo", 0.9)
-    train, valid, _ = load(source)
+    train, valid, _ = load_examples(source)
     folder = tmp_path / "data"
     folder.mkdir()
     for name, part, size in (("train", train, 4000), ("dev", valid, 1000)):

@@ -97,7 +97,7 @@ class LightGRUCell(LibraryCell):
         n  = relu(norm(W_n x) + U_n h)
         h' = z * h + (1 - z) * n
 
-    The paper's norm is over the batch, which couples sequences; here it is a layer norm over the rows of both gates together. It hangs on
+    The paper's norm is over the batch, which couples sequences; here it is a layer norm over the rows of both gates together. It depends on
     the input only, and so stands outside the loop over time steps. input (B, input_size), state h. As in the paper the recurrent matrices
     begin orthogonal and the others as Glorot and Bengio's; the authors' code scales the others in other ways, which the norm undoes.
     """

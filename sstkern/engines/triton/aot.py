@@ -36,7 +36,7 @@ from sstkern.lengths import with_beginnings
 
 BATCHES = (1, 64, 128, 256)
 OWN_SIZES, OWN_BATCH = (64, 256, 1024), 64
-"""Of own cells, in `OWN_NUMBERS`."""
+"""Sizes and the batch of own cells, in `OWN_NUMBERS`."""
 HIDDEN_SIZES = (64, 128, 256, 512, 1024, 2048)
 NUMBERS = (("bfloat16", False), ("float16", False), ("float32", True), ("float32", False), ("float64", False))
 """dtype, and whether TF32 is allowed."""
@@ -106,7 +106,7 @@ class Target:
     product: str
     """The instructions that a product of 16-bit numbers should be made of."""
     warps: int
-    """That a quarter of a multiprocessor has room for."""
+    """Warps that a quarter of a multiprocessor has room for."""
     reserved: int
     """Bytes of shared memory that each program costs besides its own."""
     may_spill: bool = True
@@ -165,7 +165,7 @@ class Code:
     """What a compiler made of a kernel."""
 
     registers: int
-    """Of a thread."""
+    """Registers of a thread."""
     stack: int
     """Bytes of a thread: what did not fit in its registers."""
     local: int
@@ -196,12 +196,12 @@ class Row:
     sizes: dict[str, Any]
     """The kernel's compile-time arguments and its options."""
     seconds: float
-    """Of a processor, to compile and read it; few where Triton's cache has it."""
+    """Seconds of a processor to compile and read it; few where Triton's cache has it."""
     code: Code | None = None
     error: str | None = None
     """Why there is no code."""
     programs: int = 0
-    """That a multiprocessor has room for at once."""
+    """Programs that a multiprocessor has room for at once."""
 
 
 class _Launched(NamedTuple):
@@ -215,7 +215,7 @@ class _Launched(NamedTuple):
         return {name: value for name, value in constants.items() if not isinstance(value, JITFunction)} | self.options
 
     def schedule(self) -> str:
-        """Of an own cell's loop."""
+        """The schedule of an own cell's loop."""
         if self.arguments["STAGE"] >= 0:
             return "stepwise"
         if not self.arguments["KEEP"]:
@@ -389,7 +389,7 @@ def compiled(configuration: Configuration) -> Row:
 
 
 def _cpu_seconds() -> float:
-    """Of this process and those it ran."""
+    """Processor time of this process and those it ran."""
     return sum(os.times()[:4])
 
 
@@ -468,7 +468,8 @@ def _number(expression: str, text: str) -> int:
 
 
 def programs_at_once(code: Code, num_warps: int, target: Target) -> int:
-    """That one multiprocessor has room for: each of its quarters has 512 registers a lane, given out by eights, on every target."""
+    """The programs that one multiprocessor has room for: each of its quarters has 512 registers a lane, given out by eights, on every
+    target."""
     warps = 4 * min(target.warps, 512 // (-(-code.registers // 8) * 8))
     room = [warps // num_warps]
     if code.shared + target.reserved:
@@ -580,7 +581,7 @@ def line(row: Row) -> str:
 
 
 def _tile(sizes: dict[str, Any]) -> str:
-    """Of an own cell: its most units, rows of the batch, and the columns of its deepest product."""
+    """An own cell's tile: its most units, rows of the batch, and the columns of its deepest product."""
     if "BLOCK_H" in sizes:
         return "x".join(str(sizes[size]) for size in ("BLOCK_H", "BLOCK_B", "BLOCK_K", "CHUNKS"))
     units = max((size for name, size in sizes.items() if name[:5] == "BLOCK" and name[5:].isdigit()), default=0)

@@ -12,7 +12,7 @@ import triton.language as tl
 
 @triton.jit
 def begins_anew(marks, step, slots, length, B):
-    """Of each slot whether there is a cut before `step`. marks: (T, B), not 0 where a sequence begins anew, by slot."""
+    """Whether there is a cut before `step`, for each slot. marks: (T, B), not 0 where a sequence begins anew, by slot."""
     of_each = step + tl.zeros_like(length)
     there = (of_each > 0) & (of_each < length)
     return tl.load(marks + step.to(tl.int64) * B + slots, mask=there, other=0) != 0

@@ -31,7 +31,8 @@ class Device:
         return self._precision(dtype, self.allows_tf32)
 
     def product_precision(self, dtype: torch.dtype) -> str:
-        """The same for own cells: what torch.backends.cuda.matmul allows the products of the cell's own loop, float32 by default."""
+        """The precision of own cells' products: what torch.backends.cuda.matmul allows the products of the cell's own loop, float32 by
+        default."""
         return self._precision(dtype, self.products_allow_tf32)
 
     def _precision(self, dtype: torch.dtype, allows_tf32: Callable[[], bool]) -> str:

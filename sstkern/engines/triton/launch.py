@@ -63,7 +63,7 @@ class Launch:
         return self.schedule in ("grid", "streamed")
 
     def programs(self, hidden_size: int) -> int:
-        """That share the units of one task."""
+        """The programs that share the units of one task."""
         return -(-hidden_size // self.block_h)
 
 
@@ -184,7 +184,7 @@ class Part:
 
     @property
     def rows(self) -> int:
-        """Of all its products' matrix, gates padded; its units where it has none."""
+        """Rows of all its products' matrix, gates padded; its units where it has none."""
         return self.units * power_of_two(self.gates)
 
 
@@ -224,7 +224,7 @@ class StepLaunch:
 
 
 _ROWS = 16
-"""Of the batch in a program's tile: what a product of tensor cores takes at least."""
+"""Rows of the batch in a program's tile: the least that a product of tensor cores takes."""
 _LIVE = 64
 """Registers of a thread that the tiles alive at once may take; the rest are for addresses and what the compiler adds. With 96 a
 layer-normalised LSTM of 256 units spills."""

@@ -168,7 +168,7 @@ class _Call:
         return _as_tf32(self.weight_hh) if plan.schedule == "streamed" and self.precision == "tf32" else self.weight_hh
 
     def exchange(self, plan: Launch) -> Tensor:
-        """For h, two steps of it. Beyond the last unit, where no program stores, it is finite: it meets weights of 0."""
+        """Memory to exchange h, two steps of it. Beyond the last unit, where no program stores, it is finite: it meets weights of 0."""
         width = plan.block_k * plan.chunks
         new = self.x.new_empty if width == self.H else self.x.new_zeros
         return new(2, self.slabs(plan), plan.block_b, width)
@@ -424,13 +424,13 @@ class _Backward:
         _launch(call, plan, recurrence.backward, arguments)
 
     def parts(self, plan: Launch) -> Tensor:
-        """For the parts of dh, two steps of them."""
+        """Memory for the parts of dh, two steps of them."""
         call = self.call
         shape = 2, call.slabs(plan), plan.programs(call.H), plan.block_k * plan.chunks, plan.block_b
         return call.x.new_empty(shape, dtype=part_dtype(call.x.dtype))
 
     def gradients(self, dhx: list[Tensor], needs: Sequence[bool]) -> list[Tensor | None]:
-        """Of x, every weight and every state, which are dhx; None for one not needed."""
+        """The gradients of x, every weight and every state, which are dhx; None for one not needed."""
         needed = iter(needs)
         gradients = [self.of_x() if next(needed) else None]
         x_rows = self.call.x_rows()

@@ -16,7 +16,7 @@ T time steps, B batch, H hidden_size, D directions, G gates, S states, U program
 rows) pairs; a launch runs as many as it has slabs of memory for, to exchange in. Sequences are in the order of descending length, `slots`;
 gates_x, saved and dgates have only rows for valid steps, those of step t from offsets[t] on, one per slot. Where PACKED, so have the output
 and its gradient: they are (N, D * H). CUTS: sequences begin anew at some of their steps, as `marks` say (`cuts`); with zeros, or with ANEW
-with states that are given.
+with states that are given. `forward` and `backward` are long: a kernel is one function, and half of it its arguments.
 """
 
 import triton
@@ -412,7 +412,7 @@ def _store_states(h, c, at, states, mask, S: tl.constexpr):
 
 @triton.jit
 def _add_states(h, c, at, states, mask, S: tl.constexpr):
-    """By the one program that has these units, step after step, so that the order of a sum is always the same."""
+    """Adds to the states. The one program that has these units does it, step after step, so that the order of a sum is always the same."""
     tl.store(h + at, tl.load(h + at, mask=mask, other=0.0) + states[0], mask=mask)
     if S == 2:
         tl.store(c + at, tl.load(c + at, mask=mask, other=0.0) + states[1], mask=mask)

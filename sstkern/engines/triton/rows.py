@@ -57,12 +57,12 @@ class Rows:
 
     @cached_property
     def before(self) -> tuple[Tensor, Tensor]:
-        """Of each row: the step before its own, int64 (count,), any step where there is none, and whether there is one, bool (count, 1)."""
+        """For each row the step before its own, int64 (count,), any step where there is none, and whether there is one, bool (count, 1)."""
         return self._beside(-1)
 
     @cached_property
     def after(self) -> tuple[Tensor, Tensor]:
-        """The same of the step after."""
+        """As `before`, of the step after."""
         return self._beside(1)
 
     def _beside(self, distance: int) -> tuple[Tensor, Tensor]:
@@ -90,7 +90,7 @@ def of_operator(lengths: Tensor | None, steps: int, device: torch.device) -> tup
 
 
 def starting(marks: Tensor, rows: Rows | None) -> Tensor:
-    """Of each slot whether its sequence begins anew with its first step, bool (B,). marks: as of `of_operator`, with at least a step."""
+    """Whether each slot's sequence begins anew with its first step, bool (B,). marks: as of `of_operator`, with at least a step."""
     return marks[0] != 0 if rows is None else (marks[0] != 0) & (rows.lengths > 0)
 
 
@@ -111,7 +111,7 @@ def _recent(lengths: tuple[int, ...], steps: int, device: torch.device, stream: 
 
 
 def of_device_lengths(lengths: Tensor, steps: int) -> Rows:
-    """Without a look at the values: T * B rows, those that are no valid step last."""
+    """The rows without a look at the values: T * B of them, those that are no valid step last."""
     check_later(lengths, steps)
     lengths = lengths.clamp(0, steps)  # no kernel leaves its memory before the assertion is reported
     count = steps * lengths.size(0)

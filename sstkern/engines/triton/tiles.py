@@ -32,7 +32,7 @@ def store(at, rows, width, start, units, count, there, value):
 
 @triton.jit
 def cut_after(marks, t, slots, length, B, REVERSE: tl.constexpr):
-    """Of each slot whether there is a cut between step t and the next one of the loop (`cuts`)."""
+    """Whether there is a cut between step t and the next one of the loop, for each slot (`cuts`)."""
     return begins_anew(marks, t if REVERSE else t + 1, slots, length, B)
 
 
@@ -70,14 +70,14 @@ def sequences(lengths, slots, T, B, HAS_LENGTHS: tl.constexpr, ONE_STEP: tl.cons
 
 @triton.jit
 def time_step(s, steps, REVERSE: tl.constexpr):
-    """Of the loop's step s."""
+    """The time step of the loop's step s."""
     left = steps - 1 - s
     return left if REVERSE else steps - 1 - left
 
 
 @triton.jit
 def first_row(offsets, t, B, HAS_LENGTHS: tl.constexpr):
-    """Of step t."""
+    """The first row of step t."""
     return tl.load(offsets + t).to(tl.int64) if HAS_LENGTHS else t.to(tl.int64) * B
 
 

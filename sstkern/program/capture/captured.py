@@ -67,7 +67,7 @@ class Captured:
         return self._first.tensors(leaves[len(self._step.replay.leaves) :], batch_size, flatten(self.state)[0].device)
 
     def names(self) -> list[str]:
-        """Of the program's parameters: a tensor's own, or `p0 of weight, bias` where it is computed from these before the loop."""
+        """The names of the program's parameters: a tensor's own, or `p0 of weight, bias` where these give it before the loop."""
         replay, sources = self._step.replay, list(map(str, self.sources))
         return [replay.name(place, sources) for place in range(len(replay.wanted))]
 

@@ -55,7 +55,7 @@ def can_do_without(cell: nn.Module) -> bool:
 
 
 def candidates(shadow: Shadow, input: Structure, returns: Returns, batch: int) -> list[tuple[Returns, Structure]]:
-    """Which part of what the cell returns may be its state: `returns` and the Specs of each that the step also takes."""
+    """The parts of what the cell returns that may be its state: `returns`, and Specs that the step takes as a state too."""
     alone = _alone(shadow, input, batch)
     found: list[tuple[Returns, Structure]] = []
     for kind, state in _parts(alone.result, returns):
@@ -86,7 +86,7 @@ def _of_tensors(structure: Structure) -> bool:
 
 
 def first_state(shadow: Shadow, input: Structure, state: Structure, returns: Returns, batch: int) -> Recorded:
-    """The first state as a program without states, whose outputs it is. Raises Unfused where it cannot be told."""
+    """A program without states whose outputs are the first state. Raises Unfused where that cannot be told."""
     alone = _alone(shadow, input, batch)
     values = _first_values(alone, shadow, input, state, returns)
     if values is None:
@@ -99,7 +99,7 @@ def first_state(shadow: Shadow, input: Structure, state: Structure, returns: Ret
 
 
 def _first_values(alone: Run, shadow: Shadow, input: Structure, state: Structure, returns: Returns) -> list[Value] | None:
-    """For each state the value that stands for it in the run without, or None where the runs differ in more."""
+    """For each state the value that stands in its place in the run without states; None where the two runs differ in more."""
     try:
         given = Run(shadow, input, state, alone.trace.record.batch)
         output, after = given.split(returns)
@@ -130,7 +130,7 @@ def _follows_from(record: Recording, values: Iterable[Value]) -> set[Value]:
 
 
 def _as_rows(alone: Run, value: Value | None, spec: Spec, batch: int) -> Value:
-    """A parameter as rows; a state that no result follows from is zero."""
+    """A parameter as rows, or zeros for a state that no result follows from."""
     record = alone.trace.record
     if value is None:
         return record.node("full", 0.0, attributes=(spec.dtype, *spec.shape))

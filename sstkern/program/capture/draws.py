@@ -45,5 +45,5 @@ class Draw:
         return getattr(like.new_empty(shape, dtype=self.dtype), self.method)(*arguments)
 
     def settled(self) -> Draw:
-        """With the numbers that its formulas give now."""
+        """The draw with the numbers that its formulas give now."""
         return replace(self, arguments=tuple(map(value, self.arguments)))

@@ -21,7 +21,7 @@ _Read = Callable[[Any], Any]
 
 
 class Guard:
-    """Of what the watched modules' step has read, and of what every step rests on."""
+    """What the step has read of the watched modules, and what every step rests on."""
 
     def __init__(self, watches: Sequence[Watch], ties: Sequence[tuple[Source, Source]], numbers: Numbers) -> None:
         self._numbers = numbers
@@ -89,7 +89,7 @@ class Guard:
         }
 
     def _as_it_was(self) -> bool:
-        """Plain loops: any() and all() over generators take a third more."""
+        """Whether nothing has changed. Plain loops: any() and all() over generators take a third more."""
         for held in self._empty:
             if held:
                 return False
@@ -149,7 +149,7 @@ def _data(module: nn.Module, name: str) -> Any:
 
 
 def _methods(module: nn.Module, names: set[str]) -> frozenset[str]:
-    """Those of the names that are methods or properties of the module's class."""
+    """The names among these that are methods or properties of the module's class."""
     mine = (name for name in names - FRAMEWORK if name not in vars(module))
     return frozenset(name for name in mine if hasattr(type(inspect.getattr_static(type(module), name, None)), "__get__"))
 

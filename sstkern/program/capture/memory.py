@@ -73,7 +73,7 @@ class Memory:
 
 
 def _elements(tensor: Tensor) -> Tensor:
-    """Which elements of its storage a tensor has, in units of its own."""
+    """The elements of its storage that a tensor has, counted in elements of its own size."""
     count = tensor.untyped_storage().nbytes() // tensor.element_size()
     mask = torch.zeros(count, dtype=torch.bool)
     torch.as_strided(mask, tensor.shape, tensor.stride(), tensor.storage_offset()).fill_(True)

@@ -27,11 +27,11 @@ class Formula:
     arguments: tuple[Any, ...]
 
     def value(self) -> Any:
-        """With what the attributes are now."""
+        """The formula's value, from what the attributes are now."""
         return self.function(*map(value, self.arguments))
 
     def __repr__(self) -> str:
-        """Of the same formula only."""
+        """Equal for equal formulas only."""
         parts = (hex(id(part)) if isinstance(part, nn.Module) else repr(part) for part in self.arguments)
         return f"{self.function.__name__}({', '.join(parts)})"
 

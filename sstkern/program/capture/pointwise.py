@@ -96,7 +96,7 @@ def _scaled(record: Recording, a: Operand, value: Literal) -> Operand:
 
 
 def _lerp(record: Recording, a: Operand, b: Operand, weight: Part) -> Operand:
-    """As PyTorch, from the end that is nearer."""
+    """Computes from the end that is nearer, as PyTorch does."""
     difference = record.pointwise("sub", b, a)
     from_a = record.pointwise("add", a, record.pointwise("mul", difference, weight))
     if isinstance(weight, Operand):

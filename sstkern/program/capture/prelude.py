@@ -55,7 +55,7 @@ Entry = Leaf | Constant | Call | Pick
 
 
 def changed(argument: Any, change: Callable[[Any], Any]) -> Any:
-    """An argument, or what is in a list of them, changed."""
+    """Applies a function to an argument, or to each one of a list."""
     if isinstance(argument, tuple):
         return tuple(changed(part, change) for part in argument)
     return change(argument)
@@ -146,7 +146,7 @@ class Replay:
         return [entry.place for entry in self.entries if isinstance(entry, Leaf)]
 
     def name(self, place: int, leaves: Sequence[str]) -> str:
-        """Of a wanted tensor, from the names of the leaves."""
+        """The name of a wanted tensor, made of the leaves' names."""
         used, waiting = set(), [self.wanted[place]]
         while waiting:
             used.add(at := waiting.pop())
@@ -174,7 +174,7 @@ class Replay:
         return [found[place] for place in self.wanted]
 
     def settled(self) -> Replay:
-        """With the numbers that its formulas give now."""
+        """The prelude with the numbers that its formulas give now."""
         return Replay(tuple(_with(entry, value) for entry in self.entries), self.wanted)
 
     def differs(self, other: Replay) -> bool:

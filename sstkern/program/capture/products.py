@@ -85,7 +85,7 @@ def _mv(record: Recording, a: Operand, b: Operand) -> Operand:
 
 
 def _bmm(record: Recording, a: Operand, b: Operand) -> Operand:
-    """Of one matrix each, as einsum makes them, or of a parameter for each head: a product each."""
+    """A product for each matrix: einsum makes one, a parameter for each head several."""
     if a.shape[0] == 1:
         result = _mm(record, _without_first(record, a), _without_first(record, b))
         return record.reshaped(result, (1, *result.shape))

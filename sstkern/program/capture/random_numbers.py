@@ -40,7 +40,7 @@ def refuse_shape(name: str) -> NoReturn:
 
 
 def _drawn(record: Recording, method: str, *arguments: Any, dtype: torch.dtype | None = None, compared: bool = False) -> Operand:
-    """As many numbers as the operator's result has, of its dtype or of another."""
+    """A draw of as many numbers as the operator's result has, of its dtype or of another."""
     shape = tuple(record.result.shape)
     if shape.count(record.batch) != 1 or any(size != record.batch and size and size % record.batch == 0 for size in shape):
         refuse_shape(method)
@@ -92,4 +92,4 @@ OPERATORS: dict[str, Callable[..., Operand]] = {
 IN_PLACE: dict[str, Callable[..., Operand]] = {
     name: _method(name) for name in ("uniform_", "normal_", "exponential_", "cauchy_", "log_normal_", "geometric_")
 } | {"bernoulli_": lambda record, p, _: _bernoulli(record, p)}
-"""Given what follows the tensor that they fill, a generator last."""
+"""Operators that fill a tensor. Each gets what follows that tensor in the call, a generator last."""

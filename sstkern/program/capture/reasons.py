@@ -35,7 +35,7 @@ def place() -> str:
 
 
 def place_of(frame: FrameType | None) -> str:
-    """The same, from a frame outwards."""
+    """As `place`, from a frame outwards."""
     while frame is not None:
         if users(frame):
             return f"{frame.f_code.co_filename}:{frame.f_lineno}"

@@ -91,7 +91,7 @@ class Recording:
         return self._known[key]
 
     def draw(self, method: str, arguments: Sequence[Any], shape: tuple[int, ...], dtype: torch.dtype, compared: bool) -> Value:
-        """As `Draw` has them."""
+        """Notes a random draw; the arguments are as `Draw` has them."""
         numbers = tuple(self.formulas.get(part, part) for part in arguments)
         self.draws.append(Draw(method, numbers, shape, dtype, compared))
         return Value("r", len(self.draws) - 1)
@@ -99,7 +99,7 @@ class Recording:
     def call(
         self, function: Callable[..., Any], *arguments: Any, like: Operand, shape: Sequence[int] | None = None, **options: Any
     ) -> Operand:
-        """Of parameters only, with one result; `like` in what is not said."""
+        """Notes a call on parameters only, with one result, which is as `like` in what is not given."""
         given = tuple(Ref(part.value.place) if isinstance(part, Operand) else part for part in arguments)
         gradient = any(part.gradient for part in arguments if isinstance(part, Operand))
         shape = like.shape if shape is None else tuple(shape)
@@ -243,7 +243,7 @@ class Recording:
     # The program.
 
     def program(self, inputs: Sequence[int], states: Sequence[int], outputs: Sequence[Value], after: Sequence[Value]) -> Recorded:
-        """Of what the results need; inputs and states: the numbers of dimensions of their rows."""
+        """The program of what the results need. inputs, states: the numbers of dimensions of their rows."""
         builder = Builder()
         known: dict[Value, Value] = {Value("x", at): builder.input(count) for at, count in enumerate(inputs)}
         known |= {Value("h", at): builder.state(count) for at, count in enumerate(states)}
@@ -298,7 +298,7 @@ class Recorded:
     draws: tuple[Draw, ...]
 
     def settled(self) -> Recorded:
-        """With its numbers as they are now in place of arguments."""
+        """The recorded step with its numbers as they are now in place of arguments."""
 
         def number(part: Any) -> Any:
             return self.numbers[part.place].value() if isinstance(part, Number) else part

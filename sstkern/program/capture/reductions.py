@@ -16,7 +16,7 @@ from sstkern.program.values import Attribute
 
 aten = torch.ops.aten
 Dims = int | Sequence[int] | None
-"""Of a tensor; None and () are all of them."""
+"""Dimensions of a tensor; None and () are all of them."""
 
 
 def _dims(operand: Operand, dims: Dims) -> list[int]:
@@ -37,7 +37,7 @@ def _along(record: Recording, name: str, operand: Operand, dims: Dims) -> Operan
 
 
 def _back(record: Recording, rows: Operand, operand: Operand, dims: Dims) -> Operand:
-    """What `_along` gave of the operand, in the operand's shape."""
+    """The inverse of `_along`: its rows in the operand's shape."""
     count, own = len(operand.shape), _dims(operand, dims)
     order = [*(dim for dim in range(count) if dim not in own), *own]
     apart = record.reshaped(rows, [operand.shape[dim] for dim in order])
@@ -51,7 +51,7 @@ def _reduced(record: Recording, operation: str, rows: Operand, attributes: Seque
 
 
 def _result(record: Recording, reduced: Operand) -> Operand:
-    """In the shape of the operator's result, which has the dimension or has not."""
+    """The value in the shape of the operator's result, which keeps the dimension or not."""
     first = reduced.shape[: 1 + reduced.merged] if reduced.merged else record.result.shape[:1]
     return record.reshaped(reduced, (*first, *record.result.shape[1:]))
 
@@ -108,12 +108,12 @@ def _cumsum(record: Recording, operand: Operand, dim: int, *_: Any) -> Operand:
 
 
 def _largest(record: Recording, rows: Operand) -> Operand:
-    """What exponents are lowered by. No result hangs on it, so that it has no gradient."""
+    """What exponents are lowered by. No result depends on it, so that it has no gradient."""
     return record.detached(_reduced(record, "amax", rows))
 
 
 def _powers(record: Recording, exponents: Operand) -> tuple[Operand, Operand]:
-    """Of e, and their sum."""
+    """The powers of e, and their sum."""
     powers = record.pointwise("exp", exponents)
     return powers, _reduced(record, "sum", powers)
 
@@ -134,7 +134,7 @@ def _log_softmax(record: Recording, operand: Operand, dim: int, *_: Any) -> Oper
 
 
 def _logsumexp(record: Recording, operand: Operand, dims: Dims, *_: Any) -> Operand:
-    """Not lowered by what is infinite."""
+    """The logarithm of a sum of powers of e. Exponents are lowered by the largest one, unless that is infinite."""
     rows = _along(record, "logsumexp", operand, dims)
     largest = _largest(record, rows)
     infinite = record.pointwise("eq", record.pointwise("abs", largest), math.inf)
@@ -147,13 +147,13 @@ def _logsumexp(record: Recording, operand: Operand, dims: Dims, *_: Any) -> Oper
 
 
 def _root(record: Recording, a: Operand) -> Operand:
-    """Of a sum of squares, whose derivative is 0 at 0, as PyTorch has it."""
+    """The root of a sum of squares; its derivative at 0 is 0, as PyTorch has it."""
     none = record.pointwise("eq", a, 0)
     return record.pointwise("where", none, 0.0, record.pointwise("sqrt", record.pointwise("where", none, 1.0, a)))
 
 
 def _centred(record: Recording, rows: Operand) -> tuple[Operand, Operand]:
-    """The rows less their mean, and that."""
+    """The rows minus their mean, and the mean."""
     mean = _reduced(record, "mean", rows, (0,))
     return record.pointwise("sub", rows, mean), mean
 
@@ -199,7 +199,7 @@ def _norm(record: Recording, operand: Operand, order: Literal | None = 2, dims: 
 
 
 def _normalised(record: Recording, rows: Operand, eps: Literal) -> Operand:
-    """To mean 0 and variance 1, but for `eps`."""
+    """The rows with mean 0 and variance 1, but for `eps`."""
     centred, _ = _centred(record, rows)
     variance = _reduced(record, "mean", record.pointwise("mul", centred, centred), (0,))
     return record.pointwise("mul", centred, record.pointwise("rsqrt", record.pointwise("add", variance, eps)))
@@ -229,7 +229,7 @@ def _group_norm(
     groups: int,
     eps: Literal,
 ) -> tuple[Operand, None, None]:
-    """Of (B, C, ...), each group of channels by itself."""
+    """Normalises (B, C, ...), each group of channels by itself."""
     if record.batch_dim(operand.shape) != 0:
         refuse_mixing("group_norm mixes sequences")
     size = math.prod(operand.shape[1:])

@@ -101,7 +101,7 @@ def _transpose(record: Recording, operand: Operand, first: int = 0, second: int 
 
 
 def expanded(record: Recording, operand: Operand, shape: Sequence[int]) -> Operand:
-    """To the shape: rows within a row, a parameter to the same row for each sequence."""
+    """The operand in the shape: a row spread within itself, a parameter spread to the same row for each sequence."""
     shape = tuple(shape)
     if operand.shape == shape:
         return operand

@@ -41,7 +41,7 @@ class Spec:
 
     @staticmethod
     def of_row(tensor: Tensor) -> Spec:
-        """That of a tensor (B, ...)."""
+        """The Spec of a tensor (B, ...)."""
         return Spec(tuple(tensor.shape[1:]), tensor.dtype, tensor.device)
 
     def __str__(self) -> str:
@@ -97,7 +97,7 @@ class Run:
         return values[0], values[1:]
 
     def values(self, results: list[Any]) -> list[Value]:
-        """Of tensors (B, ...) that the step returned."""
+        """The values of the tensors (B, ...) that the step returned."""
         for result in results:
             if not isinstance(result, Tensor):
                 raise TypeError(f"cell: expected it to return tensors, got {type(result).__name__}")
@@ -185,7 +185,7 @@ def attempted(shadow: Shadow, specs: Iterable[Spec], run: Callable[[int, int], R
 
 
 def same(first: Recorded, second: Recorded) -> Recorded:
-    """Either of two programs that must be the same. Raises Mixed where they are not."""
+    """One of two programs, which must be the same. Raises Mixed where they are not."""
     if (line := difference(first, second)) is not None:
         what = "the step is another one with another number of sequences, or at every call"
         raise Mixed(reason(what, "a step may use x.size(0) as a size of new tensors only", line))

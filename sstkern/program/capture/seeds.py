@@ -21,7 +21,7 @@ _lock = threading.Lock()
 _watched: list[int] = []
 """Threads in `no_seeds`."""
 _by_others: list[int] = []
-"""Of the calls meanwhile by others."""
+"""Calls of other threads meanwhile."""
 
 
 @contextmanager

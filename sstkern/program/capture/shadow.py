@@ -62,7 +62,7 @@ class _Recorded:
     _watch: Watch
 
     def __init_subclass__(cls, **_: Any) -> None:
-        """Not the user's own: a shadow is nothing to register."""
+        """Does not call the user's own hook: a shadow is nothing to register."""
 
     def __getattribute__(self, name: str) -> Any:
         value = super().__getattribute__(name)

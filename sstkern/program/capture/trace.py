@@ -135,7 +135,7 @@ class Trace(private.DispatchMode):
                 self._bind(tensor, operand)
 
     def _seen(self, source: Tensor, views: Sequence[Tensor]) -> bool:
-        """Whether it is known what these views of a tensor hold."""
+        """Whether what these views of a tensor hold is known."""
         if all(self.memory.find(view) is not None for view in views):
             return True
         held = self.memory.find(source)

@@ -130,7 +130,7 @@ def _gradient_norm(model: Classifier) -> float:
 
 
 def _finite(number: float) -> float | None:
-    """None for what JSON cannot write."""
+    """The number, or None for one that JSON cannot write."""
     return number if math.isfinite(number) else None
 
 

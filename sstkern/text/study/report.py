@@ -121,7 +121,7 @@ class _Words:
         return table(["model", "held out", "train", "dev", "train - dev, points"], rows)
 
     def compared(self, name: str, other: str) -> str:
-        """How much better or worse on dev."""
+        """How much better or worse one run is than another on dev, in words."""
         if other not in self.models:
             return f"not compared here with {self._titles[other]}, which was not trained"
         points = 100 * (self.mean(name) - self.mean(other))
@@ -262,7 +262,8 @@ def _html(markdown: str) -> str:
 
     reader = MarkdownIt("commonmark").enable("table").use(dollarmath_plugin, renderer=formula)
     title = escape(markdown.splitlines()[0].removeprefix("# "))
-    head = f"<!doctype html>\n<html lang=en>\n<meta charset=utf-8>\n<title>{title}</title>\n<style>{_STYLE}</style>\n"
+    meta = "<meta charset=utf-8>\n<meta name=viewport content='width=device-width'>"
+    head = f"<!doctype html>\n<html lang=en>\n{meta}\n<title>{title}</title>\n<style>{_STYLE}</style>\n"
     return f"{head}{reader.render(markdown)}</html>\n"
 
 
@@ -272,5 +273,5 @@ table { border-collapse: collapse; font-size: 0.85em; display: block; overflow-x
 td, th { border-bottom: 1px solid #ccc; padding: 0.3em 0.6em; text-align: left; white-space: nowrap }
 pre { background: #f5f5f5; padding: 0.8em; overflow-x: auto; font-size: 0.8em }
 img { max-width: 100% }
-math[display=block] { margin: 0.8em 0 }
+math[display=block] { margin: 0.8em 0; overflow-x: auto }
 """

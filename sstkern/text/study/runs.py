@@ -50,7 +50,7 @@ class Data:
 
     @cached_property
     def sha256(self) -> str:
-        """Of all sentences and labels."""
+        """A hash of all sentences and labels."""
         parts = [part.content() for part in (self.whole, self.side, self.held_out, self.dev)]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
@@ -69,7 +69,7 @@ def _write(path: Path, examples: Examples) -> None:
 
 
 def shuffled(examples: Examples, seed: int) -> Examples:
-    """The same with the words of every sentence in random order."""
+    """The same examples with the words of every sentence in random order."""
     order = random.Random(seed)
 
     def shuffle(sentence: str) -> str:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from sstkern.atomic import write_atomically
 from sstkern.bench.machine import environment
-from sstkern.text import Examples, load
+from sstkern.text import Examples, load_examples
 from sstkern.text.models import Classifier
 from sstkern.text.split import hold_out, most_held_out, share_inside
 from sstkern.text.study import PROBLEMS, gradients, losses, report, vocabulary
@@ -51,7 +51,7 @@ class Study:
         """
         if folder.exists() and not folder.is_dir():
             raise ValueError(f"output: {folder} is a file, expected a folder")
-        train, dev, source = load(data)
+        train, dev, source = load_examples(data)
         side, held_out = hold_out(train, min(HELD_OUT, len(train) // 8, most_held_out(train)))
         whole, side = (part.pick(range(min(QUICK_PHRASES, len(part)))) if quick else part for part in (train, side))
         split = Data(whole, side, held_out, dev, folder / "data")
@@ -85,7 +85,7 @@ class Study:
 
     @property
     def asked(self) -> dict[str, Any]:
-        """What an answer hangs on besides the program."""
+        """What an answer depends on besides the program."""
         return {"data": self.runs.data.sha256, "quick": self.runs.quick}
 
     def trained(self, problem: str) -> dict[str, dict[str, Any]]:

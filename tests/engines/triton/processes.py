@@ -29,7 +29,7 @@ from sstkern.engines.triton import barrier, device, recurrence, sources, tiles
 EXCHANGED = {"forward": r"exchange", "backward": r"parts", "core": r"state\d+"}
 """The arguments of each kernel by which its programs exchange, in two buffers by turns."""
 STORED = EXCHANGED | {"core": r"(state|slot)\d+"}
-"""Those that they store to, and others read."""
+"""Tensors that kernels store to and others read."""
 GRACE = 10.0
 """Seconds beyond a launch's time limit, for all that is not waiting."""
 
@@ -58,7 +58,7 @@ class Disturbance(NamedTuple):
     forward: Fault = Fault()
     backward: Fault = Fault()
     core: Fault = Fault()
-    """Of a generated kernel."""
+    """The fault of a generated kernel."""
     time_limit: float = 60.0
     """Seconds until a launch's programs stop waiting for each other."""
 
@@ -69,7 +69,7 @@ class Function(NamedTuple):
     module: str
     name: str
     text: str = ""
-    """Of a generated module."""
+    """The text of a generated module."""
 
     def find(self):
         return getattr(sources.module(self.text) if self.text else import_module(self.module), self.name)

@@ -27,7 +27,7 @@ class Case(NamedTuple):
     cell: str
     schedule: str
     programs: int = 2
-    """That share the hidden units."""
+    """How many programs share the hidden units."""
     at_once: int = 1
     """Tasks in a launch."""
     lengths: tuple[int, ...] = (2, 0, 3)
@@ -74,11 +74,11 @@ class Inputs(NamedTuple):
     hx: list[Tensor]
     lengths: Tensor
     grads: list[Tensor]
-    """Of the output and of the last states."""
+    """The gradients of the output and of the last states."""
     results: list[Tensor]
     """The output and the last states by the reference engine, float64."""
     gradients: list[Tensor]
-    """Those of x, weights and hx."""
+    """The gradients of x, weights and hx."""
 
 
 @cache

@@ -48,7 +48,7 @@ def run(call: Layer, schedule: str | None = None) -> list[torch.Tensor]:
 
 
 def expected(call: Layer) -> list[torch.Tensor]:
-    """The same of the reference engine, in float64."""
+    """The reference engine's results and gradients, in float64."""
     inputs = [tensor.detach().double().requires_grad_() for tensor in call.inputs]
     cell, x, weights, hx, *options = call.arguments(inputs)
     output, hx_n = reference.layer(CELLS[cell], x, weights, hx, *options)

@@ -24,7 +24,7 @@ class Case(NamedTuple):
     cell: str
     schedule: str
     programs: int = 2
-    """That share a tile of the batch."""
+    """How many programs share a tile of the batch."""
     lengths: str = "short"
     reverse: bool = False
     resets: bool = False

@@ -553,7 +553,7 @@ def test_relu_in_place():
 
 
 def line_of(function: Callable[..., Any]) -> str:
-    """Of the line with `# here`, or the first."""
+    """The number of the line with `# here`, or of the first one."""
     lines, first = inspect.getsourcelines(function)
     return f"{__file__}:{first + next((at for at, line in enumerate(lines) if '# here' in line), 0)}"
 

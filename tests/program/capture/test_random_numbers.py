@@ -303,7 +303,7 @@ def test_16_bits_keep_probabilities_of_tensors_and_never_draw_1(dtype: torch.dty
 
 
 def kept(layer: nn.Module, x: Tensor, h: Tensor, output: Tensor) -> Tensor:
-    """Of one step tanh(dropout(v, 0.5)): 2 where a number was kept."""
+    """Of one step tanh(dropout(v, 0.5)): 2 where dropout kept a number."""
     return (output.atanh() / (layer.cell.x_h(x[0]) + layer.cell.h_h(h))).round()
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 from matplotlib.figure import Figure
 
-from sstkern.text import Examples, load
+from sstkern.text import Examples, load_examples
 
 
 @pytest.fixture(scope="session")
@@ -12,7 +12,7 @@ def sst2() -> tuple[Examples, Examples]:
     """SST-2's training and development examples, where SSTKERN_DATA says where they are."""
     if not os.environ.get("SSTKERN_DATA"):
         pytest.skip("SSTKERN_DATA does not say where SST-2 is")
-    train, dev, _ = load()
+    train, dev, _ = load_examples()
     return train, dev
 
 

@@ -23,7 +23,7 @@ class Kernels(NamedTuple):
 
 @cache
 def kernels(name: str) -> Kernels:
-    """Those that the registered cell `name` says it has. Raises ValueError where it has none."""
+    """The kernels that the registered cell `name` says it has. Raises ValueError where it has none."""
     if problem := lacks(CELLS[name]):
         raise ValueError(f"triton: {problem}")
     return _of(CELLS[name])
