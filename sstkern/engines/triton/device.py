@@ -86,7 +86,7 @@ def _launch(kernel, grid: tuple[int, ...], arguments: dict, options: dict) -> No
 
 def _stack(kernel, grid: tuple[int, ...], arguments: dict, options: dict) -> int:
     compiled = kernel.warmup(grid=grid, **arguments, **options)
-    compiled._init_handles()  # what the driver says of a kernel that it has loaded
+    compiled[grid]  # loads it: then the driver says how many 4-byte words it spills
     return 4 * compiled.n_spills
 
 
