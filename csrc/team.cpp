@@ -1,8 +1,5 @@
 #include "team.h"
 
-#include <ATen/Parallel.h>
-#include <torch/csrc/stable/c/shim.h>
-
 #include <algorithm>
 #include <chrono>
 #include <ctime>
@@ -11,6 +8,8 @@
 #include <mutex>
 #include <thread>
 #include <utility>
+
+#include "tensor.h"
 
 namespace sstkern {
 
@@ -41,6 +40,12 @@ void note_late(int64_t waited, int64_t threads) {
   pause_end.store(microseconds() + pause, std::memory_order_relaxed);
 }
 
+int64_t torchs_threads() {
+  uint32_t threads = 1;
+  must(torch_get_num_threads(&threads));
+  return threads;
+}
+
 inline void pause() {
 #if defined(__x86_64__)
   __builtin_ia32_pause();
@@ -52,7 +57,7 @@ inline void pause() {
 }  // namespace
 
 #ifdef _OPENMP
-int64_t most_threads() { return at::get_num_threads(); }  // not OpenMP's, which is not yet PyTorch's in a new thread
+int64_t most_threads() { return torchs_threads(); }  // not OpenMP's, which is not yet PyTorch's in a new thread
 
 int64_t limit_threads(int64_t most) {
   const int64_t before = most_threads();
@@ -68,7 +73,7 @@ thread_local int64_t limit = std::numeric_limits<int64_t>::max();
 
 }  // namespace
 
-int64_t most_threads() { return std::min<int64_t>(at::get_num_threads(), limit); }
+int64_t most_threads() { return std::min<int64_t>(torchs_threads(), limit); }
 int64_t limit_threads(int64_t most) { return std::exchange(limit, most); }
 void end_limit(int64_t before) { limit = before; }
 #endif
@@ -92,7 +97,7 @@ void torch_threads(int64_t end, int64_t grain, void (*run)(int64_t, int64_t, voi
   if (!kAtOnce) grain = std::max(grain, (end + most_threads() - 1) / most_threads());
   const AOTITorchError failed = torch_parallel_for(0, end, grain, task, &tasks);
   if (tasks.error) std::rethrow_exception(tasks.error);
-  TORCH_CHECK(failed == AOTI_TORCH_SUCCESS, "PyTorch's parallel_for failed");
+  must(failed);
 }
 
 int64_t microseconds() {

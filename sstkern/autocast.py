@@ -1,0 +1,68 @@
+"""Casts under autocast, as torch's own operators make them: a weight is cast once for as long as an autocast region lasts.
+
+torch keeps the casts of its own operators, and has no public way to it. But a gradient's graph leads to what it keeps: of a probe, a leaf
+like a weight, the node of the cast. It lives as long as torch keeps the cast, until the region ends, and so does the dictionary that every
+node has (`Node.metadata`). Our casts are in that one.
+"""
+
+import weakref
+from collections.abc import MutableMapping, Sequence
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sstkern import private
+
+
+def autocast(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """float32, bfloat16 and float16 in the dtype that autocast asks for; float64 and integers stay, as in torch's own operators."""
+    # A graph keeps the dtype that it was traced with, and of a compiled one's casts the compiler makes one.
+    traced = torch.compiler.is_compiling() or torch.jit.is_tracing() or private.traced_by_mode()
+    if traced or not torch.is_autocast_cache_enabled():
+        return [_cast(tensor, _wanted(tensor)) for tensor in tensors]
+    return [_kept_cast(tensor, _wanted(tensor)) for tensor in tensors]
+
+
+def _wanted(tensor: Tensor) -> torch.dtype:
+    if tensor.dtype == torch.float64 or not tensor.is_floating_point():
+        return tensor.dtype
+    return torch.get_autocast_dtype("cpu" if tensor.is_cpu else tensor.device.type)  # to ask for device.type takes 4 microseconds
+
+
+def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    return tensor if tensor.dtype == dtype else tensor.to(dtype)
+
+
+def _kept_cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    if tensor.dtype == dtype:
+        return tensor
+    if not (tensor.dtype == torch.float32 and tensor.requires_grad and tensor.is_leaf) or private.is_view(tensor):
+        return tensor.to(dtype)
+    # Also without gradients: another call in the region may want them.
+    with torch.inference_mode(False), torch.enable_grad():
+        kept = _kept(tensor.device, dtype)
+        known = kept.get(id(tensor))
+        if known is not None and known[0]() is tensor:
+            return known[1]
+        cast = tensor.to(dtype)
+    # What a transform has wrapped is of no use after it.
+    if private.is_wrapped(tensor) or not private.is_wrapped(cast):
+        kept[id(tensor)] = weakref.ref(tensor), cast
+    return cast
+
+
+def _kept(device: torch.device, dtype: torch.dtype) -> MutableMapping[int, tuple[Any, Tensor]]:
+    """The casts of this autocast region, by the tensors' numbers."""
+    rows, probe = _probe(device, dtype)
+    with private.without_transforms_active(), private.without_modes():
+        of_cast = torch.mm(rows, probe).grad_fn.next_functions[1][0]
+    return of_cast.metadata
+
+
+@cache
+def _probe(device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Of each dtype one: torch may have a cast from a region around this one, with another dtype."""
+    with private.without_transforms_active(), private.without_modes():
+        return torch.zeros(0, 1, dtype=dtype, device=device), torch.zeros(1, 1, device=device, requires_grad=True)
