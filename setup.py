@@ -18,7 +18,6 @@ from pathlib import Path
 from setuptools import Extension, find_packages, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 
-
 OLDEST_TORCH = 2 << 56 | 11 << 48
 """2.11, as torch's headers write it: they then declare nothing that it lacks."""
 
@@ -154,7 +153,16 @@ def extension_arguments() -> dict:
         depends=glob("csrc/**/*.h", recursive=True),
         # Compiled with OpenMP but not linked with it: it then meets the runtime torch itself brings, and one pool of threads obeys
         # torch.set_num_threads.
-        extra_compile_args=["-std=c++20", "-O3", "-ffp-contract=off", "-g0", "-Wall", *path_flags(), *(["-fopenmp"] if openmp else []), *flags],
+        extra_compile_args=[
+            "-std=c++20",
+            "-O3",
+            "-ffp-contract=off",
+            "-g0",
+            "-Wall",
+            *path_flags(),
+            *(["-fopenmp"] if openmp else []),
+            *flags,
+        ],
         extra_link_args=[flag for flag in flags if flag.startswith("-fsanitize=")],
     )
     return {"ext_modules": [extension], "cmdclass": {"build_ext": Build, "bdist_wheel": Wheel}}

@@ -6,20 +6,18 @@ namespace sstkern {
 
 namespace {
 
-Tensor features_contiguous(const Tensor& tensor) {
-  return tensor.size(-1) <= 1 || tensor.stride(-1) == 1 ? tensor : tensor.contiguous();
-}
+Tensor features_contiguous(const Tensor& tensor) { return tensor.size(-1) <= 1 || tensor.stride(-1) == 1 ? tensor : tensor.contiguous(); }
 
 Sizes sizes(const Tensor& x, Tensors given, const std::optional<Tensor>& lengths, bool bidirectional, int64_t gates) {
   const bool packed = x.dim() == 2;
   SSTKERN_CHECK(packed || x.dim() == 3, "x: expected 3 dimensions (time steps, batch, features), or 2 (rows, features), got shape ",
-              x.sizes());
+                x.sizes());
   if (packed) check_packed_lengths(lengths, x.size(0));
   const int64_t directions = bidirectional ? 2 : 1;
   SSTKERN_CHECK(given.size() >= 2 && given.size() % directions == 0, "weights: got ", given.size(), " tensors for ", directions,
-              " direction(s)");
+                " direction(s)");
   SSTKERN_CHECK(given[0].dim() == 2 && given[1].dim() == 2, "weight_ih and weight_hh: expected 2 dimensions, got shapes ", given[0].sizes(),
-              " and ", given[1].sizes());
+                " and ", given[1].sizes());
   SSTKERN_CHECK(given[1].size(0) > 0, "weight_hh: expected at least one row, got shape ", given[1].sizes());
   const int64_t steps = packed ? longest(*lengths) : x.size(0), batch = packed ? lengths->size(0) : x.size(1);
   return {steps, batch, x.size(-1), given[1].size(0) / gates, given[1].size(1), directions};
@@ -67,8 +65,8 @@ Arguments<T>::Arguments(const Sizes& size, std::string_view cell, Phase phase, c
                 has_bias) {}
 
 template <class T>
-Arguments<T>::Arguments(Found<T> found, const Sizes& size, const Tensor& x, Tensors given, Tensors hx,
-                        const std::optional<Tensor>& lengths, bool has_bias)
+Arguments<T>::Arguments(Found<T> found, const Sizes& size, const Tensor& x, Tensors given, Tensors hx, const std::optional<Tensor>& lengths,
+                        bool has_bias)
     : kernels(found.kernels),
       products(found.products),
       size(size),
@@ -76,19 +74,20 @@ Arguments<T>::Arguments(Found<T> found, const Sizes& size, const Tensor& x, Tens
       x(features_contiguous(x)),
       packed(x.dim() == 2),
       schedule(lengths, size.steps, size.batch) {
-  SSTKERN_CHECK_VALUE(!packed || schedule.rows() == x.size(0), "lengths: their sum is ", schedule.rows(), ", but x has ", x.size(0), " rows");
+  SSTKERN_CHECK_VALUE(!packed || schedule.rows() == x.size(0), "lengths: their sum is ", schedule.rows(), ", but x has ", x.size(0),
+                      " rows");
   const int64_t count = static_cast<int64_t>(given.size()) / size.directions, plain = 2 + 2 * has_bias + kernels.parameters;
   const bool projected = count == plain + 1;
   SSTKERN_CHECK(count == plain || (projected && kernels.projects), "weights: expected ", plain,
-              kernels.projects ? " (or one more with a projection)" : "", " for each direction, got ", given.size(), " for ",
-              size.directions, " direction(s)");
+                kernels.projects ? " (or one more with a projection)" : "", " for each direction, got ", given.size(), " for ",
+                size.directions, " direction(s)");
   SSTKERN_CHECK(projected || size.output == size.hidden, "weight_hh: expected ", size.hidden, " columns without a projection, got ",
-              size.output);
+                size.output);
   for (int64_t d = 0; d < size.directions; ++d) weights.push_back(direction(given.slice(d * count, count), has_bias, projected, x));
   const int64_t states = 1 + kernels.states;
   given_states = static_cast<int64_t>(hx.size());
   SSTKERN_CHECK(given_states == states || (schedule.cut() && given_states == 2 * states), "hx: expected ", states,
-              schedule.cut() ? " states, or as many again" : " state(s)", ", got ", hx.size());
+                schedule.cut() ? " states, or as many again" : " state(s)", ", got ", hx.size());
   const char* const name = kernels.states == 1 ? "c_0" : "a state beside h";
   for (int64_t i = 0; i < given_states; ++i)
     check_size(i % states == 0 ? "h_0" : name, hx[i], {size.directions, size.batch, i % states == 0 ? size.output : size.hidden}, x);

@@ -61,8 +61,8 @@ struct Arguments {
   BatchSchedule schedule;
   int64_t given_states;  // the cell's, or, where sequences are cut, as many again that they begin anew with
 
-  Arguments(std::string_view cell, Phase phase, const Tensor& x, Tensors given, Tensors hx,
-            const std::optional<Tensor>& lengths, bool has_bias, bool bidirectional);
+  Arguments(std::string_view cell, Phase phase, const Tensor& x, Tensors given, Tensors hx, const std::optional<Tensor>& lengths,
+            bool has_bias, bool bidirectional);
 
   bool projected() const { return weights[0].hr.defined(); }
   bool biased() const { return weights[0].bias_ih.defined(); }
@@ -119,8 +119,8 @@ struct Arguments {
  private:
   Arguments(const Sizes& size, std::string_view cell, Phase phase, const Tensor& x, Tensors given, Tensors hx,
             const std::optional<Tensor>& lengths, bool has_bias);
-  Arguments(Found<T> found, const Sizes& size, const Tensor& x, Tensors given, Tensors hx,
-            const std::optional<Tensor>& lengths, bool has_bias);
+  Arguments(Found<T> found, const Sizes& size, const Tensor& x, Tensors given, Tensors hx, const std::optional<Tensor>& lengths,
+            bool has_bias);
   Tensor first_states(Tensors hx, int64_t i) const;
   Weights direction(Tensors given, bool has_bias, bool projected, const Tensor& x) const;
 };

@@ -367,9 +367,9 @@ template <class T>
 void check_saved(const Arguments<T>& a, Tensors saved) {
   const int64_t each = a.saved_per_direction(), count = a.size.directions * each;
   SSTKERN_CHECK(static_cast<int64_t>(saved.size()) == count, "saved: expected ", count, " tensors, got ", saved.size(),
-              "; was the forward called with saved_rows?");
+                "; was the forward called with saved_rows?");
   SSTKERN_CHECK(saved[0].dim() == 2 && saved[0].size(0) >= a.schedule.rows(), "saved: expected at least ", a.schedule.rows(),
-              " rows, got shape ", saved[0].sizes());
+                " rows, got shape ", saved[0].sizes());
   const int64_t rows = saved[0].size(0);
   const std::vector<int64_t> widths = a.saved_widths();
   constexpr const char* names[] = {"saved values of the cell", "saved states", "saved hidden states"};
@@ -386,7 +386,7 @@ void check_backward(const Arguments<T>& a, const BackwardArguments& given) {
   check_saved(a, given.saved);
   const auto check = [&](const char* name, const Tensor& tensor, Ints shape) {
     SSTKERN_CHECK(tensor.sizes() == shape && tensor.scalar_type() == a.type, name, ": expected shape ", shape, " and dtype ", a.type,
-                ", got ", tensor.sizes(), " and ", tensor.scalar_type());
+                  ", got ", tensor.sizes(), " and ", tensor.scalar_type());
   };
   SSTKERN_CHECK(given.output.sizes() == output_shape, "output: expected shape ", output_shape, ", got ", given.output.sizes());
   SSTKERN_CHECK(given.output.scalar_type() == a.type, "output: expected dtype ", a.type, ", got ", given.output.scalar_type());
@@ -394,7 +394,7 @@ void check_backward(const Arguments<T>& a, const BackwardArguments& given) {
   const int64_t states = 1 + a.kernels.states, weights = size.directions * a.per_direction();
   const int64_t count = static_cast<int64_t>(given.grad_hx.size());
   SSTKERN_CHECK(count == states || count == states + a.kernels.states, "grad_hx: expected ", states, " tensors, or ",
-              states + a.kernels.states, " with every step's, got ", count);
+                states + a.kernels.states, " with every step's, got ", count);
   check("grad_hx", given.grad_hx[0], {size.directions, size.batch, size.output});
   for (int64_t i = 1; i < states; ++i) check("grad_hx", given.grad_hx[i], {size.directions, size.batch, size.hidden});
   for (int64_t i = states; i < count; ++i) check("grad_hx of every step", given.grad_hx[i], a.shape(size.directions * size.hidden));

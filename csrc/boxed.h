@@ -1,5 +1,5 @@
-// Functions with plain arguments as operators: torch's own TORCH_BOX makes a shared_ptr for every tensor, and costs 2 to 3 microseconds more
-// a call.
+// Functions with plain arguments as operators: torch's own TORCH_BOX makes a shared_ptr for every tensor, and costs 2 to 3 microseconds
+// more a call.
 #pragma once
 
 #include <torch/csrc/stable/library.h>

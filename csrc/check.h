@@ -35,11 +35,13 @@ std::string message(const Parts&... parts) {
 
 }  // namespace sstkern
 
-#define SSTKERN_CHECK(condition, ...)                                                                      \
-  do {                                                                                                     \
-    if (!(condition)) [[unlikely]] throw std::runtime_error(sstkern::message(__VA_ARGS__));     \
+#define SSTKERN_CHECK(condition, ...)                          \
+  do {                                                         \
+    if (!(condition)) [[unlikely]]                             \
+      throw std::runtime_error(sstkern::message(__VA_ARGS__)); \
   } while (0)
-#define SSTKERN_CHECK_VALUE(condition, ...)                                                                \
-  do {                                                                                                     \
-    if (!(condition)) [[unlikely]] throw std::invalid_argument(sstkern::message(__VA_ARGS__)); \
+#define SSTKERN_CHECK_VALUE(condition, ...)                       \
+  do {                                                            \
+    if (!(condition)) [[unlikely]]                                \
+      throw std::invalid_argument(sstkern::message(__VA_ARGS__)); \
   } while (0)

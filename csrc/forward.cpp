@@ -28,8 +28,8 @@ class ForwardMemory {
   }
 
   ForwardWork<T> work() {
-    return {rows_.data(),          h_factors_.data(), left_.data(),      right_.data(),     chunk_x_.data(),
-            chunk_sums_.data(), panels_.data(), x_room_.data(), h_room_.data(), hidden_room_.data()};
+    return {rows_.data(),       h_factors_.data(), left_.data(),   right_.data(),  chunk_x_.data(),
+            chunk_sums_.data(), panels_.data(),    x_room_.data(), h_room_.data(), hidden_room_.data()};
   }
 
  private:

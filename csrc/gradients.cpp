@@ -138,17 +138,17 @@ void grouped_row_sums(const T* left, int64_t columns, const Groups& groups, T* t
 template <class T>
 void row_sums(const RowsOf<T>& left, const std::optional<Groups>& groups, bool accumulate, T* to) {
   if (groups) return grouped_row_sums(left.first, left.columns, *groups, to);
-  parallel_for((left.columns + kSumColumns - 1) / kSumColumns, std::max<int64_t>(1, kThreadWork / std::max<int64_t>(1, left.rows * kSumColumns)),
-               [&](int64_t begin, int64_t end) {
-    std::vector<const T*> rows(left.rows);
-    std::vector<T> sums(kSumColumns);
-    for (int64_t column = begin * kSumColumns; column < std::min(left.columns, end * kSumColumns); column += kSumColumns) {
-      const int64_t count = std::min(kSumColumns, left.columns - column);
-      for (int64_t r = 0; r < left.rows; ++r) rows[r] = left.first + r * left.columns + column;
-      sum_rows(rows, count, sums.data());
-      for (int64_t i = 0; i < count; ++i) to[column + i] = accumulate ? to[column + i] + sums[i] : sums[i];
-    }
-  });
+  parallel_for((left.columns + kSumColumns - 1) / kSumColumns,
+               std::max<int64_t>(1, kThreadWork / std::max<int64_t>(1, left.rows * kSumColumns)), [&](int64_t begin, int64_t end) {
+                 std::vector<const T*> rows(left.rows);
+                 std::vector<T> sums(kSumColumns);
+                 for (int64_t column = begin * kSumColumns; column < std::min(left.columns, end * kSumColumns); column += kSumColumns) {
+                   const int64_t count = std::min(kSumColumns, left.columns - column);
+                   for (int64_t r = 0; r < left.rows; ++r) rows[r] = left.first + r * left.columns + column;
+                   sum_rows(rows, count, sums.data());
+                   for (int64_t i = 0; i < count; ++i) to[column + i] = accumulate ? to[column + i] + sums[i] : sums[i];
+                 }
+               });
 }
 
 #define SSTKERN_INSTANTIATE(T)                                                                                                         \
@@ -156,8 +156,8 @@ void row_sums(const RowsOf<T>& left, const std::optional<Groups>& groups, bool a
   template void grouped_weight_gradients(const Products<T>&, const T*, int64_t, const std::vector<WeightGradient<T>>&, const Groups&); \
   template void sum_rows(const std::vector<const T*>&, int64_t, T*);                                                                   \
   template void grouped_row_sums(const T*, int64_t, const Groups&, T*);                                                                \
-  template void input_gradient(const Arguments<T>&, const T*, const std::vector<T*>&, const T*, bool);                             \
-  template void weight_gradients(const Arguments<T>&, const RowsOf<T>&, const std::vector<WeightGradient<T>>&,                        \
+  template void input_gradient(const Arguments<T>&, const T*, const std::vector<T*>&, const T*, bool);                                 \
+  template void weight_gradients(const Arguments<T>&, const RowsOf<T>&, const std::vector<WeightGradient<T>>&,                         \
                                  const std::optional<Groups>&, bool);                                                                  \
   template void row_sums(const RowsOf<T>&, const std::optional<Groups>&, bool, T*);
 SSTKERN_INSTANTIATE(float)

@@ -19,15 +19,15 @@ std::atomic<int64_t> forward_runs{0}, backward_runs{0};
 template <class Run>
 auto in_compute_type(const Tensor& x, const Run& run) {
   const ScalarType type = compute_type(x.scalar_type());
-  SSTKERN_CHECK(type == ScalarType::Float || type == ScalarType::Double, "x: expected float32, float64, bfloat16 or float16, got ", x.scalar_type());
+  SSTKERN_CHECK(type == ScalarType::Float || type == ScalarType::Double, "x: expected float32, float64, bfloat16 or float16, got ",
+                x.scalar_type());
   return type == ScalarType::Float ? run(float{}) : run(double{});
 }
 
 }  // namespace
 
 LayerResult layer(const std::string& cell, const Tensor& x, const std::vector<Tensor>& weights, const std::vector<Tensor>& hx,
-                  const std::optional<Tensor>& lengths, bool has_bias, bool bidirectional, std::optional<int64_t> saved_rows,
-                  bool every) {
+                  const std::optional<Tensor>& lengths, bool has_bias, bool bidirectional, std::optional<int64_t> saved_rows, bool every) {
   const OneThreadIfForked guard;
   const CallThreads threads;
   return in_compute_type(x, [&](auto type) {
@@ -38,10 +38,10 @@ LayerResult layer(const std::string& cell, const Tensor& x, const std::vector<Te
   });
 }
 
-std::vector<Tensor> layer_backward(const std::string& cell, const Tensor& x, const std::vector<Tensor>& weights, const std::vector<Tensor>& hx,
-                                       const std::optional<Tensor>& lengths, bool has_bias, bool bidirectional,
-                                       const Tensor& output, const std::vector<Tensor>& saved, const std::optional<Tensor>& grad_output,
-                                       const std::vector<Tensor>& grad_hx, const std::vector<bool>& needs, std::optional<int64_t> groups) {
+std::vector<Tensor> layer_backward(const std::string& cell, const Tensor& x, const std::vector<Tensor>& weights,
+                                   const std::vector<Tensor>& hx, const std::optional<Tensor>& lengths, bool has_bias, bool bidirectional,
+                                   const Tensor& output, const std::vector<Tensor>& saved, const std::optional<Tensor>& grad_output,
+                                   const std::vector<Tensor>& grad_hx, const std::vector<bool>& needs, std::optional<int64_t> groups) {
   const OneThreadIfForked guard;
   const CallThreads threads;
   return in_compute_type(x, [&](auto type) {

@@ -124,9 +124,9 @@ Tensor empty_tensor(Ints shape, ScalarType type) {
   void* const memory = take_memory(bytes);
   const std::vector<int64_t> strides = contiguous_strides(shape);
   AtenTensorHandle made;
-  must(torch_from_blob(memory, static_cast<int64_t>(shape.size()), shape.data(), strides.data(), 0, number_of(type),
-                       aoti_torch_device_type_cpu(), -1, &made, aoti_torch_layout_strided(), nullptr, 0,
-                       [](void* numbers, void*) { give_memory(numbers); }, nullptr));
+  must(torch_from_blob(
+      memory, static_cast<int64_t>(shape.size()), shape.data(), strides.data(), 0, number_of(type), aoti_torch_device_type_cpu(), -1, &made,
+      aoti_torch_layout_strided(), nullptr, 0, [](void* numbers, void*) { give_memory(numbers); }, nullptr));
   return Tensor(made);
 }
 

@@ -29,8 +29,8 @@ class Numbers {
   std::unique_ptr<T[], Give> numbers_;
 };
 
-// As plain_tensor, for what a call has to itself or saves for its backward: PyTorch cannot resize such a tensor to more than it has, so what
-// a caller gets is plain.
+// As plain_tensor, for what a call has to itself or saves for its backward: PyTorch cannot resize such a tensor to more than it has, so
+// what a caller gets is plain.
 Tensor empty_tensor(Ints shape, ScalarType type);
 
 }  // namespace sstkern

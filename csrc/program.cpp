@@ -109,7 +109,7 @@ class ProgramReader {
     if (slot.kind == SlotKind::step && slot.phase < 0) slot.phase = phase_;
     SSTKERN_CHECK_VALUE(slot.kind != SlotKind::step || slot.phase == phase_, "program: rows of one phase are read in another");
     SSTKERN_CHECK_VALUE(at.start >= 0 && width >= 0 && at.start <= slot.width - width && (booleans || !slot.boolean), "program: ", width,
-                      " numbers from ", at.start, " on are not in slot ", at.slot, " of ", slot.width);
+                        " numbers from ", at.start, " on are not in slot ", at.slot, " of ", slot.width);
     return at;
   }
 
@@ -138,7 +138,7 @@ class ProgramReader {
     const int64_t gates = read_.size();
     const bool ahead = read_.below(2, "flag") != 0;
     SSTKERN_CHECK_VALUE(gates > 0 && gates * units == found.columns && found.rows == 1, "program: ", gates, " gates of ", units,
-                      " units are not ", found.columns, " columns");
+                        " units are not ", found.columns, " columns");
     const SlotKind kind = p_.slots[found.operand.slot].kind;
     const bool of_all = kind == SlotKind::input || kind == SlotKind::output || kind == SlotKind::rows;
     SSTKERN_CHECK_VALUE(!ahead || of_all, "program: a step's rows are not there ahead of it");
@@ -237,7 +237,7 @@ class ProgramReader {
     const Slot& left = p_.slots[found.left];
     const bool at_end = found.right.slot < 0 && left.kind == SlotKind::step && left.phase == 2;
     SSTKERN_CHECK_VALUE((left.kind == SlotKind::rows || at_end) && left.width == found.rows * found.left_width && !left.boolean,
-                      "program: a sum of rows that are not there");
+                        "program: a sum of rows that are not there");
     if (found.right.slot < 0) return found;
     SSTKERN_CHECK_VALUE(found.right.slot < static_cast<int64_t>(p_.slots.size()), "program: slot ", found.right.slot);
     const SlotKind kind = p_.slots[found.right.slot].kind;
@@ -274,10 +274,10 @@ int64_t load_program_library(const std::string& path) {
   const auto* const library = static_cast<const ProgramLibrary*>(dlsym(handle, "sstkern_program"));
   SSTKERN_CHECK_VALUE(library, "program: ", path, " has none: it lacks the symbol sstkern_program");
   SSTKERN_CHECK_VALUE(library->version == kKernelsVersion, "program: compiled with version ", library->version,
-                    " of csrc/kernels/kernels.h, and this build has version ", kKernelsVersion);
+                      " of csrc/kernels/kernels.h, and this build has version ", kKernelsVersion);
   const auto& levels = allowed_levels(ScalarType::BFloat16);
   SSTKERN_CHECK_VALUE(std::find(levels.begin(), levels.end(), library->level) != levels.end() && products_of(library->level),
-                    "program: compiled for '", library->level, "', which this process does not use");
+                      "program: compiled for '", library->level, "', which this process does not use");
   Programs& programs = all();
   const std::lock_guard lock(programs.mutex);
   // Stays loaded until the process ends: a thread may be in its code, and dlopen gives the same one for the same path. So the list grows by
@@ -291,7 +291,8 @@ int64_t make_program(int64_t library, Ints description) {
   const auto program = std::make_shared<Program>();
   {
     const std::lock_guard lock(programs.mutex);
-    SSTKERN_CHECK_VALUE(library >= 0 && library < static_cast<int64_t>(programs.libraries.size()), "program: there is no library ", library);
+    SSTKERN_CHECK_VALUE(library >= 0 && library < static_cast<int64_t>(programs.libraries.size()), "program: there is no library ",
+                        library);
     program->library = programs.libraries[library];
   }
   program->products = products_of(program->library->level);

@@ -76,8 +76,8 @@ int common_blocks(const std::vector<int>& gates, bool sixteen_registers) {
 template <class T>
 class ProgramCall {
  public:
-  ProgramCall(const Program& program, const std::vector<Tensor>& inputs, const std::vector<Tensor>& weights, Tensors vectors, Tensors states,
-              const std::optional<Tensor>& lengths, const std::vector<double>& numbers, bool reverse, bool padded,
+  ProgramCall(const Program& program, const std::vector<Tensor>& inputs, const std::vector<Tensor>& weights, Tensors vectors,
+              Tensors states, const std::optional<Tensor>& lengths, const std::vector<double>& numbers, bool reverse, bool padded,
               std::optional<int64_t> saved_rows, std::optional<int64_t> groups, bool backward)
       : p_(program),
         products_(products(program)),
@@ -97,7 +97,8 @@ class ProgramCall {
     rows_ = schedule_.rows();
     saved_rows_ = saved_rows.value_or(rows_);
     if (saved_rows_ == -1) saved_rows_ = steps_ * sequences_;
-    SSTKERN_CHECK_VALUE(saved_rows_ >= rows_, "saved_rows: expected at least ", rows_, ", the number of valid time steps, got ", saved_rows_);
+    SSTKERN_CHECK_VALUE(saved_rows_ >= rows_, "saved_rows: expected at least ", rows_, ", the number of valid time steps, got ",
+                        saved_rows_);
     for (const Tensor& vector : vectors) {
       vectors_.push_back(vector.to(type()).contiguous());
       vector_data_.push_back(read<T>(vectors_.back()));
@@ -159,9 +160,7 @@ class ProgramCall {
     return padded_ ? inputs_[0].size(1) : lengths->size(0);
   }
 
-  int64_t steps(const std::optional<Tensor>& lengths) const {
-    return padded_ ? inputs_[0].size(0) : longest(*lengths);
-  }
+  int64_t steps(const std::optional<Tensor>& lengths) const { return padded_ ? inputs_[0].size(0) : longest(*lengths); }
 
   void check(Tensors vectors, Tensors states) {
     const auto count = [](const char* what, size_t given, int64_t expected) {
@@ -180,7 +179,7 @@ class ProgramCall {
     }
     for (size_t place = 0; place < vectors.size(); ++place)
       SSTKERN_CHECK(vectors[place].numel() >= p_.vector_sizes[place] && vectors[place].is_cpu(), "program: a vector: expected ",
-                  p_.vector_sizes[place], " numbers on the CPU, got ", vectors[place].numel(), " on ", vectors[place].device());
+                    p_.vector_sizes[place], " numbers on the CPU, got ", vectors[place].numel(), " on ", vectors[place].device());
     for (const std::vector<ProgramStage>& phase : p_.phases)
       for (const ProgramStage& stage : phase) {
         for (const PlainProduct& plain : stage.plain) check_weight(plain.product);
@@ -191,9 +190,9 @@ class ProgramCall {
 
   static void check_tensor(const char* what, const Tensor& tensor, Ints shape, bool boolean) {
     const ScalarType expected = boolean ? ScalarType::Bool : type();
-    SSTKERN_CHECK(tensor.sizes() == shape && tensor.scalar_type() == expected && tensor.is_cpu(), "program: a ", what,
-                ": expected shape ", shape, " and dtype ", expected, " on the CPU, got ", tensor.sizes(), " and ", tensor.scalar_type(),
-                " on ", tensor.device());
+    SSTKERN_CHECK(tensor.sizes() == shape && tensor.scalar_type() == expected && tensor.is_cpu(), "program: a ", what, ": expected shape ",
+                  shape, " and dtype ", expected, " on the CPU, got ", tensor.sizes(), " and ", tensor.scalar_type(), " on ",
+                  tensor.device());
   }
 
   void check_input(const Slot& slot) {
@@ -203,7 +202,7 @@ class ProgramCall {
     else
       check_tensor("row input", x, {x.dim() > 0 ? x.size(0) : 0, slot.width}, slot.boolean);
     SSTKERN_CHECK((padded_ && !slot.rows_only) || x.size(0) >= schedule_.rows(), "program: an input has ", x.size(0), " rows of ",
-                schedule_.rows());
+                  schedule_.rows());
     if (x.stride(-1) != 1 && x.size(-1) > 1) x = x.contiguous();
   }
 
@@ -397,7 +396,7 @@ class ProgramCall {
     const int64_t width = products_.width;
     const Tensor& bias = vectors_[attached.bias];
     SSTKERN_CHECK(bias.numel() == attached.product.columns, "program: a bias of ", bias.numel(), " numbers for ", attached.product.columns,
-                " columns");
+                  " columns");
     Numbers<T> found(vectors * attached.gates * width);
     T* to = found.data();
     std::fill_n(to, vectors * attached.gates * width, T(0));
@@ -620,9 +619,9 @@ class ProgramCall {
     // The sums of `count` rows, whose operands are in memory.left, with a panel.
     void product(const Packed<T>& packed, int64_t depth, int64_t panel, int64_t count, T* sums) const {
       const int64_t columns = packed.gates * packed.panels.width(panel), before = packed.gates * packed.panels.begin(panel);
-      call_.products_.panel_product(
-          static_cast<int>(columns), sums, count, m_.left.data(), depth, packed.memory.data() + call_.products_.packed(before, depth),
-          packed.start.data() ? packed.start.data() + before * call_.products_.width : call_.zeros_.data());
+      call_.products_.panel_product(static_cast<int>(columns), sums, count, m_.left.data(), depth,
+                                    packed.memory.data() + call_.products_.packed(before, depth),
+                                    packed.start.data() ? packed.start.data() + before * call_.products_.width : call_.zeros_.data());
     }
 
    private:
@@ -900,9 +899,9 @@ class ProgramCall {
   const Span* span_ = nullptr;  // that is visited
   const std::vector<T> numbers_;
   int64_t rows_ = 0, saved_rows_ = 0;
-  std::optional<Groups> groups_;              // rows with sums of their own
+  std::optional<Groups> groups_;          // rows with sums of their own
   std::map<int64_t, Tensor> block_sums_;  // by slot
-  int64_t blocks_ = 0;                        // of these, that are there
+  int64_t blocks_ = 0;                    // of these, that are there
   std::vector<Tensor> sums_;
   std::vector<Tensor> vectors_, states_, kept_, outputs_, last_, unused_;
   std::vector<T> zeros_;  // what sums start from
@@ -919,9 +918,10 @@ class ProgramCall {
 
 }  // namespace
 
-ProgramResult run_program(int64_t program, const std::vector<Tensor>& inputs, const std::vector<Tensor>& weights, const std::vector<Tensor>& vectors, const std::vector<Tensor>& states,
-                          const std::optional<Tensor>& lengths, const std::vector<double>& numbers, bool reverse, bool padded,
-                          std::optional<int64_t> saved_rows, std::optional<int64_t> groups, bool backward) {
+ProgramResult run_program(int64_t program, const std::vector<Tensor>& inputs, const std::vector<Tensor>& weights,
+                          const std::vector<Tensor>& vectors, const std::vector<Tensor>& states, const std::optional<Tensor>& lengths,
+                          const std::vector<double>& numbers, bool reverse, bool padded, std::optional<int64_t> saved_rows,
+                          std::optional<int64_t> groups, bool backward) {
   const OneThreadIfForked guard;
   const CallThreads threads;
   const std::shared_ptr<const Program> found = find_program(program);

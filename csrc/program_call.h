@@ -18,8 +18,8 @@ using ProgramResult = std::tuple<std::vector<Tensor>, std::vector<Tensor>, std::
 // of both. saved_rows: how many rows the outputs get that have rows only, at least
 // the valid ones; those that nobody used are zero. groups: equal shares of the batch, each with sums of its own, (groups, ...).
 ProgramResult run_program(int64_t program, const std::vector<Tensor>& inputs, const std::vector<Tensor>& weights,
- const std::vector<Tensor>& vectors, const std::vector<Tensor>& states,
-                          const std::optional<Tensor>& lengths, const std::vector<double>& numbers, bool reverse, bool padded,
-                          std::optional<int64_t> saved_rows, std::optional<int64_t> groups, bool backward);
+                          const std::vector<Tensor>& vectors, const std::vector<Tensor>& states, const std::optional<Tensor>& lengths,
+                          const std::vector<double>& numbers, bool reverse, bool padded, std::optional<int64_t> saved_rows,
+                          std::optional<int64_t> groups, bool backward);
 
 }  // namespace sstkern

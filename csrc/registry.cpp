@@ -94,7 +94,7 @@ void check_new(Registry& all, const CellLibrary& library, int64_t i) {
   for (const Level& level : all.levels)
     if (const CellKernels* const known = level.find(cell.cell))
       SSTKERN_CHECK_VALUE(agree(*known, cell), "cells: '", cell.cell, "' for ", cell.level, " is another cell than the one for ",
-                        std::string(level.name));
+                          std::string(level.name));
 }
 
 std::string last_error() {
@@ -110,7 +110,7 @@ void register_cells(const CellLibrary& library) {
   Registry& all = registry();
   const std::unique_lock lock(all.mutex);
   SSTKERN_CHECK_VALUE(library.version == kKernelsVersion, "cells: compiled with version ", library.version,
-                    " of csrc/kernels/kernels.h, and this build has version ", kKernelsVersion, "; compile them again");
+                      " of csrc/kernels/kernels.h, and this build has version ", kKernelsVersion, "; compile them again");
   for (int64_t i = 0; i < library.count; ++i) check_new(all, library, i);
   for (int64_t i = 0; i < library.count; ++i) all.level(library.cells[i].level).cells.push_back(&library.cells[i]);
 }
@@ -164,7 +164,7 @@ std::vector<std::string> load_cpu_cells(const std::string& path) {
   SSTKERN_CHECK_VALUE(library, "cells: ", path, " has none: it lacks the symbol sstkern_cells");
   for (int64_t i = 0; library->version == kKernelsVersion && i < library->count; ++i)
     SSTKERN_CHECK_VALUE(products_of(library->cells[i].level), "cells: '", library->cells[i].cell, "' is compiled for '",
-                      library->cells[i].level, "', which this build does not have");
+                        library->cells[i].level, "', which this build does not have");
   register_cells(*library);
   std::vector<std::string> names;
   for (int64_t i = 0; i < library->count; ++i) names.emplace_back(library->cells[i].cell);

@@ -17,13 +17,13 @@ constexpr int64_t kFewRows = 4, kLanes = 16;
 void check_kind(const Tensor& lengths) {
   const bool whole = lengths.scalar_type() == ScalarType::Bool && lengths.dim() == 2;
   SSTKERN_CHECK(lengths.is_cpu() && (whole || lengths.scalar_type() == ScalarType::Long),
-              "lengths: expected an int64 tensor on the CPU, got ", lengths.scalar_type(), " on ", lengths.device());
+                "lengths: expected an int64 tensor on the CPU, got ", lengths.scalar_type(), " on ", lengths.device());
 }
 
 void check_range(const std::vector<int64_t>& lengths, int64_t most, const char* what) {
   for (size_t b = 0; b < lengths.size(); ++b)
     SSTKERN_CHECK_VALUE(lengths[b] >= 0 && lengths[b] <= most, "lengths[", b, "] is ", lengths[b], "; allowed are 0 to ", most,
-                      ", the number of ", what);
+                        ", the number of ", what);
 }
 
 }  // namespace
@@ -51,7 +51,7 @@ void check_packed_lengths(const std::optional<Tensor>& lengths, int64_t rows) {
   check_range(given, rows, "rows of x");
   for (size_t b = 1; b < given.size(); ++b)
     SSTKERN_CHECK_VALUE(given[b] <= given[b - 1], "lengths: those of a packed x fall; lengths[", b, "] is ", given[b], " after ",
-                      given[b - 1]);
+                        given[b - 1]);
 }
 
 BatchSchedule::BatchSchedule(const std::optional<Tensor>& lengths, int64_t steps, int64_t batch)
@@ -65,7 +65,8 @@ BatchSchedule::BatchSchedule(const std::optional<Tensor>& lengths, int64_t steps
     return;
   }
   const std::vector<int64_t> given = lengths_alone(*lengths);
-  SSTKERN_CHECK(static_cast<int64_t>(given.size()) == batch, "lengths: expected one length for each of ", batch, " sequences, got shape ", lengths->sizes());
+  SSTKERN_CHECK(static_cast<int64_t>(given.size()) == batch, "lengths: expected one length for each of ", batch, " sequences, got shape ",
+                lengths->sizes());
   check_range(given, steps, "time steps");
   full_ = std::all_of(given.begin(), given.end(), [steps](int64_t length) { return length == steps; });
   if (lengths->dim() == 1) {

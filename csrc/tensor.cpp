@@ -19,11 +19,11 @@ std::vector<int64_t> contiguous_strides(Ints shape) {
 
 ScalarType type_of(int32_t number) {
   static const std::array<std::pair<int32_t, ScalarType>, 6> known{{{aoti_torch_dtype_float32(), ScalarType::Float},
-                                                                     {aoti_torch_dtype_float64(), ScalarType::Double},
-                                                                     {aoti_torch_dtype_bfloat16(), ScalarType::BFloat16},
-                                                                     {aoti_torch_dtype_float16(), ScalarType::Half},
-                                                                     {aoti_torch_dtype_int64(), ScalarType::Long},
-                                                                     {aoti_torch_dtype_bool(), ScalarType::Bool}}};
+                                                                    {aoti_torch_dtype_float64(), ScalarType::Double},
+                                                                    {aoti_torch_dtype_bfloat16(), ScalarType::BFloat16},
+                                                                    {aoti_torch_dtype_float16(), ScalarType::Half},
+                                                                    {aoti_torch_dtype_int64(), ScalarType::Long},
+                                                                    {aoti_torch_dtype_bool(), ScalarType::Bool}}};
   for (const auto& [theirs, type] : known)
     if (theirs == number) return type;
   return static_cast<ScalarType>(number);  // for a message

@@ -6,7 +6,7 @@ node has (`Node.metadata`). Our casts are in that one.
 """
 
 import weakref
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -53,12 +53,12 @@ def _kept_cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return cast
 
 
-def _kept(device: torch.device, dtype: torch.dtype) -> MutableMapping[int, tuple[Any, Tensor]]:
+def _kept(device: torch.device, dtype: torch.dtype) -> dict[int, tuple[Any, Tensor]]:
     """The casts of this autocast region, by the tensors' numbers."""
     rows, probe = _probe(device, dtype)
     with private.without_transforms_active(), private.without_modes():
-        of_cast = torch.mm(rows, probe).grad_fn.next_functions[1][0]
-    return of_cast.metadata
+        product: Any = torch.mm(rows, probe).grad_fn
+    return product.next_functions[1][0].metadata
 
 
 @cache

@@ -9,7 +9,6 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-import torch
 from setuptools import Distribution
 from torch.utils.cpp_extension import BuildExtension
 
@@ -80,9 +79,7 @@ def test_only_the_openmp_that_is_torchs_is_used(
 
 
 @pytest.mark.parametrize("sanitizer", ["", "thread"])
-def test_the_build_notes_openmp_and_sanitizers(
-    script: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, sanitizer: str
-):
+def test_the_build_notes_openmp_and_sanitizers(script: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, sanitizer: str):
     monkeypatch.setenv("SSTKERN_SANITIZE", sanitizer)
     monkeypatch.setattr(BuildExtension, "run", lambda self: None)
     build = script.extension_arguments()["cmdclass"]["build_ext"](Distribution())

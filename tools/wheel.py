@@ -1,8 +1,8 @@
 """Makes dist/: the source distribution, and this platform's wheel with the compiled extension: `make wheel`.
 
 In an environment of its own, from the source distribution alone: nothing that lies in the tree gets into the wheel. It is for every Python,
-and every PyTorch since 2.11, whichever it was compiled with: here requirements-train.txt's. auditwheel gives it the widest tag that the compiler and the C library
-allow: glibc 2.34's on Debian 12. PyTorch's libraries stay PyTorch's.
+and every PyTorch since 2.11, whichever it was compiled with: here requirements-train.txt's. auditwheel gives it the widest tag that the
+compiler and the C library allow: glibc 2.34's on Debian 12. PyTorch's libraries stay PyTorch's.
 """
 
 from __future__ import annotations

@@ -11,7 +11,6 @@ import torch
 from sstkern import private
 from sstkern.cells import Cell
 
-
 LIBRARY = Path(__file__).parents[1] / "_cpu.so"
 """By its name: a folder may still have one of another Python, from before there was one for all."""
 OLDEST_TORCH = (2, 11)

@@ -192,10 +192,10 @@ def test_without_the_extension(state: str, message: str, request: pytest.Fixture
         assert small_call().shape == expected.shape
 
 
-@pytest.mark.parametrize(("version", "loads"), [("2.11.0", True), ("2.13.1+cu130", True), ("3.0.0a0", True), ("2.10.2", False), ("1.13", False)])
-def test_one_build_is_for_every_torch_since_2_11(
-    monkeypatch: pytest.MonkeyPatch, forget: Callable[[], None], version: str, loads: bool
-):
+@pytest.mark.parametrize(
+    ("version", "loads"), [("2.11.0", True), ("2.13.1+cu130", True), ("3.0.0a0", True), ("2.10.2", False), ("1.13", False)]
+)
+def test_one_build_is_for_every_torch_since_2_11(monkeypatch: pytest.MonkeyPatch, forget: Callable[[], None], version: str, loads: bool):
     monkeypatch.setattr(torch, "__version__", version)
     forget()
     assert (cpu.load() is None) == loads
