@@ -11,10 +11,7 @@ from torch.func import functional_call, grad, vmap
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import sstkern
-from sstkern.engines import extension_problem
 from sstkern.structure import flatten
-
-pytestmark = pytest.mark.skipif(extension_problem() is not None, reason="torch's cache is reached by the C++ extension")
 
 B, I, H, STEPS = 2, 3, 4, 5  # noqa: E741
 
