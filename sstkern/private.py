@@ -229,13 +229,15 @@ class DispatchMode(_python_dispatch.TorchDispatchMode):
         return False
 
 
+def ordinary() -> bool:
+    """Whether neither torch.func's transforms nor a dispatch mode see what is computed."""
+    return not transforms_active() and not torch._C._len_torch_dispatch_stack()
+
+
 @contextmanager
-def without_modes() -> Iterator[None]:
-    """A guard in which no dispatch mode sees what is computed. In public there is none."""
-    if not torch._C._len_torch_dispatch_stack():
-        yield
-        return
-    with _python_dispatch._disable_current_modes():
+def made_ordinary() -> Iterator[None]:
+    """A guard in which they see nothing, and gradients are recorded. In public no dispatch mode can be left."""
+    with without_transforms_active(), _python_dispatch._disable_current_modes(), torch.inference_mode(False), torch.enable_grad():
         yield
 
 
