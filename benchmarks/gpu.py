@@ -59,7 +59,7 @@ def full_plan() -> Plan:
 
     cells = [name for name, cell in CELLS.items() if cell.torch_class]
     layers = [(cell, schedule) for cell in cells for schedule in SCHEDULES]
-    layers += [(f"{cell}_projected", "stepwise") for cell in cells if CELLS[cell].projects]
+    layers += [(f"{cell}_projected", schedule) for cell in cells if CELLS[cell].projects for schedule in SCHEDULES]
     checks = [check(*layer, "bfloat16") for layer in layers]
     for schedule in SCHEDULES:
         for cell in cells:
@@ -132,7 +132,7 @@ def dry_plan() -> Plan:
         environment=_job("environment", copy_bytes=2**20, matrix=64),
         checks=[
             check("lstm", "grid", "float32"),
-            check("lstm_projected", "stepwise", "float64"),
+            check("lstm_projected", "resident", "float64"),
             check("rnn_relu", "resident", "tf32"),
             _job("gradients", cell="rnn_tanh", schedule="grid", steps=2, hidden_size=2),
             _job("graph", cell="gru", schedule="streamed", dtype="float16", batch=2, steps=2, hidden_size=4),

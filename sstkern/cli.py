@@ -416,6 +416,7 @@ def aot_report(
             show_default="none",
         ),
     ] = None,
+    resets: Annotated[bool, typer.Option("--resets", help="Of calls with resets.", show_default=False)] = False,
     file: Annotated[Path | None, typer.Option("--json", help="File for all figures.", show_default="none")] = None,
 ) -> None:
     """Compile the kernels of the launch table for GPUs, without one, and print what each needs and which bars it breaks.
@@ -436,6 +437,8 @@ def aot_report(
         tables = {name: aot.own_table(name, own) for name in targets}
     else:
         tables = {name: aot.table(name) for name in targets}
+    if resets:
+        tables = {name: aot.with_resets(table) for name, table in tables.items()}
     for name, table in tables.items():
         say(f"{name}\n{aot.heading()}")
         bar = {"total": len(table), "description": name, "transient": True, "disable": not console.is_terminal}

@@ -365,7 +365,7 @@ def _layer(cell: Cell, x: Tensor, weights: list[Tensor], hx: list[Tensor], lengt
 
         return onnx.layer(cell, x, weights, hx, lengths, options.bias, options.bidirectional, every)
     run: Callable[..., tuple[Tensor, list[Tensor]]] | None = None
-    if engines.choose(cell, x, (*weights, *hx), options.resets is not None, every) == "reference":
+    if engines.choose(cell, x, (*weights, *hx)) == "reference":
         run = partial(reference.layer, every=every)
     elif private.transforms_active():
         run = partial(_transformed_layer(), every=every)

@@ -76,7 +76,7 @@ def _scanned(
             if cut
             else states
         )
-        stepped = reference._step(cell, gates_x, tuple(before), w)
+        stepped = reference.step_of(cell, gates_x, tuple(before), w)
         kept = [torch.where(now, new, old) for new, old in zip(stepped, states, strict=True)]
         return kept, [torch.where(now, state, 0) for state in (stepped if every else stepped[:1])]
 

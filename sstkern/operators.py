@@ -5,6 +5,7 @@ here, and an engine only adds implementations: the C++ extension does so for CPU
 machine without the extension, has the reference engine's.
 """
 
+import importlib
 from collections.abc import Sequence
 from contextlib import nullcontext
 
@@ -16,7 +17,7 @@ from sstkern.autocast import autocast
 from sstkern.cells import CELLS
 from sstkern.engines import FUSED_DTYPES, cpu, extension_problem, interpreting, lacks_cell, reference, triton_problem
 from sstkern.lengths import ALL_ROWS, all_rows, alone
-from sstkern.weights import Weights, by_direction
+from sstkern.weights import Weights, by_direction, projected
 
 _library = torch.library.Library("sstkern", "DEF")
 _LAYER = "str cell, Tensor x, Tensor[] weights, Tensor[] hx, Tensor? lengths, bool has_bias, bool bidirectional"
@@ -74,16 +75,21 @@ def flat_reference(cell, inputs: Sequence[Tensor], weights: int, lengths, has_bi
     return [output, *hx_n]
 
 
-def _triton_layer(*arguments):
-    from sstkern.engines.triton import layer  # here: importing triton takes a while, and only a GPU needs it
+def _triton(cell: str, weights: Sequence[Tensor], has_bias: bool, bidirectional: bool):
+    """The module that runs such a layer on the Triton engine."""
+    # Here: importing triton takes a while, and only a GPU needs it.
+    has_projection = projected(CELLS[cell], weights, has_bias, bidirectional)
+    return importlib.import_module("sstkern.program.projected" if has_projection else "sstkern.engines.triton.layer")
 
-    return layer.forward(*arguments)
+
+def _triton_layer(cell, x, weights, hx, lengths, has_bias, bidirectional, *options):
+    of_layer = _triton(cell, weights, has_bias, bidirectional)
+    return of_layer.forward(cell, x, weights, hx, lengths, has_bias, bidirectional, *options)
 
 
-def _triton_backward(*arguments):
-    from sstkern.engines.triton import layer
-
-    return layer.backward(*arguments)
+def _triton_backward(cell, x, weights, hx, lengths, has_bias, bidirectional, *options):
+    of_layer = _triton(cell, weights, has_bias, bidirectional)
+    return of_layer.backward(cell, x, weights, hx, lengths, has_bias, bidirectional, *options)
 
 
 _library.impl("layer", _reference_layer, "CompositeExplicitAutograd")
@@ -115,9 +121,7 @@ def _fake_saved(cell, x, weights, has_bias, bidirectional, rows) -> list[Tensor]
     if x.dtype not in FUSED_DTYPES:
         return []
     if (x.device.type == "cuda" or interpreting()) and triton_problem() is None and lacks_cell("triton", cell) is None:
-        from sstkern.engines.triton import layer
-
-        return [x.new_empty(shape) for shape in layer.saved_shapes(cell, x, weights, has_bias, bidirectional, rows)]
+        return _triton(cell, weights, has_bias, bidirectional).saved_like(cell, x, weights, has_bias, bidirectional, rows)
     if x.device.type == "cpu" and extension_problem() is None and (kernels := cpu.kernels(cell)):
         return _fake_cpu_saved(kernels, x, by_direction(CELLS[cell], weights, has_bias, bidirectional), rows)
     return []

@@ -67,6 +67,10 @@ def untraced() -> Iterator[None]:
             torch._C._set_tracing_state(state)  # type: ignore[attr-defined]
 
 
+can_hook_saved_tensors = torch._C._autograd._saved_tensors_hooks_is_enabled  # type: ignore[attr-defined]
+"""Whether torch.autograd.graph.saved_tensors_hooks can be used: within torch.func's transforms, and what those call, it raises."""
+
+
 def autograd_again() -> Any:
     """A guard in which an operator's implementation can differentiate: around it the dispatcher excludes autograd.
 

@@ -36,6 +36,11 @@ def by_direction(cell: Cell, weights: Sequence[Tensor], has_bias: bool, bidirect
     return [_one_direction(names, weights[d : d + count]) for d in range(0, len(weights), count)]
 
 
+def projected(cell: Cell, weights: Sequence[Tensor], has_bias: bool, bidirectional: bool) -> bool:
+    """Whether a layer with these weights has a projection."""
+    return check_number(cell, weights, has_bias, bidirectional) > len(cell.weights(has_bias, False))
+
+
 def weight_names(cell: Cell, count: int, has_bias: bool, bidirectional: bool) -> list[str]:
     """Of `count` weights of all directions, as a layer's parameters are named, without the layer."""
     suffixes = ["", "_reverse"] if bidirectional else [""]

@@ -21,7 +21,6 @@ ENGINES = ("reference", "cpu", "triton")
 FUSED_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
-NO_RESETS = "its kernels know no resets"
 _NO_FORWARD_MODE = "it has no forward mode (torch.func.jvp, jacfwd, hessian, dual tensors); jacrev and vjp run on it"
 _INTERPRETING = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on", "yes", "y")  # as and when triton reads it
 
@@ -144,16 +143,13 @@ def check_forward_mode() -> None:
         raise BackendError(f"backend: '{forced()}' was asked for, but {_NO_FORWARD_MODE}")
 
 
-def choose(cell: Cell, x: Tensor, others: Sequence[Tensor] = (), cut: bool = False, every: bool = False) -> str:
-    """The engine for a layer of `cell` on `x`, with its weights and states as `others`: the forced one, or the fastest that can run it.
-
-    cut: whether sequences begin anew at some steps. every: whether the states beside h after every step are wanted.
-    """
+def choose(cell: Cell, x: Tensor, others: Sequence[Tensor] = ()) -> str:
+    """The engine for a layer of `cell` on `x`, with its weights and states as `others`: the forced one, or the fastest that can run it."""
     name = forced()
     if name == "reference":
         return name
     fused = _fused_engine(x)
-    obstacle = _obstacle(cell, x, others, fused, cut, every) if name in (None, fused) else f"x is on {x.device}"
+    obstacle = _obstacle(cell, x, others, fused) if name in (None, fused) else f"x is on {x.device}"
     if fused is not None and obstacle is None:
         return fused
     if name is not None:
@@ -168,7 +164,7 @@ def _fused_engine(x: Tensor) -> str | None:
     return "triton" if x.is_cuda else None
 
 
-def _obstacle(cell: Cell, x: Tensor, others: Sequence[Tensor], engine: str | None, cut: bool, every: bool) -> str | None:
+def _obstacle(cell: Cell, x: Tensor, others: Sequence[Tensor], engine: str | None) -> str | None:
     if engine is None:
         return f"x is on {x.device}"
     if x.dtype not in FUSED_DTYPES:
@@ -177,8 +173,6 @@ def _obstacle(cell: Cell, x: Tensor, others: Sequence[Tensor], engine: str | Non
         return "Triton's interpreter gets products in bfloat16 wrong"
     if in_forward_mode((x, *others)):
         return _NO_FORWARD_MODE
-    if engine == "triton" and (cut or every):
-        return NO_RESETS if cut else "its kernels keep no other states than h of every step"
     return _unregistered(cell) or _incapable(engine, cell.name)
 
 
@@ -276,8 +270,9 @@ def cpu_runs() -> dict[str, int]:
 def triton_runs() -> dict[str, int]:
     """What the GPU engine ran in this process.
 
-    Keys: "forward" and "backward", its calls, one for each layer with all its directions, and "resident", "grid", "streamed" and
-    "stepwise", the launches of each schedule, of which "stepwise" has one for each time step. What has not run has no key.
+    Keys: "forward" and "backward", its calls, one for each layer with all its directions (of an own cell for each direction), and
+    "resident", "grid", "streamed" and "stepwise", the launches of each schedule, of which "stepwise" has one for each time step. What has
+    not run has no key.
     """
     from sstkern.engines.triton import layer
 

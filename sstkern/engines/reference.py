@@ -67,13 +67,13 @@ def _recurrence(cell: Cell, x: Tensor, states: Loop, w: Weights, reverse: bool, 
     gates_x = linear(x, w.weight_ih, w.bias_ih)  # (N, G * H)
 
     def step(gates: Tensor, before: States) -> tuple[States, States]:
-        stepped = _step(cell, gates, before, w, product)
+        stepped = step_of(cell, gates, before, w, product)
         return stepped if every else stepped[:1], stepped
 
     return recurrence(step, gates_x, states, reverse)
 
 
-def _step(cell: Cell, gates_x: Tensor, states: States, w: Weights, product: Linear = linear) -> States:
+def step_of(cell: Cell, gates_x: Tensor, states: States, w: Weights, product: Linear = linear) -> States:
     """The cell's stages, with the step between them."""
     gates_h = product(states[0], w.weight_hh, w.bias_hh)
     stepped = cell.step(gates_x, gates_h, states, w.parameters)

@@ -56,9 +56,12 @@ class Rows:
             return tensor
         if self.places is not None:
             return tensor[self.places]
-        if self.valid is not None:
-            tensor = tensor.masked_fill(~self.valid.reshape(*self.valid.shape, *[1] * (tensor.dim() - 2)), 0)
-        return tensor.flatten(0, 1)
+        return (tensor if self.valid is None else self._masked(tensor)).flatten(0, 1)
+
+    def _masked(self, padded: Tensor) -> Tensor:
+        """(T, B, ...), zero past the lengths."""
+        assert self.valid is not None
+        return padded.masked_fill(~self.valid.reshape(*self.valid.shape, *[1] * (padded.dim() - 2)), 0)
 
     def restored(self, rows: Tensor) -> Tensor:
         """The way back; zeros past the lengths."""
@@ -66,7 +69,9 @@ class Rows:
             return rows
         if self.places is not None:
             return rows.new_zeros(*self.shape, *rows.shape[1:]).index_put(self.places, rows)
-        return rows.unflatten(0, self.shape)
+        padded = rows.unflatten(0, self.shape)
+        # What is computed after the loop has not seen its masks.
+        return padded if self.valid is None else self._masked(padded)
 
     def states(self, hx: Sequence[Tensor], reverse: bool, anew: Sequence[Tensor] = ()) -> States:
         """anew: what sequences begin anew with; zeros where nothing is given."""

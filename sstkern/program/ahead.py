@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from sstkern.engines import backend
 from sstkern.fuse import Fused, fuse
+from sstkern.lengths import with_beginnings
 from sstkern.program import engine, layer
 from sstkern.program.capture import Captured
 from sstkern.program.graph import Program
@@ -71,8 +72,9 @@ def captured(name: str, size: int, dtype: torch.dtype) -> Captured:
     return last
 
 
-def run(name: str, size: int, dtype: torch.dtype, batch: int, backward: bool) -> None:
-    """A time step, forward or backward, of tensors that have no memory, on the Triton engine."""
+def run(name: str, size: int, dtype: torch.dtype, batch: int, backward: bool, resets: bool = False) -> None:
+    """A time step, forward or backward, of tensors that have no memory, on the Triton engine. resets: whether sequences may begin anew
+    with it."""
     found = captured(name, size, dtype)
     program: Program = found.program
     kinds = layer.kinds(found)
@@ -85,10 +87,13 @@ def run(name: str, size: int, dtype: torch.dtype, batch: int, backward: bool) ->
     inputs = [empty(kind, 1, batch) for kind in kinds.inputs]
     parameters = [empty(kind) for kind in kinds.parameters]
     hx, lengths = [empty(kind, batch) for kind in kinds.states], torch.ones(batch, dtype=torch.int64)
+    anew = hx if resets else []
+    if resets:
+        lengths = with_beginnings(lengths, torch.ones(1, batch, dtype=torch.bool))
     if not backward:
-        of_program.forward(call, inputs, parameters, hx, lengths, batch)
+        of_program.forward(call, inputs, parameters, [*hx, *anew], lengths, batch)
         return
     kept = engine.run.kept_kinds(call, kinds)
     outputs = [empty(kind, 1, batch) for kind in engine.result_kinds(program, kinds)]
-    needs = [tensor.is_floating_point() for tensor in (*inputs, *parameters, *hx)]
-    of_program.backward(call, inputs, parameters, hx, lengths, [empty(kind, batch) for kind in kept], outputs, hx, needs)
+    needs = [tensor.is_floating_point() for tensor in (*inputs, *parameters, *hx, *anew)]
+    of_program.backward(call, inputs, parameters, [*hx, *anew], lengths, [empty(kind, batch) for kind in kept], outputs, hx, needs)

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from sstkern import engines, private
-from sstkern.lengths import beginnings
 from sstkern.program import on_cpu, run
 from sstkern.program.compiler import CannotCompile
 from sstkern.program.derive import Derivative, Sum, derive
@@ -226,10 +225,10 @@ def problem(engine: str, program: Program, kinds: Leaves) -> str | None:
 _IS_CPU, _IS_CUDA = attrgetter("is_cpu"), attrgetter("is_cuda")
 
 
-def wanted(tensors: Sequence[Tensor], lengths: Tensor | None = None) -> str | None:
+def wanted(tensors: Sequence[Tensor]) -> str | None:
     """The engine that runs a call with these tensors, if it can compile it: "cpu" or "triton"; None where that is plain PyTorch.
 
-    Raises BackendError where another one is forced than that of their device, or than one that knows resets where `lengths` has some.
+    Raises BackendError where another one is forced than that of their device.
     """
     forced = engines.forced()
     if forced == "reference":
@@ -241,17 +240,13 @@ def wanted(tensors: Sequence[Tensor], lengths: Tensor | None = None) -> str | No
         name = "triton"
     if forced is not None and forced != name:
         raise engines.BackendError(f"backend: '{forced}' was asked for, but the tensors are on {tensors[0].device}")
-    if name == "triton" and beginnings(lengths) is not None:
-        if forced is not None:
-            raise engines.BackendError(f"backend: '{forced}' was asked for, but {engines.NO_RESETS}")
-        return None
     problem = engines.extension_problem() if name == "cpu" else engines.triton_problem()
     return name if problem is None else None
 
 
-def runs(call: Call, inputs: Sequence[Tensor], parameters: Sequence[Tensor], hx: Sequence[Tensor], lengths: Tensor | None = None) -> bool:
+def runs(call: Call, inputs: Sequence[Tensor], parameters: Sequence[Tensor], hx: Sequence[Tensor]) -> bool:
     """Whether an engine runs it, and it is compiled: asked before a call, of tensors within transforms too."""
-    name = wanted([*inputs, *parameters, *hx], lengths)
+    name = wanted([*inputs, *parameters, *hx])
     if name is None:
         return False
     try:

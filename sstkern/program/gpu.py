@@ -4,7 +4,8 @@ A kernel's programs share a tile of the batch: each has some units of every loop
 for a later stage the others read once all have met (`sstkern.engines.triton.tiles`). The text is that of `sstkern.program.loops`, with
 sizes as arguments: one text serves all of them. `sstkern.program.on_gpu` gives the arguments by their names here:
 
-    slot0 width0      rows in memory, and how many numbers a row has; those of a state in two turns are state0
+    slot0 width0      rows in memory, and how many numbers a row has; those of a state in two turns are state0,
+                      and after them what sequences begin anew with, backward its gradient
     start0 vector0 numbers weight0 units0    as `loops.Arguments` and `lower.Lowered` number them; units of each piece of work
     depth0 column0 inner0 from0 repeat0      of a product: how deep, the strides of its matrix, where its operand starts, how often
     sums0             of a product that is there before the loop
@@ -15,7 +16,7 @@ sizes as arguments: one text serves all of them. `sstkern.program.on_gpu` gives 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -32,8 +33,10 @@ import triton.language as tl
 
 from sstkern.engines.triton import functions as f
 from sstkern.engines.triton.tiles import (
+    addresses,
     begin,
     cumulated,
+    cut_after,
     finish,
     first_row,
     gate_rows,
@@ -44,7 +47,9 @@ from sstkern.engines.triton.tiles import (
     picked,
     product,
     sequences,
+    stacked,
     store,
+    store_state,
     summed,
     time_step,
 )
@@ -63,13 +68,17 @@ _STEP = """    for s in range(first_step, tl.minimum(last_step, steps)):
         row = first_row(offsets, t, B, HAS_LENGTHS) + slots
         local = ((s % 2) * slabs + (task - first_task)) * BLOCK_B + columns.to(tl.int64)
         before = (s + 1) % 2 * B + slots.to(tl.int64)
-        after = s % 2 * B + slots.to(tl.int64)"""
+        after = s % 2 * B + slots.to(tl.int64)
+        anew = 2 * B + slots.to(tl.int64)
+        cut = now
+        if CUTS:
+            cut = cut_after(marks, t, slots, length, B, REVERSE)"""
 _ROWS = """    program = tl.program_id(0) % programs
     row = (tl.program_id(0) // programs).to(tl.int64) * BLOCK_B + tl.arange(0, BLOCK_B)
     now = row < N"""
-CALL = ("offsets", "lengths", "counters", "T", "B", "programs", "first_step", "last_step", "first_task", "slabs")
+CALL = ("offsets", "lengths", "marks", "counters", "T", "B", "programs", "first_step", "last_step", "first_task", "slabs")
 """Arguments of every core kernel."""
-CONSTANTS = ("REVERSE", "HAS_LENGTHS", "STAGE", "EXCHANGES", "KEEP", "PRECISION", "TARGET", "BLOCK_B")
+CONSTANTS = ("REVERSE", "HAS_LENGTHS", "CUTS", "BACKWARD", "STAGE", "EXCHANGES", "KEEP", "PRECISION", "TARGET", "BLOCK_B")
 ROW_CALL, ROW_CONSTANTS = ("N", "programs"), ("STAGE", "BLOCK_B")
 _COUNTS = ("T", "B", "N", "programs", "first_step", "last_step", "first_task", "slabs")
 
@@ -337,58 +346,78 @@ class _Core(_Emitter):
         return slot in self.written or self.code.lowered.slots[slot].kind == "h"
 
     def stored(self, slot: int, start: str, units: str, count: str, value: str) -> str:
-        """A state stays what it was where its sequence has no step."""
         kind, place, *_ = self.code.lowered.slots[slot]
-        if kind == "n":
-            old = f"load({self.use(f'state{place}')}, before, {self.use(f'width{slot}')}, {start}, {units}, {count}, present, True)"
-            value = f"tl.where(now[None, :], {value}, {old})"
-        return super().stored(slot, start, units, count, value)
+        if kind != "n":
+            return super().stored(slot, start, units, count, value)
+        rows = f"{self.use(f'state{place}')}, before, after, anew, {self.use(f'width{slot}')}"
+        return f"store_state({rows}, {start}, {units}, {count}, present, now, cut, {value}, CUTS, BACKWARD)"
 
-    def product(self, work: int, product: Product, gates: int, start: str) -> str:
-        """A product's sums, of the columns that are work's units."""
-        number, padded = len(self.code.products), power_of_two(gates)
+    def product(self, work: int, parts: Sequence[tuple[Product, int]], start: str) -> str:
+        """The sums of products of one operand, whose matrices are stacked, of the columns that are work's units. parts: each with its
+        gates."""
+        product, number = parts[0][0], len(self.code.products)
         self.code.products.append(product)
-        names = f"{self.use(f'depth{number}')}, {self.use(f'column{number}')}, {self.use(f'inner{number}')}"
-        tile = f"KEEP, {self.use(f'BLOCK_K{number}')}, {self.use(f'CHUNKS{number}')}, PRECISION"
-        weight = self.use(f"weight{product.weight}")
+        depth, of_row, of_column = (self.use(f"{name}{number}") for name in ("depth", "column", "inner"))
+        rows, there, gates = f"r{number}", f"m{number}", sum(gates for _, gates in parts)
         self.setup += [
-            f"r{number}, m{number} = gate_rows(u{work}, units{work}, {gates}, {padded})",
-            f"k{number} = kept({weight}, r{number}, m{number}, {names}, {tile})",
+            f"{rows}, {there} = gate_rows(u{work}, units{work}, {gates}, {power_of_two(gates)})",
+            f"w{number} = addresses({self.use(f'weight{product.weight}')}, {rows}, {of_row})",
         ]
-        operand, there = self.rows_of(product.operand.slot), self.there(product.operand.slot)
-        return f"product(k{number}, {weight}, r{number}, m{number}, {operand}, {start}, {names}, {there}, {tile}, {self.real})"
+        for place, (part, _) in enumerate(parts[1:], 1):
+            before = f"{sum(gates for _, gates in parts[:place])} * units{work}"
+            weight = self.use(f"weight{part.weight}")
+            self.setup.append(f"w{number} = stacked(w{number}, {weight}, {rows}, {before}, {of_row})")
+        tile = f"KEEP, {self.use(f'BLOCK_K{number}')}, {self.use(f'CHUNKS{number}')}, PRECISION"
+        self.setup.append(f"k{number} = kept(w{number}, {there}, {depth}, {of_column}, {tile})")
+        operand = f"{self.rows_of(product.operand.slot)}, {start}, {depth}, {self.there(product.operand.slot)}"
+        return f"product(k{number}, w{number}, {there}, {of_column}, {operand}, {tile}, {self.real})"
 
     def of_plain(self, plain: Plain) -> list[str]:
         product, number = plain.product, len(self.code.products)
         work = self.work(Work(product.columns, (number,)))
-        found = self.product(work, product, 1, f"{self.memory(product.operand)} + i * depth{number}")
+        found = self.product(work, [(product, 1)], f"{self.memory(product.operand)} + i * depth{number}")
         start = f"{self.memory(plain.target)} + i * units{work}"
         stored = self.stored(plain.target.slot, start, f"u{work}", f"units{work}", found)
         return [f"for i in range(0, {self.use(f'repeat{number}')}):", f"    {stored}"]
 
     def sums_of(self, loop: Loop) -> tuple[list[str], list[list[str]]]:
-        first = len(self.code.products)
-        own = [part for part in loop.attached if not part.ahead]
-        gates = max((power_of_two(part.gates) for part in own), default=1)
-        work = self.work(Work(loop.width, tuple(range(first, first + len(own))), gates))
-        lines, sums = [], []
+        first, stacks = len(self.code.products), _stacks([part for part in loop.attached if not part.ahead])
+        gates = max((power_of_two(sum(part.gates for part in stack)) for stack in stacks), default=1)
+        work = self.work(Work(loop.width, tuple(range(first, first + len(stacks))), gates))
+        lines: list[str] = []
+        of_part: dict[Attached, list[str]] = {}
+        for stack in stacks:
+            names = [f"p{len(self.code.products)}"]
+            product = self.product(work, [(part.product, part.gates) for part in stack], self.memory(stack[0].product.operand))
+            lines.append(f"{names[0]} = {product}")
+            while len(names) < sum(part.gates for part in stack):
+                lines += [f"{name}a, {name}b = halves({name})" for name in names]
+                names = [f"{name}{half}" for name in names for half in "ab"]
+            rest = iter(names)
+            of_part |= {part: [next(rest) for _ in range(part.gates)] for part in stack}
+        sums = []
         for part in loop.attached:
             if part.ahead:
                 sums.append(self.sums_ahead(part, work))
-                continue
-            number = len(self.code.products)
-            lines.append(f"p{number} = {self.product(work, part.product, part.gates, self.memory(part.product.operand))}")
-            names = [f"p{number}"]
-            while len(names) < power_of_two(part.gates):
-                lines += [f"{name}a, {name}b = halves({name})" for name in names]
-                names = [f"{name}{half}" for name in names for half in "ab"]
-            bias = self.arguments.bias(part)
-            sums.append([name if bias < 0 else f"{name} + {self.bias(bias, gate, work)}" for gate, name in enumerate(names[: part.gates])])
+            else:
+                bias = self.arguments.bias(part)
+                names = of_part[part]
+                sums.append(names if bias < 0 else [f"{name} + {self.bias(bias, gate, work)}" for gate, name in enumerate(names)])
         return lines, sums
 
     def bias(self, vector: int, gate: int, work: int) -> str:
         at = f"{self.use(f'vector{vector}')} + {gate} * units{work} + u{work}"
         return f"tl.load({at}, mask=u{work} < units{work}, other=0)[:, None]"
+
+
+def _stacks(parts: Sequence[Attached]) -> list[list[Attached]]:
+    """Products that have one operand and strides, and so are one product of their matrices' rows: tensor cores take 64 of those, and read
+    them from shared memory, where fewer are kept in registers."""
+    found: dict[tuple[Memory, int, int], list[Attached]] = {}
+    for part in parts:
+        product = part.product
+        found.setdefault((product.operand, product.depth, product.columns if product.transposed else 0), []).append(part)
+    return list(found.values())
 
 
 class _Rows(_Emitter):

@@ -6,8 +6,9 @@ after. Everything runs on the current stream, and nothing waits for the GPU.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import cached_property
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from triton.errors import TritonError
 from sstkern.engines.triton import device, launch, sources
 from sstkern.engines.triton import layer as layers
 from sstkern.engines.triton import rows as rows_of
+from sstkern.engines.triton.device import Device
 from sstkern.engines.triton.launch import choose_step
 from sstkern.lengths import ALL_ROWS, check_packed, longest
 from sstkern.program.compiler import CannotCompile
@@ -29,6 +31,9 @@ from sstkern.program.prepared import Prepared
 class Compiled(Prepared):
     """A program that the Triton engine runs; its kernels are compiled when they are first launched."""
 
+    precision = staticmethod(Device.product_precision)
+    """Of float32 products, from the device and the dtype."""
+
     def prepare(self, found: Lowered, rows_only: tuple[set[int], set[int]]) -> None:
         self.found, self.rows_only = found, rows_only
         self.code: Code = code(found)
@@ -36,11 +41,18 @@ class Compiled(Prepared):
         self.kernels = sources.module(self.code.text)
         self.sizes = _sizes(self.code)
         self.operands = _operands(self.code)
+        self.launches: dict[tuple, launch.StepLaunch] = {}
+        """Those that were compiled before, to see whether they spill."""
         self._tables: dict[torch.device, dict[str, Tensor]] = {}
 
     def run(self, *arguments: Any) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         with layers.on(arguments[0][0].device):
-            return _Call(self, *arguments).run()
+            call = _Call(self, *arguments)
+            self.count(call.backward)
+            return call.run()
+
+    def count(self, backward: bool) -> None:
+        layers.runs["backward" if backward else "forward"] += 1
 
     def parts(self, kernel: Kernel) -> tuple[launch.Part, ...]:
         """As `launch` asks for them."""
@@ -63,6 +75,15 @@ class Compiled(Prepared):
             self._tables[place] = {name: table.to(place) for name, table in _tables(self.code).items()}
             _in_graphs.append(self._tables[place])
         return self._tables[place]
+
+
+class CompiledLayer(Compiled):
+    """Of a built-in layer, whose float32 is that of the others."""
+
+    precision = staticmethod(Device.precision)
+
+    def count(self, backward: bool) -> None:
+        """`projected` counts layers, with all their directions."""
 
 
 _in_graphs: list[dict[str, Tensor]] = []
@@ -113,6 +134,10 @@ def _tables(found: Code) -> dict[str, Tensor]:
     }
 
 
+def _options(plan: launch.StepLaunch) -> dict[str, Any]:
+    return {"num_warps": plan.num_warps, "num_stages": plan.num_stages, "launch_cooperative_grid": plan.exchanges}
+
+
 class _Call:
     """One call's tensors."""
 
@@ -136,9 +161,9 @@ class _Call:
         self.inputs, x = inputs, inputs[0]
         self.place, self.real = x.device, self.found.values.dtype
         self.T, self.B = x.shape[:2] if padded else self.packed_sizes()
+        self.rows, self.marks = rows_of.of_operator(lengths, self.T, self.place)
         if groups is not None and (groups < 1 or self.B % groups):
             raise ValueError(f"groups: {groups} do not share {self.B} sequences equally")
-        self.rows = None if lengths is None else rows_of.of_lengths(lengths, self.T, self.place)
         self.N = self.T * self.B if self.rows is None else self.rows.count
         self.all_rows = self.T * self.B if padded else x.size(0)
         self.device = device.of(self.place)
@@ -147,7 +172,7 @@ class _Call:
         self.stored = self.real if narrow is None else narrow
         self.weights = [weight.to(self.stored).contiguous() for weight in weights]
         self.vectors = [vector.to(self.real).contiguous() for vector in vectors]
-        self.states = [self.turns(state) for state in states]
+        self.set_states(states)
         self.numbers = self.filled(numbers)
         self.saved_rows = self.N if saved_rows is None else self.all_rows if saved_rows == ALL_ROWS else saved_rows
         if self.saved_rows < self.N:
@@ -156,8 +181,7 @@ class _Call:
         self.sums: dict[int, Tensor] = {}
 
     def run(self) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        layers.runs["backward" if self.backward else "forward"] += 1
-        last = [state[1] for state in self.states]
+        last = [state[1] for state in self.states]  # where there is nothing to run
         if self.T and self.B:
             self.phase(BEFORE)
             for place, part in enumerate(self.code.ahead):
@@ -166,21 +190,55 @@ class _Call:
             if self.code.core is not None:
                 last = self.loop(self.code.core)
             self.phase(AFTER)
+        if self.backward and self.marks is not None:
+            last = self.first_gradients(last)
         return self.results(), [self.back(state) for state in last], [self.sum_over_rows(part) for part in self.found.sums]
 
     def packed_sizes(self) -> tuple[int, int]:
         """T and B."""
-        check_packed(self.lengths, self.inputs[0].size(0))
-        assert self.lengths is not None
-        return longest(self.lengths), len(self.lengths)
+        lengths = check_packed(self.lengths, self.inputs[0].size(0))
+        return longest(lengths), len(lengths)
+
+    # States
+
+    def set_states(self, given: Sequence[Tensor]) -> None:
+        """(2, B, width) each, after even and after odd steps; the second begins with the first ones. (3, B, width) where sequences begin
+        anew: with the third, which backward is its gradient."""
+        count = len(self.found.values.program.states)
+        self.states = [self.turns(state) for state in given[:count]]
+        if self.marks is None:
+            return
+        anew: list[Tensor | int] = [self.by_slot(state) for state in given[count:]] or [0] * count
+        for state, of_anew in zip(self.states, anew, strict=True):
+            state[2] = of_anew
+            if self.starts_anew is not None and not self.backward:
+                state[1] = torch.where(self.starts_anew, state[2], state[1])
+
+    def turns(self, state: Tensor) -> Tensor:
+        found = state.new_empty(2 if self.marks is None else 3, *state.shape)
+        found[1] = self.by_slot(state)
+        return found
+
+    @cached_property
+    def starts_anew(self) -> Tensor | None:
+        """Of each slot whether its sequence begins anew with its first step, bool (B, 1); None where the layer begins with the last one."""
+        if self.marks is None or not self.T or self.reverse != self.backward:
+            return None
+        return rows_of.starting(self.marks, self.rows)[:, None]
+
+    def first_gradients(self, last: Sequence[Tensor]) -> list[Tensor]:
+        """Those of the first states, then those of what sequences begin anew with."""
+        start, anew = self.starts_anew, [state[2] for state in self.states]
+        if start is None:
+            return [*last, *anew]
+        of_given = [torch.where(start, 0, gradient) for gradient in last]
+        return [*of_given, *(total + torch.where(start, gradient, 0) for total, gradient in zip(anew, last, strict=True))]
 
     # Rows
 
-    def turns(self, state: Tensor) -> Tensor:
-        """(2, B, width) for the states after even and after odd steps; the second begins with the first ones."""
-        found = state.new_empty(2, *state.shape)
-        found[1] = state if self.rows is None else state[self.rows.order.long()]
-        return found
+    def by_slot(self, state: Tensor) -> Tensor:
+        """In the order of the slots."""
+        return state if self.rows is None else state[self.rows.order.long()]
 
     def back(self, state: Tensor) -> Tensor:
         """In the order of the batch."""
@@ -291,14 +349,26 @@ class _Call:
     @cached_property
     def step(self) -> launch.Step:
         assert self.code.core is not None
-        precision = self.device.product_precision(self.stored)
+        precision = self.compiled.precision(self.device, self.stored)
         return launch.Step(self.stored, precision, self.B, self.compiled.parts(self.code.core), self.code.core.meets)
 
     def loop(self, kernel: Kernel) -> list[Tensor]:
         """Returns the last states, (B, width) each, in the order of the kernel."""
         plan = self.plan(kernel)
-        tasks = -(-self.B // plan.block_b)
-        slabs = min(tasks, max(1, self.device.card.multiprocessors // plan.programs)) if plan.exchanges else tasks
+        self.launch_loop(kernel, plan, self.of_loop(kernel, plan))
+        return self.last_states(plan)
+
+    def tasks(self, plan: launch.StepLaunch) -> int:
+        return -(-self.B // plan.block_b)
+
+    def slabs(self, plan: launch.StepLaunch) -> int:
+        """Tasks in one launch: as many as are resident at once where programs wait for each other, all where they do not."""
+        tasks = self.tasks(plan)
+        return min(tasks, max(1, self.device.card.multiprocessors // plan.programs)) if plan.exchanges else tasks
+
+    def of_loop(self, kernel: Kernel, plan: launch.StepLaunch) -> dict[str, Any]:
+        """The arguments that all launches of the loop have."""
+        slabs = self.slabs(plan)
         for number, slot in enumerate(self.found.slots):
             if slot.kind == "l" and f"slot{number}" in kernel.names:
                 shape = 2 * slabs * plan.block_b, slot.width
@@ -309,29 +379,30 @@ class _Call:
             tiles[f"BLOCK{place}"] = block
             for number, (size, count) in zip(self.code.works[place].products, depths, strict=True):
                 tiles |= {f"BLOCK_K{number}": size, f"CHUNKS{number}": count}
-        arguments = self.named(kernel, tiles) | {
+        return self.named(kernel, tiles) | {
             "offsets": self.numbers if self.rows is None else self.rows.offsets,
             "lengths": self.numbers if self.rows is None else self.rows.lengths,
+            "marks": self.numbers if self.marks is None else self.marks,
             "T": self.T,
             "B": self.B,
             "programs": plan.programs,
             "slabs": slabs,
             "REVERSE": self.reverse,
             "HAS_LENGTHS": self.rows is not None,
+            "CUTS": self.marks is not None,
+            "BACKWARD": self.backward and self.marks is not None,
             "EXCHANGES": plan.exchanges,
             "KEEP": plan.keeps,
             "PRECISION": self.step.precision,
             "TARGET": self.device.target,
             "BLOCK_B": plan.block_b,
         }
-        self.launch_loop(kernel, plan, tasks, slabs, arguments)
-        return self.last_states(plan)
 
     def plan(self, kernel: Kernel) -> launch.StepLaunch:
         """Raises ValueError for a schedule that is forced and cannot run it, CannotCompile where none can."""
         forced = launch.forced()
         try:
-            plan = choose_step(self.device.card, self.step, forced)
+            plan = self.chosen(kernel, forced)
             # A task's counter has 31 bits.
             if plan.exchanges and plan.programs * kernel.stages * self.T >= 2**31:
                 plan = choose_step(self.device.card, self.step, "stepwise")
@@ -341,20 +412,43 @@ class _Call:
             raise CannotCompile(str(error).removeprefix("schedule: ")) from error
         return plan
 
-    def launch_loop(self, kernel: Kernel, plan: launch.StepLaunch, tasks: int, slabs: int, arguments: dict) -> None:
+    def chosen(self, kernel: Kernel, forced: str | None) -> launch.StepLaunch:
+        """By the launch table, and by what the compiler says of its choice."""
+        plan = choose_step(self.device.card, self.step, forced)
+        if self.device.stack is None or plan.schedule == "stepwise":
+            return plan
+        key = plan, self.step, self.place, self.marks is None, self.rows is None
+        if key not in self.compiled.launches:
+            stack = partial(self.stack, self.device.stack, kernel)
+            self.compiled.launches[key] = launch.with_least_stack(plan, self.device.card, self.step, stack)
+        return self.compiled.launches[key]
+
+    def stack(self, asked: Callable[..., int], kernel: Kernel, plan: launch.StepLaunch) -> int:
+        """As `Device.stack` says, most where the loop's kernel does not compile."""
+        grid, arguments = next(self.launches(kernel, plan, self.of_loop(kernel, plan)))
+        try:
+            return asked(getattr(self.compiled.kernels, kernel.name), grid, arguments, _options(plan))
+        except TritonError:
+            return sys.maxsize
+
+    def launch_loop(self, kernel: Kernel, plan: launch.StepLaunch, arguments: dict) -> None:
+        for grid, now in self.launches(kernel, plan, arguments):
+            layers.runs[plan.schedule] += 1
+            self.run_kernel(kernel, grid, now, _options(plan))
+
+    def launches(self, kernel: Kernel, plan: launch.StepLaunch, arguments: dict) -> Iterator[tuple[tuple[int, ...], dict]]:
+        """The grid and the arguments of each launch of the loop."""
+        tasks, slabs = self.tasks(plan), self.slabs(plan)
         counters = torch.zeros(tasks, dtype=torch.int32, device=self.place) if plan.exchanges else self.numbers
-        options = {"num_warps": plan.num_warps, "num_stages": plan.num_stages, "launch_cooperative_grid": plan.exchanges}
         if plan.schedule != "stepwise":
             for first in range(0, tasks, slabs):
                 now = {"counters": counters, "first_task": first, "first_step": 0, "last_step": self.T, "STAGE": -1}
-                layers.runs[plan.schedule] += 1
-                self.run_kernel(kernel, (plan.programs * min(slabs, tasks - first),), arguments | now, options)
+                yield (plan.programs * min(slabs, tasks - first),), arguments | now
             return
         for step in range(self.T):
             for stage in range(kernel.stages):
                 now = {"counters": counters, "first_task": 0, "first_step": step, "last_step": step + 1, "STAGE": stage}
-                layers.runs[plan.schedule] += 1
-                self.run_kernel(kernel, (plan.programs * tasks,), arguments | now, options)
+                yield (plan.programs * tasks,), arguments | now
 
     def last_states(self, plan: launch.StepLaunch) -> list[Tensor]:
         """Each tile's are in the turn of its last step."""

@@ -77,7 +77,7 @@ def _transformed(call: Call, inputs, parameters, hx, lengths: Tensor | None) -> 
     forward_mode = engines.in_forward_mode(tensors)
     if forward_mode:
         engines.check_forward_mode()
-    if forward_mode or not (torch.compiler.is_compiling() or engine.runs(call, inputs, parameters, hx, lengths)):
+    if forward_mode or not (torch.compiler.is_compiling() or engine.runs(call, inputs, parameters, hx)):
         return run.layer(call, inputs, parameters, hx, lengths)
     results = transforms.run(_of_program(call, inputs, parameters, hx), lengths, tensors)
     return list(results[: len(call.program.outputs)]), list(results[len(call.program.outputs) :])
@@ -166,7 +166,7 @@ def _compiled_layer(call: Call, inputs, parameters, hx, lengths: Tensor | None) 
     Found once a step: to look for it takes the forward 10 microseconds, and the backward twice that.
     """
     given = [*inputs, *parameters, *hx]
-    name = engine.wanted(given, lengths) if private.plain(given) else None
+    name = engine.wanted(given) if private.plain(given) else None
     if name is None:
         return None
     layer = engine.layer_of(name, call, inputs, parameters, hx)
@@ -201,7 +201,7 @@ def _run(call: Call, inputs, parameters, hx, lengths: Tensor | None, saved_rows:
 def _results(call: Call, inputs, parameters, hx, lengths: Tensor | None, saved_rows: int | None):
     """By an engine where one can, which gives new tensors, else in plain PyTorch."""
     given = [*inputs, *parameters, *hx]
-    if name := engine.wanted(given, lengths):
+    if name := engine.wanted(given):
         try:
             return engine.layer_of(name, call, inputs, parameters, hx).forward(call, inputs, parameters, hx, lengths, saved_rows)
         except (NotLowered, CannotCompile) as error:
@@ -256,7 +256,7 @@ def _run_backward(
 def _gradients_of(call: Call, inputs, parameters, hx, lengths: Tensor | None, saved, grad_outputs, grad_hx, needs, groups):
     """As `_results`."""
     tensors, given = (inputs, parameters, hx, lengths), [*inputs, *parameters, *hx, *grad_outputs, *grad_hx]
-    if name := engine.wanted(given, lengths):
+    if name := engine.wanted(given):
         try:
             found = engine.layer_of(name, call, inputs, parameters, hx).backward(
                 call, *tensors, saved, grad_outputs, grad_hx, needs, groups
@@ -397,7 +397,7 @@ def _gradients(call, inputs, parameters, hx, lengths, saved, grad_outputs, grad_
 
 def _transformed_gradients(call, inputs, parameters, hx, lengths, saved, grad_outputs, grad_hx, needs) -> list[Tensor | None]:
     """As `_transformed`."""
-    if not engine.runs(call, inputs, parameters, hx, lengths):
+    if not engine.runs(call, inputs, parameters, hx):
         if beginnings(lengths) is not None:
             found = iter(_plain_gradients(call, inputs, parameters, hx, lengths, grad_outputs, grad_hx, needs))
             return [next(found) if need else None for need in needs]

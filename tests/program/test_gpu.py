@@ -150,3 +150,13 @@ except BaseException:
     ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, timeout=300)
     assert "tl.static_assert(False)" in ran.stdout, ran.stdout + ran.stderr
     assert f"{tmp_path}/cache/sstkern_program_" in ran.stdout
+
+
+def test_products_of_one_operand_are_one_of_their_matrices_stacked():
+    forward, _ = codes("FourLinears", 3, 4)
+    assert [work.gates for work in forward.works] == [4]
+    assert [product.depth for product in forward.products] == [4]
+    first, *others = re.findall(r"w0 = \w+\((?:w0, )?(weight\d+)(?:, r0, (\d) \* units0)?", forward.text)
+    assert len({first[0], *(weight for weight, _ in others)}) == 4
+    assert [before for _, before in others] == ["1", "2", "3"]
+    assert re.search(r"p0aa, p0ab = halves\(p0a\)", forward.text)

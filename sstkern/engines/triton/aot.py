@@ -4,6 +4,7 @@ A row is a kernel as a layer launches it: the layer itself is called, on meta te
 says which rows are not what a fast and correct kernel has to be. On a GPU nobody has, this is all that can be known of a kernel.
 """
 
+import importlib
 import os
 import re
 import subprocess
@@ -12,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from itertools import pairwise, product
 from multiprocessing import get_context
 from pathlib import Path
@@ -30,6 +32,7 @@ from sstkern.cells import CELLS
 from sstkern.engines import interpreting
 from sstkern.engines.triton import device, launch, layer
 from sstkern.engines.triton.launch import Card
+from sstkern.lengths import with_beginnings
 
 BATCHES = (1, 64, 128, 256)
 OWN_SIZES, OWN_BATCH = (64, 256, 1024), 64
@@ -39,6 +42,7 @@ NUMBERS = (("bfloat16", False), ("float16", False), ("float32", True), ("float32
 """dtype, and whether TF32 is allowed."""
 
 OWN_NUMBERS = NUMBERS[0], NUMBERS[2]
+PROJECTED = "_projected"
 
 PROCESSES = 2
 
@@ -129,7 +133,7 @@ class Configuration:
     kernel: str
     """ "forward" or "backward"."""
     cell: str
-    """The name of a registered one, or "module:Class" of an own one."""
+    """The name of a registered one, with `PROJECTED` behind it for a layer with a projection, or "module:Class" of an own one."""
     dtype: str
     tf32: bool
     schedule: str
@@ -137,15 +141,23 @@ class Configuration:
     batch: int
     hidden_size: int
     picked: bool
-    """Whether the launch table picks this schedule for this layer, with or without a projection, and not just allows it."""
+    """Whether the launch table picks this schedule for this layer, and not just allows it."""
+    resets: bool = False
+    """Whether sequences begin anew at some of their steps."""
 
     @property
     def own(self) -> bool:
         return ":" in self.cell
 
+    @property
+    def generated(self) -> bool:
+        """Whether the kernel is generated of a program."""
+        return self.own or self.cell.endswith(PROJECTED)
+
     def __str__(self) -> str:
         numbers = self.dtype + " TF32" * self.tf32
-        return f"{self.target} {self.kernel} {self.cell} {numbers} {self.schedule} B={self.batch} H={self.hidden_size}"
+        sizes = f"B={self.batch} H={self.hidden_size}" + " resets" * self.resets
+        return f"{self.target} {self.kernel} {self.cell} {numbers} {self.schedule} {sizes}"
 
 
 @dataclass(frozen=True)
@@ -229,7 +241,8 @@ def table(name: str) -> list[Configuration]:
             key = _specialization(configuration)
             if key not in found or (picked and not found[key].picked):
                 found[key] = configuration
-    return list(found.values())
+    projected = [cell + PROJECTED for cell in with_kernels() if CELLS[cell].projects]
+    return [*found.values(), *_generated(name, projected, NUMBERS, HIDDEN_SIZES)]
 
 
 def own_table(name: str, cells: Iterable[str]) -> list[Configuration]:
@@ -238,12 +251,21 @@ def own_table(name: str, cells: Iterable[str]) -> list[Configuration]:
     Raises ValueError as `table`.
     """
     _check_target(name)
+    return _generated(name, cells, OWN_NUMBERS, OWN_SIZES)
+
+
+def _generated(name: str, cells: Iterable[str], of_numbers: Iterable[tuple[str, bool]], sizes: Iterable[int]) -> list[Configuration]:
     found: dict[str, Configuration] = {}
-    for cell, kernel, numbers, size in product(cells, ("forward", "backward"), OWN_NUMBERS, OWN_SIZES):
+    for cell, kernel, numbers, size in product(cells, ("forward", "backward"), of_numbers, sizes):
         configuration = Configuration(name, kernel, cell, *numbers, "", OWN_BATCH, size, True)
         schedule = _launched(configuration).schedule()
         found.setdefault(_specialization(configuration), replace(configuration, schedule=schedule))
     return list(found.values())
+
+
+def with_resets(configurations: Iterable[Configuration]) -> list[Configuration]:
+    """The same layers, of sequences that begin anew at some of their steps."""
+    return [replace(configuration, resets=True) for configuration in configurations]
 
 
 def _check_target(name: str) -> None:
@@ -260,13 +282,13 @@ def _schedules(target: Target, kernel: str, cell: str, dtype: str, tf32: bool, h
     launches: dict[tuple[launch.Launch, bool], tuple[str, int]] = {}
     for batch in BATCHES:
         asked = launch.Layer(numbers, precision, len(CELLS[cell].gates), batch, hidden_size)
-        picks = [launch.choose(target.card, replace(asked, projects=projects), kernel == "backward") for projects in (False, True)]
+        pick = launch.choose(target.card, asked, kernel == "backward")
         for schedule in launch.SCHEDULES:
             try:
                 plan = launch.choose(target.card, asked, kernel == "backward", schedule)
             except ValueError:
                 continue  # it cannot run this layer
-            launches.setdefault((plan, plan in picks), (schedule, batch))
+            launches.setdefault((plan, plan == pick), (schedule, batch))
     return [(schedule, batch, picked) for (_, picked), (schedule, batch) in launches.items()]
 
 
@@ -279,40 +301,56 @@ def _specialization(configuration: Configuration) -> str:
     return f"{launched.kernel.__module__} {launched.kernel.__name__} {specialization} {options}"
 
 
-def _launched(configuration: Configuration) -> _Launched:
-    """The first launch of the layer's forward or backward, of one time step; of an own cell's that of its loop."""
-    c = configuration
+def _launched(configuration: Configuration, stack: Callable[..., int] | None = None) -> _Launched:
+    """The first launch of the layer's forward or backward, of one time step; of an own cell's that of its loop. stack: as of Device."""
     launches: list[_Launched] = []
-    if c.own:
-        from sstkern.program import ahead  # which imports much more than the engines
+    with _recorded(configuration, lambda *launched: launches.append(_Launched(*launched)), stack):
+        if configuration.own:
+            _run_own(configuration)
+        else:
+            _run(configuration)
+    return next(launched for launched in launches if launched.kernel.__name__ == "core") if configuration.generated else launches[0]
 
-        with _recorded(c, lambda *launched: launches.append(_Launched(*launched))):
-            ahead.run(c.cell, c.hidden_size, getattr(torch, c.dtype), c.batch, c.kernel == "backward")
-        return next(launched for launched in launches if launched.kernel.__name__ == "core")
-    cell, dtype = CELLS[c.cell], getattr(torch, c.dtype)
+
+def _run_own(c: Configuration) -> None:
+    from sstkern.program import ahead  # which imports much more than the engines
+
+    ahead.run(c.cell, c.hidden_size, getattr(torch, c.dtype), c.batch, c.kernel == "backward", c.resets)
+
+
+def _run(c: Configuration) -> None:
+    """A layer of a registered cell, whose projection is to half of its units."""
+    name, dtype = c.cell.removesuffix(PROJECTED), getattr(torch, c.dtype)
+    cell, projected = CELLS[name], name != c.cell
+    of_layer = importlib.import_module("sstkern.program.projected") if projected else layer
+    width = c.hidden_size // 2 if projected else c.hidden_size
 
     def empty(*shape: int) -> Tensor:
         return torch.empty(shape, dtype=dtype, device="meta")
 
     x = empty(1, c.batch, c.hidden_size)
-    gates = len(cell.gates) * c.hidden_size
-    weights = [empty(gates, c.hidden_size), empty(gates, c.hidden_size), empty(gates), empty(gates)]
-    hx = [empty(1, c.batch, c.hidden_size) for _ in cell.states]
-    arguments = (c.cell, x, weights, hx, torch.ones(c.batch, dtype=torch.int64), True, False)
-    with _recorded(c, lambda *launched: launches.append(_Launched(*launched))):
-        if c.kernel == "forward":
-            layer.forward(*arguments, c.batch)
-        else:
-            saved = [empty(*shape) for shape in layer.saved_shapes(c.cell, x, weights, True, False, c.batch)]
-            layer.backward(*arguments, x, saved, x, hx, [False] * (1 + len(weights) + len(hx)))
-    return launches[0]
+    shapes = cell.shapes(True, projected, input_size=c.hidden_size, hidden_size=c.hidden_size, output_size=width)
+    weights = [empty(*shape) for shape in shapes.values()]
+    states, lengths = cell.state_sizes(c.hidden_size, width), torch.ones(c.batch, dtype=torch.int64)
+    hx = [empty(1, c.batch, size) for size in states]
+    anew = hx if c.resets else []
+    if c.resets:
+        lengths = with_beginnings(lengths, torch.ones(1, c.batch, dtype=torch.bool))
+    arguments = (name, x, weights, [*hx, *anew], lengths, True, False)
+    if c.kernel == "forward":
+        of_layer.forward(*arguments, c.batch)
+        return
+    saved, output = of_layer.saved_like(name, x, weights, True, False, c.batch), empty(1, c.batch, width)
+    # All gradients that a program has; of the others the loop is the same.
+    needs = [c.generated] * (1 + len(weights) + len(hx) + len(anew))
+    of_layer.backward(*arguments, output, saved, output, hx, needs)
 
 
 @contextmanager
-def _recorded(configuration: Configuration, run: Callable) -> Iterator[None]:
+def _recorded(configuration: Configuration, run: Callable, stack: Callable[..., int] | None = None) -> Iterator[None]:
     """Layers on meta tensors hand their launches to `run`."""
     outer = launch.force(configuration.schedule or None)
-    device.compile_for(_device(TARGETS[configuration.target], configuration.tf32, run))
+    device.compile_for(_device(TARGETS[configuration.target], configuration.tf32, run, stack))
     try:
         yield
     finally:
@@ -320,8 +358,12 @@ def _recorded(configuration: Configuration, run: Callable) -> Iterator[None]:
         launch.force(outer)
 
 
-def _device(target: Target, tf32: bool, run: Callable | None = None) -> device.Device:
-    return device.Device(target.card, target.gpu.backend, run, lambda: tf32, products_allow_tf32=lambda: tf32)
+def _device(target: Target, tf32: bool, run: Callable | None = None, stack: Callable[..., int] | None = None) -> device.Device:
+    return device.Device(target.card, target.gpu.backend, run, lambda: tf32, products_allow_tf32=lambda: tf32, stack=stack)
+
+
+def _stack(target: Target, kernel: JITFunction, grid: tuple[int, ...], arguments: dict, options: dict) -> int:
+    return _code(kernel.warmup(grid=grid, **arguments, **options), target).stack
 
 
 def rows(configurations: Iterable[Configuration]) -> Iterator[Row]:
@@ -334,8 +376,9 @@ def rows(configurations: Iterable[Configuration]) -> Iterator[Row]:
 def compiled(configuration: Configuration) -> Row:
     """Makes the target this process's GPU, as far as Triton knows."""
     start = _cpu_seconds()
-    target, launched = TARGETS[configuration.target], _launched(configuration)
+    target = TARGETS[configuration.target]
     driver.set_active(_Driver(target.gpu))
+    launched = _launched(configuration, partial(_stack, target))
     try:
         kernel = launched.kernel.warmup(grid=launched.grid, **launched.arguments, **launched.options)
     except Exception as error:  # whichever of the compiler's stages fails, the other rows are worth having
@@ -461,7 +504,7 @@ def does_not_fit(row: Row) -> str | None:
 
 def lacks_tensor_cores(row: Row) -> str | None:
     c, wanted = row.configuration, TARGETS[row.configuration.target].product
-    if c.own:  # of whose products a program may have fewer rows than those instructions take
+    if c.generated:  # of whose products a program may have fewer rows than those instructions take
         products = any(name.startswith("CHUNKS") for name in row.sizes)
         return "has no tensor-core instructions" if products and not row.code.tensor_cores else None
     if c.dtype not in ("bfloat16", "float16") or c.schedule == "stepwise":
@@ -490,7 +533,7 @@ def exchanges_unsafely(row: Row) -> str | None:
 def _exchanged(row: Row) -> int:
     """Bytes that a program's code has to load past L1: each load in it once, however often the loop runs it."""
     c, s = row.configuration, row.sizes
-    if c.own:  # one tile of an operand at least
+    if c.generated:  # one tile of an operand at least
         blocks = [size for name, size in s.items() if name.startswith("BLOCK_K")]
         return s["BLOCK_B"] * min(blocks, default=0) * getattr(torch, c.dtype).itemsize
     if c.kernel == "forward":

@@ -22,6 +22,9 @@ class Device:
     has_tf32: bool = True
     products_allow_tf32: Callable[[], bool] = lambda: torch.backends.cuda.matmul.allow_tf32
     """What they say of matrix products."""
+    stack: Callable[..., int] | None = None
+    """stack(kernel, grid, arguments, options): bytes of a thread that such a launch, compiled, has no registers for; None where no compiler
+    says it."""
 
     def precision(self, dtype: torch.dtype) -> str:
         """tl.dot's `input_precision`: for float32 what torch.backends.cudnn allows its own recurrent layers, TF32 by default."""
@@ -55,7 +58,7 @@ def _gpu(place: torch.device) -> Device:
     wgmma = nvidia and properties.major in (9, 10, 11)
     card = Card(properties.multi_processor_count, shared, wgmma, float64_backward=float64_backward())
     has_tf32 = nvidia or properties.gcnArchName.startswith("gfx942")
-    return Device(card, "cuda" if nvidia else "hip", _launch, _cudnn_allows_tf32, has_tf32)
+    return Device(card, "cuda" if nvidia else "hip", _launch, _cudnn_allows_tf32, has_tf32, stack=_stack)
 
 
 def float64_backward() -> tuple[int, ...]:
@@ -78,6 +81,12 @@ def _interpreter() -> Device:
 
 def _launch(kernel, grid: tuple[int, ...], arguments: dict, options: dict) -> None:
     kernel[grid](**arguments, **options)
+
+
+def _stack(kernel, grid: tuple[int, ...], arguments: dict, options: dict) -> int:
+    compiled = kernel.warmup(grid=grid, **arguments, **options)
+    compiled._init_handles()  # what the driver says of a kernel that it has loaded
+    return 4 * compiled.n_spills
 
 
 def _cudnn_allows_tf32() -> bool:

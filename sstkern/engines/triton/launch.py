@@ -3,8 +3,8 @@
 `sstkern aot-report` prints what the table's launches compile to; the numbers of warps and loads below are those that spill no register.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -38,7 +38,6 @@ class Layer:
     batch: int
     hidden_size: int
     directions: int = 1
-    projects: bool = False
 
     @property
     def padded_gates(self) -> int:
@@ -136,8 +135,6 @@ _SIZED = {"resident": _resident, "grid": _grid, "streamed": _streamed, "stepwise
 def _obstacle(launch: Launch, card: Card, layer: Layer, backward: bool) -> str | None:
     if launch.schedule == "stepwise":
         return None
-    if layer.projects:
-        return "it has a projection, and only 'stepwise' has a place for one"
     if backward and layer.dtype == torch.float64 and layer.gates not in card.float64_backward:
         return "this version of Triton does not compile its backward in float64, or spills registers"
     programs = launch.programs(layer.hidden_size)
@@ -244,12 +241,41 @@ def choose_step(card: Card, step: Step, schedule: str | None = None) -> StepLaun
     wide = max((part.rows for part in step.parts), default=1) > 256
     order = (grid, resident, *others) if wide and step.meets else SCHEDULES
     for name in order if schedule is None else (schedule,):
-        for rows in (32, 16) if _deep(step) else (64, 32, 16):
+        for rows in (32, 16, 64) if _deep(step) else (64, 32, 16):
             launch = _step_launch(card, step, name, rows)
             obstacle = _step_obstacle(launch, card, step)
             if obstacle is None:
                 return launch
     raise ValueError(f"schedule: '{schedule}' cannot run this program: {obstacle}")
+
+
+SPILLED = 8
+"""Bytes of a thread's stack that are as good as none: what a streamed LSTM's backward in float64 has costs two loads a step."""
+
+
+def with_least_stack(first: StepLaunch, card: Card, step: Step, stack: Callable[[StepLaunch], int]) -> StepLaunch:
+    """`first`, or where registers spill the launch of the same schedule, in other tiles, that spills least. stack: asks the compiler how
+    many bytes of a thread one does."""
+    found: list[tuple[int, StepLaunch]] = []
+    for launch in _same_schedule(first, card, step):
+        found.append((stack(launch), launch))
+        if found[-1][0] <= SPILLED:
+            return launch
+    return min(found, key=lambda one: one[0])[1]
+
+
+def _same_schedule(first: StepLaunch, card: Card, step: Step) -> Iterator[StepLaunch]:
+    """`first`, then other numbers of warps, then fewer rows of the matrices in a program."""
+    yield first
+    tiles = [first]
+    for rows in (64, 32, 16):
+        launch = _step_launch(card, step, first.schedule, rows)
+        if launch.programs > first.programs and _step_obstacle(launch, card, step) is None:
+            tiles.append(launch)
+    for launch in tiles:
+        for num_warps in (8, 4):
+            if (other := replace(launch, num_warps=num_warps)) != first:
+                yield other
 
 
 def _step_launch(card: Card, step: Step, schedule: str, rows: int) -> StepLaunch:
@@ -270,7 +296,8 @@ def _chunks(depth: int, block: int) -> tuple[int, int]:
 
 def _deep(step: Step) -> bool:
     """Whether an operand is so deep that the loads of its chunks, which the compiler asks for all at once, spill beside 64 rows of a
-    matrix in 4 warps. 8 warps have room for them with 32 rows, which are no warpgroup's product."""
+    matrix in 4 warps. 8 warps have room for them with 32 rows, which are no warpgroup's product. 64 then are for what would need more
+    programs than run at once."""
     return max((depth for part in step.parts for depth in part.depths), default=0) >= 512
 
 

@@ -1,7 +1,8 @@
 """One layer on the GPU, forward and backward: the input projection, the time loop's launches, and the weights' gradients.
 
-T time steps, B batch, I input_size, H hidden_size, P proj_size (H without a projection), D directions, G gates, S states; N rows of valid
-steps (see `rows`). Everything runs on the current stream, both directions in one launch, and nothing waits for the GPU.
+T time steps, B batch, I input_size, H hidden_size, D directions, G gates, S states; N rows of valid steps (see `rows`). Everything runs on
+the current stream, both directions in one launch, and nothing waits for the GPU. Layers with a projection are programs
+(`sstkern.program.projected`).
 """
 
 from collections import Counter
@@ -13,12 +14,12 @@ import torch
 from torch import Tensor
 from triton.runtime.jit import JITFunction
 
-from sstkern.cells import CELLS
+from sstkern.cells import CELLS, Cell
 from sstkern.engines.triton import device, launch, recurrence, rows
 from sstkern.engines.triton.cells import kernels
 from sstkern.engines.triton.launch import Launch
-from sstkern.lengths import ALL_ROWS, all_rows, batch_sizes, check_packed, longest
-from sstkern.weights import by_direction
+from sstkern.lengths import ALL_ROWS, all_rows, alone, check_packed, longest
+from sstkern.weights import Weights, by_direction
 
 runs: Counter[str] = Counter()
 """What ran in this process: calls of "forward" and "backward", and of each schedule."""
@@ -33,24 +34,26 @@ def forward(
     has_bias: bool,
     bidirectional: bool,
     saved_rows: int | None,
+    every: bool = False,
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     """`sstkern::layer`. Its `saved` is what `saved_shapes` says."""
     with on(x.device):
         call = _Call(cell, x, weights, hx, lengths, has_bias, bidirectional)
+        if every:
+            _check_every(call)
         runs["forward"] += 1
-        output = call.output_like(call.P)
-        inner = call.output_like(call.H) if call.projects else output
+        output = call.output()
+        c_output = call.output() if every else None
         saved = None if saved_rows is None else call.saved(saved_rows)
         plan = call.plan(backward=False) if call.T and call.B else None
         if plan is None:
             hx_n = [state.clone() for state in call.hx]
         elif plan.schedule == "stepwise":
-            hx_n = _forward_stepwise(call, plan, output, inner, saved)
+            hx_n = _forward_stepwise(call, plan, output, c_output, saved)
         else:
             hx_n = [torch.empty_like(state) for state in call.hx]
-            _launch_forward(call, plan, call.gates_x(), None, call.hx, hx_n, output, saved, 0, call.T)
-        kept = [] if saved is None else [saved, inner] if call.projects else [saved]
-        return output, hx_n, kept
+            _launch_forward(call, plan, call.gates_x(), None, call.hx, hx_n, output, c_output, saved, 0, call.T)
+        return output, hx_n if c_output is None else [*hx_n, c_output], [] if saved is None else [saved]
 
 
 def backward(
@@ -83,12 +86,11 @@ def backward(
         return [gradient for gradient, need in zip(loop.gradients(dhx, needs), needs, strict=True) if need]
 
 
-def saved_shapes(cell: str, x: Tensor, weights: Sequence[Tensor], has_bias: bool, bidirectional: bool, rows: int) -> list[tuple[int, ...]]:
-    """What the step saves, (D, rows, saves * H), the first rows of it filled; with a projection also the h before it, like the output."""
+def saved_like(cell: str, x: Tensor, weights: Sequence[Tensor], has_bias: bool, bidirectional: bool, rows: int) -> list[Tensor]:
+    """What the step saves, empty: (D, rows, saves * H), the first rows of it filled."""
     directions = by_direction(CELLS[cell], weights, has_bias, bidirectional)
-    hidden_size = directions[0].weight_hh.size(0) // len(CELLS[cell].gates)
-    shapes = [(len(directions), rows, kernels(cell).saves * hidden_size)]
-    return shapes if directions[0].weight_hr is None else [*shapes, (*x.shape[:-1], len(directions) * hidden_size)]
+    hidden_size = directions[0].weight_hh.size(1)
+    return [x.new_empty(len(directions), rows, kernels(cell).saves * hidden_size)]
 
 
 def part_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -105,25 +107,31 @@ class _Call:
 
     def __init__(self, cell, x, weights, hx, lengths, has_bias, bidirectional):
         self.cell, self.kernels = CELLS[cell], kernels(cell)
-        self.x, self.lengths, self.hx = x, lengths, [state.contiguous() for state in hx]
+        self.x, self.lengths = x, None if lengths is None else alone(lengths)
+        states, given = len(self.cell.states), [state.contiguous() for state in hx]
+        # What sequences begin with, and what they begin anew with, where that is not zeros.
+        self.hx, self.anew = given[:states], given[states:]
         self.weights = by_direction(self.cell, weights, has_bias, bidirectional)
         self.packed = x.dim() == 2
         if self.packed:
             check_packed(lengths, x.size(0))
-        self.T, self.B = (longest(lengths), len(lengths)) if self.packed else x.shape[:2]
+        self.T, self.B = (longest(self.lengths), len(self.lengths)) if self.packed else x.shape[:2]
         self.I = x.size(-1)
-        self.D, self.G, self.S = len(self.weights), len(self.cell.gates), len(self.cell.states)
-        self.H, self.P = self.weights[0].weight_hh.size(0) // self.G, self.weights[0].output_size
-        self.projects = self.weights[0].weight_hr is not None
-        _check(self, has_bias)
+        self.D, self.G, self.S = len(self.weights), len(self.cell.gates), states
+        self.H = self.weights[0].weight_hh.size(0) // self.G
+        self.rows, self.marks = rows.of_operator(lengths, self.T, x.device)
+        check(self.cell, x, self.weights, hx, self.B, self.marks is not None)
+        if self.B * self.D * self.H * max(self.G, self.kernels.saves) >= 2**31:
+            raise RuntimeError(f"sstkern::layer: one time step of {self.B} sequences x {self.H} hidden units has more than 2^31 elements")
         self.device = device.of(x.device)
         self.real = torch.float64 if x.dtype == torch.float64 else torch.float32
-        self.rows = None if lengths is None else rows.of_lengths(lengths, self.T, x.device)
+        if self.marks is not None and self.T:
+            self.hx = [torch.where(self.starts_anew, anew, state) for anew, state in zip(self.anew or [0] * states, self.hx, strict=True)]
         self.N = self.T * self.B if self.rows is None else self.rows.count
         self.precision = self.device.precision(x.dtype)
         self.weight_hh = _stacked([w.weight_hh for w in self.weights])
         self.bias_hh = _stacked([w.bias_hh for w in self.weights]) if has_bias else None
-        self.layer = launch.Layer(x.dtype, self.precision, self.G, self.B, self.H, self.D, self.projects)
+        self.layer = launch.Layer(x.dtype, self.precision, self.G, self.B, self.H, self.D)
 
     def plan(self, backward: bool) -> Launch:
         return launch.choose(self.device.card, self.layer, backward, launch.forced())
@@ -137,6 +145,24 @@ class _Call:
             return self.tasks(plan)
         return min(self.tasks(plan), max(1, self.device.card.multiprocessors // plan.programs(self.H)))
 
+    @cached_property
+    def starts_anew(self) -> Tensor:
+        """bool (D, B, 1): whether a sequence begins anew with what a direction begins with; the one from the last step to the first never
+        does."""
+        start = rows.starting(self.marks, self.rows)
+        start = start if self.rows is None else start[self.rows.slot]
+        return torch.stack([start, torch.zeros_like(start)][: self.D])[..., None]
+
+    def begun(self, d: int) -> Tensor:
+        """bool (N, 1): whether direction d has begun anew with a row's step, which is not its first one."""
+        if self.rows is None:
+            later = self.marks[1:]
+            first = torch.zeros_like(self.marks[:1])
+            return (torch.cat([later, first] if d else [first, later]) != 0).reshape(self.N, 1)
+        step, started = self.rows.after if d else self.rows.before
+        mark = self.marks[step if d else self.rows.step, self.rows.slot[self.rows.sequence]]
+        return started & (mark != 0)[:, None]
+
     def weight(self, plan: Launch) -> Tensor:
         """weight_hh for the kernels, which round what they keep to TF32, and leave what they stream as it is."""
         return _as_tf32(self.weight_hh) if plan.schedule == "streamed" and self.precision == "tf32" else self.weight_hh
@@ -147,10 +173,10 @@ class _Call:
         new = self.x.new_empty if width == self.H else self.x.new_zeros
         return new(2, self.slabs(plan), plan.block_b, width)
 
-    def output_like(self, width: int) -> Tensor:
-        """(T, B, D * width), zeros where the kernels may skip steps that no sequence has, or (N, D * width)."""
+    def output(self) -> Tensor:
+        """(T, B, D * H), zeros where the kernels may skip steps that no sequence has, or (N, D * H)."""
         new = self.x.new_empty if self.rows is None or self.packed else self.x.new_zeros
-        return new(*self.x.shape[:-1], self.D * width)
+        return new(*self.x.shape[:-1], self.D * self.H)
 
     def saved(self, rows: int) -> Tensor:
         """(D, rows, saves * H); zeros that stay unused make the operator's results the same in every run."""
@@ -159,10 +185,6 @@ class _Call:
             raise ValueError(f"saved_rows: expected at least {self.N}, the number of valid time steps, got {rows}")
         whole = self.rows is None or (self.rows.present is None and rows == self.N)
         return (self.x.new_empty if whole else self.x.new_zeros)(self.D, rows, self.kernels.saves * self.H)
-
-    def before_projection(self, states: Sequence[Tensor]) -> list[Tensor]:
-        """`states`, or their gradients, as the kernels take them, (D, B, H) each: with a projection h is the one before it, first zero."""
-        return [self.x.new_zeros(self.D, self.B, self.H), *states[1:]] if self.projects else list(states)
 
     def x_rows(self) -> Tensor:
         """(N, I)"""
@@ -181,14 +203,18 @@ class _Call:
         return gates
 
     def previous_h(self, output: Tensor, d: int) -> Tensor:
-        """(N, P): the h that went into each row's recurrent product."""
-        inside, first = output[..., d * self.P : (d + 1) * self.P], self.hx[0][d]
+        """(N, H): the h that went into each row's recurrent product."""
+        inside, first = output[..., d * self.H : (d + 1) * self.H], self.hx[0][d]
         if self.rows is None:
-            shifted = torch.cat([first[None], inside[:-1]] if d == 0 else [inside[1:], first[None]])
-            return shifted[: self.T].reshape(self.N, self.P)  # one too many where there is no step
+            shifted = torch.cat([first[None], inside[:-1]] if d == 0 else [inside[1:], first[None]])[: self.T]  # where there is no step
+            if self.marks is not None:
+                shifted = torch.where(self.begun(d).view(self.T, self.B, 1), self.anew[0][d] if self.anew else 0, shifted)
+            return shifted.reshape(self.N, self.H)
         step, started = self.rows.after if d else self.rows.before
         before = inside[self.rows.at(step)] if self.packed else inside[step, self.rows.sequence]
         previous = torch.where(started, before, first[self.rows.sequence])
+        if self.marks is not None:
+            previous = torch.where(self.begun(d), self.anew[0][d][self.rows.sequence] if self.anew else 0, previous)
         return previous if self.rows.present is None else torch.where(self.rows.present, previous, 0)
 
     def like_x(self, values: Tensor) -> Tensor:
@@ -203,54 +229,30 @@ class _Call:
             return values.new_zeros(self.T, self.B, values.size(1))
         return torch.where(self.rows.valid[..., None], values[self.rows.place], 0)
 
-    def steps_at(self, s: int) -> list[int]:
-        """The time step that each direction is at in the loop's step s."""
-        return [s, self.T - 1 - s][: self.D]
 
-    def at_step(self, values: Tensor, d: int, t: int) -> Tensor:
-        """Direction d's part of values like the output at step t, (B, P); anything where the step is not valid."""
-        part = values[..., d * self.P : (d + 1) * self.P]
-        return part[self.rows.place_at(t)] if self.packed else part[t]
-
-    def set_step(self, values: Tensor, d: int, t: int, to: Tensor) -> None:
-        """The reverse: `to` (B, P) is zero where the step is not valid."""
-        part = values[..., d * self.P : (d + 1) * self.P]
-        if self.packed:
-            first, count = self.row_ranges[t]
-            part[first : first + count] = to[:count]
-        else:
-            part[t] = to
-
-    @cached_property
-    def row_ranges(self) -> list[tuple[int, int]]:
-        """Of a packed x: the first row of each step, and how many it has."""
-        sizes = batch_sizes(self.lengths)
-        return list(zip((sizes.cumsum(0) - sizes).tolist(), sizes.tolist(), strict=True))
-
-    def valid_at(self, s: int) -> Tensor:
-        """bool (D, B, 1)"""
-        if self.rows is None:
-            return torch.ones(self.D, self.B, 1, dtype=torch.bool, device=self.x.device)
-        return torch.stack([self.rows.valid_at(t) for t in self.steps_at(s)])[..., None]
-
-
-def _check(call: _Call, has_bias: bool) -> None:
-    """The kernels check nothing: every size before any memory is touched."""
-    gates = call.G * call.H
-    if not call.projects and call.P != call.H:
-        raise RuntimeError(f"sstkern::layer: expected weight_hh of shape {(gates, call.H)}, got {(gates, call.P)}")
-    for w in call.weights:
-        shapes = {"weight_ih": (gates, call.I), "weight_hh": (gates, call.P)}
-        shapes |= {"bias_ih": (gates,), "bias_hh": (gates,)} if has_bias else {}
-        shapes |= {"weight_hr": (call.P, call.H)} if call.projects else {}
+def check(cell: Cell, x: Tensor, weights: Sequence[Weights], hx: Sequence[Tensor], batch: int, cut: bool) -> None:
+    """The kernels check nothing: every size before any memory is touched. Raises RuntimeError for one that does not fit. cut: whether
+    sequences begin anew at some steps."""
+    G, (first, *_) = len(cell.gates), weights
+    hidden_size = first.weight_hh.size(0) // G
+    width = hidden_size if first.weight_hr is None else first.output_size
+    sizes = {"input_size": x.size(-1), "hidden_size": hidden_size, "output_size": width}
+    for w in weights:
+        shapes = cell.shapes(w.bias_ih is not None, w.weight_hr is not None, **sizes)
         for name, shape in shapes.items():
-            _check_tensor(call.x, name, getattr(w, name), shape)
-    if len(call.hx) != call.S:
-        raise RuntimeError(f"sstkern::layer: expected {call.S} states in hx, got {len(call.hx)}")
-    for name, state in zip(call.cell.states, call.hx, strict=True):
-        _check_tensor(call.x, f"{name}_0", state, (call.D, call.B, call.P if name == "h" else call.H))
-    if call.B * call.D * call.H * max(call.G, call.kernels.saves) >= 2**31:
-        raise RuntimeError(f"sstkern::layer: one time step of {call.B} sequences x {call.H} hidden units has more than 2^31 elements")
+            if hasattr(w, name):  # those that every cell has
+                _check_tensor(x, name, getattr(w, name), shape)
+    count = len(cell.states)
+    if len(hx) != count and not (cut and len(hx) == 2 * count):
+        raise RuntimeError(f"sstkern::layer: expected {count} states in hx{', or as many again' * cut}, got {len(hx)}")
+    widths = cell.state_sizes(hidden_size, width)
+    for name, state, size in zip(cell.states * 2, hx, widths * 2, strict=False):
+        _check_tensor(x, f"{name}_0", state, (len(weights), batch, size))
+
+
+def _check_every(call: _Call) -> None:
+    if call.S != 2:
+        raise NotImplementedError("sstkern::layer: the Triton engine has all states of a cell with h and another one")
 
 
 def _check_tensor(x: Tensor, name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
@@ -260,21 +262,14 @@ def _check_tensor(x: Tensor, name: str, tensor: Tensor, shape: tuple[int, ...]) 
         raise RuntimeError(f"sstkern::layer: expected {name} of {x.dtype} on {x.device} like x, got {tensor.dtype} on {tensor.device}")
 
 
-def _forward_stepwise(call: _Call, plan: Launch, output: Tensor, inner: Tensor, saved: Tensor | None) -> list[Tensor]:
+def _forward_stepwise(call: _Call, plan: Launch, output: Tensor, c_output: Tensor | None, saved: Tensor | None) -> list[Tensor]:
     """Returns the last states."""
-    states = [state.to(call.real, copy=True) for state in call.before_projection(call.hx)]
-    h = call.hx[0].to(call.real) if call.projects else states[0]
+    states = [state.to(call.real, copy=True) for state in call.hx]
     gates_x, weight_hh = call.gates_x(), call.weight_hh.transpose(1, 2)
-    weight_hr = _stacked([w.weight_hr for w in call.weights]).transpose(1, 2) if call.projects else None
     for s in range(call.T):
-        gates_h = product(h.to(call.x.dtype), weight_hh, call.real)
-        _launch_forward(call, plan, gates_x, gates_h, states, states, inner, saved, s, s + 1)
-        if weight_hr is not None:
-            valid, projected = call.valid_at(s), product(states[0].to(call.x.dtype), weight_hr, call.real)
-            h = torch.where(valid, projected, h)
-            for d, t in enumerate(call.steps_at(s)):
-                call.set_step(output, d, t, torch.where(valid[d], projected[d], 0))
-    return [state.to(call.x.dtype) for state in (h, *states[1:])]
+        gates_h = product(states[0].to(call.x.dtype), weight_hh, call.real)
+        _launch_forward(call, plan, gates_x, gates_h, states, states, output, c_output, saved, s, s + 1)
+    return [state.to(call.x.dtype) for state in states]
 
 
 def _launch_forward(
@@ -285,10 +280,12 @@ def _launch_forward(
     hx: Sequence[Tensor],
     hx_n: Sequence[Tensor],
     output: Tensor,
+    c_output: Tensor | None,
     saved: Tensor | None,
     first_step: int,
     last_step: int,
 ) -> None:
+    anew = call.anew or hx  # any tensors will do where there are none
     arguments = {
         "gates_x": gates_x,
         "gates_h": gates_x if gates_h is None else gates_h,
@@ -296,15 +293,19 @@ def _launch_forward(
         "bias": call.weight_hh if call.bias_hh is None else call.bias_hh,
         "h_0": hx[0],
         "c_0": hx[-1],
+        "h_anew": anew[0],
+        "c_anew": anew[-1],
         "h_n": hx_n[0],
         "c_n": hx_n[-1],
         "output": output,
+        "c_output": output if c_output is None else c_output,
         "saved": output if saved is None else saved,
         "exchange": call.exchange(plan) if plan.exchanges else output,
         **_of_every_kernel(call, plan, first_step, last_step),
         "M": call.N if saved is None else saved.size(1),
         "STEP": call.kernels.step,
         "HAS_BIAS": call.bias_hh is not None,
+        "EVERY": c_output is not None,
         "SAVE": saved is not None,
     }
     _launch(call, plan, recurrence.forward, arguments)
@@ -324,32 +325,41 @@ class _Backward:
     ):
         self.call, self.output, self.groups = call, output.contiguous(), groups
         self.grad_output = None if grad_output is None else grad_output.contiguous()
+        grad_hx, (grad_c,) = grad_hx[: call.S], grad_hx[call.S :] or (None,)
+        self.grad_c = None if grad_c is None else grad_c.contiguous()
         self.check(saved, grad_hx)
         self.saved = saved[0].contiguous()
-        self.inner = saved[1].contiguous() if call.projects else self.output
         new = call.x.new_empty if call.rows is None or call.rows.present is None else call.x.new_zeros
         self.dgates_x = new(call.D, call.N, call.G * call.H)
         self.dgates_h = self.dgates_x if call.kernels.same_gate_gradients else new(call.D, call.N, call.G * call.H)
-        self.hx = call.before_projection(call.hx)
+        self.danew = [torch.zeros_like(state, dtype=call.real) for state in call.anew]
         self.grad_hx = [gradient.contiguous() for gradient in grad_hx]
-        self.dprojected = call.output_like(call.P) if call.projects else None
 
     def check(self, saved: Sequence[Tensor], grad_hx: Sequence[Tensor]) -> None:
         call = self.call
         rows = max(call.N, saved[0].size(1))
-        shapes = [(call.D, rows, call.kernels.saves * call.H)] + [(*call.x.shape[:-1], call.D * call.H)] * call.projects
-        if len(saved) != len(shapes):
-            raise RuntimeError(f"sstkern::layer_backward: expected {len(shapes)} tensors in saved, got {len(saved)}")
-        for tensor, shape in zip(saved, shapes, strict=True):
-            _check_tensor(call.x, "saved", tensor, shape)
-        for name, tensor in {"output": self.output, "grad_output": self.grad_output}.items():
+        if len(saved) != 1:
+            raise RuntimeError(f"sstkern::layer_backward: expected 1 tensor in saved, got {len(saved)}")
+        _check_tensor(call.x, "saved", saved[0], (call.D, rows, call.kernels.saves * call.H))
+        if self.grad_c is not None:
+            _check_every(call)
+        for name, tensor in {"output": self.output, "grad_output": self.grad_output, "the gradient of all c": self.grad_c}.items():
             if tensor is not None:
-                _check_tensor(call.x, name, tensor, (*call.x.shape[:-1], call.D * call.P))
+                _check_tensor(call.x, name, tensor, (*call.x.shape[:-1], call.D * call.H))
         for name, gradient, state in zip(call.cell.states, grad_hx, call.hx, strict=True):
             _check_tensor(call.x, f"the gradient of {name}_n", gradient, tuple(state.shape))
 
     def run(self) -> list[Tensor]:
-        """Returns the gradients of the first states."""
+        """Returns the gradients of the first states, and of those that sequences begin anew with if they are given."""
+        call, dhx, danew = self.call, self.loop(), self.danew
+        if call.marks is not None and call.T:
+            start = call.starts_anew
+            danew = [anew + torch.where(start, gradient, 0) for anew, gradient in zip(danew, dhx, strict=False)]
+            dhx = [torch.where(start, 0, gradient) for gradient in dhx]
+        return [*dhx, *(gradient.to(call.x.dtype) for gradient in danew)]
+
+    def loop(self) -> list[Tensor]:
+        """Returns what the loop over time steps leaves of the states' gradients."""
         plan = self.call.plan(backward=True) if self.call.T and self.call.B else None
         if plan is None:
             return [gradient.clone() for gradient in self.grad_hx]
@@ -361,27 +371,13 @@ class _Backward:
 
     def run_stepwise(self, plan: Launch) -> list[Tensor]:
         call = self.call
-        dstates = [gradient.to(call.real, copy=True) for gradient in call.before_projection(self.grad_hx)]
-        self.dh = self.grad_hx[0].to(call.real) if call.projects else dstates[0]
-        grad_h = self.dh.new_zeros(call.D, call.B, call.P)  # of h after a step, from the step that follows
+        dstates = [gradient.to(call.real, copy=True) for gradient in self.grad_hx]
+        grad_h = torch.zeros_like(dstates[0])  # of h after a step, from the step that follows
         step_dgates_h = call.x.new_empty(call.D, call.B, call.G * call.H)
         for s in range(call.T):
-            grad_inner = self.through_projection(grad_h, s) if call.projects else grad_h
-            self.launch(plan, grad_inner, step_dgates_h, dstates, dstates, s, s + 1)
+            self.launch(plan, grad_h, step_dgates_h, dstates, dstates, s, s + 1)
             grad_h = product(step_dgates_h, call.weight_hh, call.real)
-        return [state.to(call.x.dtype) for state in (self.dh + grad_h, *dstates[1:])]
-
-    def through_projection(self, grad_h: Tensor, s: int) -> Tensor:
-        """The gradient of the h before the projection, (D, B, H); that of a sequence outside its steps waits in dh."""
-        call, valid, total = self.call, self.call.valid_at(self.call.T - 1 - s), self.dh + grad_h
-        self.dh = torch.where(valid, 0, total)
-        steps = call.steps_at(call.T - 1 - s)
-        if self.grad_output is not None:
-            total = total + torch.stack([call.at_step(self.grad_output, d, t) for d, t in enumerate(steps)])
-        total = torch.where(valid, total, 0).to(call.x.dtype)
-        for d, t in enumerate(steps):
-            call.set_step(self.dprojected, d, t, total[d])
-        return product(total, _stacked([w.weight_hr for w in call.weights]), call.real)
+        return [state.to(call.x.dtype) for state in (dstates[0] + grad_h, *dstates[1:])]
 
     def launch(
         self,
@@ -394,19 +390,25 @@ class _Backward:
         last_step: int,
     ) -> None:
         call = self.call
-        has_grad_output = self.grad_output is not None and not call.projects
+        has_grad_output = self.grad_output is not None
+        anew, danew = call.anew or call.hx, self.danew or dhx  # any tensors will do where there are none
         arguments = {
             "grad_output": self.grad_output if has_grad_output else self.output,
+            "grad_c": self.output if self.grad_c is None else self.grad_c,
             "grad_h": self.output if grad_h is None else grad_h,
             "weight": call.weight(plan),
-            "h_0": self.hx[0],
-            "c_0": self.hx[-1],
-            "output": self.inner,
+            "h_0": call.hx[0],
+            "c_0": call.hx[-1],
+            "h_anew": anew[0],
+            "c_anew": anew[-1],
+            "output": self.output,
             "saved": self.saved,
             "dh_n": grad_hx[0],
             "dc_n": grad_hx[-1],
             "dh_0": dhx[0],
             "dc_0": dhx[-1],
+            "dh_anew": danew[0],
+            "dc_anew": danew[-1],
             "dgates_x": self.dgates_x,
             "dgates_h": self.dgates_h,
             "step_dgates_h": self.dgates_h if step_dgates_h is None else step_dgates_h,
@@ -416,6 +418,7 @@ class _Backward:
             "DERIVATIVE": call.kernels.derivative,
             "TWO_GRADIENTS": not call.kernels.same_gate_gradients,
             "HAS_GRAD_OUTPUT": has_grad_output,
+            "HAS_GRAD_C": self.grad_c is not None,
             "BLOCK_U": plan.block_u,
         }
         _launch(call, plan, recurrence.backward, arguments)
@@ -438,8 +441,6 @@ class _Backward:
             ]
             if w.bias_ih is not None:
                 makers += self.of_biases(d)
-            if w.weight_hr is not None:
-                makers.append(lambda d=d: self.of_weight_hr(d))
             gradients += [make() if next(needed) else None for make in makers]
         return gradients + dhx
 
@@ -466,14 +467,6 @@ class _Backward:
             total = torch.addmm(total, self.dgates_x[1], self.call.weights[1].weight_ih)
         return self.call.like_x(total)
 
-    def of_weight_hr(self, d: int) -> Tensor:
-        call = self.call
-        projected = self.dprojected[..., d * call.P : (d + 1) * call.P]
-        inner = self.inner[..., d * call.H : (d + 1) * call.H]
-        if self.groups is not None:
-            return torch.bmm(self.grouped(projected).transpose(1, 2), self.grouped(inner))
-        return projected.reshape(-1, call.P).T @ inner.reshape(-1, call.H)
-
 
 def _of_every_kernel(call: _Call, plan: Launch, first_step: int, last_step: int) -> dict:
     by_length = call.weight_hh if call.rows is None else None  # any tensor will do where there are no lengths
@@ -481,6 +474,7 @@ def _of_every_kernel(call: _Call, plan: Launch, first_step: int, last_step: int)
         "order": call.rows.order if by_length is None else by_length,
         "lengths": call.rows.lengths if by_length is None else by_length,
         "offsets": call.rows.offsets if by_length is None else by_length,
+        "marks": call.weight_hh if call.marks is None else call.marks,
         "T": call.T,
         "B": call.B,
         "H": call.H,
@@ -494,6 +488,8 @@ def _of_every_kernel(call: _Call, plan: Launch, first_step: int, last_step: int)
         "SAVES": call.kernels.saves,
         "HAS_LENGTHS": call.rows is not None,
         "PACKED": call.packed,
+        "CUTS": call.marks is not None,
+        "ANEW": bool(call.anew),
         "SCHEDULE": plan.schedule,
         "BLOCK_H": plan.block_h,
         "BLOCK_B": plan.block_b,

@@ -15,13 +15,15 @@ of dh for every unit of the layer. The parts are exchanged, and each program sum
 T time steps, B batch, H hidden_size, D directions, G gates, S states, U programs that share the units. `tasks` are (direction, tile of
 rows) pairs; a launch runs as many as it has slabs of memory for, to exchange in. Sequences are in the order of descending length, `slots`;
 gates_x, saved and dgates have only rows for valid steps, those of step t from offsets[t] on, one per slot. Where PACKED, so have the output
-and its gradient: they are (N, D * H).
+and its gradient: they are (N, D * H). CUTS: sequences begin anew at some of their steps, as `marks` say (`cuts`); with zeros, or with ANEW
+with states that are given.
 """
 
 import triton
 import triton.language as tl
 
 from sstkern.engines.triton.barrier import arrive, wait
+from sstkern.engines.triton.cuts import begins_anew
 from sstkern.engines.triton.math import as_operand
 
 # A kernel is compiled anew for an argument that is 1 or a multiple of 16, but for these.
@@ -36,14 +38,18 @@ def forward(
     bias,  # (D, G * H): weight_hh's
     h_0,  # (D, B, H)
     c_0,  # (D, B, H): the second state, where a cell has one
+    h_anew,  # (D, B, H): with which sequences begin anew
+    c_anew,
     h_n,  # (D, B, H), to be written; may be h_0
     c_n,
     output,  # (T, B, D * H), or (N, D * H)
+    c_output,  # the same of the second state
     saved,  # (D, M, SAVES * H)
     exchange,  # grid, streamed: (2, slabs, BLOCK_B, CHUNKS * BLOCK_K), of the weights' dtype; finite from column H on
     order,  # (B,) row of the batch in each slot
     lengths,  # (B,) by slot
     offsets,  # (T,)
+    marks,  # (T, B), not 0 where the sequence of a slot begins anew with a step
     counters,  # (tasks,) zeros
     T,
     B,
@@ -62,6 +68,9 @@ def forward(
     HAS_BIAS: tl.constexpr,
     HAS_LENGTHS: tl.constexpr,
     PACKED: tl.constexpr,
+    CUTS: tl.constexpr,
+    ANEW: tl.constexpr,
+    EVERY: tl.constexpr,  # whether c_output is wanted
     SAVE: tl.constexpr,
     SCHEDULE: tl.constexpr,
     BLOCK_H: tl.constexpr,
@@ -117,6 +126,10 @@ def forward(
         out_row = (_output_step(packed, t, B, PACKED) * D + direction) * H
         # Asked for before the wait, which hides their way from memory.
         x = _gate_tiles(gates_x + gates_row + gates_at, H, valid, G, True, REAL)
+        if CUTS:
+            cut = mine & begins_anew(marks, tl.where(direction == 0, t + 1, t), slots, length, B)[None, :]
+            if ANEW:
+                anew = _states(h_anew + own, c_anew + own, state_at, cut, S, h_anew.dtype.element_ty)
         if SCHEDULE == "stepwise":
             h = _gate_tiles(gates_h + direction * B * (G * H) + rows[None, :] * (G * H) + units[:, None], H, valid, G, True, REAL)
         else:
@@ -143,10 +156,14 @@ def forward(
             h = _sum(h, gate_bias, G)
         new, to_save = STEP(x, h, state)
         state = _choose(valid, new, state, S)
+        if CUTS:
+            state = _choose(cut, anew, state, S) if ANEW else _where(~cut, state, S)
         if EXCHANGES:
             tl.store(_exchange(exchange, s % 2, slab, slabs, WIDTH, BLOCK_B) + mine_at, as_operand(state[0], STORED, PRECISION), mask=mine)
             arrive(counter, TARGET)
         tl.store(output + out_row + row_at, tl.where(now[None, :], new[0], 0.0).to(STORED), mask=valid if PACKED else mine)
+        if EVERY:
+            tl.store(c_output + out_row + row_at, tl.where(now[None, :], new[1], 0.0).to(STORED), mask=valid if PACKED else mine)
         if SAVE:
             for i in tl.static_range(SAVES):
                 value = to_save[i].to(saved.dtype.element_ty)
@@ -158,16 +175,21 @@ def forward(
 @triton.jit(do_not_specialize=_COUNTS)
 def backward(
     grad_output,  # (T, B, D * H), or (N, D * H)
+    grad_c,  # the same of the second state
     grad_h,  # stepwise: (D, B, H), float32 or float64: weight_hh^T @ dgates_h of the step after
     weight,  # (D, G * H, H)
     h_0,  # (D, B, H)
     c_0,
+    h_anew,
+    c_anew,
     output,  # (T, B, D * H)
     saved,  # (D, M, SAVES * H)
     dh_n,  # (D, B, H)
     dc_n,
     dh_0,  # (D, B, H), to be written; may be dh_n
     dc_0,
+    dh_anew,  # (D, B, H), float32 or float64, to be added to
+    dc_anew,
     dgates_x,  # (D, N, G * H)
     dgates_h,  # (D, N, G * H), the same tensor where the cell's two gradients are one
     step_dgates_h,  # stepwise: (D, B, G * H)
@@ -175,6 +197,7 @@ def backward(
     order,
     lengths,
     offsets,
+    marks,
     counters,
     T,
     B,
@@ -192,8 +215,11 @@ def backward(
     SAVES: tl.constexpr,
     TWO_GRADIENTS: tl.constexpr,
     HAS_GRAD_OUTPUT: tl.constexpr,
+    HAS_GRAD_C: tl.constexpr,
     HAS_LENGTHS: tl.constexpr,
     PACKED: tl.constexpr,
+    CUTS: tl.constexpr,
+    ANEW: tl.constexpr,
     SCHEDULE: tl.constexpr,
     BLOCK_H: tl.constexpr,
     BLOCK_B: tl.constexpr,
@@ -245,11 +271,19 @@ def backward(
         saved_row = (direction * M + packed) * (SAVES * H)
         out_row = (_output_step(packed, t, B, PACKED) * D + direction) * H
         kept_gates = _gate_tiles(saved + saved_row + saved_at, H, valid, SAVES, True, REAL)
+        begun, cut = now, now
+        if CUTS:
+            # Before this step, and behind it, where the loop was before.
+            begun = begins_anew(marks, tl.where(direction == 0, t, t + 1), slots, length, B)
+            cut = begins_anew(marks, tl.where(direction == 0, t + 1, t), slots, length, B)
         previous = _previous_states(
             output,
             saved,
             h_0 + own,
             c_0 + own,
+            h_anew + own,
+            c_anew + own,
+            begun,
             offsets,
             t,
             first_slot,
@@ -267,19 +301,31 @@ def backward(
             SAVES,
             HAS_LENGTHS,
             PACKED,
+            CUTS,
+            ANEW,
             REAL,
         )
         if HAS_GRAD_OUTPUT:
             gradient = tl.load(grad_output + out_row + row_at, mask=valid, other=0.0).to(REAL)
+        if HAS_GRAD_C:
+            gradient_c = tl.load(grad_c + out_row + row_at, mask=valid, other=0.0).to(REAL)
         if EXCHANGES and s > first_step:
             wait(counter, programs * (s - first_step), TARGET)
             later = _sum_of_parts(parts, (s - 1) % 2, slab, slabs, mine_at, programs, WIDTH, BLOCK_H, BLOCK_B, BLOCK_U, REAL)
         if SCHEDULE == "stepwise":
             later = tl.load(grad_h + own + state_at, mask=mine, other=0.0)
         d = _add_to_first(d, later, S)
+        if CUTS:
+            if ANEW:
+                _add_states(dh_anew + own, dc_anew + own, state_at, d, mine & cut[None, :], S)
+                if SCHEDULE == "resident":
+                    tl.debug_barrier()  # the next sum there may be another thread's
+            d = _where(~cut[None, :], d, S)
         at_step = d
         if HAS_GRAD_OUTPUT:
             at_step = _add_to_first(d, gradient, S)
+        if HAS_GRAD_C:
+            at_step = (at_step[0], at_step[1] + gradient_c)
         for_x, for_h, before = DERIVATIVE(kept_gates, previous, at_step)
         d = _choose(valid, before, d, S)
         # A step outside its sequence and a unit beyond the last have none, whatever came of the zeros loaded for them: 0 * inf is not 0.
@@ -365,6 +411,14 @@ def _store_states(h, c, at, states, mask, S: tl.constexpr):
 
 
 @triton.jit
+def _add_states(h, c, at, states, mask, S: tl.constexpr):
+    """By the one program that has these units, step after step, so that the order of a sum is always the same."""
+    tl.store(h + at, tl.load(h + at, mask=mask, other=0.0) + states[0], mask=mask)
+    if S == 2:
+        tl.store(c + at, tl.load(c + at, mask=mask, other=0.0) + states[1], mask=mask)
+
+
+@triton.jit
 def _exchange(exchange, parity, slab, slabs, WIDTH: tl.constexpr, BLOCK_B: tl.constexpr):
     """The task's h after a step s with s % 2 == parity, (BLOCK_B, WIDTH).
 
@@ -380,6 +434,9 @@ def _previous_states(
     saved,
     h_0,
     c_0,
+    h_anew,
+    c_anew,
+    begun,
     offsets,
     t,
     first_slot,
@@ -397,13 +454,20 @@ def _previous_states(
     SAVES: tl.constexpr,
     HAS_LENGTHS: tl.constexpr,
     PACKED: tl.constexpr,
+    CUTS: tl.constexpr,
+    ANEW: tl.constexpr,
     REAL: tl.constexpr,
 ):
-    """The states before step t: h, and the others, which are the last that a cell saves; at a sequence's first step those it was given."""
+    """The states before step t: h, and the others, which are the last that a cell saves; at a sequence's first step those it was given, and
+    where it has `begun` anew those that it does so with."""
     before = tl.where(direction == 0, t - 1, t + 1)
     before_row = before + tl.zeros_like(length)
     started = valid & ((before_row >= 0) & (before_row < length))[None, :]
     at_first = valid & ~started
+    if CUTS:
+        started = started & ~begun[None, :]
+    if ANEW:
+        anew = _states(h_anew, c_anew, state_at, valid & begun[None, :], S, h_anew.dtype.element_ty)
     # Where no sequence of the tile has started, `before` is no step at all.
     packed = _packed(offsets, tl.maximum(before, 0), B, False)
     if HAS_LENGTHS:
@@ -418,6 +482,8 @@ def _previous_states(
         kept = tl.load(inside + saved_at, mask=started, other=0.0)
         given = tl.load(c_0 + state_at, mask=at_first, other=0.0)
         states = states + (tl.where(started, kept, given).to(REAL),)
+    if ANEW:
+        states = _choose(begun[None, :], anew, states, S)
     return states
 
 

@@ -13,7 +13,7 @@ from functools import cached_property, lru_cache
 import torch
 from torch import Tensor
 
-from sstkern.lengths import check_later, check_values
+from sstkern.lengths import alone, beginnings, check_later, check_values
 
 
 @dataclass(frozen=True)
@@ -48,14 +48,6 @@ class Rows:
         """bool (T, B)"""
         return torch.arange(len(self.offsets), device=self.offsets.device)[:, None] < self.of_sequence
 
-    def place_at(self, t: int) -> Tensor:
-        """place[t], without the rest of it."""
-        return self._within(self.offsets[t] + self.slot)
-
-    def valid_at(self, t: int) -> Tensor:
-        """valid[t], without the rest of it."""
-        return t < self.of_sequence
-
     def at(self, step: Tensor) -> Tensor:
         """The row that each row's sequence has at `step` (count,), any row for an invalid one."""
         return self._within(self.offsets[step] + self.slot[self.sequence])
@@ -77,6 +69,29 @@ class Rows:
         step = self.step + distance
         there = step.clamp(0, len(self.offsets) - 1)
         return there, ((step == there) & (there < self.of_sequence[self.sequence]))[:, None]
+
+
+def of_operator(lengths: Tensor | None, steps: int, device: torch.device) -> tuple[Rows | None, Tensor | None]:
+    """What an operator's lengths say: the rows, None where every sequence has all steps, and with which steps the sequence in each slot
+    begins anew, uint8 (T, B), None where none does.
+
+    Raises RuntimeError for another number of steps, and as `of_lengths`.
+    """
+    marks = beginnings(lengths)
+    if lengths is None or marks is None:
+        return (None if lengths is None else of_lengths(lengths, steps, device)), None
+    if marks.size(0) != steps:
+        raise RuntimeError(f"resets: expected {steps} time steps, as x has, got {marks.size(0)}")
+    marks = marks.to(device, non_blocking=True)
+    if lengths.dtype == torch.bool:
+        return None, marks.contiguous().view(torch.uint8)
+    rows = of_lengths(alone(lengths), steps, device)
+    return rows, marks.index_select(1, rows.order).view(torch.uint8)
+
+
+def starting(marks: Tensor, rows: Rows | None) -> Tensor:
+    """Of each slot whether its sequence begins anew with its first step, bool (B,). marks: as of `of_operator`, with at least a step."""
+    return marks[0] != 0 if rows is None else (marks[0] != 0) & (rows.lengths > 0)
 
 
 def of_lengths(lengths: Tensor, steps: int, device: torch.device) -> Rows:

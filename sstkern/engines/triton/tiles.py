@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 
 from sstkern.engines.triton.barrier import arrive, wait
+from sstkern.engines.triton.cuts import begins_anew
 from sstkern.engines.triton.math import as_operand
 
 
@@ -27,6 +28,32 @@ def store(at, rows, width, start, units, count, there, value):
     place = at + rows[None, :] * width + (start + units)[:, None]
     mask = (units < count)[:, None] & there[None, :]
     tl.store(place, tl.where(mask, value, 0).to(at.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def cut_after(marks, t, slots, length, B, REVERSE: tl.constexpr):
+    """Of each slot whether there is a cut between step t and the next one of the loop (`cuts`)."""
+    return begins_anew(marks, t if REVERSE else t + 1, slots, length, B)
+
+
+@triton.jit
+def store_state(at, before, after, anew, width, start, units, count, present, now, cut, value, CUTS: tl.constexpr, BACKWARD: tl.constexpr):
+    """Stores a state after a step: where a sequence has no such step, what it was before. With CUTS, behind a cut, what its rows `anew`
+    have; BACKWARD 0, and what the state would have been is added to those.
+
+    What another number takes the place of is loaded there only.
+    """
+    other = ~now
+    rows = before
+    if CUTS:
+        other = other | cut
+        rows = tl.where(cut, anew, before)
+    found = load(at, rows, width, start, units, count, present & other, True)
+    if CUTS and BACKWARD:
+        # By the one program that has these units, step after step: the order of a sum is always the same.
+        store(at, anew, width, start, units, count, cut, found + value)
+        found = tl.where(cut[None, :], tl.zeros_like(found), found)
+    store(at, after, width, start, units, count, present, tl.where(other[None, :], found, value))
 
 
 @triton.jit
@@ -79,46 +106,44 @@ def gate_rows(units, count, GATES: tl.constexpr, PADDED: tl.constexpr):
 
 
 @triton.jit
-def _matrix(weight, rows, there, k, depth, row_stride, k_stride):
-    place = rows.to(tl.int64)[:, None] * row_stride + k.to(tl.int64)[None, :] * k_stride
-    return tl.load(weight + place, mask=there[:, None] & (k < depth)[None, :], other=0.0)
+def stacked(first, weight, rows, before, row_stride):
+    """Addresses of a product's rows: `first` up to row `before`, and from there those of another weight."""
+    return tl.where(rows < before, first, addresses(weight, rows - before, row_stride))
 
 
 @triton.jit
-def kept(
-    weight,
-    rows,
-    there,
-    depth,
-    row_stride,
-    k_stride,
-    KEEP: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    CHUNKS: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
-    """These rows of a product's matrix, for all time steps, in chunks of BLOCK_K columns; nothing unless KEEP."""
+def addresses(weight, rows, row_stride):
+    return weight + rows.to(tl.int64) * row_stride
+
+
+@triton.jit
+def _matrix(rows, there, k, depth, k_stride):
+    place = rows[:, None] + k.to(tl.int64)[None, :] * k_stride
+    return tl.load(place, mask=there[:, None] & (k < depth)[None, :], other=0.0)
+
+
+@triton.jit
+def kept(rows, there, depth, k_stride, KEEP: tl.constexpr, BLOCK_K: tl.constexpr, CHUNKS: tl.constexpr, PRECISION: tl.constexpr):
+    """These rows of a product's matrix, by their addresses, for all time steps, in chunks of BLOCK_K columns; nothing unless KEEP."""
     chunks = ()
     if KEEP:
         for k in tl.static_range(CHUNKS):
-            part = _matrix(weight, rows, there, k * BLOCK_K + tl.arange(0, BLOCK_K), depth, row_stride, k_stride)
-            chunks = chunks + (as_operand(part, weight.dtype.element_ty, PRECISION),)
+            part = _matrix(rows, there, k * BLOCK_K + tl.arange(0, BLOCK_K), depth, k_stride)
+            chunks = chunks + (as_operand(part, rows.dtype.element_ty, PRECISION),)
     return chunks
 
 
 @triton.jit
 def product(
     chunks,
-    weight,
     rows,
     there,
+    k_stride,
     operand,
     operand_rows,
     operand_width,
     start,
     depth,
-    row_stride,
-    k_stride,
     present,
     KEEP: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -127,16 +152,21 @@ def product(
     REAL: tl.constexpr,
 ):
     """(rows of the matrix, rows of the operand): the matrix is `kept`, or read anew."""
-    STORED: tl.constexpr = weight.dtype.element_ty
+    STORED: tl.constexpr = rows.dtype.element_ty
     total = tl.zeros((rows.shape[0], present.shape[0]), dtype=REAL)
     if KEEP:
+        # One address for all chunks, and constants beside it: with one for each the backward of an LSTM of 512 units with a projection
+        # has 255 registers and spills, not 189.
+        within = tl.arange(0, BLOCK_K)
+        first = operand + operand_rows[None, :] * operand_width + (start + within)[:, None]
         for k in tl.static_range(CHUNKS):
-            this = load(operand, operand_rows, operand_width, start, k * BLOCK_K + tl.arange(0, BLOCK_K), depth, present, True)
+            inside = (within < depth - k * BLOCK_K)[:, None] & present[None, :]
+            this = tl.load(first + k * BLOCK_K, mask=inside, other=0, cache_modifier=".cg")
             total = tl.dot(chunks[k], as_operand(this, STORED, PRECISION), total, input_precision=PRECISION, out_dtype=REAL)
     else:
         for k in range(0, CHUNKS * BLOCK_K, BLOCK_K):
             within = k + tl.arange(0, BLOCK_K)
-            part = as_operand(_matrix(weight, rows, there, within, depth, row_stride, k_stride), STORED, PRECISION)
+            part = as_operand(_matrix(rows, there, within, depth, k_stride), STORED, PRECISION)
             this = load(operand, operand_rows, operand_width, start, within, depth, present, True)
             total = tl.dot(part, as_operand(this, STORED, PRECISION), total, input_precision=PRECISION, out_dtype=REAL)
     return total

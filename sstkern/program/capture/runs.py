@@ -55,8 +55,8 @@ class Failed(Unfused):
 @contextmanager
 def undisturbed(device: torch.device) -> Iterator[None]:
     """No trace, transform, autocast, inference mode, no_grad or hooks of saved tensors of the caller's."""
-    # Within torch.func's transforms there are no such hooks, and none can be set.
-    hooks = nullcontext() if private.transforms_active() else torch.autograd.graph.saved_tensors_hooks(_same, _same)
+    # Where hooks cannot be set there are none.
+    hooks = torch.autograd.graph.saved_tensors_hooks(_same, _same) if private.can_hook_saved_tensors() else nullcontext()
     with (
         private.untraced(),
         private.without_transforms_active(),

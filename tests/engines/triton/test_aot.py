@@ -41,8 +41,7 @@ def largest(table: list[aot.Configuration]) -> list[aot.Configuration]:
 
     Wherever a kernel comes near the 255 registers there are, the LSTM's needs the most, so bfloat16 stands for the other cells' dtypes,
     and a grid, whose kernels are the largest, for a simple RNN's schedules; ReLU's is tanh's with less to compute. float16's kernels are
-    bfloat16's with other conversions, so those of the LSTM's grid stand for all of them. Only a layer with a projection runs stepwise on
-    Hopper, and only the LSTM has one.
+    bfloat16's with other conversions, so those of the LSTM's grid stand for all of them.
     """
     found = {}
     for c in sorted(table, key=lambda c: (c.hidden_size, c.batch)):
@@ -89,7 +88,6 @@ def test_the_largest_kernels_for_hopper_keep_every_bar(hopper, kernel, numbers, 
             len(CELLS[c.cell].gates),
             c.batch,
             c.hidden_size,
-            projects=c.schedule == "stepwise",  # what has a projection is all that runs so on Hopper
         )
         plan = launch.choose(card, asked, c.kernel == "backward")
         assert plan.schedule == c.schedule == row.sizes["SCHEDULE"]
@@ -245,11 +243,13 @@ def test_what_keeps_its_bars_is_not_reported():
 
 
 def test_the_table_has_every_kernel_once(hopper):
-    every = [(kernel, cell, *numbers) for kernel in ("forward", "backward") for cell in aot.with_kernels() for numbers in aot.NUMBERS]
+    cells = [*aot.with_kernels(), "lstm_projected"]
+    every = [(kernel, cell, *numbers) for kernel in ("forward", "backward") for cell in cells for numbers in aot.NUMBERS]
     assert {(c.kernel, c.cell, c.dtype, c.tf32) for c in hopper} == set(every)
     assert {c.schedule for c in hopper} == set(launch.SCHEDULES)
     # The stepwise kernels are the same for all sizes.
-    assert [(c.kernel, c.cell, c.dtype, c.tf32) for c in hopper if c.schedule == "stepwise"] == every
+    by_hand = [which for which in every if which[1] != "lstm_projected"]
+    assert [(c.kernel, c.cell, c.dtype, c.tf32) for c in hopper if c.schedule == "stepwise" and not c.generated] == by_hand
 
 
 def test_interpreted_kernels_are_not_compiled(monkeypatch):
@@ -290,12 +290,27 @@ def test_own_cells_kernels_for_hopper_keep_every_bar(own, cell, monkeypatch):
 
 
 @bars
+def test_a_projections_kernels_for_hopper_keep_every_bar(hopper, monkeypatch):
+    """By schedule, of bfloat16."""
+    mine = {(c.kernel, c.schedule): c for c in hopper if (c.cell, c.dtype) == ("lstm_projected", "bfloat16")}
+    assert set(mine) == {
+        ("forward", "resident"),
+        ("forward", "grid"),
+        ("forward", "streamed"),
+        ("backward", "resident"),
+        ("backward", "grid"),
+        ("backward", "streamed"),
+    }
+    assert not (faults := aot.broken(compiled(monkeypatch, mine.values()))), "\n".join(faults)
+
+
+@bars
 def test_a_wait_that_is_missing_in_an_own_cells_kernel_is_seen(own, monkeypatch):
     """The barrier of generated kernels is what the bar looks for."""
     grid = next(c for c in own if (c.cell, c.kernel, c.schedule, c.dtype) == (OWN[0], "forward", "grid", "bfloat16"))
     launched = aot._launched(grid)
     assert launched.arguments["EXCHANGES"]
-    monkeypatch.setattr(aot, "_launched", lambda _: launched._replace(arguments=launched.arguments | {"EXCHANGES": False}))
+    monkeypatch.setattr(aot, "_launched", lambda *_: launched._replace(arguments=launched.arguments | {"EXCHANGES": False}))
     (row,) = compiled(monkeypatch, [grid])
     row.sizes["EXCHANGES"] = True
     (fault,) = aot.broken([row])

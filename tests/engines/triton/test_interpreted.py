@@ -22,7 +22,7 @@ FILES = {
         "-k",
         "refused or checks or only_the or in_place or strided or compiled or ((opcheck or groups) and gru and dtype0)",
     ],
-    "transforms": ["test_transforms.py", "-k", "GRU and (each_sample or learning or penalty)"],
+    "transforms": ["test_transforms.py", "-k", "(GRU or LSTM) and (each_sample or learning or penalty)"],
     "recompute": ["test_recompute.py", "-k", "keep_their_bits and GRU and dtype1 and True-lengths"],
 }
 

@@ -29,7 +29,6 @@ def lstm(hidden_size: int, batch: int = 64, dtype: torch.dtype = torch.bfloat16,
         (lstm(512, dtype=torch.float32, precision="tf32"), "grid"),
         (lstm(512, dtype=torch.float32, precision="tf32x3"), "streamed"),
         (lstm(256, dtype=torch.float64), "streamed"),
-        (lstm(64, projects=True), "stepwise"),
     ],
 )
 def test_the_table_on_an_h100(layer, schedule, backward):
@@ -79,7 +78,6 @@ def test_tiles_cover_every_unit(hidden_size, gates, dtype, backward):
         ("resident", lstm(256), "it keeps 524288 bytes of weights in a program, and this GPU has room for 139468"),
         ("grid", lstm(2048), "it keeps 262144 bytes"),
         ("streamed", lstm(4096), "its 256 programs have to run at once, on 132 multiprocessors"),
-        ("grid", lstm(64, projects=True), "it has a projection, and only 'stepwise' has a place for one"),
     ],
 )
 def test_a_forced_schedule_that_cannot_run_says_why(schedule, layer, reason):
@@ -117,7 +115,7 @@ def test_the_table_of_programs_on_an_h100(given, schedule, programs):
 
 
 def test_what_a_program_needs_is_said_where_a_schedule_lacks_it():
-    with pytest.raises(ValueError, match="schedule: 'grid' cannot run this program: its 1024 programs have to run at once, on 132 multi"):
+    with pytest.raises(ValueError, match="schedule: 'grid' cannot run this program: its 256 programs have to run at once, on 132 multi"):
         launch.choose_step(H100, step(4096), "grid")
     with pytest.raises(ValueError, match="schedule: 'resident' cannot run this program: it keeps 262144 bytes of weights in a program"):
         launch.choose_step(H100, step(64, gates=1, depth=2048), "resident")
@@ -130,3 +128,24 @@ def test_units_that_need_no_others_wait_for_none():
     found = launch.choose_step(H100, alone)
     assert (found.schedule, found.programs) == ("resident", 64)
     assert not found.exchanges
+
+
+def test_where_registers_spill_other_tiles_of_the_same_schedule_are_tried():
+    asked: list[launch.StepLaunch] = []
+
+    def stack(of: dict[tuple[int, int], int]):
+        """By programs and warps; 100 bytes of what is not named."""
+        asked.clear()
+        return lambda plan: (asked.append(plan), of.get((plan.programs, plan.num_warps), 100))[1]
+
+    given = step(256)
+    first = launch.choose_step(H100, given)
+    assert (first.schedule, first.programs, first.num_warps) == ("grid", 16, 4)
+    assert launch.with_least_stack(first, H100, given, stack({(16, 4): launch.SPILLED})) is first
+    assert len(asked) == 1
+    found = launch.with_least_stack(first, H100, given, stack({(32, 8): 0}))
+    assert (found.schedule, found.programs, found.num_warps) == ("grid", 32, 8)
+    assert [(plan.programs, plan.num_warps) for plan in asked] == [(16, 4), (16, 8), (32, 8)]
+    found = launch.with_least_stack(first, H100, given, stack({(64, 4): 40, (64, 8): 60}))
+    assert (found.programs, found.num_warps) == (64, 4)
+    assert {plan.schedule for plan in asked} == {"grid"}

@@ -72,17 +72,54 @@ def test_gradients_of_every_input(schedule, cell):
     assert after[schedule] > before.get(schedule, 0)
 
 
-@pytest.mark.parametrize(("bidirectional", "bias", "lengths"), VARIANTS)
-def test_a_projection(bidirectional, bias, lengths):
+@pytest.mark.parametrize(
+    ("schedule", "bidirectional", "bias", "lengths"), [(schedule, *variant) for schedule, variant in zip(SCHEDULES, VARIANTS, strict=True)]
+)
+def test_a_projection_in_every_schedule(schedule, bidirectional, bias, lengths):
     call = Layer("lstm", bidirectional, bias, True, lengths=lengths)
-    assert_close(run(call), expected(call), 1e-12)
+    assert_close(run(call, schedule), expected(call), 1e-12)
 
 
-@pytest.mark.parametrize("schedule", ["resident", "grid", "streamed"])
-def test_a_schedule_without_a_place_for_a_projection_says_so(schedule):
+def test_gradients_of_a_projection():
+    call = Layer("lstm", True, True, True, hidden_size=3, batch=2, lengths="varied")
+    with sstkern.backend("triton"):
+        assert gradcheck(call.run, call.inputs, fast_mode=True)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float16, 5e-3)])
+def test_a_projection_in_lower_precision(dtype, tolerance):
+    call = Layer("lstm", False, True, True, lengths="varied", dtype=dtype)
+    for result, value in zip(run(call), expected(call), strict=True):
+        assert result.dtype == dtype
+        assert (result.double() - value).abs().max() <= tolerance * max(1, value.abs().max().item())
+
+
+def test_a_projection_gives_only_the_gradients_that_are_needed():
+    call = Layer("lstm", True, True, True)
+    *arguments, needs, _ = call.backward_arguments()
+    every = torch.ops.sstkern.layer_backward(*arguments, [True] * len(needs), None)
+    some = [place % 3 == 1 for place in range(len(needs))]
+    found = torch.ops.sstkern.layer_backward(*arguments, some, None)
+    assert all(torch.equal(a, b) for a, b in zip(found, (g for g, need in zip(every, some, strict=True) if need), strict=True))
+
+
+def test_weights_of_a_projection_have_a_gradient_for_each_share_of_the_batch():
+    call = Layer("lstm", False, True, True, batch=4)
+    *arguments, needs, _ = call.backward_arguments()
+    whole = torch.ops.sstkern.layer_backward(*arguments, [True] * len(needs), None)
+    halves = torch.ops.sstkern.layer_backward(*arguments, [True] * len(needs), 2)
+    for of_halves, of_whole in zip(halves[1:-2], whole[1:-2], strict=True):
+        assert of_halves.shape == (2, *of_whole.shape)
+        torch.testing.assert_close(of_halves.sum(0), of_whole, rtol=1e-12, atol=1e-12)
+    with pytest.raises(ValueError, match="groups: 3 do not share 4 sequences equally"):
+        torch.ops.sstkern.layer_backward(*arguments, [True] * len(needs), 3)
+
+
+def test_sizes_of_a_projection_are_checked():
     call = Layer("lstm", False, True, True)
-    with pytest.raises(ValueError, match=f"schedule: '{schedule}' cannot run this layer: it has a projection"):
-        run(call, schedule)
+    cell, x, weights, *rest = call.arguments(call.inputs)
+    with pytest.raises(RuntimeError, match=r"sstkern::layer: expected weight_hr of shape \(\d, 5\), got \(\d, 4\)"):
+        torch.ops.sstkern.layer(cell, x, [*weights[:-1], weights[-1][:, :4]], *rest, None)
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float16, 5e-3)])

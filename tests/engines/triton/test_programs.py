@@ -1,6 +1,7 @@
 """Every cell of the zoo by the kernels generated of its program, interpreted: the numbers and gradients of its own Python loop."""
 
 import threading
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,8 +13,9 @@ from zoo import ZOO
 import sstkern
 from sstkern import operators
 from sstkern.engines import triton_runs
-from sstkern.engines.triton import rows
+from sstkern.engines.triton import device, rows
 from sstkern.lengths import ALL_ROWS
+from sstkern.program import engine
 
 patch_language_once()
 FUSED = [name for name, entry in ZOO.items() if entry.unfused is None]
@@ -159,3 +161,25 @@ def test_a_backward_in_another_thread_has_its_forwards_engine():
     thread.join()
     assert x.grad is not None
     assert triton_runs().get("backward", 0) == before
+
+
+def test_a_loop_whose_registers_spill_runs_in_other_tiles(monkeypatch):
+    layer, x, hx = lstm()
+    plain, warps, asked = device.of(x.device), [], []
+
+    def run(kernel, grid, arguments, options):
+        warps.append(options["num_warps"])
+        plain.run(kernel, grid, arguments, options)
+
+    def stack(kernel, grid, arguments, options):
+        asked.append(options["num_warps"])
+        return 100 if len(asked) == 1 else 0
+
+    with torch.no_grad(), sstkern.backend("triton", "resident"):
+        expected, _ = layer(x, hx)
+        engine.forget()
+        monkeypatch.setattr(device, "of", lambda place: replace(plain, run=run, stack=stack))
+        found = [layer(x, hx)[0], layer(x, hx)[0]]
+    assert asked == [4, 8]  # once
+    assert warps == [8, 8]
+    assert all(torch.equal(output, expected) for output in found)
