@@ -1,5 +1,7 @@
 #include "team.h"
 
+#include <dlfcn.h>
+
 #include <algorithm>
 #include <chrono>
 #include <ctime>
@@ -57,6 +59,7 @@ inline void pause() {
 }  // namespace
 
 #ifdef _OPENMP
+bool in_parallel() { return omp_in_parallel(); }
 int64_t most_threads() { return torchs_threads(); }  // not OpenMP's, which is not yet PyTorch's in a new thread
 
 int64_t limit_threads(int64_t most) {
@@ -72,6 +75,12 @@ namespace {
 thread_local int64_t limit = std::numeric_limits<int64_t>::max();
 
 }  // namespace
+
+// As the OpenMP says that PyTorch itself may bring.
+bool in_parallel() {
+  static const auto theirs = reinterpret_cast<int (*)()>(dlsym(RTLD_DEFAULT, "omp_in_parallel"));
+  return theirs && theirs();
+}
 
 int64_t most_threads() { return std::min<int64_t>(torchs_threads(), limit); }
 int64_t limit_threads(int64_t most) { return std::exchange(limit, most); }

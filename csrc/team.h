@@ -68,14 +68,8 @@ constexpr bool kAtOnce = true;
 constexpr bool kAtOnce = false;
 #endif
 
-// Whether this thread runs a part of a parallel region already. Without OpenMP PyTorch's parallel_for sees to that itself.
-inline bool in_parallel() {
-#ifdef _OPENMP
-  return omp_in_parallel();
-#else
-  return false;
-#endif
-}
+// Whether this thread runs a part of a parallel region already.
+bool in_parallel();
 
 // How many threads a call of this thread may have: PyTorch's number, or fewer.
 int64_t most_threads();
