@@ -1,5 +1,9 @@
-"""Builds the CPU engine against the torch it will run with. Everything static is in pyproject.toml."""
+"""Builds the CPU engine, for every torch since 2.11 and every Python: it calls torch's stable C functions, and nothing of Python's.
 
+Everything static is in pyproject.toml.
+"""
+
+import importlib.util
 import json
 import os
 import platform
@@ -11,24 +15,25 @@ import sysconfig
 from glob import glob
 from pathlib import Path
 
-from setuptools import find_packages, setup
+from setuptools import Extension, find_packages, setup
+from setuptools.command.bdist_wheel import bdist_wheel
+
+OLDEST_TORCH = 2 << 56 | 11 << 48
+"""2.11, as torch's headers write it: they then declare nothing that it lacks."""
 
 
-def import_torch_version() -> str | None:
-    """The version of the torch of this environment, or None without one.
+def has_torch() -> bool:
+    """Whether there is a torch, for its headers.
 
     `pip install .` runs this file in an isolated environment without torch: the environment the package is being installed into is
-    then looked at, since an extension works only with the torch it was compiled for.
+    then looked at.
     """
     try:
-        import torch
+        import torch  # noqa: F401
     except ImportError:
         sys.path.append(sysconfig.get_path("purelib"))
-        try:
-            import torch
-        except ImportError:
-            return None
-    return torch.__version__
+        return importlib.util.find_spec("torch") is not None
+    return True
 
 
 def check_names(headers: list[Path]) -> None:
@@ -110,14 +115,23 @@ def path_flags() -> list[str]:
     return [f"-ffile-prefix-map={folder}={name}" for folder, name in folders.items()]
 
 
-def extension_arguments(torch_version: str) -> dict:
-    from torch.utils.cpp_extension import BuildExtension, CppExtension
+class Wheel(bdist_wheel):
+    """For every Python, and the platform that the extension is for."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        return "py3", "none", super().get_tag()[2]
+
+
+def extension_arguments() -> dict:
+    from torch.utils.cpp_extension import TORCH_LIB_PATH, BuildExtension
 
     flags, openmp = sanitizer_flags(), has_torchs_openmp()
 
     class Build(BuildExtension):
-        """Leaves a note of the torch compiled for, which `import sstkern` reads before it loads the binary, of the sanitizers' flags, which
-        a cell that is compiled at run time then has too, and of OpenMP."""
+        """Leaves a note of the sanitizers' flags, which a cell that is compiled at run time then has too, and of OpenMP."""
+
+        def __init__(self, *arguments, **options):
+            super().__init__(*arguments, **options, no_python_abi_suffix=True)
 
         def run(self):
             if flags and self.inplace:
@@ -126,19 +140,32 @@ def extension_arguments(torch_version: str) -> dict:
                 )
             super().run()
             package = Path(__file__).parent / "sstkern" if self.inplace else Path(self.build_lib) / "sstkern"
-            (package / "_build_info.json").write_text(json.dumps({"torch": torch_version, "flags": flags, "openmp": openmp}) + "\n")
+            (package / "_build_info.json").write_text(json.dumps({"flags": flags, "openmp": openmp}) + "\n")
 
-    extension = CppExtension(
+    extension = Extension(
         "sstkern._cpu",
         [*sorted(glob("csrc/*.cpp")), *write_units(Path("build", "units"))],
-        include_dirs=[str(Path("csrc", "kernels").resolve())],
+        include_dirs=[str(Path("csrc", "kernels").resolve()), str(Path(TORCH_LIB_PATH).parent / "include")],
+        define_macros=[("TORCH_TARGET_VERSION", hex(OLDEST_TORCH))],
+        library_dirs=[TORCH_LIB_PATH],
+        libraries=["torch_cpu"],
+        language="c++",
         depends=glob("csrc/**/*.h", recursive=True),
         # Compiled with OpenMP but not linked with it: it then meets the runtime torch itself brings, and one pool of threads obeys
         # torch.set_num_threads.
-        extra_compile_args=["-O3", "-ffp-contract=off", "-g0", "-Wall", *path_flags(), *(["-fopenmp"] if openmp else []), *flags],
+        extra_compile_args=[
+            "-std=c++20",
+            "-O3",
+            "-ffp-contract=off",
+            "-g0",
+            "-Wall",
+            *path_flags(),
+            *(["-fopenmp"] if openmp else []),
+            *flags,
+        ],
         extra_link_args=[flag for flag in flags if flag.startswith("-fsanitize=")],
     )
-    return {"ext_modules": [extension], "cmdclass": {"build_ext": Build}}
+    return {"ext_modules": [extension], "cmdclass": {"build_ext": Build, "bdist_wheel": Wheel}}
 
 
 def arguments() -> dict:
@@ -147,14 +174,13 @@ def arguments() -> dict:
     if platform.system() not in ("Linux", "Darwin"):
         print(f"sstkern: not built on {platform.system()} yet: the reference engine runs, in plain PyTorch", file=sys.stderr)
         return {}
-    torch_version = import_torch_version()
-    if torch_version is None:
+    if not has_torch():
         print(
             "sstkern: torch is not installed here, so the CPU engine is not built; install torch, then sstkern again",
             file=sys.stderr,
         )
         return {}
-    return extension_arguments(torch_version)
+    return extension_arguments()
 
 
 train = [

@@ -1,9 +1,6 @@
 // The operators' arguments, checked: whatever is read through them lies inside its tensor.
 #pragma once
 
-#include <ATen/core/Tensor.h>
-#include <ATen/ops/zeros.h>
-
 #include <optional>
 #include <string_view>
 #include <vector>
@@ -13,13 +10,14 @@
 #include "plan.h"
 #include "registry.h"
 #include "schedule.h"
+#include "tensor.h"
 
 namespace sstkern {
 
 // One direction's, as torch.nn names them; undefined where the layer has none.
 struct Weights {
-  at::Tensor ih, hh, bias_ih, bias_hh, hr;
-  at::Tensor parameters;  // the cell's own: (parameters, H)
+  Tensor ih, hh, bias_ih, bias_hh, hr;
+  Tensor parameters;  // the cell's own, one after the other: (parameters * H,)
 };
 
 enum class Phase { forward, backward };
@@ -30,20 +28,23 @@ struct Sizes {
 };
 
 // bfloat16 and float16 are storage only: a call computes in float32.
-at::ScalarType compute_type(at::ScalarType type);
+ScalarType compute_type(ScalarType type);
 
-at::Tensor prepare(const at::Tensor& tensor);
+Tensor prepare(const Tensor& tensor);
+
+// All rows beside each other, of tensors of one dtype and of one shape but for the last dimension, as `prepare` gives them.
+Tensor side_by_side(Tensors tensors);
 
 // Throws RuntimeError unless the tensor has this shape and the dtype and device of x.
-void check_size(const char* name, const at::Tensor& tensor, at::IntArrayRef expected, const at::Tensor& x);
+void check_size(const char* name, const Tensor& tensor, Ints expected, const Tensor& x);
 
 template <class T>
-const T* read(const at::Tensor& tensor) {
+const T* read(const Tensor& tensor) {
   return tensor.defined() ? tensor.const_data_ptr<T>() : nullptr;
 }
 
 template <class T>
-T* write(const at::Tensor& tensor) {
+T* write(const Tensor& tensor) {
   return tensor.defined() ? tensor.mutable_data_ptr<T>() : nullptr;
 }
 
@@ -52,16 +53,16 @@ struct Arguments {
   const Kernels<T>& kernels;
   const Products<T>& products;
   Sizes size;
-  at::ScalarType type;
-  at::Tensor x;
+  ScalarType type;
+  Tensor x;
   bool packed;  // whether x, the output and their gradients have valid rows only, (rows, features), else (steps, batch, features)
   std::vector<Weights> weights;
-  at::Tensor h0, states0;  // (directions, schedule.states(), P) and (directions, schedule.states(), states * H)
+  Tensor h0, states0;  // (directions, schedule.states(), P) and (directions, schedule.states(), states * H)
   BatchSchedule schedule;
   int64_t given_states;  // the cell's, or, where sequences are cut, as many again that they begin anew with
 
-  Arguments(std::string_view cell, Phase phase, const at::Tensor& x, at::TensorList given, at::TensorList hx,
-            const std::optional<at::Tensor>& lengths, bool has_bias, bool bidirectional);
+  Arguments(std::string_view cell, Phase phase, const Tensor& x, Tensors given, Tensors hx, const std::optional<Tensor>& lengths,
+            bool has_bias, bool bidirectional);
 
   bool projected() const { return weights[0].hr.defined(); }
   bool biased() const { return weights[0].bias_ih.defined(); }
@@ -77,23 +78,24 @@ struct Arguments {
   int64_t saved_per_direction() const { return projected() ? 3 : 2; }
   int64_t saved_width() const { return (kernels.saves + kernels.states + projected()) * size.hidden; }
 
-  // Of what it computes with, and of what it stores.
-  at::Tensor empty(at::IntArrayRef shape) const { return empty_tensor(shape, compute_type(type)); }
-  at::Tensor zeros(at::IntArrayRef shape) const { return at::zeros(shape, x.options().dtype(compute_type(type))); }
-  at::Tensor stored(at::IntArrayRef shape) const { return empty_tensor(shape, type); }
-  // A row for each time step and sequence, zero in the padding.
-  at::Tensor stored_rows(int64_t features) const {
-    at::Tensor rows = stored(shape(features));
+  // Of what it computes with, and of what it stores, for itself; and of what it computes with for whoever calls.
+  Tensor empty(Ints shape) const { return empty_tensor(shape, compute_type(type)); }
+  Tensor zeros(Ints shape) const { return plain(shape).zero_(); }
+  Tensor stored(Ints shape) const { return empty_tensor(shape, type); }
+  Tensor plain(Ints shape) const { return plain_tensor(shape, compute_type(type)); }
+  // For whoever calls, a row for each time step and sequence, zero in the padding.
+  Tensor stored_rows(int64_t features) const {
+    Tensor rows = plain_tensor(shape(features), type);
     return packed || schedule.full() ? rows : rows.zero_();
   }
-  at::Tensor as_given(const at::Tensor& tensor) const { return tensor.to(type); }
+  Tensor as_given(const Tensor& tensor) const { return tensor.to(type); }
   std::vector<int64_t> shape(int64_t features) const;
   // Of a contiguous tensor of that shape.
   Layout layout(int64_t features) const { return {packed, size.batch * features, features, true}; }
   int64_t output_features() const { return size.directions * size.output; }
   Layout x_layout() const { return packed ? Layout{true, 0, x.stride(0), true} : Layout{false, x.stride(0), x.stride(1), true}; }
   // A tensor (..., states * H) as one of the given dtype for each state.
-  std::vector<at::Tensor> each_state(const at::Tensor& states) const;
+  std::vector<Tensor> each_state(const Tensor& states) const;
 
   // A direction's first states, of sequences or of their pieces.
   const T* h0_of(int64_t direction) const { return read<T>(h0) + direction * schedule.states() * size.output; }
@@ -115,12 +117,12 @@ struct Arguments {
   Recurrence<T> recurrence(int64_t direction, const T* const* parameters) const;
 
  private:
-  Arguments(const Sizes& size, std::string_view cell, Phase phase, const at::Tensor& x, at::TensorList given, at::TensorList hx,
-            const std::optional<at::Tensor>& lengths, bool has_bias);
-  Arguments(Found<T> found, const Sizes& size, const at::Tensor& x, at::TensorList given, at::TensorList hx,
-            const std::optional<at::Tensor>& lengths, bool has_bias);
-  at::Tensor first_states(at::TensorList hx, int64_t i) const;
-  Weights direction(at::TensorList given, bool has_bias, bool projected, const at::Tensor& x) const;
+  Arguments(const Sizes& size, std::string_view cell, Phase phase, const Tensor& x, Tensors given, Tensors hx,
+            const std::optional<Tensor>& lengths, bool has_bias);
+  Arguments(Found<T> found, const Sizes& size, const Tensor& x, Tensors given, Tensors hx, const std::optional<Tensor>& lengths,
+            bool has_bias);
+  Tensor first_states(Tensors hx, int64_t i) const;
+  Weights direction(Tensors given, bool has_bias, bool projected, const Tensor& x) const;
 };
 
 }  // namespace sstkern

@@ -1,8 +1,6 @@
 // The backward of one layer, all its directions.
 #pragma once
 
-#include <ATen/core/List.h>
-
 #include <optional>
 #include <vector>
 
@@ -13,11 +11,11 @@ namespace sstkern {
 
 // What the backward is given of the forward and of what came after it.
 struct BackwardArguments {
-  at::Tensor output;
-  at::TensorList saved;
-  std::optional<at::Tensor> grad_output;
-  at::TensorList grad_hx;
-  const c10::List<bool>& needs;  // which gradients to return, in the order of the flat inputs: x, every weight, every state
+  Tensor output;
+  Tensors saved;
+  std::optional<Tensor> grad_output;
+  Tensors grad_hx;
+  const std::vector<bool>& needs;  // which gradients to return, in the order of the flat inputs: x, every weight, every state
 };
 
 // Throws RuntimeError unless all have the sizes and types that the forward's have.
@@ -26,6 +24,6 @@ void check_backward(const Arguments<T>& a, const BackwardArguments& given);
 
 // The gradients that are needed, in order.
 template <class T>
-std::vector<at::Tensor> run_backward(const Arguments<T>& a, const BackwardArguments& given, const std::optional<Groups>& groups);
+std::vector<Tensor> run_backward(const Arguments<T>& a, const BackwardArguments& given, const std::optional<Groups>& groups);
 
 }  // namespace sstkern

@@ -1,7 +1,5 @@
 #include "capability.h"
 
-#include <c10/util/Exception.h>
-
 #include <algorithm>
 #include <atomic>
 #include <chrono>
@@ -67,7 +65,7 @@ std::vector<std::string> choose() {
     if (!chosen.empty() || forced == nullptr || forced == level.name) chosen.push_back(level.name);
     allowed += std::string(allowed.empty() ? "" : ", ") + level.name;
   }
-  TORCH_CHECK_VALUE(!chosen.empty(), "SSTKERN_CPU_CAPABILITY is '", forced, "'; this machine has: ", allowed);
+  SSTKERN_CHECK_VALUE(!chosen.empty(), "SSTKERN_CPU_CAPABILITY is '", forced, "'; this machine has: ", allowed);
   return chosen;
 }
 
@@ -78,9 +76,9 @@ const std::vector<std::string>& chosen() {
 
 // What measures a core. avx512_bf16 has none of its own.
 const LevelProducts& measures() {
-  for (const std::string& level : allowed_levels(at::kFloat))
+  for (const std::string& level : allowed_levels(ScalarType::Float))
     if (const LevelProducts* const products = products_of(level)) return *products;
-  TORCH_INTERNAL_ASSERT(false, "sstkern was built without kernels");
+  throw std::logic_error("sstkern was built without kernels");
 }
 
 // The best of some rounds of `run(thread, threads)`, which returns how much a thread did: all threads' sum for each second.
@@ -107,7 +105,7 @@ double cpu_peak() {
 }
 
 double cpu_bandwidth(int64_t bytes) {
-  TORCH_CHECK_VALUE(bytes >= 4096, "bytes: expected at least 4096, got ", bytes);
+  SSTKERN_CHECK_VALUE(bytes >= 4096, "bytes: expected at least 4096, got ", bytes);
   const OneThreadIfForked guard;
   const LevelProducts& level = measures();
   const std::vector<float> memory(bytes / sizeof(float), 1.0f);
@@ -122,17 +120,17 @@ double cpu_bandwidth(int64_t bytes) {
 
 const std::string& cpu_capability() { return chosen().front(); }
 
-const std::vector<std::string>& allowed_levels(at::ScalarType given) {
+const std::vector<std::string>& allowed_levels(ScalarType given) {
   static const std::vector<std::string> without_bf16(chosen().begin() + (cpu_capability() == "avx512_bf16"), chosen().end());
-  return given == at::kBFloat16 ? chosen() : without_bf16;
+  return given == ScalarType::BFloat16 ? chosen() : without_bf16;
 }
 
 // Backward of 64 sequences, 20 steps, 8 inputs and 8 units: AVX-512 takes 1.12 times as long as AVX2 for an LSTM, 1.13 for a GRU, 1.07 for
 // an RNN; with 32 inputs 0.96, 0.97 and 0.98, with 12 units 0.87 (AMD EPYC, one thread).
-const std::string& level_for(at::ScalarType given, int64_t units, int64_t inputs) {
+const std::string& level_for(ScalarType given, int64_t units, int64_t inputs) {
   static const bool forced = forced_level() != nullptr;
   const std::vector<std::string>& allowed = allowed_levels(given);
-  const auto size = static_cast<int64_t>(c10::elementSize(compute_type(given)));
+  const int64_t size = size_of(compute_type(given));
   const bool few = units * size <= 32 && inputs * size <= 3 * 32;  // bytes of AVX2's vectors
   const auto narrow = std::find(allowed.begin(), allowed.end(), "avx2");
   return !forced && few && allowed.front() == "avx512" && narrow != allowed.end() ? *narrow : allowed.front();

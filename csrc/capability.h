@@ -1,10 +1,10 @@
 // Which instruction set the kernels of this process use, and what a core can do with it.
 #pragma once
 
-#include <c10/core/ScalarType.h>
-
 #include <string>
 #include <vector>
+
+#include "tensor.h"
 
 namespace sstkern {
 
@@ -13,12 +13,12 @@ namespace sstkern {
 const std::string& cpu_capability();
 
 // That and what it contains, best first, for tensors of type `given`: the products of avx512_bf16 are for bfloat16 tensors only.
-const std::vector<std::string>& allowed_levels(at::ScalarType given);
+const std::vector<std::string>& allowed_levels(ScalarType given);
 
 // The one of these for a call with `units` hidden units, and backward with `inputs` input features: 0 forward. It is the best one, but
 // where the units fill half a vector of AVX-512 it is AVX2, which is faster there and has the same bits, unless SSTKERN_CPU_CAPABILITY asks
 // for AVX-512.
-const std::string& level_for(at::ScalarType given, int64_t units, int64_t inputs);
+const std::string& level_for(ScalarType given, int64_t units, int64_t inputs);
 
 // float32 multiply-adds on registers alone, all threads, in GFLOP/s: what no kernel can exceed.
 double cpu_peak();

@@ -1,10 +1,11 @@
 #include "forked.h"
 
-#include <ATen/Parallel.h>
 #include <pthread.h>
 
 #include <atomic>
 #include <mutex>
+
+#include "team.h"
 
 namespace sstkern {
 
@@ -13,7 +14,7 @@ namespace {
 std::atomic<bool> forked{false};
 [[maybe_unused]] const int fork_noted = pthread_atfork(nullptr, nullptr, [] { forked = true; });
 
-// In a forked child torch replaces a pool of its own when it sets or first asks for the number of threads, without a lock.
+// In a forked child torch replaces a pool of its own when a thread first asks for the number of threads, without a lock.
 std::mutex& mutex() {
   static std::mutex one;
   return one;
@@ -24,14 +25,11 @@ std::mutex& mutex() {
 OneThreadIfForked::OneThreadIfForked() {
   if (!forked) return;
   const std::lock_guard<std::mutex> lock(mutex());
-  threads_ = at::get_num_threads();
-  if (threads_ > 1) at::set_num_threads(1);
+  if (most_threads() > 1) before_ = limit_threads(1);
 }
 
 OneThreadIfForked::~OneThreadIfForked() {
-  if (threads_ == 1) return;
-  const std::lock_guard<std::mutex> lock(mutex());
-  at::set_num_threads(threads_);
+  if (before_) end_limit(*before_);
 }
 
 }  // namespace sstkern

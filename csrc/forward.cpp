@@ -19,33 +19,33 @@ class ForwardMemory {
         left_(a.projected() ? share.count : 0),
         right_(left_.size()),
         chunk_x_(std::max(share.count, kChunkRows)),
-        chunk_sums_(a.empty({a.products.chunk_sums(units, a.kernels.shape.gates, units.count)})),
-        panels_(a.empty({room_for_panel(a, a.size.input) + kGap<T> + room_for_panel(a, a.size.output)})),
-        x_room_(a.empty({a.products.factor_room(std::max(share.count, kChunkRows), a.size.input)})),
-        h_room_(a.empty({a.products.factor_room(share.count, a.size.output)})),
-        hidden_room_(a.empty({a.projected() ? a.products.factor_room(kBlockRows, a.size.hidden) : 0})) {
+        chunk_sums_(a.products.chunk_sums(units, a.kernels.shape.gates, units.count)),
+        panels_(room_for_panel(a, a.size.input) + kGap<T> + room_for_panel(a, a.size.output)),
+        x_room_(a.products.factor_room(std::max(share.count, kChunkRows), a.size.input)),
+        h_room_(a.products.factor_room(share.count, a.size.output)),
+        hidden_room_(a.projected() ? a.products.factor_room(kBlockRows, a.size.hidden) : 0) {
     if constexpr (kGapBytes > 0) close_gaps(a, units);
   }
 
   ForwardWork<T> work() {
-    return {rows_.data(),          h_factors_.data(), left_.data(),      right_.data(),     chunk_x_.data(),
-            write<T>(chunk_sums_), write<T>(panels_), write<T>(x_room_), write<T>(h_room_), write<T>(hidden_room_)};
+    return {rows_.data(),       h_factors_.data(), left_.data(),   right_.data(),  chunk_x_.data(),
+            chunk_sums_.data(), panels_.data(),    x_room_.data(), h_room_.data(), hidden_room_.data()};
   }
 
  private:
   static int64_t room_for_panel(const Arguments<T>& a, int64_t depth) { return a.products.packed(a.kernels.shape.columns(), depth); }
 
   void close_gaps(const Arguments<T>& a, const Panels& units) const {
-    close_gap(read<T>(panels_) + room_for_panel(a, a.size.input));
+    close_gap(panels_.data() + room_for_panel(a, a.size.input));
     for (int64_t panel = 1; panel <= units.count; ++panel)
-      close_gap(read<T>(chunk_sums_) + a.products.chunk_sums(units, a.kernels.shape.gates, panel) - kGap<T>);
+      close_gap(chunk_sums_.data() + a.products.chunk_sums(units, a.kernels.shape.gates, panel) - kGap<T>);
   }
 
   std::vector<ForwardRow<T>> rows_;
   std::vector<const T*> h_factors_, left_;
   std::vector<T*> right_;
   std::vector<const T*> chunk_x_;
-  at::Tensor chunk_sums_, panels_, x_room_, h_room_, hidden_room_;
+  Numbers<T> chunk_sums_, panels_, x_room_, h_room_, hidden_room_;
 };
 
 // One direction's rows, as its kernels read and write them.
@@ -71,10 +71,10 @@ class LayerForward {
         plan_(make_plan(a.work())),
         units_(a.products.unit_panels(a.kernels.shape, a.size.hidden, plan_.parts())),
         spans_(make_spans(a, a.size.directions * (a.size.input + a.size.output + (save_ ? a.saved_width() : 0)))),
-        output_(clears_padding(a) ? a.empty(a.shape(a.output_features())) : a.stored_rows(a.output_features())),
+        output_(clears_padding(a) ? a.plain(a.shape(a.output_features())) : a.stored_rows(a.output_features())),
         // Of pieces those that they begin with, which are read before: they may have no step, or be in several spans.
-        h_n_(a.schedule.cut() ? a.h0 : a.empty({a.size.directions, a.size.batch, a.size.output})),
-        states_n_(a.schedule.cut() && a.kernels.states ? a.states0 : a.empty({a.size.directions, a.schedule.states(), a.states()})) {
+        h_n_(a.schedule.cut() ? a.h0 : a.plain({a.size.directions, a.size.batch, a.size.output})),
+        states_n_(a.schedule.cut() && a.kernels.states ? a.states0 : a.plain({a.size.directions, a.schedule.states(), a.states()})) {
     if (save_)
       for (int64_t d = 0; d < a.size.directions; ++d)
         for (const int64_t width : a.saved_widths()) saved_.push_back(a.stored({rows(saved_rows.value_or(a.schedule.rows())), width}));
@@ -106,15 +106,15 @@ class LayerForward {
       h_n_ = last_of_sequences(a_.schedule, false, h_n_);
       states_n_ = last_of_sequences(a_.schedule, false, states_n_);
     }
-    std::vector<at::Tensor> hx_n{a_.as_given(h_n_)};
-    for (at::Tensor& state : a_.each_state(states_n_)) hx_n.push_back(std::move(state));
+    std::vector<Tensor> hx_n{a_.as_given(h_n_)};
+    for (Tensor& state : a_.each_state(states_n_)) hx_n.push_back(std::move(state));
     if (every_)
       for (int64_t i = 0; i < a_.kernels.states; ++i) hx_n.push_back(every_state(i));
     // The rows nobody used: what an operator returns is the same bits for the same input.
     const int64_t valid = a_.schedule.rows();
-    for (const at::Tensor& tensor : saved_)
+    for (const Tensor& tensor : saved_)
       if (tensor.size(0) > valid) tensor.narrow(0, valid, tensor.size(0) - valid).zero_();
-    return {std::move(output_), std::move(hx_n), saves_ ? std::move(saved_) : std::vector<at::Tensor>()};
+    return {std::move(output_), std::move(hx_n), saves_ ? std::move(saved_) : std::vector<Tensor>()};
   }
 
  private:
@@ -122,12 +122,12 @@ class LayerForward {
   static bool clears_padding(const Arguments<T>& a) { return !a.rounded() && !a.schedule.cut(); }
 
   // State number i beside h after every step, where the call has its rows: (., directions * H), zero in the padding.
-  at::Tensor every_state(int64_t i) const {
+  Tensor every_state(int64_t i) const {
     const int64_t hidden = a_.size.hidden, features = a_.size.directions * hidden;
-    at::Tensor found = a_.stored_rows(features);
-    const int64_t bytes = found.element_size();
+    Tensor found = a_.stored_rows(features);
+    const int64_t bytes = size_of(a_.type);
     for (int64_t d = 0; d < a_.size.directions; ++d) {
-      const at::Tensor& states = saved_[d * a_.saved_per_direction() + 1];
+      const Tensor& states = saved_[d * a_.saved_per_direction() + 1];
       const char* const from = static_cast<const char*>(states.const_data_ptr()) + i * hidden * bytes;
       const std::vector<char*> to =
           a_.schedule.rows_of(static_cast<char*>(found.mutable_data_ptr()) + d * hidden * bytes, in_bytes(a_.layout(features), bytes));
@@ -146,7 +146,7 @@ class LayerForward {
   ForwardRows<T> rows_of(int64_t d) const {
     const Sizes& size = a_.size;
     const int64_t most = most_rows(spans_);
-    const auto of_tensor = [&](const at::Tensor& tensor, int64_t column, int64_t width, const Layout& layout) {
+    const auto of_tensor = [&](const Tensor& tensor, int64_t column, int64_t width, const Layout& layout) {
       return SpanRows<T>(a_, tensor, column, width, layout, most);
     };
     ForwardRows<T> rows{of_tensor(a_.x, 0, size.input, a_.x_layout()),
@@ -180,8 +180,8 @@ class LayerForward {
     f.save_for_backward = save_;
     if (save_) return f;
     f.saved = nullptr;
-    f.states = kept(a_.empty({a_.schedule.batch(), a_.states()}));
-    f.hidden = a_.projected() ? kept(a_.empty({a_.schedule.batch(), size.hidden})) : nullptr;
+    f.states = kept(Numbers<T>(a_.schedule.batch() * a_.states()));
+    f.hidden = a_.projected() ? kept(Numbers<T>(a_.schedule.batch() * size.hidden)) : nullptr;
     return f;
   }
 
@@ -205,16 +205,16 @@ class LayerForward {
   int64_t rows(int64_t saved_rows) const {
     const int64_t valid = a_.schedule.rows();
     if (saved_rows == -1) return a_.packed ? valid : a_.size.steps * a_.size.batch;
-    TORCH_CHECK_VALUE(saved_rows >= valid, "saved_rows: expected at least ", valid, ", the number of valid time steps, got ", saved_rows);
+    SSTKERN_CHECK_VALUE(saved_rows >= valid, "saved_rows: expected at least ", valid, ", the number of valid time steps, got ", saved_rows);
     return saved_rows;
   }
 
-  T* kept(at::Tensor tensor) {
-    kept_.push_back(std::move(tensor));
-    return write<T>(kept_.back());
+  T* kept(Numbers<T> numbers) {
+    kept_.push_back(std::move(numbers));
+    return kept_.back().data();
   }
 
-  const T* packed_unless(bool used_once, const Panels& units, const at::Tensor& weight) {
+  const T* packed_unless(bool used_once, const Panels& units, const Tensor& weight) {
     return used_once ? nullptr : kept(pack_units(a_.products, a_.kernels.shape.gates, units, weight));
   }
 
@@ -223,8 +223,9 @@ class LayerForward {
   Plan plan_;
   const Panels units_;
   const std::vector<Span> spans_;
-  at::Tensor output_, h_n_, states_n_;
-  std::vector<at::Tensor> saved_, kept_;
+  Tensor output_, h_n_, states_n_;
+  std::vector<Tensor> saved_;
+  std::vector<Numbers<T>> kept_;
   std::vector<std::vector<const T*>> parameters_;
   std::vector<ForwardRows<T>> rows_;
   std::vector<Forward<T>> calls_;

@@ -1,7 +1,5 @@
 #include "gradients.h"
 
-#include <ATen/ops/sum.h>
-
 #include <algorithm>
 #include <memory>
 
@@ -14,6 +12,8 @@ namespace {
 
 // Rows that are added one after the other: their sums are then added among themselves, and so are these.
 constexpr size_t kSumRun = 16;
+// Columns that are summed at once: theirs of a run stay in the first cache.
+constexpr int64_t kSumColumns = 256;
 
 }  // namespace
 
@@ -87,21 +87,21 @@ void grouped_weight_gradients(const Products<T>& products, const T* left, int64_
 }
 
 template <class T>
-void input_gradient(const Arguments<T>& a, const T* dgates, const std::vector<T*>& to, const at::Tensor& packed, bool accumulate) {
+void input_gradient(const Arguments<T>& a, const T* dgates, const std::vector<T*>& to, const T* packed, bool accumulate) {
   const int64_t grain = std::max(kThreadRows, kThreadWork / std::max<int64_t>(1, a.gates() * a.size.input));
   parallel_for(static_cast<int64_t>(to.size()), grain, [&](int64_t begin, int64_t end) {
-    add_input_gradient(a, dgates, to.data(), begin, end, input_panels(a), read<T>(packed), !accumulate);
+    add_input_gradient(a, dgates, to.data(), begin, end, input_panels(a), packed, !accumulate);
   });
 }
 
 template <class T>
-void weight_gradients(const Arguments<T>& a, const at::Tensor& left, const std::vector<WeightGradient<T>>& weights,
+void weight_gradients(const Arguments<T>& a, const RowsOf<T>& left, const std::vector<WeightGradient<T>>& weights,
                       const std::optional<Groups>& groups, bool accumulate) {
   if (weights.empty()) return;
   if (groups)
-    grouped_weight_gradients(a.products, read<T>(left), left.size(1), weights, *groups);
+    grouped_weight_gradients(a.products, left.first, left.columns, weights, *groups);
   else
-    all_weight_gradients(a.products, read<T>(left), left.size(0), left.size(1), weights, accumulate);
+    all_weight_gradients(a.products, left.first, left.rows, left.columns, weights, accumulate);
 }
 
 template <class T>
@@ -136,12 +136,19 @@ void grouped_row_sums(const T* left, int64_t columns, const Groups& groups, T* t
 }
 
 template <class T>
-at::Tensor row_sums(const Arguments<T>& a, const at::Tensor& left, const std::optional<Groups>& groups) {
-  if (!groups) return left.sum(0);
-  const int64_t columns = left.size(1);
-  at::Tensor sums = a.zeros({static_cast<int64_t>(groups->size()), columns});
-  grouped_row_sums(read<T>(left), columns, *groups, write<T>(sums));
-  return sums;
+void row_sums(const RowsOf<T>& left, const std::optional<Groups>& groups, bool accumulate, T* to) {
+  if (groups) return grouped_row_sums(left.first, left.columns, *groups, to);
+  parallel_for((left.columns + kSumColumns - 1) / kSumColumns,
+               std::max<int64_t>(1, kThreadWork / std::max<int64_t>(1, left.rows * kSumColumns)), [&](int64_t begin, int64_t end) {
+                 std::vector<const T*> rows(left.rows);
+                 std::vector<T> sums(kSumColumns);
+                 for (int64_t column = begin * kSumColumns; column < std::min(left.columns, end * kSumColumns); column += kSumColumns) {
+                   const int64_t count = std::min(kSumColumns, left.columns - column);
+                   for (int64_t r = 0; r < left.rows; ++r) rows[r] = left.first + r * left.columns + column;
+                   sum_rows(rows, count, sums.data());
+                   for (int64_t i = 0; i < count; ++i) to[column + i] = accumulate ? to[column + i] + sums[i] : sums[i];
+                 }
+               });
 }
 
 #define SSTKERN_INSTANTIATE(T)                                                                                                         \
@@ -149,10 +156,10 @@ at::Tensor row_sums(const Arguments<T>& a, const at::Tensor& left, const std::op
   template void grouped_weight_gradients(const Products<T>&, const T*, int64_t, const std::vector<WeightGradient<T>>&, const Groups&); \
   template void sum_rows(const std::vector<const T*>&, int64_t, T*);                                                                   \
   template void grouped_row_sums(const T*, int64_t, const Groups&, T*);                                                                \
-  template void input_gradient(const Arguments<T>&, const T*, const std::vector<T*>&, const at::Tensor&, bool);                        \
-  template void weight_gradients(const Arguments<T>&, const at::Tensor&, const std::vector<WeightGradient<T>>&,                        \
+  template void input_gradient(const Arguments<T>&, const T*, const std::vector<T*>&, const T*, bool);                                 \
+  template void weight_gradients(const Arguments<T>&, const RowsOf<T>&, const std::vector<WeightGradient<T>>&,                         \
                                  const std::optional<Groups>&, bool);                                                                  \
-  template at::Tensor row_sums(const Arguments<T>&, const at::Tensor&, const std::optional<Groups>&);
+  template void row_sums(const RowsOf<T>&, const std::optional<Groups>&, bool, T*);
 SSTKERN_INSTANTIATE(float)
 SSTKERN_INSTANTIATE(double)
 #undef SSTKERN_INSTANTIATE

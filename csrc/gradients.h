@@ -14,7 +14,7 @@ using Groups = std::vector<std::vector<int64_t>>;
 // What a direction passes on to x: its gates' gradients `dgates` (rows, .) times its input weights, packed by pack_plain in
 // input_panels. to[r] = or += that.
 template <class T>
-void input_gradient(const Arguments<T>& a, const T* dgates, const std::vector<T*>& to, const at::Tensor& packed, bool accumulate);
+void input_gradient(const Arguments<T>& a, const T* dgates, const std::vector<T*>& to, const T* packed, bool accumulate);
 
 template <class T>
 Panels input_panels(const Arguments<T>& a) {
@@ -39,14 +39,21 @@ void sum_rows(const std::vector<const T*>& rows, int64_t columns, T* to);
 template <class T>
 void grouped_row_sums(const T* left, int64_t columns, const Groups& groups, T* to);
 
-// Gradients of weights whose products' gradients are `left` (rows, .). With groups those of a group follow those of the group before, and
-// none are added to what is there.
+// Some rows of `columns` numbers, one after the other.
 template <class T>
-void weight_gradients(const Arguments<T>& a, const at::Tensor& left, const std::vector<WeightGradient<T>>& weights,
+struct RowsOf {
+  const T* first;
+  int64_t rows, columns;
+};
+
+// Gradients of weights whose products' gradients are `left`. With groups those of a group follow those of the group before, and none are
+// added to what is there.
+template <class T>
+void weight_gradients(const Arguments<T>& a, const RowsOf<T>& left, const std::vector<WeightGradient<T>>& weights,
                       const std::optional<Groups>& groups, bool accumulate);
 
-// Sums over the rows of `left` (rows, .): (.), or (groups, .).
+// to = or += the sums over the rows of `left`; with groups = the sums of each one's, one after the other.
 template <class T>
-at::Tensor row_sums(const Arguments<T>& a, const at::Tensor& left, const std::optional<Groups>& groups);
+void row_sums(const RowsOf<T>& left, const std::optional<Groups>& groups, bool accumulate, T* to);
 
 }  // namespace sstkern

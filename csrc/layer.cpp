@@ -17,17 +17,17 @@ std::atomic<int64_t> forward_runs{0}, backward_runs{0};
 
 // Calls run(T{}) with the type that a call with tensors like `x` computes in.
 template <class Run>
-auto in_compute_type(const at::Tensor& x, const Run& run) {
-  const at::ScalarType type = compute_type(x.scalar_type());
-  TORCH_CHECK(type == at::kFloat || type == at::kDouble, "x: expected float32, float64, bfloat16 or float16, got ", x.scalar_type());
-  return type == at::kFloat ? run(float{}) : run(double{});
+auto in_compute_type(const Tensor& x, const Run& run) {
+  const ScalarType type = compute_type(x.scalar_type());
+  SSTKERN_CHECK(type == ScalarType::Float || type == ScalarType::Double, "x: expected float32, float64, bfloat16 or float16, got ",
+                x.scalar_type());
+  return type == ScalarType::Float ? run(float{}) : run(double{});
 }
 
 }  // namespace
 
-LayerResult layer(std::string_view cell, const at::Tensor& x, at::TensorList weights, at::TensorList hx,
-                  const std::optional<at::Tensor>& lengths, bool has_bias, bool bidirectional, std::optional<int64_t> saved_rows,
-                  bool every) {
+LayerResult layer(const std::string& cell, const Tensor& x, const std::vector<Tensor>& weights, const std::vector<Tensor>& hx,
+                  const std::optional<Tensor>& lengths, bool has_bias, bool bidirectional, std::optional<int64_t> saved_rows, bool every) {
   const OneThreadIfForked guard;
   const CallThreads threads;
   return in_compute_type(x, [&](auto type) {
@@ -38,10 +38,10 @@ LayerResult layer(std::string_view cell, const at::Tensor& x, at::TensorList wei
   });
 }
 
-std::vector<at::Tensor> layer_backward(std::string_view cell, const at::Tensor& x, at::TensorList weights, at::TensorList hx,
-                                       const std::optional<at::Tensor>& lengths, bool has_bias, bool bidirectional,
-                                       const at::Tensor& output, at::TensorList saved, const std::optional<at::Tensor>& grad_output,
-                                       at::TensorList grad_hx, const c10::List<bool>& needs, std::optional<int64_t> groups) {
+std::vector<Tensor> layer_backward(const std::string& cell, const Tensor& x, const std::vector<Tensor>& weights,
+                                   const std::vector<Tensor>& hx, const std::optional<Tensor>& lengths, bool has_bias, bool bidirectional,
+                                   const Tensor& output, const std::vector<Tensor>& saved, const std::optional<Tensor>& grad_output,
+                                   const std::vector<Tensor>& grad_hx, const std::vector<bool>& needs, std::optional<int64_t> groups) {
   const OneThreadIfForked guard;
   const CallThreads threads;
   return in_compute_type(x, [&](auto type) {
@@ -50,7 +50,7 @@ std::vector<at::Tensor> layer_backward(std::string_view cell, const at::Tensor& 
     check_backward(arguments, given);
     std::optional<Groups> rows_of_groups;
     if (groups.has_value()) rows_of_groups = arguments.schedule.rows_of_groups(*groups);
-    std::vector<at::Tensor> gradients = run_backward(arguments, given, rows_of_groups);
+    std::vector<Tensor> gradients = run_backward(arguments, given, rows_of_groups);
     count_run(true);
     return gradients;
   });

@@ -1,27 +1,25 @@
 // One recurrent layer, all its directions: what stands between the operators' tensors and the kernels' plain memory.
 #pragma once
 
-#include <ATen/core/List.h>
-#include <ATen/core/Tensor.h>
-
 #include <optional>
-#include <string_view>
+#include <string>
 #include <tuple>
 #include <vector>
+
+#include "tensor.h"
 
 namespace sstkern {
 
 // See sstkern/operators.py, which holds the schemas and says what every argument is.
-std::tuple<at::Tensor, std::vector<at::Tensor>, std::vector<at::Tensor>> layer(std::string_view cell, const at::Tensor& x,
-                                                                               at::TensorList weights, at::TensorList hx,
-                                                                               const std::optional<at::Tensor>& lengths, bool has_bias,
-                                                                               bool bidirectional, std::optional<int64_t> saved_rows,
-                                                                               bool every);
+std::tuple<Tensor, std::vector<Tensor>, std::vector<Tensor>> layer(const std::string& cell, const Tensor& x,
+                                                                   const std::vector<Tensor>& weights, const std::vector<Tensor>& hx,
+                                                                   const std::optional<Tensor>& lengths, bool has_bias, bool bidirectional,
+                                                                   std::optional<int64_t> saved_rows, bool every);
 
-std::vector<at::Tensor> layer_backward(std::string_view cell, const at::Tensor& x, at::TensorList weights, at::TensorList hx,
-                                       const std::optional<at::Tensor>& lengths, bool has_bias, bool bidirectional,
-                                       const at::Tensor& output, at::TensorList saved, const std::optional<at::Tensor>& grad_output,
-                                       at::TensorList grad_hx, const c10::List<bool>& needs, std::optional<int64_t> groups);
+std::vector<Tensor> layer_backward(const std::string& cell, const Tensor& x, const std::vector<Tensor>& weights,
+                                   const std::vector<Tensor>& hx, const std::optional<Tensor>& lengths, bool has_bias, bool bidirectional,
+                                   const Tensor& output, const std::vector<Tensor>& saved, const std::optional<Tensor>& grad_output,
+                                   const std::vector<Tensor>& grad_hx, const std::vector<bool>& needs, std::optional<int64_t> groups);
 
 // Notes a call that ran.
 void count_run(bool backward);

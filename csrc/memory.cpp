@@ -1,14 +1,9 @@
 #include "memory.h"
 
-#include <ATen/Context.h>
-#include <ATen/EmptyTensor.h>
-#include <ATen/ops/empty.h>
-#include <c10/core/CPUAllocator.h>
-#include <c10/core/impl/alloc_cpu.h>
-
 #include <algorithm>
 #include <bit>
 #include <mutex>
+#include <new>
 #include <vector>
 
 #include "kernels.h"
@@ -17,20 +12,22 @@ namespace sstkern {
 
 namespace {
 
-// Smaller tensors are left to at::empty: they fit what the C library keeps anyhow. So are larger ones: of a layer with so much to do few
+// Less than the first fits what the C library keeps anyhow. So is it with more than the second: of a layer with so much to do few
 // are worth the memory that others could not have.
 constexpr size_t kSmallest = size_t{1} << 15, kLargest = size_t{1} << 24;
 constexpr size_t kMost = size_t{48} << 20;  // bytes kept in all
 
-// Before a block's numbers, which begin after it; torch's copies on write ask that the deleter is given the numbers' own address.
+// Before a block's numbers, which begin after it.
 struct alignas(64) Header {
-  size_t bytes;  // of the block
+  size_t bytes;  // of the block, or 0 where it is not kept
 };
 
 struct Block {
   Header* header;
   size_t bytes;
 };
+
+void free_block(Header* header) { ::operator delete(header, std::align_val_t(alignof(Header))); }
 
 // Sizes that differ little, as those of batches with other lengths, are the same: three bits of them count.
 size_t rounded_up(size_t bytes) {
@@ -60,7 +57,7 @@ class Blocks {
 
   void give(Header* header) {
     const std::unique_lock lock(mutex_, std::try_to_lock);
-    if (!lock) return c10::free_cpu(header);
+    if (!lock) return free_block(header);
     bytes_ += header->bytes;
     blocks_.push_back({header, header->bytes});
     drop(kMost);
@@ -72,7 +69,7 @@ class Blocks {
     auto end = blocks_.begin();
     for (; bytes_ > most; ++end) {
       bytes_ -= end->bytes;
-      c10::free_cpu(end->header);
+      free_block(end->header);
     }
     blocks_.erase(blocks_.begin(), end);
   }
@@ -88,36 +85,49 @@ Blocks& blocks() {
   return all;
 }
 
-void give_back(void* numbers) {
-  c10::profiledCPUMemoryReporter().Delete(numbers);
-  blocks().give(static_cast<Header*>(numbers) - 1);
-}
-
-// A program that asks for memory with a known content, or a sanitizer, sees each tensor's own.
-bool each_its_own() {
+// A sanitizer sees each one's own.
+constexpr bool each_its_own() {
 #ifdef __SANITIZE_THREAD__
   return true;
 #else
-  return kGapBytes > 0 || (at::globalContext().deterministicAlgorithms() && at::globalContext().deterministicFillUninitializedMemory());
+  return kGapBytes > 0;
 #endif
+}
+
+bool is_kept(size_t bytes) { return bytes >= kSmallest && bytes <= kLargest && !each_its_own(); }
+
+Header* new_block(size_t bytes, size_t noted) { return new (::operator new(bytes, std::align_val_t(alignof(Header)))) Header{noted}; }
+
+size_t bytes_of(Ints shape, ScalarType type) {
+  size_t bytes = size_of(type);
+  for (const int64_t size : shape) bytes *= size;
+  return bytes;
 }
 
 }  // namespace
 
-at::Tensor empty_tensor(at::IntArrayRef shape, at::ScalarType type) {
-  const size_t bytes = at::detail::computeStorageNbytesContiguous(shape, c10::elementSize(type));
-  if (bytes < kSmallest || bytes > kLargest || each_its_own()) return at::empty(shape, type);
+void* take_memory(size_t bytes) {
+  if (!is_kept(bytes)) return new_block(bytes + sizeof(Header), 0) + 1;
   const size_t size = rounded_up(bytes + sizeof(Header));
-  Header* header = blocks().take(size);
-  if (!header) header = new (c10::alloc_cpu(size)) Header{size};
-  void* const numbers = header + 1;
-  c10::profiledCPUMemoryReporter().New(numbers, bytes);
-  c10::DataPtr memory(numbers, numbers, &give_back, c10::Device(c10::kCPU));
-  c10::Storage storage(c10::Storage::use_byte_size_t(), bytes, std::move(memory), c10::GetCPUAllocator(), true);
-  at::Tensor tensor = at::detail::make_tensor<c10::TensorImpl>(std::move(storage), c10::DispatchKeySet(c10::DispatchKey::CPU),
-                                                               c10::scalarTypeToTypeMeta(type));
-  tensor.unsafeGetTensorImpl()->set_sizes_contiguous(shape);
-  return tensor;
+  Header* const left = blocks().take(size);
+  return (left ? left : new_block(size, size)) + 1;
+}
+
+void give_memory(void* memory) {
+  Header* const header = static_cast<Header*>(memory) - 1;
+  header->bytes ? blocks().give(header) : free_block(header);
+}
+
+Tensor empty_tensor(Ints shape, ScalarType type) {
+  const size_t bytes = bytes_of(shape, type);
+  if (!is_kept(bytes)) return plain_tensor(shape, type);
+  void* const memory = take_memory(bytes);
+  const std::vector<int64_t> strides = contiguous_strides(shape);
+  AtenTensorHandle made;
+  must(torch_from_blob(
+      memory, static_cast<int64_t>(shape.size()), shape.data(), strides.data(), 0, number_of(type), aoti_torch_device_type_cpu(), -1, &made,
+      aoti_torch_layout_strided(), nullptr, 0, [](void* numbers, void*) { give_memory(numbers); }, nullptr));
+  return Tensor(made);
 }
 
 }  // namespace sstkern

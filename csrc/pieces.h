@@ -2,11 +2,10 @@
 // or, behind a cut, with the state that sequences begin anew with.
 #pragma once
 
-#include <ATen/core/Tensor.h>
-
 #include <utility>
 
 #include "schedule.h"
+#include "tensor.h"
 
 namespace sstkern {
 
@@ -14,13 +13,13 @@ namespace sstkern {
 // one runs the other way.
 
 // What each piece begins with, of what sequences are given and begin anew with: zeros where that is undefined.
-at::Tensor first_of_pieces(const BatchSchedule& schedule, bool reverse, const at::Tensor& given, const at::Tensor& anew);
+Tensor first_of_pieces(const BatchSchedule& schedule, bool reverse, const Tensor& given, const Tensor& anew);
 // Of what pieces end with, what each sequence does.
-at::Tensor last_of_sequences(const BatchSchedule& schedule, bool reverse, const at::Tensor& states);
+Tensor last_of_sequences(const BatchSchedule& schedule, bool reverse, const Tensor& states);
 
 // The gradients of these: of the last, zero where a piece does not end its sequence; of the first, of both that it takes.
-at::Tensor last_gradients_of_pieces(const BatchSchedule& schedule, bool reverse, const at::Tensor& gradients);
+Tensor last_gradients_of_pieces(const BatchSchedule& schedule, bool reverse, const Tensor& gradients);
 template <class T>
-std::pair<at::Tensor, at::Tensor> first_gradients_of_sequences(const BatchSchedule& schedule, bool reverse, const at::Tensor& gradients);
+std::pair<Tensor, Tensor> first_gradients_of_sequences(const BatchSchedule& schedule, bool reverse, const Tensor& gradients);
 
 }  // namespace sstkern

@@ -1,7 +1,5 @@
 #include "plan.h"
 
-#include <ATen/Parallel.h>
-
 namespace sstkern {
 
 namespace {
@@ -58,7 +56,7 @@ Share Plan::share(int64_t thread, int64_t direction) const {
 Plan make_plan(const LoopWork& work) {
   // Packing an element takes about as long as four multiply-adds.
   const int64_t all = work.directions * (work.schedule.rows() * work.multiply_adds + 4 * work.packed);
-  return Plan(work, std::clamp<int64_t>(all / kThreadWork, 1, at::in_parallel_region() ? 1 : most_threads()));
+  return Plan(work, std::clamp<int64_t>(all / kThreadWork, 1, in_parallel() ? 1 : most_threads()));
 }
 
 int64_t latest_threads() { return latest; }

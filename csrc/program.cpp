@@ -1,6 +1,5 @@
 #include "program.h"
 
-#include <c10/util/Exception.h>
 #include <dlfcn.h>
 
 #include <algorithm>
@@ -18,25 +17,25 @@ namespace {
 // Numbers of a description, one after the other.
 class Reader {
  public:
-  explicit Reader(c10::IntArrayRef numbers) : numbers_(numbers) {}
+  explicit Reader(Ints numbers) : numbers_(numbers) {}
 
   int64_t number() {
-    TORCH_CHECK_VALUE(at_ < numbers_.size(), "program: its description ends early");
+    SSTKERN_CHECK_VALUE(at_ < numbers_.size(), "program: its description ends early");
     return numbers_[at_++];
   }
   int64_t size() {
     const int64_t found = number();
-    TORCH_CHECK_VALUE(found >= 0 && found < int64_t{1} << 31, "program: a size of its description is ", found);
+    SSTKERN_CHECK_VALUE(found >= 0 && found < int64_t{1} << 31, "program: a size of its description is ", found);
     return found;
   }
   int64_t count() {
     const int64_t found = number();
-    TORCH_CHECK_VALUE(found >= 0 && found <= static_cast<int64_t>(numbers_.size()), "program: a count of its description is ", found);
+    SSTKERN_CHECK_VALUE(found >= 0 && found <= static_cast<int64_t>(numbers_.size()), "program: a count of its description is ", found);
     return found;
   }
   int64_t below(int64_t end, const char* what) {
     const int64_t found = number();
-    TORCH_CHECK_VALUE(found >= 0 && found < end, "program: ", what, " ", found, " of its description does not exist; there are ", end);
+    SSTKERN_CHECK_VALUE(found >= 0 && found < end, "program: ", what, " ", found, " of its description does not exist; there are ", end);
     return found;
   }
   template <class T, class Read>
@@ -48,13 +47,13 @@ class Reader {
   bool ended() const { return at_ == numbers_.size(); }
 
  private:
-  c10::IntArrayRef numbers_;
+  Ints numbers_;
   size_t at_ = 0;
 };
 
 class ProgramReader {
  public:
-  ProgramReader(Program& program, c10::IntArrayRef description) : p_(program), read_(description) {}
+  ProgramReader(Program& program, Ints description) : p_(program), read_(description) {}
 
   void run() {
     p_.plain = 0;
@@ -71,7 +70,7 @@ class ProgramReader {
       p_.phases[phase] = read_.list<ProgramStage>([this] { return stage(); });
     }
     p_.sums = read_.list<RowSum>([this] { return sum(); });
-    TORCH_CHECK_VALUE(read_.ended(), "program: its description goes on after its end");
+    SSTKERN_CHECK_VALUE(read_.ended(), "program: its description goes on after its end");
   }
 
  private:
@@ -94,7 +93,7 @@ class ProgramReader {
       if (slot.kind == SlotKind::after) ++after[slot.place];
     }
     for (const auto* const counts : {&outputs, &after})
-      for (const int64_t count : *counts) TORCH_CHECK_VALUE(count == 1, "program: a result has ", count, " slots");
+      for (const int64_t count : *counts) SSTKERN_CHECK_VALUE(count == 1, "program: a result has ", count, " slots");
   }
 
   SlotStart start() {
@@ -106,18 +105,18 @@ class ProgramReader {
   SlotStart row(int64_t width, const SlotStart& at, bool booleans = false) {
     Slot& slot = p_.slots[at.slot];
     const bool of_state = slot.kind == SlotKind::before || slot.kind == SlotKind::after;
-    TORCH_CHECK_VALUE(!of_state || phase_ == 1, "program: rows of a state are read outside the loop over time steps");
+    SSTKERN_CHECK_VALUE(!of_state || phase_ == 1, "program: rows of a state are read outside the loop over time steps");
     if (slot.kind == SlotKind::step && slot.phase < 0) slot.phase = phase_;
-    TORCH_CHECK_VALUE(slot.kind != SlotKind::step || slot.phase == phase_, "program: rows of one phase are read in another");
-    TORCH_CHECK_VALUE(at.start >= 0 && width >= 0 && at.start <= slot.width - width && (booleans || !slot.boolean), "program: ", width,
-                      " numbers from ", at.start, " on are not in slot ", at.slot, " of ", slot.width);
+    SSTKERN_CHECK_VALUE(slot.kind != SlotKind::step || slot.phase == phase_, "program: rows of one phase are read in another");
+    SSTKERN_CHECK_VALUE(at.start >= 0 && width >= 0 && at.start <= slot.width - width && (booleans || !slot.boolean), "program: ", width,
+                        " numbers from ", at.start, " on are not in slot ", at.slot, " of ", slot.width);
     return at;
   }
 
   // The same of what is written, which inputs and the states before a step are not.
   SlotStart written_row(int64_t width, const SlotStart& at, bool booleans = false) {
     const SlotKind kind = p_.slots[at.slot].kind;
-    TORCH_CHECK_VALUE(kind != SlotKind::input && kind != SlotKind::before, "program: slot ", at.slot, " is an input, and written to");
+    SSTKERN_CHECK_VALUE(kind != SlotKind::input && kind != SlotKind::before, "program: slot ", at.slot, " is an input, and written to");
     return row(width, at, booleans);
   }
 
@@ -138,24 +137,24 @@ class ProgramReader {
     const ProgramProduct found = product();
     const int64_t gates = read_.size();
     const bool ahead = read_.below(2, "flag") != 0;
-    TORCH_CHECK_VALUE(gates > 0 && gates * units == found.columns && found.rows == 1, "program: ", gates, " gates of ", units,
-                      " units are not ", found.columns, " columns");
+    SSTKERN_CHECK_VALUE(gates > 0 && gates * units == found.columns && found.rows == 1, "program: ", gates, " gates of ", units,
+                        " units are not ", found.columns, " columns");
     const SlotKind kind = p_.slots[found.operand.slot].kind;
     const bool of_all = kind == SlotKind::input || kind == SlotKind::output || kind == SlotKind::rows;
-    TORCH_CHECK_VALUE(!ahead || of_all, "program: a step's rows are not there ahead of it");
+    SSTKERN_CHECK_VALUE(!ahead || of_all, "program: a step's rows are not there ahead of it");
     const int64_t number = read_.below(static_cast<int64_t>(attached_.size()), "attached product"), bias = read_.number();
-    TORCH_CHECK_VALUE(bias >= -1 && bias < p_.vectors, "program: there is no vector ", bias);
+    SSTKERN_CHECK_VALUE(bias >= -1 && bias < p_.vectors, "program: there is no vector ", bias);
     if (bias >= 0) p_.vector_sizes[bias] = std::max(p_.vector_sizes[bias], found.columns);
     // Packed once for all loops that have it.
     const std::array<int64_t, 7> packed{units, gates, found.depth, found.columns, found.weight, found.transposed, bias};
-    TORCH_CHECK_VALUE(attached_[number].value_or(packed) == packed, "program: two attached products are number ", number);
+    SSTKERN_CHECK_VALUE(attached_[number].value_or(packed) == packed, "program: two attached products are number ", number);
     attached_[number] = packed;
     return {found, static_cast<int>(gates), ahead, number, bias};
   }
 
   int64_t begin() {
     const int64_t place = read_.number();
-    TORCH_CHECK_VALUE(place >= -1 && place < static_cast<int64_t>(p_.starts.size()), "program: start ", place, " does not exist");
+    SSTKERN_CHECK_VALUE(place >= -1 && place < static_cast<int64_t>(p_.starts.size()), "program: start ", place, " does not exist");
     return place < 0 ? 0 : p_.starts[place];
   }
 
@@ -163,7 +162,7 @@ class ProgramReader {
   void touched(int64_t units) {
     const int64_t slot = read_.below(static_cast<int64_t>(p_.slots.size()), "slot"), start = begin();
     const bool one = read_.below(2, "flag") != 0, boolean = read_.below(2, "flag") != 0, written = read_.below(2, "flag") != 0;
-    TORCH_CHECK_VALUE(boolean == p_.slots[slot].boolean, "program: slot ", slot, " has numbers read as bools, or bools as numbers");
+    SSTKERN_CHECK_VALUE(boolean == p_.slots[slot].boolean, "program: slot ", slot, " has numbers read as bools, or bools as numbers");
     written ? written_row(units, {slot, start}, boolean) : row(one ? 1 : units, {slot, start}, boolean);
   }
 
@@ -175,9 +174,9 @@ class ProgramReader {
 
   UnitsLoop loop() {
     const int64_t function = functions_++, units = read_.size();
-    TORCH_CHECK_VALUE(function < p_.library->count, "program: its library has ", p_.library->count, " functions only");
+    SSTKERN_CHECK_VALUE(function < p_.library->count, "program: its library has ", p_.library->count, " functions only");
     UnitsLoop found{function, units, read_.list<AttachedProduct>([this, units] { return attached(units); })};
-    TORCH_CHECK_VALUE(found.attached.size() <= kMostProducts, "program: ", found.attached.size(), " products are attached to a loop");
+    SSTKERN_CHECK_VALUE(found.attached.size() <= kMostProducts, "program: ", found.attached.size(), " products are attached to a loop");
     for (int64_t left = read_.count(); left > 0; --left) touched(units);
     for (int64_t left = read_.count(); left > 0; --left) touched_vector(units);
     return found;
@@ -203,16 +202,16 @@ class ProgramReader {
     for (int64_t i = 0; i <= width; ++i) found.picked &= found.begin[i] == i;
     written_row(width, found.target, true);
     for (const SlotStart& from : found.sources)
-      TORCH_CHECK_VALUE(p_.slots[from.slot].boolean == p_.slots[found.target.slot].boolean, "program: bools moved among numbers");
+      SSTKERN_CHECK_VALUE(p_.slots[from.slot].boolean == p_.slots[found.target.slot].boolean, "program: bools moved among numbers");
     return found;
   }
 
   ReducedRow reduction() {
-    TORCH_CHECK_VALUE(p_.library->reductions_of_float || p_.library->reductions_of_double, "program: its library has no reductions");
+    SSTKERN_CHECK_VALUE(p_.library->reductions_of_float || p_.library->reductions_of_double, "program: its library has no reductions");
     const int64_t kind = read_.below(kReductions, "reduction"), runs = read_.size(), width = read_.size();
     ReducedRow found{kind, runs, width, read_.size(), {}, {}};
     for (int64_t sources = read_.below(3, "row to reduce"); sources > 0; --sources) found.sources.push_back(row(runs * width, start()));
-    TORCH_CHECK_VALUE(!found.sources.empty(), "program: a reduction of no row");
+    SSTKERN_CHECK_VALUE(!found.sources.empty(), "program: a reduction of no row");
     found.target = start();
     written_row(kind < kCumulative ? runs : runs * width, found.target);
     return found;
@@ -237,12 +236,12 @@ class ProgramReader {
     found.right_width = read_.size();
     const Slot& left = p_.slots[found.left];
     const bool at_end = found.right.slot < 0 && left.kind == SlotKind::step && left.phase == 2;
-    TORCH_CHECK_VALUE((left.kind == SlotKind::rows || at_end) && left.width == found.rows * found.left_width && !left.boolean,
-                      "program: a sum of rows that are not there");
+    SSTKERN_CHECK_VALUE((left.kind == SlotKind::rows || at_end) && left.width == found.rows * found.left_width && !left.boolean,
+                        "program: a sum of rows that are not there");
     if (found.right.slot < 0) return found;
-    TORCH_CHECK_VALUE(found.right.slot < static_cast<int64_t>(p_.slots.size()), "program: slot ", found.right.slot);
+    SSTKERN_CHECK_VALUE(found.right.slot < static_cast<int64_t>(p_.slots.size()), "program: slot ", found.right.slot);
     const SlotKind kind = p_.slots[found.right.slot].kind;
-    TORCH_CHECK_VALUE(kind == SlotKind::rows || kind == SlotKind::input || kind == SlotKind::output, "program: a sum of rows of a step");
+    SSTKERN_CHECK_VALUE(kind == SlotKind::rows || kind == SlotKind::input || kind == SlotKind::output, "program: a sum of rows of a step");
     row(found.rows * found.right_width, found.right);
     return found;
   }
@@ -271,14 +270,14 @@ Programs& all() {
 int64_t load_program_library(const std::string& path) {
   void* const handle = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
   const char* const error = handle ? nullptr : dlerror();
-  TORCH_CHECK_VALUE(handle, "program: cannot load ", path, ": ", error ? error : "unknown error");
+  SSTKERN_CHECK_VALUE(handle, "program: cannot load ", path, ": ", error ? error : "unknown error");
   const auto* const library = static_cast<const ProgramLibrary*>(dlsym(handle, "sstkern_program"));
-  TORCH_CHECK_VALUE(library, "program: ", path, " has none: it lacks the symbol sstkern_program");
-  TORCH_CHECK_VALUE(library->version == kKernelsVersion, "program: compiled with version ", library->version,
-                    " of csrc/kernels/kernels.h, and this build has version ", kKernelsVersion);
-  const auto& levels = allowed_levels(at::kBFloat16);
-  TORCH_CHECK_VALUE(std::find(levels.begin(), levels.end(), library->level) != levels.end() && products_of(library->level),
-                    "program: compiled for '", library->level, "', which this process does not use");
+  SSTKERN_CHECK_VALUE(library, "program: ", path, " has none: it lacks the symbol sstkern_program");
+  SSTKERN_CHECK_VALUE(library->version == kKernelsVersion, "program: compiled with version ", library->version,
+                      " of csrc/kernels/kernels.h, and this build has version ", kKernelsVersion);
+  const auto& levels = allowed_levels(ScalarType::BFloat16);
+  SSTKERN_CHECK_VALUE(std::find(levels.begin(), levels.end(), library->level) != levels.end() && products_of(library->level),
+                      "program: compiled for '", library->level, "', which this process does not use");
   Programs& programs = all();
   const std::lock_guard lock(programs.mutex);
   // Stays loaded until the process ends: a thread may be in its code, and dlopen gives the same one for the same path. So the list grows by
@@ -287,12 +286,13 @@ int64_t load_program_library(const std::string& path) {
   return static_cast<int64_t>(programs.libraries.size()) - 1;
 }
 
-int64_t make_program(int64_t library, c10::IntArrayRef description) {
+int64_t make_program(int64_t library, Ints description) {
   Programs& programs = all();
   const auto program = std::make_shared<Program>();
   {
     const std::lock_guard lock(programs.mutex);
-    TORCH_CHECK_VALUE(library >= 0 && library < static_cast<int64_t>(programs.libraries.size()), "program: there is no library ", library);
+    SSTKERN_CHECK_VALUE(library >= 0 && library < static_cast<int64_t>(programs.libraries.size()), "program: there is no library ",
+                        library);
     program->library = programs.libraries[library];
   }
   program->products = products_of(program->library->level);
@@ -312,7 +312,7 @@ std::shared_ptr<const Program> find_program(int64_t program) {
   Programs& programs = all();
   const std::lock_guard lock(programs.mutex);
   const auto found = programs.programs.find(program);
-  TORCH_CHECK_VALUE(found != programs.programs.end(), "program: there is no program ", program);
+  SSTKERN_CHECK_VALUE(found != programs.programs.end(), "program: there is no program ", program);
   return found->second;
 }
 

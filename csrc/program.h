@@ -1,13 +1,12 @@
 // A program of sstkern/program/lower.py: what it does before, in and after the loop over time steps, and the functions of its loops.
 #pragma once
 
-#include <c10/util/ArrayRef.h>
-
 #include <array>
 #include <memory>
 #include <string>
 #include <vector>
 
+#include "check.h"
 #include "kernels.h"
 
 namespace sstkern {
@@ -106,7 +105,7 @@ int64_t load_program_library(const std::string& path);
 
 // Makes a program of a library and what `sstkern/program/on_cpu.py` describes, and returns its number. Throws ValueError for a description
 // that would have it read or write outside its rows.
-int64_t make_program(int64_t library, c10::IntArrayRef description);
+int64_t make_program(int64_t library, Ints description);
 void forget_program(int64_t program);
 
 std::shared_ptr<const Program> find_program(int64_t program);

@@ -1,8 +1,5 @@
 #include "program_call.h"
 
-#include <ATen/ops/zeros.h>
-#include <c10/util/Exception.h>
-
 #include <algorithm>
 #include <cstring>
 #include <map>
@@ -45,10 +42,10 @@ struct Place {
 // A weight packed for a product: by units for attached ones, in plain panels for others.
 template <class T>
 struct Packed {
-  at::Tensor memory;
+  Numbers<T> memory;
   Panels panels;
   int gates;           // of a vector of units
-  at::Tensor start;    // of an attached product: what the sums of each panel begin with, or undefined
+  Numbers<T> start;    // of an attached product: what the sums of each panel begin with, or none
   int64_t ahead = -1;  // where the sums that are made ahead begin in a chunk's
 };
 
@@ -79,13 +76,13 @@ int common_blocks(const std::vector<int>& gates, bool sixteen_registers) {
 template <class T>
 class ProgramCall {
  public:
-  ProgramCall(const Program& program, at::TensorList inputs, at::TensorList weights, at::TensorList vectors, at::TensorList states,
-              const std::optional<at::Tensor>& lengths, at::ArrayRef<double> numbers, bool reverse, bool padded,
+  ProgramCall(const Program& program, const std::vector<Tensor>& inputs, const std::vector<Tensor>& weights, Tensors vectors,
+              Tensors states, const std::optional<Tensor>& lengths, const std::vector<double>& numbers, bool reverse, bool padded,
               std::optional<int64_t> saved_rows, std::optional<int64_t> groups, bool backward)
       : p_(program),
         products_(products(program)),
-        inputs_(inputs.vec()),
-        weights_(weights.vec()),
+        inputs_(inputs),
+        weights_(weights),
         reverse_(reverse),
         padded_(padded),
         backward_(backward),
@@ -100,8 +97,9 @@ class ProgramCall {
     rows_ = schedule_.rows();
     saved_rows_ = saved_rows.value_or(rows_);
     if (saved_rows_ == -1) saved_rows_ = steps_ * sequences_;
-    TORCH_CHECK_VALUE(saved_rows_ >= rows_, "saved_rows: expected at least ", rows_, ", the number of valid time steps, got ", saved_rows_);
-    for (const at::Tensor& vector : vectors) {
+    SSTKERN_CHECK_VALUE(saved_rows_ >= rows_, "saved_rows: expected at least ", rows_, ", the number of valid time steps, got ",
+                        saved_rows_);
+    for (const Tensor& vector : vectors) {
       vectors_.push_back(vector.to(type()).contiguous());
       vector_data_.push_back(read<T>(vectors_.back()));
     }
@@ -128,12 +126,12 @@ class ProgramCall {
       add_products(visit > 0);
     }
     add_vectors();
-    for (at::Tensor& output : unused_) output.zero_();
+    for (Tensor& output : unused_) output.zero_();
     return {std::move(outputs_), schedule_.cut() ? of_sequences() : std::move(last_), std::move(sums_)};
   }
 
  private:
-  static at::ScalarType type() { return std::is_same_v<T, float> ? at::kFloat : at::kDouble; }
+  static ScalarType type() { return std::is_same_v<T, float> ? ScalarType::Float : ScalarType::Double; }
   static const Products<T>& products(const Program& program) {
     if constexpr (std::is_same_v<T, float>)
       return program.products->of_float;
@@ -154,23 +152,19 @@ class ProgramCall {
       return library.reductions_of_double;
   }
 
-  int64_t batch(const std::optional<at::Tensor>& lengths) const {
-    TORCH_CHECK(!inputs_.empty(), "inputs: expected one at least");
+  int64_t batch(const std::optional<Tensor>& lengths) const {
+    SSTKERN_CHECK(!inputs_.empty(), "inputs: expected one at least");
     const int64_t dimensions = padded_ ? 3 : 2;
-    TORCH_CHECK(inputs_[0].dim() == dimensions, "inputs: expected ", dimensions, " dimensions, got shape ", inputs_[0].sizes());
+    SSTKERN_CHECK(inputs_[0].dim() == dimensions, "inputs: expected ", dimensions, " dimensions, got shape ", inputs_[0].sizes());
     if (!padded_) check_packed_lengths(lengths, inputs_[0].size(0));
     return padded_ ? inputs_[0].size(1) : lengths->size(0);
   }
 
-  int64_t steps(const std::optional<at::Tensor>& lengths) const {
-    if (padded_) return inputs_[0].size(0);
-    const at::Tensor alone = lengths_alone(*lengths);
-    return alone.numel() ? alone.max().item<int64_t>() : 0;
-  }
+  int64_t steps(const std::optional<Tensor>& lengths) const { return padded_ ? inputs_[0].size(0) : longest(*lengths); }
 
-  void check(at::TensorList vectors, at::TensorList states) {
+  void check(Tensors vectors, Tensors states) {
     const auto count = [](const char* what, size_t given, int64_t expected) {
-      TORCH_CHECK(static_cast<int64_t>(given) == expected, "program: expected ", expected, " ", what, ", got ", given);
+      SSTKERN_CHECK(static_cast<int64_t>(given) == expected, "program: expected ", expected, " ", what, ", got ", given);
     };
     count("inputs", inputs_.size(), p_.inputs);
     count("weights", weights_.size(), p_.weights);
@@ -184,8 +178,8 @@ class ProgramCall {
           check_tensor("state", states[place], {sequences_, slot.width}, slot.boolean);
     }
     for (size_t place = 0; place < vectors.size(); ++place)
-      TORCH_CHECK(vectors[place].numel() >= p_.vector_sizes[place] && vectors[place].device().is_cpu(), "program: a vector: expected ",
-                  p_.vector_sizes[place], " numbers on the CPU, got ", vectors[place].numel(), " on ", vectors[place].device());
+      SSTKERN_CHECK(vectors[place].numel() >= p_.vector_sizes[place] && vectors[place].is_cpu(), "program: a vector: expected ",
+                    p_.vector_sizes[place], " numbers on the CPU, got ", vectors[place].numel(), " on ", vectors[place].device());
     for (const std::vector<ProgramStage>& phase : p_.phases)
       for (const ProgramStage& stage : phase) {
         for (const PlainProduct& plain : stage.plain) check_weight(plain.product);
@@ -194,21 +188,21 @@ class ProgramCall {
       }
   }
 
-  static void check_tensor(const char* what, const at::Tensor& tensor, at::IntArrayRef shape, bool boolean) {
-    const at::ScalarType expected = boolean ? at::kBool : type();
-    TORCH_CHECK(tensor.sizes() == shape && tensor.scalar_type() == expected && tensor.device().is_cpu(), "program: a ", what,
-                ": expected shape ", shape, " and dtype ", expected, " on the CPU, got ", tensor.sizes(), " and ", tensor.scalar_type(),
-                " on ", tensor.device());
+  static void check_tensor(const char* what, const Tensor& tensor, Ints shape, bool boolean) {
+    const ScalarType expected = boolean ? ScalarType::Bool : type();
+    SSTKERN_CHECK(tensor.sizes() == shape && tensor.scalar_type() == expected && tensor.is_cpu(), "program: a ", what, ": expected shape ",
+                  shape, " and dtype ", expected, " on the CPU, got ", tensor.sizes(), " and ", tensor.scalar_type(), " on ",
+                  tensor.device());
   }
 
   void check_input(const Slot& slot) {
-    at::Tensor& x = inputs_[slot.place];
+    Tensor& x = inputs_[slot.place];
     if (padded_ && !slot.rows_only)
       check_tensor("input", x, {steps_, sequences_, slot.width}, slot.boolean);
     else
       check_tensor("row input", x, {x.dim() > 0 ? x.size(0) : 0, slot.width}, slot.boolean);
-    TORCH_CHECK((padded_ && !slot.rows_only) || x.size(0) >= schedule_.rows(), "program: an input has ", x.size(0), " rows of ",
-                schedule_.rows());
+    SSTKERN_CHECK((padded_ && !slot.rows_only) || x.size(0) >= schedule_.rows(), "program: an input has ", x.size(0), " rows of ",
+                  schedule_.rows());
     if (x.stride(-1) != 1 && x.size(-1) > 1) x = x.contiguous();
   }
 
@@ -218,41 +212,47 @@ class ProgramCall {
     check_tensor("weight", weights_[product.weight], shape, false);
   }
 
-  at::Tensor empty(at::IntArrayRef shape, bool boolean = false) const { return empty_tensor(shape, boolean ? at::kBool : type()); }
-  at::Tensor zeros(at::IntArrayRef shape, bool boolean = false) const { return at::zeros(shape, boolean ? at::kBool : type()); }
+  Tensor empty(Ints shape, bool boolean = false) const { return empty_tensor(shape, boolean ? ScalarType::Bool : type()); }
+  // Of what whoever calls gets.
+  Tensor plain(Ints shape, bool boolean = false) const { return plain_tensor(shape, boolean ? ScalarType::Bool : type()); }
+  Tensor zeros(Ints shape, bool boolean = false) const { return plain(shape, boolean).zero_(); }
 
   // Whether the states that sequences begin anew with are given.
-  bool begins_anew(at::TensorList states) const { return schedule_.cut() && !backward_ && static_cast<int64_t>(states.size()) > p_.states; }
+  bool begins_anew(Tensors states) const { return schedule_.cut() && !backward_ && static_cast<int64_t>(states.size()) > p_.states; }
   // The direction that the sequences' pieces have forward.
   bool of_forward() const { return reverse_ != backward_; }
 
+  // States as pieces.h has them, and as a call has them.
+  static Tensor with_direction(const Tensor& state) { return state.view({1, state.size(0), state.size(1)}); }
+  static Tensor without_direction(const Tensor& state) { return state.view({state.size(1), state.size(2)}); }
+
   // What sequences, or their pieces, begin with.
-  void set_states(at::TensorList states) {
+  void set_states(Tensors states) {
     for (int64_t place = 0; place < p_.states; ++place) {
-      at::Tensor state = states[place].contiguous();
+      Tensor state = states[place].contiguous();
       if (schedule_.cut()) {
-        const at::Tensor anew = begins_anew(states) ? states[p_.states + place].contiguous().unsqueeze(0) : at::Tensor();
-        state = state.unsqueeze(0);
+        const Tensor anew = begins_anew(states) ? with_direction(states[p_.states + place].contiguous()) : Tensor();
+        state = with_direction(state);
         state =
             backward_ ? last_gradients_of_pieces(schedule_, of_forward(), state) : first_of_pieces(schedule_, of_forward(), state, anew);
-        state = state.squeeze(0);
+        state = without_direction(state);
       }
       states_.push_back(state);
     }
   }
 
   // What pieces end with, as sequences do; in a backward, the gradients of all that they began with.
-  std::vector<at::Tensor> of_sequences() const {
-    std::vector<at::Tensor> found, anew;
-    for (const at::Tensor& last : last_) {
-      const at::Tensor state = last.unsqueeze(0);
+  std::vector<Tensor> of_sequences() const {
+    std::vector<Tensor> found, anew;
+    for (const Tensor& last : last_) {
+      const Tensor state = with_direction(last);
       if (!backward_) {
-        found.push_back(last_of_sequences(schedule_, of_forward(), state).squeeze_(0));
+        found.push_back(without_direction(last_of_sequences(schedule_, of_forward(), state)));
         continue;
       }
       const auto [of_given, of_anew] = first_gradients_of_sequences<T>(schedule_, of_forward(), state);
-      found.push_back(of_given.squeeze(0));
-      anew.push_back(of_anew.squeeze(0));
+      found.push_back(without_direction(of_given));
+      anew.push_back(without_direction(of_anew));
     }
     found.insert(found.end(), anew.begin(), anew.end());
     return found;
@@ -262,16 +262,16 @@ class ProgramCall {
   void make_places() {
     outputs_.resize(p_.outputs);
     last_.resize(p_.states);
-    std::vector<at::Tensor> after(p_.states);
+    std::vector<Tensor> after(p_.states);
     for (const Slot& slot : p_.slots)
       if (slot.kind == SlotKind::after) {
         after[slot.place] = keep(empty({2, batch_, slot.width}, slot.boolean));
         last_[slot.place] =
-            schedule_.cut() ? states_[slot.place] : empty({batch_, slot.width}, slot.boolean);  // of pieces: as in forward.cpp
+            schedule_.cut() ? states_[slot.place] : plain({batch_, slot.width}, slot.boolean);  // of pieces: as in forward.cpp
       }
     for (const Slot& slot : p_.slots) {
       const int64_t item = slot.boolean ? 1 : static_cast<int64_t>(sizeof(T));
-      at::Tensor memory;
+      Tensor memory;
       Layout layout{true, 0, slot.width};
       if (slot.kind == SlotKind::input) {
         memory = inputs_[slot.place];
@@ -288,7 +288,7 @@ class ProgramCall {
       } else {
         memory = after[slot.place];
       }
-      places_.push_back({static_cast<char*>(memory.data_ptr()), item, layout});
+      places_.push_back({static_cast<char*>(memory.mutable_data_ptr()), item, layout});
     }
   }
 
@@ -299,19 +299,19 @@ class ProgramCall {
     return groups_ && slot.kind == SlotKind::step && std::any_of(p_.sums.begin(), p_.sums.end(), summed);
   }
 
-  at::Tensor output(const Slot& slot) const {
+  Tensor output(const Slot& slot) const {
     const std::array<int64_t, 3> shape{steps_, sequences_, slot.width};
-    return schedule_.full() ? empty(shape, slot.boolean) : zeros(shape, slot.boolean);
+    return schedule_.full() ? plain(shape, slot.boolean) : zeros(shape, slot.boolean);
   }
 
-  at::Tensor rows_output(const Slot& slot) {
+  Tensor rows_output(const Slot& slot) {
     const int64_t rows = slot.rows_only ? saved_rows_ : rows_;
-    at::Tensor found = empty({rows, slot.width}, slot.boolean);
+    Tensor found = slot.rows_only ? empty({rows, slot.width}, slot.boolean) : plain({rows, slot.width}, slot.boolean);
     if (rows > rows_) unused_.push_back(found.narrow(0, rows_, rows - rows_));
     return found;
   }
 
-  at::Tensor keep(at::Tensor tensor) {
+  Tensor keep(Tensor tensor) {
     kept_.push_back(std::move(tensor));
     return kept_.back();
   }
@@ -350,7 +350,7 @@ class ProgramCall {
         }
       }
     }
-    zeros_ = zeros({columns * products_.width});
+    zeros_.resize(columns * products_.width);
   }
 
   // Threads that share the rows of a phase.
@@ -362,8 +362,8 @@ class ProgramCall {
     plan = {products_.unit_panels({1, blocks}, loop.units, threads_of(phase)), {}};
     for (const AttachedProduct& attached : loop.attached) {
       Packed<T>& packed = attached_[phase][attached.number];
-      if (!packed.memory.defined()) {
-        const at::Tensor& weight = weights_[attached.product.weight];
+      if (!packed.memory.data()) {
+        const Tensor& weight = weights_[attached.product.weight];
         packed = {
             pack_units(products_, attached.gates, plan.panels, weight, attached.product.transposed), plan.panels, attached.gates, {}, -1};
         if (attached.bias >= 0) packed.start = pack_bias(attached, plan.panels.vectors, loop.units);
@@ -392,13 +392,14 @@ class ProgramCall {
   }
 
   // Column c is gate c % gates of vector of units c / gates, as the weights are.
-  at::Tensor pack_bias(const AttachedProduct& attached, int64_t vectors, int64_t units) const {
+  Numbers<T> pack_bias(const AttachedProduct& attached, int64_t vectors, int64_t units) const {
     const int64_t width = products_.width;
-    const at::Tensor& bias = vectors_[attached.bias];
-    TORCH_CHECK(bias.numel() == attached.product.columns, "program: a bias of ", bias.numel(), " numbers for ", attached.product.columns,
-                " columns");
-    at::Tensor found = zeros({vectors, attached.gates, width});
-    T* to = write<T>(found);
+    const Tensor& bias = vectors_[attached.bias];
+    SSTKERN_CHECK(bias.numel() == attached.product.columns, "program: a bias of ", bias.numel(), " numbers for ", attached.product.columns,
+                  " columns");
+    Numbers<T> found(vectors * attached.gates * width);
+    T* to = found.data();
+    std::fill_n(to, vectors * attached.gates * width, T(0));
     const T* const from = read<T>(bias);
     for (int64_t unit = 0; unit < units; unit += width)
       for (int gate = 0; gate < attached.gates; ++gate, to += width)
@@ -421,7 +422,7 @@ class ProgramCall {
         return place.base + place.item * p * what.width;
       case SlotKind::before:
         if (view_.first(t, p, reverse_))
-          return static_cast<char*>(states_[what.place].data_ptr()) + place.item * view_.states_at(t, p) * what.width;
+          return static_cast<char*>(states_[what.place].mutable_data_ptr()) + place.item * view_.states_at(t, p) * what.width;
         return place.base + place.item * ((((s + 1) & 1) * batch_ + p) * what.width);
       case SlotKind::after:
         return place.base + place.item * (((s & 1) * batch_ + p) * what.width);
@@ -432,7 +433,7 @@ class ProgramCall {
   // A thread's own.
   struct Memory {
     Memory(const ProgramCall& call, const std::vector<ProgramStage>& stages, int64_t rows, int64_t chunk)
-        : addresses(rows * call.p_.slots.size()), chunk_sums(call.empty({std::max<int64_t>(1, chunk)})), places(kPlaces) {
+        : addresses(rows * call.p_.slots.size()), chunk_sums(std::max<int64_t>(1, chunk)), places(kPlaces) {
       int64_t most = std::max(rows, kChunkRows), sums_size = 1, depth = 1;
       for (const ProgramStage& stage : stages) {
         for (const PlainProduct& plain : stage.plain) {
@@ -447,8 +448,8 @@ class ProgramCall {
       }
       left.resize(most);
       right.resize(most);
-      sums = call.empty({sums_size});
-      room = call.empty({std::max<int64_t>(1, call.products_.factor_room(kBlockRows, depth))});
+      sums = Numbers<T>(sums_size);
+      room = Numbers<T>(std::max<int64_t>(1, call.products_.factor_room(kBlockRows, depth)));
       if constexpr (kGapBytes > 0)
         if (chunk > 0) close_gaps(call);
     }
@@ -457,20 +458,20 @@ class ProgramCall {
       for (const Slot& slot : call.p_.slots) {
         rows.push_back(nullptr);
         if (slot.kind != SlotKind::step || slot.phase != phase || call.of_all_steps(slot, rows.size() - 1)) continue;
-        kept.push_back(call.empty({kPhaseRows, slot.width}, slot.boolean));
-        rows.back() = static_cast<char*>(kept.back().data_ptr());
+        kept.emplace_back(kPhaseRows * slot.width * (slot.boolean ? 1 : sizeof(T)));
+        rows.back() = kept.back().data();
       }
     }
     void close_gaps(const ProgramCall& call) const {
       for (const auto& [product, packed] : call.ahead_)
         for (int64_t panel = 1; panel <= packed->panels.count; ++panel)
-          close_gap(read<T>(chunk_sums) + packed->ahead + call.products_.chunk_sums(packed->panels, packed->gates, panel) - kGap<T>);
+          close_gap(chunk_sums.data() + packed->ahead + call.products_.chunk_sums(packed->panels, packed->gates, panel) - kGap<T>);
     }
     std::vector<void*> addresses;
     std::vector<const T*> left;
     std::vector<T*> right;
-    at::Tensor sums, chunk_sums, room;
-    std::vector<at::Tensor> kept;
+    Numbers<T> sums, chunk_sums, room;
+    std::vector<Numbers<char>> kept;
     std::vector<char*> rows;  // of each slot, or null
     std::vector<Units<T>> places;
   };
@@ -517,7 +518,7 @@ class ProgramCall {
           m_.right[count] = at(plain.target, row) + r * product.columns;
         }
       call_.products_.plain_product(packed.panels, m_.left.data(), m_.right.data(), count, product.depth, product.columns, mine.begin,
-                                    mine.end, read<T>(packed.memory), false, write<T>(m_.room));
+                                    mine.end, packed.memory.data(), false, m_.room.data());
     }
 
     void move(const MovedRow& move, const Share& share) {
@@ -579,12 +580,12 @@ class ProgramCall {
         int64_t gap;          // after a panel's
       };
       std::array<Sums, kMostProducts> of{};
-      T* sums = write<T>(m_.sums);
+      T* sums = m_.sums.data();
       for (int64_t k = 0; k < attached; ++k) {
         const AttachedWork<T>& work = plan.attached[k];
         if (work.ahead >= 0 && ahead >= 0) {
           const int64_t begin = work.ahead + call_.products_.chunk_sums(plan.panels, work.packed->gates, panel);
-          of[k] = {read<T>(m_.chunk_sums) + begin, ahead + first, kChunkRows, kGap<T>};
+          of[k] = {m_.chunk_sums.data() + begin, ahead + first, kChunkRows, kGap<T>};
           continue;
         }
         for (int64_t r = 0; r < count; ++r) m_.left[r] = at(work.operand, first + r);
@@ -618,9 +619,9 @@ class ProgramCall {
     // The sums of `count` rows, whose operands are in memory.left, with a panel.
     void product(const Packed<T>& packed, int64_t depth, int64_t panel, int64_t count, T* sums) const {
       const int64_t columns = packed.gates * packed.panels.width(panel), before = packed.gates * packed.panels.begin(panel);
-      call_.products_.panel_product(
-          static_cast<int>(columns), sums, count, m_.left.data(), depth, read<T>(packed.memory) + call_.products_.packed(before, depth),
-          packed.start.defined() ? read<T>(packed.start) + before * call_.products_.width : read<T>(call_.zeros_));
+      call_.products_.panel_product(static_cast<int>(columns), sums, count, m_.left.data(), depth,
+                                    packed.memory.data() + call_.products_.packed(before, depth),
+                                    packed.start.data() ? packed.start.data() + before * call_.products_.width : call_.zeros_.data());
     }
 
    private:
@@ -749,7 +750,7 @@ class ProgramCall {
         for (int64_t i = 0; i < active; ++i, ++row)
           m_.left[row] = static_cast<const T*>(call_.row_address(product.operand.slot, t, share_.first + i)) + product.operand.start;
       }
-      T* const sums = write<T>(m_.chunk_sums) + packed.ahead;
+      T* const sums = m_.chunk_sums.data() + packed.ahead;
       const Range mine = my_part(share_, packed.panels.count);
       for (int64_t panel = mine.begin; panel < mine.end; ++panel)
         runner_.product(packed, product.depth, panel, count, sums + call_.products_.chunk_sums(packed.panels, packed.gates, panel));
@@ -765,7 +766,7 @@ class ProgramCall {
           const Slot& what = call_.p_.slots[slot];
           if (what.kind != SlotKind::after) continue;
           const int64_t size = call_.places_[slot].item * what.width;
-          char* const to = static_cast<char*>(call_.last_[what.place].data_ptr());
+          char* const to = static_cast<char*>(call_.last_[what.place].mutable_data_ptr());
           std::memcpy(to + piece * size, call_.address(slot, s, t, share_.first + i), size);
         }
       }
@@ -779,8 +780,8 @@ class ProgramCall {
         const Slot& what = call_.p_.slots[slot];
         if (what.kind != SlotKind::after) continue;
         const int64_t size = call_.places_[slot].item * what.width;
-        char* const to = static_cast<char*>(call_.last_[what.place].data_ptr());
-        const char* const from = static_cast<const char*>(call_.states_[what.place].data_ptr());
+        char* const to = static_cast<char*>(call_.last_[what.place].mutable_data_ptr());
+        const char* const from = static_cast<const char*>(call_.states_[what.place].mutable_data_ptr());
         for (int64_t p = share_.first + mine.begin; p < share_.first + mine.end; ++p) {
           const int64_t b = schedule.order[p], length = schedule.length[p];
           const int64_t last = call_.reverse_ ? schedule.steps - 1 : length - 1;
@@ -806,7 +807,7 @@ class ProgramCall {
     int64_t blocks = 0;
     for (const Span& span : spans_) blocks += row_blocks(span.schedule.rows());
     for (const RowSum& sum : p_.sums) {
-      sums_.push_back(is_product(sum) ? of_groups({sum.left_width, sum.right_width}) : at::Tensor());
+      sums_.push_back(is_product(sum) ? of_groups({sum.left_width, sum.right_width}) : Tensor());
       if (!is_product(sum) && !groups_) block_sums_.try_emplace(sum.left, empty({blocks, sum.left_width}));
     }
   }
@@ -835,7 +836,7 @@ class ProgramCall {
   }
 
   void add_vectors() {
-    std::map<int64_t, at::Tensor> found;  // the biases of two products that are added have the same
+    std::map<int64_t, Tensor> found;  // the biases of two products that are added have the same
     for (size_t i = 0; i < sums_.size(); ++i) {
       const RowSum& sum = p_.sums[i];
       if (is_product(sum)) continue;
@@ -846,9 +847,9 @@ class ProgramCall {
   }
 
   // A sum over rows, or that of each group. Without any row nothing is written to it.
-  at::Tensor of_groups(std::vector<int64_t> shape) const {
+  Tensor of_groups(std::vector<int64_t> shape) const {
     if (groups_) shape.insert(shape.begin(), static_cast<int64_t>(groups_->size()));
-    return rows_ ? empty(shape) : zeros(shape);
+    return rows_ ? plain(shape) : zeros(shape);
   }
 
   // Of each group, what its rows are made of: `parts` rows each.
@@ -870,9 +871,9 @@ class ProgramCall {
     return found;
   }
 
-  at::Tensor vector_sum(const RowSum& sum) const {
+  Tensor vector_sum(const RowSum& sum) const {
     const int64_t width = sum.left_width;
-    at::Tensor found = of_groups({width}).zero_();
+    Tensor found = of_groups({width}).zero_();
     T* const to = write<T>(found);
     if (groups_) {
       grouped_row_sums(reinterpret_cast<const T*>(places_[sum.left].base), width, *groups_, to);
@@ -887,7 +888,7 @@ class ProgramCall {
 
   const Program& p_;
   const Products<T>& products_;
-  std::vector<at::Tensor> inputs_, weights_;
+  std::vector<Tensor> inputs_, weights_;
   const bool reverse_, padded_, backward_;
   const int64_t sequences_, steps_;  // of the call's tensors
   const BatchSchedule schedule_;
@@ -898,12 +899,12 @@ class ProgramCall {
   const Span* span_ = nullptr;  // that is visited
   const std::vector<T> numbers_;
   int64_t rows_ = 0, saved_rows_ = 0;
-  std::optional<Groups> groups_;              // rows with sums of their own
-  std::map<int64_t, at::Tensor> block_sums_;  // by slot
-  int64_t blocks_ = 0;                        // of these, that are there
-  std::vector<at::Tensor> sums_;
-  std::vector<at::Tensor> vectors_, states_, kept_, outputs_, last_, unused_;
-  at::Tensor zeros_;  // what sums start from
+  std::optional<Groups> groups_;          // rows with sums of their own
+  std::map<int64_t, Tensor> block_sums_;  // by slot
+  int64_t blocks_ = 0;                    // of these, that are there
+  std::vector<Tensor> sums_;
+  std::vector<Tensor> vectors_, states_, kept_, outputs_, last_, unused_;
+  std::vector<T> zeros_;  // what sums start from
   std::vector<const T*> vector_data_;
   UnitsGiven<T> given_;
   const UnitsFunction<T>* functions_;
@@ -917,9 +918,10 @@ class ProgramCall {
 
 }  // namespace
 
-ProgramResult run_program(int64_t program, at::TensorList inputs, at::TensorList weights, at::TensorList vectors, at::TensorList states,
-                          const std::optional<at::Tensor>& lengths, at::ArrayRef<double> numbers, bool reverse, bool padded,
-                          std::optional<int64_t> saved_rows, std::optional<int64_t> groups, bool backward) {
+ProgramResult run_program(int64_t program, const std::vector<Tensor>& inputs, const std::vector<Tensor>& weights,
+                          const std::vector<Tensor>& vectors, const std::vector<Tensor>& states, const std::optional<Tensor>& lengths,
+                          const std::vector<double>& numbers, bool reverse, bool padded, std::optional<int64_t> saved_rows,
+                          std::optional<int64_t> groups, bool backward) {
   const OneThreadIfForked guard;
   const CallThreads threads;
   const std::shared_ptr<const Program> found = find_program(program);

@@ -1,7 +1,5 @@
 // Binds the kernels to the operators whose schemas sstkern/operators.py holds.
-#include <torch/library.h>
-
-#include "autocast.h"
+#include "boxed.h"
 #include "capability.h"
 #include "layer.h"
 #include "program.h"
@@ -9,25 +7,23 @@
 #include "registry.h"
 #include "team.h"
 
-TORCH_LIBRARY_IMPL(sstkern, CPU, m) {
-  m.impl("layer", &sstkern::layer);
-  m.impl("layer_backward", &sstkern::layer_backward);
+STABLE_TORCH_LIBRARY_IMPL(sstkern, CPU, m) {
+  m.impl("layer", &sstkern::Boxed<&sstkern::layer>::call);
+  m.impl("layer_backward", &sstkern::Boxed<&sstkern::layer_backward>::call);
 }
 
-TORCH_LIBRARY_IMPL(sstkern, CompositeExplicitAutograd, m) {
-  m.impl("cpu_level_for", &sstkern::level_for);
-  m.impl("cpu_capability", [] { return sstkern::cpu_capability(); });
-  m.impl("cpu_cell", &sstkern::cpu_cell);
-  m.impl("cpu_cell_levels", &sstkern::cpu_cell_levels);
-  m.impl("load_cpu_cells", &sstkern::load_cpu_cells);
-  m.impl("load_program_library", &sstkern::load_program_library);
-  m.impl("make_program", &sstkern::make_program);
-  m.impl("forget_program", &sstkern::forget_program);
-  m.impl("run_program", &sstkern::run_program);
-  m.impl("cpu_runs", &sstkern::cpu_runs);
-  m.impl("cpu_patience", &sstkern::set_patience);
-  m.impl("cpu_peak", &sstkern::cpu_peak);
-  m.impl("cpu_bandwidth", &sstkern::cpu_bandwidth);
+STABLE_TORCH_LIBRARY_IMPL(sstkern, CompositeExplicitAutograd, m) {
+  m.impl("cpu_level_for", &sstkern::Boxed<&sstkern::level_for>::call);
+  m.impl("cpu_capability", &sstkern::Boxed<&sstkern::cpu_capability>::call);
+  m.impl("cpu_cell", &sstkern::Boxed<&sstkern::cpu_cell>::call);
+  m.impl("cpu_cell_levels", &sstkern::Boxed<&sstkern::cpu_cell_levels>::call);
+  m.impl("load_cpu_cells", &sstkern::Boxed<&sstkern::load_cpu_cells>::call);
+  m.impl("load_program_library", &sstkern::Boxed<&sstkern::load_program_library>::call);
+  m.impl("make_program", &sstkern::Boxed<&sstkern::make_program>::call);
+  m.impl("forget_program", &sstkern::Boxed<&sstkern::forget_program>::call);
+  m.impl("run_program", &sstkern::Boxed<&sstkern::run_program>::call);
+  m.impl("cpu_runs", &sstkern::Boxed<&sstkern::cpu_runs>::call);
+  m.impl("cpu_patience", &sstkern::Boxed<&sstkern::set_patience>::call);
+  m.impl("cpu_peak", &sstkern::Boxed<&sstkern::cpu_peak>::call);
+  m.impl("cpu_bandwidth", &sstkern::Boxed<&sstkern::cpu_bandwidth>::call);
 }
-
-TORCH_LIBRARY_IMPL(sstkern, CompositeImplicitAutograd, m) { m.impl("autocast", &sstkern::autocast); }

@@ -1,6 +1,5 @@
 #include "registry.h"
 
-#include <c10/util/Exception.h>
 #include <dlfcn.h>
 
 #include <limits>
@@ -63,7 +62,7 @@ const CellKernels* find(Registry& all, std::string_view cell, std::string_view n
 
 // On the best level for such calls, or on the best that it has any on.
 template <class T>
-const CellKernels* best(Registry& all, std::string_view cell, at::ScalarType given, int64_t units, int64_t inputs) {
+const CellKernels* best(Registry& all, std::string_view cell, ScalarType given, int64_t units, int64_t inputs) {
   if (const CellKernels* const kernels = find<T>(all, cell, level_for(given, units, inputs))) return kernels;
   for (const std::string& name : allowed_levels(given))
     if (const CellKernels* const kernels = find<T>(all, cell, name)) return kernels;
@@ -87,15 +86,15 @@ bool agree(const CellKernels& a, const CellKernels& b) {
 // Throws ValueError unless cell number i of the library can be registered beside all others.
 void check_new(Registry& all, const CellLibrary& library, int64_t i) {
   const CellKernels& cell = library.cells[i];
-  TORCH_CHECK_VALUE(cell.of_float.shape.gates > 0, "cells: '", cell.cell, "' has no gates");
+  SSTKERN_CHECK_VALUE(cell.of_float.shape.gates > 0, "cells: '", cell.cell, "' has no gates");
   for (int64_t before = 0; before < i; ++before)
-    TORCH_CHECK_VALUE(std::string_view(library.cells[before].cell) != cell.cell, "cells: '", cell.cell, "' is in the library twice");
+    SSTKERN_CHECK_VALUE(std::string_view(library.cells[before].cell) != cell.cell, "cells: '", cell.cell, "' is in the library twice");
   const Level* const own = all.find(cell.level);
-  TORCH_CHECK_VALUE(!own || !own->find(cell.cell), "cells: '", cell.cell, "' is registered already for ", cell.level);
+  SSTKERN_CHECK_VALUE(!own || !own->find(cell.cell), "cells: '", cell.cell, "' is registered already for ", cell.level);
   for (const Level& level : all.levels)
     if (const CellKernels* const known = level.find(cell.cell))
-      TORCH_CHECK_VALUE(agree(*known, cell), "cells: '", cell.cell, "' for ", cell.level, " is another cell than the one for ",
-                        std::string(level.name));
+      SSTKERN_CHECK_VALUE(agree(*known, cell), "cells: '", cell.cell, "' for ", cell.level, " is another cell than the one for ",
+                          std::string(level.name));
 }
 
 std::string last_error() {
@@ -110,8 +109,8 @@ void register_products(const LevelProducts& products) { registry().level(product
 void register_cells(const CellLibrary& library) {
   Registry& all = registry();
   const std::unique_lock lock(all.mutex);
-  TORCH_CHECK_VALUE(library.version == kKernelsVersion, "cells: compiled with version ", library.version,
-                    " of csrc/kernels/kernels.h, and this build has version ", kKernelsVersion, "; compile them again");
+  SSTKERN_CHECK_VALUE(library.version == kKernelsVersion, "cells: compiled with version ", library.version,
+                      " of csrc/kernels/kernels.h, and this build has version ", kKernelsVersion, "; compile them again");
   for (int64_t i = 0; i < library.count; ++i) check_new(all, library, i);
   for (int64_t i = 0; i < library.count; ++i) all.level(library.cells[i].level).cells.push_back(&library.cells[i]);
 }
@@ -122,29 +121,29 @@ const LevelProducts* products_of(std::string_view level) {
 }
 
 template <class T>
-Found<T> find_kernels(std::string_view cell, at::ScalarType given, int64_t units, int64_t inputs) {
+Found<T> find_kernels(std::string_view cell, ScalarType given, int64_t units, int64_t inputs) {
   Registry& all = registry();
   const std::shared_lock lock(all.mutex);
   const CellKernels* const found = best<T>(all, cell, given, units, inputs);
-  TORCH_CHECK_VALUE(found, "cell '", std::string(cell), "' has no CPU kernel for ", given, " that this process can use");
+  SSTKERN_CHECK_VALUE(found, "cell '", std::string(cell), "' has no CPU kernel for ", given, " that this process can use");
   return {of_type(*found, T{}), of_type(*products_of(found->level), T{})};
 }
 
-template Found<float> find_kernels<float>(std::string_view, at::ScalarType, int64_t, int64_t);
-template Found<double> find_kernels<double>(std::string_view, at::ScalarType, int64_t, int64_t);
+template Found<float> find_kernels<float>(std::string_view, ScalarType, int64_t, int64_t);
+template Found<double> find_kernels<double>(std::string_view, ScalarType, int64_t, int64_t);
 
 template <class T>
-int64_t gates_of(std::string_view cell, at::ScalarType given) {
+int64_t gates_of(std::string_view cell, ScalarType given) {
   return find_kernels<T>(cell, given, kMany, 0).kernels.shape.gates;
 }
 
-template int64_t gates_of<float>(std::string_view, at::ScalarType);
-template int64_t gates_of<double>(std::string_view, at::ScalarType);
+template int64_t gates_of<float>(std::string_view, ScalarType);
+template int64_t gates_of<double>(std::string_view, ScalarType);
 
 std::vector<int64_t> cpu_cell(std::string_view cell) {
   Registry& all = registry();
   const std::shared_lock lock(all.mutex);
-  const CellKernels* const found = best<float>(all, cell, at::kFloat, kMany, 0);
+  const CellKernels* const found = best<float>(all, cell, ScalarType::Float, kMany, 0);
   if (!found) return {};
   return numbers(found->of_float);
 }
@@ -160,12 +159,12 @@ std::vector<std::string> cpu_cell_levels(std::string_view cell) {
 
 std::vector<std::string> load_cpu_cells(const std::string& path) {
   void* const handle = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
-  TORCH_CHECK_VALUE(handle, "cells: cannot load ", path, ": ", last_error());
+  SSTKERN_CHECK_VALUE(handle, "cells: cannot load ", path, ": ", last_error());
   const auto* const library = static_cast<const CellLibrary*>(dlsym(handle, "sstkern_cells"));
-  TORCH_CHECK_VALUE(library, "cells: ", path, " has none: it lacks the symbol sstkern_cells");
+  SSTKERN_CHECK_VALUE(library, "cells: ", path, " has none: it lacks the symbol sstkern_cells");
   for (int64_t i = 0; library->version == kKernelsVersion && i < library->count; ++i)
-    TORCH_CHECK_VALUE(products_of(library->cells[i].level), "cells: '", library->cells[i].cell, "' is compiled for '",
-                      library->cells[i].level, "', which this build does not have");
+    SSTKERN_CHECK_VALUE(products_of(library->cells[i].level), "cells: '", library->cells[i].cell, "' is compiled for '",
+                        library->cells[i].level, "', which this build does not have");
   register_cells(*library);
   std::vector<std::string> names;
   for (int64_t i = 0; i < library->count; ++i) names.emplace_back(library->cells[i].cell);

@@ -1,13 +1,12 @@
 // The cells' kernels of every instruction set, and which of them this process uses.
 #pragma once
 
-#include <c10/core/ScalarType.h>
-
 #include <string>
 #include <string_view>
 #include <vector>
 
 #include "kernels.h"
+#include "tensor.h"
 
 namespace sstkern {
 
@@ -19,11 +18,11 @@ struct Found {
 
 // The best that this process may use (level_for) for tensors of type `given`, which compute in T. Throws ValueError where there is none.
 template <class T>
-Found<T> find_kernels(std::string_view cell, at::ScalarType given, int64_t units, int64_t inputs);
+Found<T> find_kernels(std::string_view cell, ScalarType given, int64_t units, int64_t inputs);
 
 // The number of gates of a cell that find_kernels finds.
 template <class T>
-int64_t gates_of(std::string_view cell, at::ScalarType given);
+int64_t gates_of(std::string_view cell, ScalarType given);
 
 // The numbers of gates, states beside h, parameters and saved values of a cell that find_kernels finds, whether its gates' gradients are
 // the same, and whether it projects; nothing otherwise.

@@ -1,8 +1,5 @@
 #include "schedule.h"
 
-#include <ATen/ops/full.h>
-#include <c10/util/Exception.h>
-
 #include <algorithm>
 #include <numeric>
 #include <queue>
@@ -17,39 +14,47 @@ namespace {
 // of steps reset, one thread, against natural lanes: (1, 512, 64) 0.73 of the time, (1, 512, 256) 0.36, (4, 256, 128) 1.1.
 constexpr int64_t kFewRows = 4, kLanes = 16;
 
-void check_kind(const at::Tensor& lengths) {
-  const bool whole = lengths.scalar_type() == at::kBool && lengths.dim() == 2;
-  TORCH_CHECK(lengths.device().is_cpu() && (whole || lengths.scalar_type() == at::kLong),
-              "lengths: expected an int64 tensor on the CPU, got ", lengths.scalar_type(), " on ", lengths.device());
+void check_kind(const Tensor& lengths) {
+  const bool whole = lengths.scalar_type() == ScalarType::Bool && lengths.dim() == 2;
+  SSTKERN_CHECK(lengths.is_cpu() && (whole || lengths.scalar_type() == ScalarType::Long),
+                "lengths: expected an int64 tensor on the CPU, got ", lengths.scalar_type(), " on ", lengths.device());
 }
 
-void check_range(const int64_t* lengths, int64_t batch, int64_t most, const char* what) {
-  for (int64_t b = 0; b < batch; ++b)
-    TORCH_CHECK_VALUE(lengths[b] >= 0 && lengths[b] <= most, "lengths[", b, "] is ", lengths[b], "; allowed are 0 to ", most,
-                      ", the number of ", what);
+void check_range(const std::vector<int64_t>& lengths, int64_t most, const char* what) {
+  for (size_t b = 0; b < lengths.size(); ++b)
+    SSTKERN_CHECK_VALUE(lengths[b] >= 0 && lengths[b] <= most, "lengths[", b, "] is ", lengths[b], "; allowed are 0 to ", most,
+                        ", the number of ", what);
 }
 
 }  // namespace
 
-at::Tensor lengths_alone(const at::Tensor& lengths) {
-  TORCH_CHECK(lengths.dim() == 1 || lengths.dim() == 2, "lengths: expected one length for each sequence, got shape ", lengths.sizes());
+std::vector<int64_t> lengths_alone(const Tensor& lengths) {
+  SSTKERN_CHECK(lengths.dim() == 1 || lengths.dim() == 2, "lengths: expected one length for each sequence, got shape ", lengths.sizes());
   check_kind(lengths);
-  if (lengths.scalar_type() == at::kBool) return at::full({lengths.size(0)}, lengths.size(1), at::kLong);
-  TORCH_CHECK(lengths.dim() == 1 || lengths.size(1) > 0, "lengths: expected one length for each sequence, got shape ", lengths.sizes());
-  return (lengths.dim() == 1 ? lengths : lengths.select(1, 0)).contiguous();
+  if (lengths.scalar_type() == ScalarType::Bool) return std::vector<int64_t>(lengths.size(0), lengths.size(1));
+  SSTKERN_CHECK(lengths.dim() == 1 || lengths.size(1) > 0, "lengths: expected one length for each sequence, got shape ", lengths.sizes());
+  std::vector<int64_t> alone(lengths.size(0));
+  const int64_t* const given = lengths.const_data_ptr<int64_t>();
+  const int64_t step = lengths.stride(0);
+  for (size_t b = 0; b < alone.size(); ++b) alone[b] = given[static_cast<int64_t>(b) * step];
+  return alone;
 }
 
-void check_packed_lengths(const std::optional<at::Tensor>& lengths, int64_t rows) {
-  TORCH_CHECK(lengths.has_value(), "lengths: an x of 2 dimensions (rows, features) needs them");
-  const at::Tensor alone = lengths_alone(*lengths);
-  const int64_t* const given = alone.const_data_ptr<int64_t>();
-  check_range(given, alone.size(0), rows, "rows of x");
-  for (int64_t b = 1; b < alone.size(0); ++b)
-    TORCH_CHECK_VALUE(given[b] <= given[b - 1], "lengths: those of a packed x fall; lengths[", b, "] is ", given[b], " after ",
-                      given[b - 1]);
+int64_t longest(const Tensor& lengths) {
+  const std::vector<int64_t> alone = lengths_alone(lengths);
+  return alone.empty() ? 0 : *std::max_element(alone.begin(), alone.end());
 }
 
-BatchSchedule::BatchSchedule(const std::optional<at::Tensor>& lengths, int64_t steps, int64_t batch)
+void check_packed_lengths(const std::optional<Tensor>& lengths, int64_t rows) {
+  SSTKERN_CHECK(lengths.has_value(), "lengths: an x of 2 dimensions (rows, features) needs them");
+  const std::vector<int64_t> given = lengths_alone(*lengths);
+  check_range(given, rows, "rows of x");
+  for (size_t b = 1; b < given.size(); ++b)
+    SSTKERN_CHECK_VALUE(given[b] <= given[b - 1], "lengths: those of a packed x fall; lengths[", b, "] is ", given[b], " after ",
+                        given[b - 1]);
+}
+
+BatchSchedule::BatchSchedule(const std::optional<Tensor>& lengths, int64_t steps, int64_t batch)
     : steps_(steps), sequences_(batch), full_(true) {
   if (!lengths.has_value()) {
     active_.assign(steps, batch);
@@ -59,22 +64,22 @@ BatchSchedule::BatchSchedule(const std::optional<at::Tensor>& lengths, int64_t s
     count_rows();
     return;
   }
-  const at::Tensor alone = lengths_alone(*lengths);
-  TORCH_CHECK(alone.size(0) == batch, "lengths: expected one length for each of ", batch, " sequences, got shape ", lengths->sizes());
-  const int64_t* const given = alone.const_data_ptr<int64_t>();
-  check_range(given, batch, steps, "time steps");
-  full_ = std::all_of(given, given + batch, [steps](int64_t length) { return length == steps; });
+  const std::vector<int64_t> given = lengths_alone(*lengths);
+  SSTKERN_CHECK(static_cast<int64_t>(given.size()) == batch, "lengths: expected one length for each of ", batch, " sequences, got shape ",
+                lengths->sizes());
+  check_range(given, steps, "time steps");
+  full_ = std::all_of(given.begin(), given.end(), [steps](int64_t length) { return length == steps; });
   if (lengths->dim() == 1) {
-    sort({given, given + batch});
+    sort(given);
     return;
   }
-  const at::Tensor rows = lengths->contiguous();
-  const bool whole = rows.scalar_type() == at::kBool;
-  TORCH_CHECK(rows.size(1) == steps + (whole ? 0 : 1), "resets: expected ", steps, " time steps, as x has, got shape ", rows.sizes());
+  const Tensor rows = lengths->contiguous();
+  const bool whole = rows.scalar_type() == ScalarType::Bool;
+  SSTKERN_CHECK(rows.size(1) == steps + (whole ? 0 : 1), "resets: expected ", steps, " time steps, as x has, got shape ", rows.sizes());
   if (whole)
-    cut_sequences(given, rows.const_data_ptr<bool>(), steps, steps);
+    cut_sequences(given.data(), rows.const_data_ptr<bool>(), steps, steps);
   else
-    cut_sequences(given, rows.const_data_ptr<int64_t>() + 1, 1 + steps, steps);
+    cut_sequences(given.data(), rows.const_data_ptr<int64_t>() + 1, 1 + steps, steps);
 }
 
 template <class Mark>
@@ -99,7 +104,7 @@ void BatchSchedule::cut_sequences(const int64_t* lengths, const Mark* marks, int
     add(b, from, length);
   }
   first_piece_.push_back(static_cast<int64_t>(end_.size()));
-  TORCH_CHECK_VALUE(states() <= int64_t{kPiece}, "resets: they make ", states(), " pieces; allowed are ", kPiece);
+  SSTKERN_CHECK_VALUE(states() <= int64_t{kPiece}, "resets: they make ", states(), " pieces; allowed are ", kPiece);
   count_before(steps);
   place(lanes());
 }
@@ -232,7 +237,7 @@ std::vector<int64_t> BatchSchedule::split(int64_t parts) const {
 }
 
 std::vector<std::vector<int64_t>> BatchSchedule::rows_of_groups(int64_t groups) const {
-  TORCH_CHECK_VALUE(groups > 0 && sequences_ % groups == 0, "groups: ", groups, " do not share ", sequences_, " sequences equally");
+  SSTKERN_CHECK_VALUE(groups > 0 && sequences_ % groups == 0, "groups: ", groups, " do not share ", sequences_, " sequences equally");
   std::vector<std::vector<int64_t>> rows(groups);
   const int64_t each = sequences_ / groups;
   for (int64_t t = 0; t < steps_; ++t)

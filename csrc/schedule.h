@@ -1,23 +1,25 @@
 // In which order a call visits its (time step, sequence) pairs, and which of them there are.
 #pragma once
 
-#include <ATen/core/Tensor.h>
-
 #include <optional>
 #include <vector>
 
 #include "kernels.h"
+#include "tensor.h"
 
 namespace sstkern {
 
 // lengths, here and below: int64 (batch,), or, where sequences begin anew, (batch, 1 + steps), of which the first column is the lengths,
 // and the others say of every step whether a sequence begins anew with it; or bool (batch, steps), which says that of whole sequences.
 
-// Of those the lengths alone, (batch,).
-at::Tensor lengths_alone(const at::Tensor& lengths);
+// Of those the lengths alone.
+std::vector<int64_t> lengths_alone(const Tensor& lengths);
+
+// The longest of them, or 0 where there is none.
+int64_t longest(const Tensor& lengths);
 
 // Those of a packed x: raises ValueError unless each is from 0 to `rows`, before anything has their size, and they fall.
-void check_packed_lengths(const std::optional<at::Tensor>& lengths, int64_t rows);
+void check_packed_lengths(const std::optional<Tensor>& lengths, int64_t rows);
 
 // Sorts the batch by falling length once per call: at every time step the valid rows are then a prefix, and padding costs nothing. A
 // sequence that begins anew at some steps is cut into pieces there. A position is then a lane of pieces: as a rule those of one sequence,
@@ -25,7 +27,7 @@ void check_packed_lengths(const std::optional<at::Tensor>& lengths, int64_t rows
 class BatchSchedule {
  public:
   // lengths: on the CPU, or none where every sequence has `steps` time steps. Throws ValueError outside 0..steps.
-  BatchSchedule(const std::optional<at::Tensor>& lengths, int64_t steps, int64_t batch);
+  BatchSchedule(const std::optional<Tensor>& lengths, int64_t steps, int64_t batch);
 
   // What it has of the time steps begin..end-1: sequences as long as their parts of these, in the same order.
   BatchSchedule span(int64_t begin, int64_t end) const;

@@ -16,7 +16,7 @@ constexpr int64_t kLeastRows = 256;
 constexpr int64_t kConvertGrain = 1 << 15;
 
 // How kernels know the dtype.
-Storage storage_of(at::ScalarType type) { return type == at::kHalf ? Storage::float16 : Storage::bfloat16; }
+Storage storage_of(ScalarType type) { return type == ScalarType::Half ? Storage::float16 : Storage::bfloat16; }
 
 }  // namespace
 
@@ -61,7 +61,7 @@ int64_t most_positions(Plan& plan, const std::vector<Span>& spans) {
 }
 
 template <class T>
-SpanRows<T>::SpanRows(const Arguments<T>& a, at::Tensor tensor, int64_t column, int64_t width, Layout layout, int64_t room_rows)
+SpanRows<T>::SpanRows(const Arguments<T>& a, Tensor tensor, int64_t column, int64_t width, Layout layout, int64_t room_rows)
     : a_(a), tensor_(std::move(tensor)), column_(column), width_(width), layout_(layout), whole_(room_rows == a.schedule.rows()) {
   if (a.rounded()) room_ = a.empty({room_rows, width});
 }

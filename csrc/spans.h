@@ -44,10 +44,10 @@ template <class T>
 class SpanRows {
  public:
   // room_rows: how many rows the room has: as many as a span, or as the call, whose spans then stay side by side.
-  SpanRows(const Arguments<T>& a, at::Tensor tensor, int64_t column, int64_t width, Layout layout, int64_t room_rows);
+  SpanRows(const Arguments<T>& a, Tensor tensor, int64_t column, int64_t width, Layout layout, int64_t room_rows);
 
   // Of a tensor (rows, width) with valid rows only.
-  SpanRows(const Arguments<T>& a, const at::Tensor& tensor, int64_t room_rows)
+  SpanRows(const Arguments<T>& a, const Tensor& tensor, int64_t room_rows)
       : SpanRows(a, tensor, 0, tensor.size(1), {true, 0, tensor.size(1)}, room_rows) {}
 
   const T* read(const Span& span) const { return room_.defined() ? in_room(span) : sstkern::read<T>(tensor_) + start(span); }
@@ -76,11 +76,11 @@ class SpanRows {
   bool dealt() const { return layout_.of_call && a_.schedule.dealt(); }
 
   const Arguments<T>& a_;
-  at::Tensor tensor_;
+  Tensor tensor_;
   int64_t column_, width_;
   Layout layout_;
   bool whole_;
-  at::Tensor room_;
+  Tensor room_;
 };
 
 }  // namespace sstkern

@@ -1,7 +1,6 @@
 #include "team.h"
 
-#include <ATen/Parallel.h>
-#include <torch/csrc/stable/c/shim.h>
+#include <dlfcn.h>
 
 #include <algorithm>
 #include <chrono>
@@ -11,6 +10,8 @@
 #include <mutex>
 #include <thread>
 #include <utility>
+
+#include "tensor.h"
 
 namespace sstkern {
 
@@ -41,6 +42,12 @@ void note_late(int64_t waited, int64_t threads) {
   pause_end.store(microseconds() + pause, std::memory_order_relaxed);
 }
 
+int64_t torchs_threads() {
+  uint32_t threads = 1;
+  must(torch_get_num_threads(&threads));
+  return threads;
+}
+
 inline void pause() {
 #if defined(__x86_64__)
   __builtin_ia32_pause();
@@ -52,7 +59,8 @@ inline void pause() {
 }  // namespace
 
 #ifdef _OPENMP
-int64_t most_threads() { return at::get_num_threads(); }  // not OpenMP's, which is not yet PyTorch's in a new thread
+bool in_parallel() { return omp_in_parallel(); }
+int64_t most_threads() { return torchs_threads(); }  // not OpenMP's, which is not yet PyTorch's in a new thread
 
 int64_t limit_threads(int64_t most) {
   const int64_t before = most_threads();
@@ -68,7 +76,13 @@ thread_local int64_t limit = std::numeric_limits<int64_t>::max();
 
 }  // namespace
 
-int64_t most_threads() { return std::min<int64_t>(at::get_num_threads(), limit); }
+// As the OpenMP says that PyTorch itself may bring.
+bool in_parallel() {
+  static const auto theirs = reinterpret_cast<int (*)()>(dlsym(RTLD_DEFAULT, "omp_in_parallel"));
+  return theirs && theirs();
+}
+
+int64_t most_threads() { return std::min<int64_t>(torchs_threads(), limit); }
 int64_t limit_threads(int64_t most) { return std::exchange(limit, most); }
 void end_limit(int64_t before) { limit = before; }
 #endif
@@ -92,7 +106,7 @@ void torch_threads(int64_t end, int64_t grain, void (*run)(int64_t, int64_t, voi
   if (!kAtOnce) grain = std::max(grain, (end + most_threads() - 1) / most_threads());
   const AOTITorchError failed = torch_parallel_for(0, end, grain, task, &tasks);
   if (tasks.error) std::rethrow_exception(tasks.error);
-  TORCH_CHECK(failed == AOTI_TORCH_SUCCESS, "PyTorch's parallel_for failed");
+  must(failed);
 }
 
 int64_t microseconds() {

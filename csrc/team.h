@@ -68,6 +68,9 @@ constexpr bool kAtOnce = true;
 constexpr bool kAtOnce = false;
 #endif
 
+// Whether this thread runs a part of a parallel region already.
+bool in_parallel();
+
 // How many threads a call of this thread may have: PyTorch's number, or fewer.
 int64_t most_threads();
 // Has it be so many, and returns what ends that again.

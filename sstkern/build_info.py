@@ -8,6 +8,5 @@ NOTE = Path(__file__).parent / "_build_info.json"
 
 
 def build_info() -> dict[str, Any]:
-    """torch: the version built for. flags: the compiler's for the sanitizers, if any. openmp: whether it was compiled with OpenMP. Empty
-    where nothing was built."""
+    """flags: the compiler's for the sanitizers, if any. openmp: whether it was compiled with OpenMP. Empty where nothing was built."""
     return json.loads(NOTE.read_text()) if NOTE.exists() else {}

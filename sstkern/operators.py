@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from sstkern import flops, private
+from sstkern.autocast import autocast
 from sstkern.cells import CELLS
 from sstkern.engines import FUSED_DTYPES, cpu, extension_problem, interpreting, lacks_cell, reference, triton_problem
 from sstkern.lengths import ALL_ROWS, all_rows, alone
@@ -29,9 +30,6 @@ _library.define(f"layer({_LAYER}, int? saved_rows, bool every=False) -> (Tensor 
 # groups: equal shares of the batch, each with weight gradients of its own, (groups, ...); None for one sum over the batch.
 _GRADIENTS = "Tensor output, Tensor[] saved, Tensor? grad_output, Tensor[] grad_hx, bool[] needs, int? groups"
 _library.define(f"layer_backward({_LAYER}, {_GRADIENTS}) -> Tensor[]")
-# See csrc/autocast.h.
-_library.define("autocast(Tensor[] tensors) -> Tensor[]")
-_AUTOCAST = torch.ops.sstkern.autocast.default  # to find the overload takes the operator 2 microseconds
 _library.define("cpu_capability() -> str")
 _library.define("cpu_level_for(ScalarType dtype, int units, int inputs) -> str")
 _library.define("cpu_runs() -> int[]")
@@ -185,29 +183,6 @@ def computed_dtype(x: Tensor) -> torch.dtype:
     return x.dtype if stays else torch.get_autocast_dtype("cpu" if x.is_cpu else x.device.type)
 
 
-def autocast(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """float32, bfloat16 and float16 in the dtype that autocast asks for; float64 and integers stay, as in torch's own operators.
-
-    A weight is cast once in an autocast region, and kept where torch's own operators keep it.
-    """
-    # A graph keeps the dtype that it was traced with, and of a compiled one's casts the compiler makes one.
-    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
-    return _plain_autocast(tensors) if traced else _AUTOCAST(tensors)
-
-
-@torch.library.register_vmap("sstkern::autocast", lib=_library)
-def _autocast_of_samples(_info, in_dims, tensors):
-    return _AUTOCAST(tensors), in_dims[0]
-
-
-def _plain_autocast(tensors: Sequence[Tensor]) -> list[Tensor]:
-    def cast(tensor: Tensor) -> Tensor:
-        stays = tensor.dtype == torch.float64 or not tensor.is_floating_point()
-        return tensor if stays else tensor.to(torch.get_autocast_dtype(tensor.device.type))
-
-    return [cast(tensor) for tensor in tensors]
-
-
 # torch.library.register_autocast casts to one dtype, named once and for all; here it is the one that autocast has at the call. Where
 # autocast is disabled its implementations are not called, and the matrix products of ours keep their tensors' dtype.
 def _autocast_layer(device: str):
@@ -232,6 +207,5 @@ for _device in ("cpu", "cuda"):
     _library.impl("layer_backward", _autocast_backward(_device), f"Autocast{_device.upper()}")
 
 
-if extension_problem() is not None:  # it loads the C++ implementations, now that their operators exist
-    _library.impl("autocast", _plain_autocast, "CompositeImplicitAutograd")
+extension_problem()  # loads the C++ implementations, now that their operators exist
 flops.register()

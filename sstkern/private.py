@@ -102,7 +102,7 @@ def forward_transform_active() -> bool:
 
 def without_transforms(tensor: Tensor) -> Tensor:
     """What transforms have wrapped: within vmap the tensor of all samples, whose values can be read. torch.func has no way to it."""
-    while torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+    while is_wrapped(tensor):
         tensor = torch._C._functorch.get_unwrapped(tensor)
     return tensor
 
@@ -231,3 +231,32 @@ class DispatchMode(_python_dispatch.TorchDispatchMode):
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
         return False
+
+
+def ordinary() -> bool:
+    """Whether neither torch.func's transforms nor a dispatch mode see what is computed."""
+    return not transforms_active() and not torch._C._len_torch_dispatch_stack()
+
+
+@contextmanager
+def made_ordinary() -> Iterator[None]:
+    """A guard in which they see nothing, and gradients are recorded. In public no dispatch mode can be left."""
+    with without_transforms_active(), _python_dispatch._disable_current_modes(), torch.inference_mode(False), torch.enable_grad():
+        yield
+
+
+_TRACING = (torch._C._TorchDispatchModeKey.FAKE, torch._C._TorchDispatchModeKey.PROXY, torch._C._TorchDispatchModeKey.FUNCTIONAL)
+
+
+def traced_by_mode() -> bool:
+    """Whether operators are recorded, or run on tensors without numbers. torch.compiler.is_compiling says so of the compiler only."""
+    return torch._C._len_torch_dispatch_stack() > 0 and any(torch._C._get_dispatch_mode(key) is not None for key in _TRACING)
+
+
+def is_view(tensor: Tensor) -> bool:
+    """Whether the tensor shares another one's numbers. Not every such tensor has a _base, and neither is public."""
+    return tensor._is_view()
+
+
+is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
+"""Whether the tensor is one of torch.func's transforms."""

@@ -1,5 +1,6 @@
 """Autocast casts a weight once in a region, and a graph keeps one copy, as with torch's own operators."""
 
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -7,14 +8,13 @@ import pytest
 import torch
 from plain_cells import MGU, Stepped
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call, grad, vmap
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import sstkern
-from sstkern.engines import extension_problem
+from sstkern.autocast import autocast
 from sstkern.structure import flatten
-
-pytestmark = pytest.mark.skipif(extension_problem() is not None, reason="torch's cache is reached by the C++ extension")
 
 B, I, H, STEPS = 2, 3, 4, 5  # noqa: E741
 
@@ -169,3 +169,51 @@ def test_a_compiled_graph_keeps_no_more_than_an_eager_one(make: Callable[[], nn.
     compiled = torch.compile(loop, backend="aot_eager")
     kept(compiled)
     assert kept(compiled) <= kept(loop)
+
+
+def test_casts_last_as_long_as_the_region():
+    weight = torch.randn(I, H, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        (cast,) = autocast([weight])
+        assert autocast([weight])[0] is cast
+        kept = weakref.ref(cast)
+        del cast
+        assert kept() is not None
+    assert kept() is None
+    with torch.autocast("cpu", torch.bfloat16):
+        weight.data.zero_()
+        assert not autocast([weight])[0].any()
+
+
+@made
+@pytest.mark.filterwarnings("ignore:sstkern steps")
+def test_casts_made_under_inference_mode_serve_training(make: Callable[[], nn.Module]):
+    layer = make()
+    steps = drawn(layer)
+    loop(layer, steps)
+    with torch.autocast("cpu", torch.bfloat16), Casts(layer) as casts:
+        with torch.inference_mode():
+            loop(layer, steps)
+        states = loop(layer, steps)
+    assert casts.count == len(list(layer.parameters()))
+    summed(states).backward()
+    assert all(parameter.grad.any() for parameter in layer.parameters())
+
+
+@pytest.mark.parametrize("make", LAYERS.values(), ids=LAYERS)
+def test_a_transform_leaves_no_casts_of_its_own(make: Callable[[], nn.Module]):
+    layer = make()
+    x = torch.randn(STEPS, B, I)
+    layer(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        grad(lambda x: summed(layer(x)[1]))(x)
+        summed(layer(x)[1]).backward()
+    assert all(parameter.grad.any() for parameter in layer.parameters())
+
+
+def test_fake_tensors_stay_out_of_the_cache():
+    weight = torch.randn(I, H, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            autocast([weight])
+        assert torch.equal(autocast([weight])[0], weight.bfloat16())

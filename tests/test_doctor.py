@@ -72,15 +72,15 @@ def test_a_gpu_s_schedules(monkeypatch: pytest.MonkeyPatch):
 
 @pytest.mark.usefixtures("look_again")
 @pytest.mark.parametrize(
-    ("target", "name", "result", "message"),
+    ("name", "value", "message"),
     [
-        (cpu.importlib.util, "find_spec", None, "its C++ extension is not built; build it with 'pip install"),
-        (cpu, "_built_for", "1.0.0", f"built for torch 1.0.0, and this is torch {torch.__version__}; build it again with 'pip install"),
+        ("LIBRARY", Path("none"), "its C++ extension is not built; build it with 'pip install"),
+        ("OLDEST_TORCH", (9, 1), f"its C++ extension needs torch 9.1 or newer, and this is torch {torch.__version__}"),
     ],
-    ids=["not built", "built for another torch"],
+    ids=["not built", "torch is too old"],
 )
-def test_without_the_extension(target: object, name: str, result: str | None, message: str, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(target, name, lambda *_: result)
+def test_without_the_extension(name: str, value: object, message: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(cpu, name, value)
     report = dict(doctor.report())
     assert message in report["C++ extension"]
     assert report["instruction set"] == "none: needs the C++ extension"

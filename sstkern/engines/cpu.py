@@ -1,7 +1,7 @@
 """The C++ engine: loading it, or why it cannot be loaded and how to get it, and the cells that it has kernels of."""
 
-import importlib.util
 import platform
+import re
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -9,30 +9,27 @@ from typing import NamedTuple
 import torch
 
 from sstkern import private
-from sstkern.build_info import build_info
 from sstkern.cells import Cell
+
+LIBRARY = Path(__file__).parents[1] / "_cpu.so"
+"""By its name: a folder may still have one of another Python, from before there was one for all."""
+OLDEST_TORCH = (2, 11)
+"""Whose stable C functions it calls, as every later torch has them."""
 
 
 @cache
 def load() -> str | None:
     """None once the extension has added its implementations to the operators, or why there is none."""
-    spec = importlib.util.find_spec("sstkern._cpu")
-    if spec is None or spec.origin is None:
+    if not LIBRARY.exists():
         return _not_built()
-    built_for = _built_for()
-    if _release(built_for) != _release(torch.__version__):
-        return (
-            f"its C++ extension was built for torch {built_for}, and this is torch {torch.__version__}; "
-            "build it again with 'pip install --no-build-isolation --force-reinstall --no-deps sstkern'"
-        )
-    torch.ops.load_library(spec.origin)
+    if _release(torch.__version__) < OLDEST_TORCH:
+        return f"its C++ extension needs torch {'.'.join(map(str, OLDEST_TORCH))} or newer, and this is torch {torch.__version__}"
+    torch.ops.load_library(LIBRARY)
     return None
 
 
-def _release(version: str) -> str:
-    """The version without what follows the plus: builds of one release for CUDA, ROCm and CPUs alone have the same C++ interface for CPU
-    tensors."""
-    return version.partition("+")[0]
+def _release(version: str) -> tuple[int, ...]:
+    return tuple(map(int, re.findall(r"\d+", version)[:2]))
 
 
 def _not_built() -> str:
@@ -45,10 +42,6 @@ def _not_built() -> str:
             "or, if sstkern is installed, start Python elsewhere"
         )
     return "its C++ extension is not built; build it with 'pip install --no-build-isolation sstkern' where torch is installed"
-
-
-def _built_for() -> str:
-    return build_info().get("torch", "of an unknown version")
 
 
 class Kernels(NamedTuple):

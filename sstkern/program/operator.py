@@ -49,8 +49,8 @@ def layer(
     tensors, counts, compiling = [*inputs, *parameters, *hx], (len(inputs), len(parameters), len(hx)), torch.compiler.is_compiling()
     traced = compiling or torch.jit.is_tracing()
     if not traced and operators.autocasting(inputs[0]):
+        inputs, parameters, hx = _split(operators.autocast(tensors), counts)
         with private.without_autocast():
-            inputs, parameters, hx = _split(operators.autocast(tensors), counts)
             return layer(call, inputs, parameters, hx, lengths)
     if (savable := operators.savable(tensors)) is not tensors:
         inputs, parameters, hx = _split(savable, counts)
@@ -485,8 +485,9 @@ _library.impl("program_backward", _batched_backward, "Batched")
 def _autocast(operator, device: str):
     def called(*arguments):
         fields, tensors, rest = arguments[:_FIELDS], arguments[_FIELDS : _FIELDS + 3], arguments[_FIELDS + 3 :]
+        cast = list(map(operators.autocast, tensors))
         with torch.autocast(device, enabled=False):
-            return operator(*fields, *map(operators.autocast, tensors), *rest)
+            return operator(*fields, *cast, *rest)
 
     return called
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 import sstkern
-from sstkern import build_info, engines
+from sstkern import engines
 from sstkern.cells import CELLS
 from sstkern.engines import cpu
 
@@ -50,13 +50,13 @@ def forget() -> Iterator[Callable[[], None]]:
 
 @pytest.fixture
 def no_extension(monkeypatch: pytest.MonkeyPatch, forget: Callable[[], None]) -> None:
-    monkeypatch.setattr(cpu.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(cpu, "LIBRARY", Path("none"))
     forget()
 
 
 @pytest.fixture
-def extension_of_another_torch(monkeypatch: pytest.MonkeyPatch, forget: Callable[[], None]) -> None:
-    monkeypatch.setattr(cpu, "_built_for", lambda: "1.0.0")
+def torch_is_too_old(monkeypatch: pytest.MonkeyPatch, forget: Callable[[], None]) -> None:
+    monkeypatch.setattr(cpu, "OLDEST_TORCH", (9, 1))
     forget()
 
 
@@ -178,7 +178,7 @@ def test_a_cell_that_operators_do_not_know_runs_on_the_reference_engine():
 
 @pytest.mark.parametrize(
     ("state", "message"),
-    [("no_extension", "is not built; build it with"), ("extension_of_another_torch", "was built for torch 1.0.0, and this is torch")],
+    [("no_extension", "is not built; build it with"), ("torch_is_too_old", "needs torch 9.1 or newer, and this is torch")],
 )
 def test_without_the_extension(state: str, message: str, request: pytest.FixtureRequest):
     expected = small_call()
@@ -193,20 +193,12 @@ def test_without_the_extension(state: str, message: str, request: pytest.Fixture
 
 
 @pytest.mark.parametrize(
-    ("built_for", "loads"), [("{release}+other", True), ("{release}", True), ("{release}.1", False), ("1.0.0", False), ("", False)]
+    ("version", "loads"), [("2.11.0", True), ("2.13.1+cu130", True), ("3.0.0a0", True), ("2.10.2", False), ("1.13", False)]
 )
-def test_a_build_is_for_a_release_whatever_device_it_is_for(
-    monkeypatch: pytest.MonkeyPatch, forget: Callable[[], None], built_for: str, loads: bool
-):
-    monkeypatch.setattr(cpu, "_built_for", lambda: built_for.format(release=torch.__version__.partition("+")[0]))
+def test_one_build_is_for_every_torch_since_2_11(monkeypatch: pytest.MonkeyPatch, forget: Callable[[], None], version: str, loads: bool):
+    monkeypatch.setattr(torch, "__version__", version)
     forget()
     assert (cpu.load() is None) == loads
-
-
-def test_a_build_without_a_note_is_not_trusted(monkeypatch: pytest.MonkeyPatch, forget: Callable[[], None], tmp_path):
-    monkeypatch.setattr(build_info, "NOTE", tmp_path / "none")
-    forget()
-    assert "built for torch of an unknown version" in engines.extension_problem()
 
 
 # Threads
