@@ -259,10 +259,11 @@ class LayerBackward {
     f.h0 = a_.h0_of(d);
     f.states0 = a_.states0_of(d);
     if (visits() == 1) return;
-    rows.output.before(at, f.reverse, f.h0, b.h_before.data());
+    const Span* const last = visit == 0 ? nullptr : &span(d, visit - 1);
+    rows.output.before(at, last, f.reverse, f.h0, b.h_before.data());
     f.h0 = b.h_before.data();
     if (a_.kernels.states == 0) return;
-    rows.states.before(at, f.reverse, f.states0, b.states_before.data());
+    rows.states.before(at, last, f.reverse, f.states0, b.states_before.data());
     f.states0 = b.states_before.data();
   }
 

@@ -196,9 +196,10 @@ BatchSchedule BatchSchedule::span(int64_t begin, int64_t end) const {
   if (!cut()) return part;
   if (begin < end) part.piece_.assign(piece_.begin() + offset_[begin], piece_.begin() + offset_[begin] + part.rows_);
   part.first_piece_ = first_piece_;
+  part.dealt_ = dealt_;
+  if (!dealt_) return part;  // of each piece there is nothing to know: many of them in as many spans are many
   part.sequence_ = sequence_;
   part.before_ = before_;
-  part.dealt_ = dealt_;
   for (const int64_t shift : shift_) part.shift_.push_back(shift + begin);
   return part;
 }

@@ -102,19 +102,31 @@ void SpanRows<T>::store(const Span& span) const {
 }
 
 template <class T>
-void SpanRows<T>::before(const Span& span, bool reverse, const T* initial, T* to) const {
-  std::copy_n(initial, a_.schedule.states() * width_, to);
+template <class Run>
+void SpanRows<T>::each_before(const Span& span, bool reverse, const Run& run) const {
   const int64_t t = reverse ? span.end : span.begin - 1;
   if (t < 0 || t == a_.schedule.steps()) return;
   const Schedule all = a_.schedule.view();
-  for (int64_t p = 0; p < all.active[t]; ++p) {
+  for (int64_t p = 0; p < all.active[t]; ++p) run(t, p, all.states_at(t, p));
+}
+
+template <class T>
+void SpanRows<T>::before(const Span& span, const Span* last, bool reverse, const T* initial, T* to) const {
+  // Not all again for each span: of a sequence that begins anew with every step there are as many as rows.
+  if (last)
+    each_before(*last, reverse,
+                [&](int64_t, int64_t, int64_t state) { std::copy_n(initial + state * width_, width_, to + state * width_); });
+  else
+    std::copy_n(initial, a_.schedule.states() * width_, to);
+  const Schedule all = a_.schedule.view();
+  each_before(span, reverse, [&](int64_t t, int64_t p, int64_t state) {
     const int64_t from = column_ + layout_.at(all, t, p);
-    T* const row = to + all.states_at(t, p) * width_;
+    T* const row = to + state * width_;
     if (room_.defined())
       a_.products.widen(storage_of(a_.type), static_cast<const uint16_t*>(tensor_.const_data_ptr()) + from, row, width_);
     else
       std::copy_n(sstkern::read<T>(tensor_) + from, width_, row);
-  }
+  });
 }
 
 #define SSTKERN_INSTANTIATE(T)                                               \

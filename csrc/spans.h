@@ -60,11 +60,14 @@ class SpanRows {
   void store(const Span& span) const;
 
   // To `to` (a_.schedule.states(), width): of each sequence or piece the row that the span goes on from in its direction; where it has
-  // none, that of `initial`.
-  void before(const Span& span, bool reverse, const T* initial, T* to) const;
+  // none, that of `initial`. last: the span that `to` was for, none at first.
+  void before(const Span& span, const Span* last, bool reverse, const T* initial, T* to) const;
 
  private:
   // Calls run(where 16-bit numbers are, where they are in the room, how many) for the rows of these positions.
+  // Calls run(time step, position, sequence or piece) for those that go on in a span, at the step before it in its direction.
+  template <class Run>
+  void each_before(const Span& span, bool reverse, const Run& run) const;
   template <class Run>
   void convert(const Span& span, int64_t first, int64_t count, const Run& run) const;
   T* in_room(const Span& span) const { return sstkern::write<T>(room_) + (whole_ ? span.first_row * width_ : 0); }
