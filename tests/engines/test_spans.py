@@ -171,6 +171,16 @@ def test_a_graph_saves_half_of_what_it_saves_in_float32(kind: str, dtype: torch.
     assert 2 * saved[dtype] == saved[torch.float32]
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Two that share their steps wait for each other where a machine is busy."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("one_thread")
 def test_time_grows_with_the_pieces_and_not_with_their_square():
     layer, x = sstkern.LSTM(8, 8, dtype=torch.bfloat16), torch.randn(2000, 128, 8, dtype=torch.bfloat16)
 
