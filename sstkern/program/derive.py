@@ -7,14 +7,12 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
-from sstkern import private
 from sstkern.program.gradients import RULES, Call
 from sstkern.program.graph import Argument, Attribute, Builder, Program, Value, needed, rewritten
 from sstkern.program.language import OPERATIONS, STORED, read
-from sstkern.program.shapes import Examples, Kind, Leaves
+from sstkern.program.shapes import Examples, Kind, Leaves, on_examples
 
 
 class Sum(NamedTuple):
@@ -55,7 +53,7 @@ def derive(program: Program, leaves: Leaves, recompute: bool = False) -> Derivat
 
     recompute: save nothing but the states before each step.
     """
-    with private.untraced(), torch.no_grad():
+    with on_examples():
         return _Reverse(program, leaves).derivative(recompute)
 
 

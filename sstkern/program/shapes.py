@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -15,6 +16,14 @@ from sstkern.program.language import OPERATIONS, resolved
 
 ROWS = 3
 """Rows of the tensors that stand for any number of rows."""
+
+
+@contextmanager
+def on_examples() -> Iterator[None]:
+    """A guard for what runs on Examples, in which nothing of the caller's sees or changes it: no trace, and no autocast, within which a
+    backward may be called."""
+    with private.untraced(), private.without_autocast(), torch.no_grad():
+        yield
 
 
 class Kind(NamedTuple):
@@ -84,7 +93,7 @@ _ANY_NUMBERS = _AnyNumbers()
 @lru_cache(maxsize=1024)
 def result_kinds(program: Program, leaves: Leaves) -> tuple[Kind, ...]:
     """The kinds of the outputs."""
-    with private.untraced(), torch.no_grad():
+    with on_examples():
         found = Examples(leaves)
         for place, node in enumerate(program.nodes):
             found.add(Value("v", place), node)

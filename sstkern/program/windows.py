@@ -17,10 +17,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from sstkern import private
 from sstkern.program.graph import Program
 from sstkern.program.language import OPERATIONS, PRODUCTS, REDUCTIONS, SUMS, read, resolved
-from sstkern.program.shapes import Examples, Kind, Leaves
+from sstkern.program.shapes import Examples, Kind, Leaves, on_examples
 from sstkern.program.values import Node, Value
 
 _SAME = ("reshape", "reshape_like", "detach")
@@ -47,7 +46,7 @@ class Values:
 
     def __init__(self, program: Program, leaves: Leaves, alone: Collection[Value] = ()):
         self.program, self.leaves = program, leaves
-        with private.untraced(), torch.no_grad():
+        with on_examples():
             self.examples = Examples(leaves)
             for place, node in enumerate(program.nodes):
                 self.examples.add(Value("v", place), node)
@@ -340,7 +339,7 @@ class Values:
                 given.append(torch.zeros(1, *self.kinds[part].shape, dtype=torch.float64))  # type: ignore[index]
         attributes = [resolved(part, self.leaves.sizes, ()) for part in node.attributes]
         operation = OPERATIONS[node.operation]
-        with private.untraced(), torch.no_grad():
+        with on_examples():
             if node.operation == "sum_to":
                 return self._summed(value, arguments[0])
             moved: Tensor = operation.compute(*([torch.zeros(1)] if operation.makes_rows else []), *given, *attributes)

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import torch
-
-from sstkern import private
 from sstkern.program.graph import Program, Value
 from sstkern.program.language import PRODUCTS
-from sstkern.program.shapes import Examples, Leaves
+from sstkern.program.shapes import Examples, Leaves, on_examples
 
 
 def flops_of_products(program: Program, leaves: Leaves) -> int:
     """Operations of the matrix products of one step of one sequence: two for every multiplication. All else of a step is not counted."""
     count = 0
-    with private.untraced(), torch.no_grad():
+    with on_examples():
         found = Examples(leaves)
         for place, node in enumerate(program.nodes):
             value = Value("v", place)

@@ -32,10 +32,12 @@ import torch
 from torch import Tensor
 
 from sstkern.atomic import write_atomically
-from sstkern.text import AffixVocabulary, Subwords, Vocabulary
+from sstkern.text.affixes import AffixVocabulary
 from sstkern.text.batches import small_batches
 from sstkern.text.models import Classifier
 from sstkern.text.options import ModelConfig, TrainingOptions
+from sstkern.text.transformer import Subwords
+from sstkern.text.vocabulary import Vocabulary
 
 FORMAT = 2
 VOCABULARIES: dict[str, type[Vocabulary] | type[Subwords]] = {

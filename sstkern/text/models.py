@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from torch.nn.functional import embedding_bag
 
 from sstkern.modules import GRU, LSTM, RNN
-from sstkern.text import PAD
 from sstkern.text.options import Cell, ModelConfig, Pooling
+from sstkern.text.vocabulary import PAD
 
 # Measured on held-out sentences of SST-2's training data.
 AFFIX_SCALE = 0.25  # standard deviation of the numbers at first
