@@ -208,6 +208,8 @@ def test_a_layer_made_without_memory_is_loaded(layer, x):
 
 
 DISTRIBUTED = """
+import os
+
 import torch
 import torch.distributed as dist
 from torch.distributed.fsdp import fully_shard
@@ -250,6 +252,8 @@ for model in (lstm, fused):
     assert parameter.grad.to_local().numel() < parameter.grad.numel()
 print("equal", flush=True)
 dist.destroy_process_group()
+# A thread of gloo's may still let go of tensors, and aborts the process if Python ends first: 2 of 12 on busy cores.
+os._exit(0)
 """
 
 
