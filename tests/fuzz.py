@@ -23,7 +23,8 @@ import sstkern
 from sstkern.structure import flatten
 
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 0.2, torch.float16: 0.02}
-"""The largest relative error, of a result's norm and that of as many numbers of 0.1. Gradients of relu jump: 0.12 in two of 5,000 calls."""
+"""The largest relative error, of a result's norm and that of as many numbers of 0.1. Gradients of relu jump where a sum is nearly 0:
+0.12 in two of 5,000 calls in bfloat16, 0.06 in two of 600 in float16, which has bfloat16's tolerance there."""
 FOREVER = 10**9  # microseconds
 OWN = {"MGU": MGU, "LSTMCell": nn.LSTMCell, "GRUCell": nn.GRUCell}
 
@@ -90,7 +91,8 @@ def results(call: Call) -> list[Tensor]:
 
 def check(call: Call, found: list[Tensor]) -> None:
     """Raises AssertionError where they are not near the reference engine's in float64."""
-    wide, tolerance = _in_float64(call), TOLERANCES[call.x.dtype]
+    jumps = call.x.dtype == torch.float16 and getattr(call.layer, "nonlinearity", None) == "relu"
+    wide, tolerance = _in_float64(call), TOLERANCES[torch.bfloat16 if jumps else call.x.dtype]
     with sstkern.backend("reference"):
         expected = results(wide)
     for number, (ours, right) in enumerate(zip(found, expected, strict=True)):
