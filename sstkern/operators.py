@@ -15,7 +15,7 @@ from torch import Tensor
 from sstkern import flops, private
 from sstkern.autocast import autocast
 from sstkern.cells import CELLS
-from sstkern.engines import FUSED_DTYPES, cpu, extension_problem, interpreting, lacks_cell, reference, triton_problem
+from sstkern.engines import FUSED_DTYPES, cpu, extension_problem, interpreting, lacks_cell, lacks_projection, reference, triton_problem
 from sstkern.lengths import ALL_ROWS, all_rows, alone
 from sstkern.weights import Weights, by_direction, projected
 
@@ -121,6 +121,8 @@ def _fake_saved(cell, x, weights, has_bias, bidirectional, rows) -> list[Tensor]
     if x.dtype not in FUSED_DTYPES:
         return []
     if (x.device.type == "cuda" or interpreting()) and triton_problem() is None and lacks_cell("triton", cell) is None:
+        if projected(CELLS[cell], weights, has_bias, bidirectional) and lacks_projection(cell) is not None:
+            return []
         return _triton(cell, weights, has_bias, bidirectional).saved_like(cell, x, weights, has_bias, bidirectional, rows)
     if x.device.type == "cpu" and extension_problem() is None and (kernels := cpu.kernels(cell)):
         return _fake_cpu_saved(kernels, x, by_direction(CELLS[cell], weights, has_bias, bidirectional), rows)

@@ -173,7 +173,18 @@ def _obstacle(cell: Cell, x: Tensor, others: Sequence[Tensor], engine: str | Non
         return "Triton's interpreter gets products in bfloat16 wrong"
     if in_forward_mode((x, *others)):
         return _NO_FORWARD_MODE
-    return _unregistered(cell) or _incapable(engine, cell.name)
+    if problem := _unregistered(cell) or _incapable(engine, cell.name):
+        return problem
+    projects = engine == "triton" and len(others) > 1 and others[1].size(0) != len(cell.gates) * others[1].size(1)
+    return lacks_projection(cell.name) if projects else None
+
+
+@private.constant
+def lacks_projection(cell: str) -> str | None:
+    """Why the GPU engine, if it runs the registered cell of this name, has no projection of it, or None."""
+    from sstkern.program import projected  # which imports triton
+
+    return projected.problem(CELLS[cell])
 
 
 _capable: set[tuple[str, str]] = set()

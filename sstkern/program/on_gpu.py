@@ -417,7 +417,7 @@ class _Call:
         plan = choose_step(self.device.card, self.step, forced)
         if self.device.stack is None or plan.schedule == "stepwise":
             return plan
-        key = plan, self.step, self.place, self.marks is None, self.rows is None
+        key = plan, self.step.precision, self.place, self.reverse, self.marks is None, self.rows is None
         if key not in self.compiled.launches:
             stack = partial(self.stack, self.device.stack, kernel)
             self.compiled.launches[key] = launch.with_least_stack(plan, self.device.card, self.step, stack)

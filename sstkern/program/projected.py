@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from sstkern.cells import CELLS, Cell
 from sstkern.engines import reference
 from sstkern.engines.triton import layer as layers
-from sstkern.lengths import beginnings
+from sstkern.lengths import beginnings, check_packed
 from sstkern.program import engine, on_gpu
-from sstkern.program.capture import Spec, capture
+from sstkern.program.capture import Spec, Unfused, capture
 from sstkern.program.capture.runs import undisturbed
 from sstkern.program.run import Call, kept_kinds
 from sstkern.program.shapes import Kind, Leaves, row_kind
@@ -100,6 +100,16 @@ def saved_like(cell: str, x: Tensor, weights: Sequence[Tensor], has_bias: bool, 
     return [x.new_empty((rows, *kind.shape), dtype=kind.dtype) for kind in kinds]
 
 
+@lru_cache(maxsize=64)
+def problem(cell: Cell) -> str | None:
+    """Why a cell has no projection on the Triton engine, or None."""
+    try:
+        _program(cell, torch.float32, True, 3, 4, 2, False)
+    except Unfused as error:
+        return f"with a projection its step is no program: {error}"
+    return None
+
+
 class _Step(nn.Module):
     """One time step of a cell with a projection, as the reference engine does it."""
 
@@ -148,6 +158,8 @@ def _program(cell: Cell, dtype: torch.dtype, has_bias: bool, input_size: int, hi
         taken = found.parameters(found.leaves())
     given = list(step.buffers())
     order = tuple(next(place for place, tensor in enumerate(given) if tensor is one) for one in taken)
+    if len(order) != len(shapes):
+        raise Unfused("it does not use all of its weights")
     program = found.program
     if every:
         program = replace(program, outputs=(*program.outputs, *program.next_states[1:]))
@@ -198,7 +210,7 @@ def _directions(
 ) -> list[_Direction]:
     """Raises RuntimeError for sizes that do not fit."""
     of_each, padded = by_direction(CELLS[cell], weights, has_bias, bidirectional), x.dim() == 3
-    batch = x.size(1) if padded or lengths is None else lengths.size(0)
+    batch = x.size(1) if padded else len(check_packed(lengths, x.size(0)))
     layers.check(CELLS[cell], x, of_each, hx, batch, beginnings(lengths) is not None)
     found = []
     for d, (w, tensors) in enumerate(zip(of_each, _shared(weights, len(of_each)), strict=True)):

@@ -3,6 +3,8 @@
 Schedules whose programs wait for each other run here with one program a task; test_exchange.py has several at once.
 """
 
+from dataclasses import replace
+
 import pytest
 import torch
 from layers import assert_close, gradients
@@ -10,10 +12,11 @@ from test_operators import Call
 from torch.autograd import gradcheck
 
 import sstkern
-from sstkern import autograd
+from sstkern import autograd, functional
 from sstkern.cells import CELLS
 from sstkern.engines import reference, triton_runs
 from sstkern.engines.triton import launch, rows
+from sstkern.engines.triton.cells import lstm
 from sstkern.lengths import ALL_ROWS
 
 SCHEDULES = launch.SCHEDULES
@@ -113,6 +116,27 @@ def test_weights_of_a_projection_have_a_gradient_for_each_share_of_the_batch():
         torch.testing.assert_close(of_halves.sum(0), of_whole, rtol=1e-12, atol=1e-12)
     with pytest.raises(ValueError, match="groups: 3 do not share 4 sequences equally"):
         torch.ops.sstkern.layer_backward(*arguments, [True] * len(needs), 3)
+
+
+def looked_at(gates_x, gates_h, states, parameters):
+    assert gates_x.isfinite().all()
+    return CELLS["lstm"].step(gates_x, gates_h, states, parameters)
+
+
+def test_a_projection_of_what_is_no_program_is_left_to_the_reference_engine(monkeypatch: pytest.MonkeyPatch):
+    cell = replace(CELLS["lstm"], name="looked_at", step=looked_at)
+    monkeypatch.setitem(CELLS, "looked_at", cell)
+    monkeypatch.setitem(lstm.KERNELS, "looked_at", lstm.KERNELS["lstm"])
+    shapes = cell.shapes(True, True, input_size=3, hidden_size=5, output_size=2)
+    weights = [torch.randn(shape, requires_grad=True) for shape in shapes.values()]
+    before = triton_runs()
+    functional.layer(cell, torch.randn(4, 2, 3), weights)[0].sum().backward()
+    assert triton_runs() == before
+    with (
+        pytest.raises(RuntimeError, match="backend: 'triton' was asked for, but with a projection its step is no program: all mixes"),
+        sstkern.backend("triton"),
+    ):
+        functional.layer(cell, torch.randn(4, 2, 3), weights)
 
 
 def test_sizes_of_a_projection_are_checked():
