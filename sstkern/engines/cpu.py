@@ -24,7 +24,10 @@ def load() -> str | None:
         return _not_built()
     if _release(torch.__version__) < OLDEST_TORCH:
         return f"its C++ extension needs torch {'.'.join(map(str, OLDEST_TORCH))} or newer, and this is torch {torch.__version__}"
-    torch.ops.load_library(LIBRARY)
+    try:
+        torch.ops.load_library(LIBRARY)
+    except OSError as error:  # a file that is cut off, say, or is for another processor or an older C library
+        return f"its C++ extension cannot be loaded: {error.__cause__ or error}; install sstkern anew"
     return None
 
 
@@ -41,7 +44,10 @@ def _not_built() -> str:
             f"its C++ extension is not built; build it with 'pip install --no-build-isolation --no-deps -e .' in {source}, "
             "or, if sstkern is installed, start Python elsewhere"
         )
-    return "its C++ extension is not built; build it with 'pip install --no-build-isolation sstkern' where torch is installed"
+    return (
+        "its C++ extension is not built; build it with 'pip install --no-build-isolation --no-deps --force-reinstall .' in "
+        "sstkern's source, where torch is installed, or install a wheel that has it"
+    )
 
 
 class Kernels(NamedTuple):

@@ -55,6 +55,13 @@ def no_extension(monkeypatch: pytest.MonkeyPatch, forget: Callable[[], None]) ->
 
 
 @pytest.fixture
+def broken_extension(monkeypatch: pytest.MonkeyPatch, forget: Callable[[], None], tmp_path: Path) -> None:
+    (tmp_path / "_cpu.so").write_bytes(b"cut off")
+    monkeypatch.setattr(cpu, "LIBRARY", tmp_path / "_cpu.so")
+    forget()
+
+
+@pytest.fixture
 def torch_is_too_old(monkeypatch: pytest.MonkeyPatch, forget: Callable[[], None]) -> None:
     monkeypatch.setattr(cpu, "OLDEST_TORCH", (9, 1))
     forget()
@@ -178,7 +185,11 @@ def test_a_cell_that_operators_do_not_know_runs_on_the_reference_engine():
 
 @pytest.mark.parametrize(
     ("state", "message"),
-    [("no_extension", "is not built; build it with"), ("torch_is_too_old", "needs torch 9.1 or newer, and this is torch")],
+    [
+        ("no_extension", "is not built; build it with"),
+        ("broken_extension", "cannot be loaded: .*_cpu.so.*; install sstkern anew"),
+        ("torch_is_too_old", "needs torch 9.1 or newer, and this is torch"),
+    ],
 )
 def test_without_the_extension(state: str, message: str, request: pytest.FixtureRequest):
     expected = small_call()

@@ -13,7 +13,7 @@ from torch.autograd import gradcheck
 
 import sstkern
 from sstkern import autograd, functional
-from sstkern.cells import CELLS
+from sstkern.cells import CELLS, register
 from sstkern.engines import reference, triton_runs
 from sstkern.engines.triton import launch, rows
 from sstkern.engines.triton.cells import lstm
@@ -124,8 +124,7 @@ def looked_at(gates_x, gates_h, states, parameters):
 
 
 def test_a_projection_of_what_is_no_program_is_left_to_the_reference_engine(monkeypatch: pytest.MonkeyPatch):
-    cell = replace(CELLS["lstm"], name="looked_at", step=looked_at)
-    monkeypatch.setitem(CELLS, "looked_at", cell)
+    cell = register(replace(CELLS["lstm"], name="looked_at", step=looked_at))
     monkeypatch.setitem(lstm.KERNELS, "looked_at", lstm.KERNELS["lstm"])
     shapes = cell.shapes(True, True, input_size=3, hidden_size=5, output_size=2)
     weights = [torch.randn(shape, requires_grad=True) for shape in shapes.values()]
