@@ -48,8 +48,10 @@ int64_t size_of(ScalarType type) {
 Tensor plain_tensor(Ints shape, ScalarType type) {
   const std::vector<int64_t> strides = contiguous_strides(shape);
   AtenTensorHandle made;
-  must(aoti_torch_empty_strided(static_cast<int64_t>(shape.size()), shape.data(), strides.data(), number_of(type),
-                                aoti_torch_device_type_cpu(), -1, &made));
+  const AOTITorchError failed = aoti_torch_empty_strided(static_cast<int64_t>(shape.size()), shape.data(), strides.data(), number_of(type),
+                                                         aoti_torch_device_type_cpu(), -1, &made);
+  // PyTorch's own message is lost on the way.
+  SSTKERN_CHECK(failed == AOTI_TORCH_SUCCESS, "sstkern: there is no memory for a tensor of shape ", shape, " of ", type);
   return Tensor(made);
 }
 

@@ -212,6 +212,12 @@ def test_one_build_is_for_every_torch_since_2_11(monkeypatch: pytest.MonkeyPatch
     assert (cpu.load() is None) == loads
 
 
+def test_what_no_memory_is_for_is_named():
+    x = torch.empty(1).expand(2**40, 1, 8)
+    with pytest.raises(RuntimeError, match=r"no memory for a tensor of shape \[1099511627776, 1, 8\] of Float"):
+        sstkern.LSTM(8, 16)(x)
+
+
 # Threads
 
 
