@@ -77,7 +77,7 @@ def flat_reference(cell, inputs: Sequence[Tensor], weights: int, lengths, has_bi
 
 def _triton(cell: str, weights: Sequence[Tensor], has_bias: bool, bidirectional: bool):
     """The module that runs such a layer on the Triton engine."""
-    # Here: importing triton takes a while, and only a GPU needs it.
+    # Here, and by its name: importing triton takes a while, and only a GPU needs it; and programs are built on the operators.
     has_projection = projected(CELLS[cell], weights, has_bias, bidirectional)
     return importlib.import_module("sstkern.program.projected" if has_projection else "sstkern.engines.triton.layer")
 

@@ -1,5 +1,6 @@
 """Which engine runs a call: `cpu`, the C++ extension, `triton`, GPU kernels, or `reference`, plain PyTorch; and how to force one."""
 
+import importlib
 import importlib.util
 import os
 import threading
@@ -182,9 +183,8 @@ def _obstacle(cell: Cell, x: Tensor, others: Sequence[Tensor], engine: str | Non
 @private.constant
 def lacks_projection(cell: str) -> str | None:
     """Why the GPU engine, if it runs the registered cell of this name, has no projection of it, or None."""
-    from sstkern.program import projected  # which imports triton
-
-    return projected.problem(CELLS[cell])
+    # By its name: programs are built on the engines, and this one is what an engine runs. It imports triton.
+    return importlib.import_module("sstkern.program.projected").problem(CELLS[cell])
 
 
 _capable: set[tuple[str, str]] = set()
