@@ -39,9 +39,10 @@ def forward(
     every: bool = False,
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     """`sstkern::layer`. Its `saved` is what `saved_like` says."""
+    directions = _directions(cell, x, weights, hx, lengths, has_bias, bidirectional, every)
     layers.runs["forward"] += 1
     outputs, finals, kept = [], [], []
-    for direction in _directions(cell, x, weights, hx, lengths, has_bias, bidirectional, every):
+    for direction in directions:
         found, last, saved = direction.forward(saved_rows)
         outputs.append(found)
         finals.append(last)
@@ -66,10 +67,9 @@ def backward(
     groups: int | None = None,
 ) -> list[Tensor]:
     """`sstkern::layer_backward`."""
+    layers.check_backward(weights, hx, saved, needs)
     count = len(CELLS[cell].states)
     directions = _directions(cell, x, weights, hx, lengths, has_bias, bidirectional, len(grad_hx) > count)
-    if len(needs) != 1 + len(weights) + len(hx):
-        raise RuntimeError(f"sstkern::layer_backward: expected {1 + len(weights) + len(hx)} flags in needs, got {len(needs)}")
     layers.runs["backward"] += 1
     grad_outputs = [torch.zeros_like(output) if grad_output is None else grad_output, *grad_hx[count:]]
     kept = _shared(saved, len(directions))

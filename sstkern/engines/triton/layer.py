@@ -72,10 +72,7 @@ def backward(
     groups: int | None = None,
 ) -> list[Tensor]:
     """`sstkern::layer_backward`."""
-    if not saved:
-        raise RuntimeError("sstkern::layer_backward: nothing was saved; call sstkern::layer with saved_rows")
-    if len(needs) != 1 + len(weights) + len(hx):
-        raise RuntimeError(f"sstkern::layer_backward: expected {1 + len(weights) + len(hx)} flags in needs, got {len(needs)}")
+    check_backward(weights, hx, saved, needs)
     with on(x.device):
         call = _Call(cell, x, weights, hx, lengths, has_bias, bidirectional)
         if groups is not None and (groups < 1 or call.B % groups):
@@ -228,6 +225,14 @@ class _Call:
         if self.N == 0:
             return values.new_zeros(self.T, self.B, values.size(1))
         return torch.where(self.rows.valid[..., None], values[self.rows.place], 0)
+
+
+def check_backward(weights: Sequence[Tensor], hx: Sequence[Tensor], saved: Sequence[Tensor], needs: Sequence[bool]) -> None:
+    """Raises RuntimeError where nothing was saved, or for another number of flags than of gradients."""
+    if not saved:
+        raise RuntimeError("sstkern::layer_backward: nothing was saved; call sstkern::layer with saved_rows")
+    if len(needs) != 1 + len(weights) + len(hx):
+        raise RuntimeError(f"sstkern::layer_backward: expected {1 + len(weights) + len(hx)} flags in needs, got {len(needs)}")
 
 
 def check(cell: Cell, x: Tensor, weights: Sequence[Weights], hx: Sequence[Tensor], batch: int, cut: bool) -> None:

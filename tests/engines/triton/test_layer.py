@@ -71,7 +71,7 @@ def test_gradients_of_every_input(schedule, cell):
     with sstkern.backend("triton", schedule):
         assert gradcheck(call.run, call.inputs, fast_mode=True)
     after = triton_runs()
-    assert after["backward"] > before["backward"]
+    assert after["backward"] > before.get("backward", 0)
     assert after[schedule] > before.get(schedule, 0)
 
 
@@ -283,7 +283,7 @@ def test_the_same_bits_twice(schedule):
 def test_second_derivatives_follow_the_kernels_first():
     layer = sstkern.GRU(2, 3, dtype=torch.float64)
     x = torch.randn(2, 2, 2, dtype=torch.float64, requires_grad=True)
-    before = triton_runs()["backward"]
+    before = triton_runs().get("backward", 0)
     (first,) = torch.autograd.grad(layer(x)[0].sum(), x, create_graph=True)
     assert triton_runs()["backward"] == before + 1
     (second,) = torch.autograd.grad(first.pow(2).sum(), x)
